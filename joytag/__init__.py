@@ -1,0 +1,1 @@
+"""JoyTag: train, evaluate and use multi-label image taggers."""

@@ -1,0 +1,170 @@
+"""Strict YAML into typed settings: `base:` inheritance, `key=value` overrides, errors that help."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class SettingsError(ValueError):
+    """A mistake in a configuration: one line that names the file, the key and the remedy."""
+
+
+class Settings(BaseModel):
+    """Base class of all settings: immutable, no type coercion, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that reads 1e-6 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise SettingsError(f"line {key_node.start_mark.line + 1}: {key}: given twice; keep one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def find(name: str | Path, directory: Path = Path("configs")) -> Path:
+    """A configuration file, looked for as given, then in `directory`, with or without `.yaml`.
+
+    Raises SettingsError naming the nearest file when there is none.
+    """
+    for candidate in (Path(name), directory / name, directory / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = [p.relative_to(directory).as_posix() for p in sorted(directory.rglob("*.yaml"))]
+    raise SettingsError(f"{name}: no such file, nor in {directory}/{_nearest(str(name), known)}")
+
+
+def load(schema: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> SettingsT:
+    """Read a YAML file, its chain of `base:` files and `key=value` overrides into `schema`.
+
+    A `base:` path is relative to the file that names it; mappings merge key by key, all else is
+    replaced. Raises SettingsError with the file, the full key and the nearest valid one.
+    """
+    values = read(path)
+    for override in overrides:
+        _override(values, override)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {_explain(error, schema)}") from None
+
+
+def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file with its `base:` files merged in, not yet validated."""
+    if path.resolve() in _above:
+        raise SettingsError(f"{path}: base: the files include each other")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise SettingsError(f"{path}: base: no such file: {base}")
+    return _merge(read(path.parent / base, (*_above, path.resolve())), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"{override}: write an override as section.key=value")
+    try:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, SettingsError):
+        raise SettingsError(f"{key}: {text!r} is not a YAML value") from None
+    *parents, last = key.split(".")
+    target: Any = values
+    for depth, part in enumerate(parents):
+        if isinstance(target, list):
+            target = target[_index(target, part, key)]
+        else:
+            if not isinstance(target.get(part), dict | list):
+                target[part] = {}
+            target = target[part]
+        if not isinstance(target, dict | list):
+            raise SettingsError(f"{key}: {'.'.join(parents[: depth + 1])} is a single value, it has no {last!r}")
+    target[_index(target, last, key) if isinstance(target, list) else last] = value
+
+
+def _index(items: list[Any], part: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise SettingsError(f"{key}: {part!r} is no index into a list of {len(items)}; use 0 to {len(items) - 1}")
+    return int(part)
+
+
+def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first problem as one line; an unknown key counts as first, since it explains a missing one."""
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key{_nearest(place, _keys(schema, problem['loc'][:-1]))}"
+    if problem["type"] == "value_error":
+        reason = str(problem["ctx"]["error"])
+        return f"{place}: {reason}" if place else reason
+    given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+    return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
+
+
+def _keys(schema: Any, parents: Sequence[int | str]) -> list[str]:
+    """The full names of the valid keys of the section at `parents`, for a suggestion."""
+    section, prefix = [schema], "".join(f"{part}." for part in parents)
+    for part in parents:
+        if isinstance(part, str):
+            fields = [s.model_fields[part].annotation for s in section if part in s.model_fields]
+            section = [model for field in fields for model in _models(field)]
+    return [prefix + name for model in section for name in model.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes inside an annotation such as `list[Stage] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""

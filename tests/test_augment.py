@@ -1,0 +1,94 @@
+"""TrivialAugment against torchvision's, operation by operation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
+
+from joytag import augment
+
+NAMES = {name: "".join(part.capitalize() for part in name.split("_")) for name in augment.OPERATIONS}
+NAMES["autocontrast"] = "AutoContrast"
+
+
+def picture(seed: int, size: int = 48) -> torch.Tensor:
+    """A smooth picture with some noise and a wide histogram, uint8 [3, size, size]."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 6))).float()
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")[0]
+    return (smooth + torch.from_numpy(rng.normal(0, 6, smooth.shape))).clamp(0, 255).to(torch.uint8)
+
+
+def apply(images: torch.Tensor, operation: str, magnitude: float) -> torch.Tensor:
+    index = torch.full((len(images),), augment.OPERATIONS.index(operation))
+    return augment.trivial_augment(images, augment.Draws(index, torch.full((len(images),), magnitude)))
+
+
+def test_space_is_torchvisions_wide_space():
+    space = TrivialAugmentWide()._augmentation_space(augment.BINS)
+    assert [NAMES[name] for name in augment.OPERATIONS] == list(space)
+    for name in augment.OPERATIONS:
+        magnitudes, signed = space[NAMES[name]]
+        assert signed == (name in augment._STRONGEST)
+        if magnitudes.ndim:
+            ours = [augment.magnitude(name, level) for level in range(augment.BINS)]
+            np.testing.assert_allclose(ours, magnitudes.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("operation", augment.OPERATIONS)
+@pytest.mark.parametrize("level", [0, 1, 7, 15, 30])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_operation_equals_torchvisions(operation, level, sign):
+    magnitude = augment.magnitude(operation, level) * (sign if operation in augment._STRONGEST else 1)
+    images = torch.stack([picture(seed) for seed in range(3)])
+    ours = apply(images, operation, magnitude)
+
+    def theirs(image: torch.Tensor, fill: float) -> torch.Tensor:
+        return _apply_op(image, NAMES[operation], magnitude, InterpolationMode.BILINEAR, [fill] * 3)
+
+    # Where an edge pixel is mixed with the outside, torchvision darkens the picture's share twice (once by
+    # zero padding, once by its mask); we mix once. Everywhere else the two agree.
+    inside = outside = torch.ones(3, 48, 48, dtype=torch.bool)
+    if operation in augment.GEOMETRIC:
+        inside = theirs(torch.full_like(images[0], 255), fill=0) == 255
+        outside = theirs(torch.zeros_like(images[0]), fill=255) == 255
+        assert (inside | outside).float().mean() > 0.85
+    for image, our in zip(images, ours, strict=True):
+        difference = (our.int() - theirs(image, fill=255).int()).abs()
+        assert difference[inside].max() <= 1
+        assert difference[outside].max() <= 1
+
+
+def test_equalize_and_autocontrast_of_flat_pictures_change_nothing():
+    images = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
+    for operation in ("equalize", "autocontrast"):
+        assert torch.equal(apply(images, operation, 0), images)
+
+
+def test_a_picture_is_augmented_alike_in_any_batch():
+    images = torch.stack([picture(seed) for seed in range(40)])
+    keys = [(0, 0, 1, row) for row in range(40)]
+    whole = augment.trivial_augment(images, augment.draw(keys))
+    for row in range(40):
+        alone = augment.trivial_augment(images[row : row + 1], augment.draw(keys[row : row + 1]))
+        assert torch.equal(alone[0], whole[row])
+
+
+@given(seed=st.integers(0, 2**32), epoch=st.integers(0, 1000))
+@settings(max_examples=20)
+def test_draws_are_in_range_and_differ_between_epochs(seed, epoch):
+    first = augment.draw([(seed, 0, epoch, row) for row in range(64)])
+    second = augment.draw([(seed, 0, epoch + 1, row) for row in range(64)])
+    assert 0 <= first.operations.min() and first.operations.max() < len(augment.OPERATIONS)
+    assert not torch.equal(first.operations, second.operations)
+
+
+def test_draws_are_uniform():
+    draws = augment.draw([(0, 0, 0, row) for row in range(14_000)])
+    counts = torch.bincount(draws.operations, minlength=len(augment.OPERATIONS))
+    assert (counts - 1000).abs().max() < 150  # five standard deviations
+    signed = draws.magnitudes[draws.operations == augment.OPERATIONS.index("rotate")]
+    assert abs((signed < 0).float().mean() - 0.5) < 0.1
