@@ -1,6 +1,6 @@
 """Raw sources to a dataset directory: the one place that knows the order of the stages.
 
-    python -m data_prep.build --config configs/data/openmoji.yaml
+python -m data_prep.build --config configs/data/openmoji.yaml
 """
 
 from __future__ import annotations

@@ -13,7 +13,11 @@ MAX_DIFFERENCE = 4
 
 
 def keepers(
-    sha256: list[bytes], phash: np.ndarray, thumbnails: np.ndarray, area: np.ndarray, max_difference: int = MAX_DIFFERENCE
+    sha256: list[bytes],
+    phash: np.ndarray,
+    thumbnails: np.ndarray,
+    area: np.ndarray,
+    max_difference: int = MAX_DIFFERENCE,
 ) -> np.ndarray:
     """For each picture the row of the copy that stays, int64 [rows]; a unique picture stays itself.
 

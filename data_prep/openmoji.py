@@ -26,7 +26,9 @@ from joytag import image
 
 TABLE = Path(__file__).with_name("openmoji.csv")
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-STOP_WORDS = frozenset("a an and at by for from in is of on or s the to with".split())
+STOP_WORDS = frozenset(
+    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "s", "the", "to", "with"]
+)
 GENERAL, ARTIST, META = "0", "1", "5"  # Danbooru's category numbers, strings as in the dumps
 
 # Words that the table's authors used side by side for one thing.

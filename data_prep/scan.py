@@ -74,4 +74,4 @@ def _store(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_file = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial_file.write_bytes(buffer.getvalue())
-    os.replace(partial_file, path)
+    partial_file.replace(path)

@@ -32,8 +32,8 @@ def choose_validation(
     taken = np.zeros(len(order), dtype=bool)
     have = np.zeros(n_tags, dtype=np.int64)
 
-    for tag in np.lexsort((np.arange(n_tags), total)):
-        for position in np.flatnonzero(counts[:, tag]):
+    for tag in np.argsort(total, kind="stable").tolist():
+        for position in np.flatnonzero(counts[:, tag]).tolist():
             if have[tag] >= min_per_tag:
                 break
             if not taken[position]:

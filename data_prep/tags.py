@@ -90,7 +90,9 @@ def choose_vocabulary(db: duckdb.DuckDBPyConnection, min_count: int, min_tags: i
         CREATE OR REPLACE TABLE kept AS
         SELECT source, post_id FROM post_tags GROUP BY ALL HAVING count(*) >= {int(min_tags)};
         CREATE OR REPLACE TABLE vocabulary AS
-        WITH counts AS (SELECT tag, count(*) AS count FROM post_tags SEMI JOIN kept USING (source, post_id) GROUP BY tag),
+        WITH counts AS (
+                 SELECT tag, count(*) AS count FROM post_tags SEMI JOIN kept USING (source, post_id) GROUP BY tag
+             ),
              named AS (SELECT name AS tag, min(category) AS category FROM categories GROUP BY name)
         SELECT tag, coalesce(category, 0) AS category, count
         FROM counts LEFT JOIN named USING (tag)

@@ -61,7 +61,9 @@ def draw(keys: Sequence[Sequence[int]]) -> Draws:
     for key in keys:
         operation, level, sign = np.random.default_rng(list(key)).integers((len(OPERATIONS), BINS, 2))
         operations.append(operation)
-        magnitudes.append(magnitude(OPERATIONS[operation], int(level)) * (1 - 2 * int(sign) if _signed(operation) else 1))
+        magnitudes.append(
+            magnitude(OPERATIONS[operation], int(level)) * (1 - 2 * int(sign) if _signed(operation) else 1)
+        )
     return Draws(torch.tensor(np.array(operations)), torch.tensor(magnitudes, dtype=torch.float32))
 
 
@@ -122,7 +124,7 @@ def _blend(images: Tensor, other: Tensor, strength: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    red, green, blue = images.float().split(1, dim=1)
+    red, green, blue = images.float().chunk(3, dim=1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()
 
 

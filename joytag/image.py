@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -51,7 +51,7 @@ def decode(source: bytes | str | os.PathLike[str], *, still: bool = False, opaqu
         raise ImageError(f"{name}{error}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError(f"{name}larger than {MAX_PIXELS} pixels") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(f"{name}not a picture in one of the formats {', '.join(FORMATS)}") from None
     except FileNotFoundError:
         raise ImageError(f"{name}no such file") from None
@@ -61,7 +61,7 @@ def decode(source: bytes | str | os.PathLike[str], *, still: bool = False, opaqu
 
 def is_transparent(image: Image.Image) -> bool:
     """Whether any pixel lets the background through."""
-    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
+    return image.has_transparency_data and int(np.asarray(image.convert("RGBA").getchannel("A")).min()) < 255
 
 
 def on_white(image: Image.Image) -> Image.Image:

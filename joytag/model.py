@@ -6,7 +6,7 @@ H heads, K width of a head, N tags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -228,6 +228,10 @@ class ViT(nn.Module):
         self.head = nn.Linear(width, config.n_tags)
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
         self.apply(_initialize)
+
+    def set_image_size(self, size: int) -> None:
+        """Note the side in pixels that training goes on with; sine positions need nothing else."""
+        self.config = replace(self.config, image_size=size)
 
     def tokens(self, images_BCYX: Tensor) -> Tensor:
         """[B, 3, height, width] float pictures to [B, T, D] normalized tokens.

@@ -1,16 +1,15 @@
 """The dataset directory: what lies where, the parquet schemas, and checked reading and writing.
 
-    dataset.json           version, sources in order, settings it was built with
-    tags.parquet           one row an output of the model, in order
-    train.parquet          one row a picture
-    validation.parquet
-    images/ab/cd/HASH.jpg  resized pictures, by the hex sha256 of the original file
+dataset.json           version, sources in order, settings it was built with
+tags.parquet           one row an output of the model, in order
+train.parquet          one row a picture
+validation.parquet
+images/ab/cd/HASH.jpg  resized pictures, by the hex sha256 of the original file
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,16 +167,17 @@ def write_description(directory: Path, description: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is seen whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_table(table: pa.Table, schema: pa.Schema, path: Path) -> None:
     """Write a parquet file of exactly this schema so that it is seen whole or not at all."""
     partial = path.with_name(path.name + ".part")
     pq.write_table(table.select(schema.names).cast(schema), partial, compression="zstd")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _read_tags(directory: Path) -> TagTable:

@@ -58,8 +58,8 @@ def test_operation_equals_torchvisions(operation, level, sign):
         assert (inside | outside).float().mean() > 0.85
     for image, our in zip(images, ours, strict=True):
         difference = (our.int() - theirs(image, fill=255).int()).abs()
-        assert difference[inside].max() <= 1
-        assert difference[outside].max() <= 1
+        assert not (difference[inside] > 1).any()
+        assert not (difference[outside] > 1).any()
 
 
 def test_equalize_and_autocontrast_of_flat_pictures_change_nothing():
@@ -82,7 +82,7 @@ def test_a_picture_is_augmented_alike_in_any_batch():
 def test_draws_are_in_range_and_differ_between_epochs(seed, epoch):
     first = augment.draw([(seed, 0, epoch, row) for row in range(64)])
     second = augment.draw([(seed, 0, epoch + 1, row) for row in range(64)])
-    assert 0 <= first.operations.min() and first.operations.max() < len(augment.OPERATIONS)
+    assert first.operations.min() >= 0 and first.operations.max() < len(augment.OPERATIONS)
     assert not torch.equal(first.operations, second.operations)
 
 

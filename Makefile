@@ -1,0 +1,56 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RAW := data/raw/openmoji/metadata/posts000000000000.json
+DATA := data/openmoji
+RUN := runs/openmoji
+
+.DEFAULT_GOAL := help
+
+.PHONY: help install quickstart test lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: .venv/installed  ## install the project into .venv
+
+quickstart: $(RUN)/release/metrics.json  ## build the embedded dataset, train, evaluate, draw a contact sheet
+	$(BIN)/python scripts/show.py --run $(RUN) --data $(DATA)
+
+test: .venv/installed-dev  ## check style and types, run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: .venv/installed-dev  ## rewrite the code in the project's style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment, the embedded dataset and its run
+	rm -rf .venv data/raw/openmoji data/raw/twemoji $(DATA) $(RUN)
+
+# Each step below is done only when what it makes is missing.
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[demo]'
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[demo,dev]'
+	touch $@
+
+$(RAW): | .venv/installed
+	$(BIN)/python -m data_prep.openmoji
+
+$(DATA)/dataset.json: | $(RAW)
+	$(BIN)/python -m data_prep.build --config configs/data/openmoji.yaml
+
+$(RUN)/release/model.safetensors: | $(DATA)/dataset.json
+	$(BIN)/python scripts/train.py --config openmoji.yaml --resume auto
+
+$(RUN)/release/metrics.json: | $(RUN)/release/model.safetensors
+	$(BIN)/python scripts/evaluate.py --model $(RUN)/release --data $(DATA)

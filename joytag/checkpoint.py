@@ -1,0 +1,141 @@
+"""Checkpoints: a release directory plus training state, saved atomically, loaded verified, rotated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from joytag import release
+from joytag.model import ViT
+
+MANIFEST = "MANIFEST.sha256"  # in the format of sha256sum
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing or damaged: one line with the file and the remedy."""
+
+
+def save(
+    root: Path,
+    samples: int,
+    model: ViT,
+    tags: list[str],
+    loss_type: str,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    keep_last: int,
+) -> Path:
+    """Write checkpoint `root/SAMPLES` and only then remove all but the `keep_last` newest.
+
+    `tensors` and `facts` (anything JSON can hold) are the training state. The directory appears under
+    its name when every byte is on disk.
+    """
+    final = root / f"{samples:012d}"
+    partial = root / f".{final.name}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    release.save(partial, model, tags, loss_type)
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, partial / "train_state.safetensors")
+    (partial / "train_state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    files = sorted(path for path in partial.iterdir())
+    lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
+    (partial / MANIFEST).write_text("".join(lines), encoding="utf-8")
+    for path in [*files, partial / MANIFEST, partial]:
+        _sync(path)
+    if final.exists():  # saved before a resume from an older one
+        shutil.rmtree(final)
+    partial.replace(final)
+    _sync(root)
+    for old in checkpoints(root)[:-keep_last]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The checkpoints in a directory, oldest first."""
+    return sorted(path for path in root.glob("[0-9]" * 12) if path.is_dir()) if root.is_dir() else []
+
+
+def newest(root: Path) -> Path | None:
+    """The newest whole checkpoint, or None; damaged ones are named in a warning and passed over."""
+    for path in reversed(checkpoints(root)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; trying an older checkpoint", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def verify(directory: Path) -> None:
+    """Check every file against the manifest. Raises CheckpointError naming the first that differs."""
+    try:
+        lines = (directory / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise CheckpointError(f"{directory}: not a checkpoint ({MANIFEST} is missing)") from None
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        path = directory / name
+        if Path(name).name != name or not path.is_file() or _sha256(path) != digest:
+            raise CheckpointError(f"{path}: missing or damaged, it does not match {MANIFEST}")
+
+
+def load(directory: Path) -> tuple[ViT, list[str], dict[str, Tensor], dict[str, Any]]:
+    """Read a verified checkpoint: model, tag names, training tensors, training facts.
+
+    Raises CheckpointError, or ReleaseError for its release part.
+    """
+    verify(directory)
+    model, tags = release.load(directory)
+    try:
+        tensors = load_file(directory / "train_state.safetensors")
+        facts = json.loads((directory / "train_state.json").read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{directory}: cannot be read ({error})") from None
+    return model, tags, tensors, facts
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as flat tensors, `state.PARAMETER.KEY` and `group.NUMBER.KEY`, and plain facts."""
+    state = optimizer.state_dict()
+    flat = {f"state.{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
+    for i, group in enumerate(state["param_groups"]):
+        flat |= {f"group.{i}.{key}": value for key, value in group.items() if key != "params"}
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Load what `pack_optimizer` gave into an optimizer of the same parameters."""
+    state = optimizer.state_dict()
+    for key, value in {**facts, **tensors}.items():
+        kind, number, name = key.split(".")
+        if kind == "state":
+            state["state"].setdefault(int(number), {})[name] = value
+        else:
+            state["param_groups"][int(number)][name] = tuple(value) if isinstance(value, list) else value
+    optimizer.load_state_dict(state)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,129 @@
+"""The settings of a training run, with the recipe's values as defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, Strict, model_validator
+
+from joytag import schedule
+from joytag.model import RELEASE_STEM, ViTConfig
+from joytag.settings import Settings
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Data(Settings):
+    """Where the pictures come from."""
+
+    directory: str  # a dataset directory, built by data_prep.build
+    tags: PositiveInt | None = None  # size of the vocabulary, for a dry run without data
+    workers: int | None = Field(default=None, ge=0)  # decoding processes; null chooses by device
+    augment: Literal["trivial", "none"] = "trivial"
+
+
+class Model(Settings):
+    """The architecture; see `joytag.model.ViTConfig`. The vocabulary and the image size come from elsewhere."""
+
+    num_blocks: int = 12
+    patch_size: int = 16
+    d_model: int = 768
+    mlp_dim: int = 3072
+    num_heads: int = 12
+    stochdepth_rate: float = 0.05
+    use_sine: bool = True
+    layerscale_init: float | None = None
+    head_mean_after: bool = False
+    cnn_stem: str | None = RELEASE_STEM
+    patch_dropout: float = 0.0
+
+
+class Stage(Settings):
+    """A stretch of training at one image size; `restart` begins it with a fresh optimizer, scaler and rate."""
+
+    image_size: PositiveInt
+    samples: PositiveInt
+    restart: bool = True
+
+
+class Optimizer(Settings):
+    """The optimizer and its peak learning rate, which decays to 0 on a cosine in each stage."""
+
+    name: Literal["lamb", "torch_optimizer_lamb", "adamw"] = "lamb"
+    lr: float = Field(default=0.004, gt=0)
+    betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
+    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+
+class Loss(Settings):
+    """The loss; `multiplier` keeps it, averaged over thousands of rare tags, in the range of fp16 gradients."""
+
+    name: Literal["focal", "bce", "asymmetric"] = "focal"
+    gamma: float = Field(default=2.0, ge=0)  # of the focal loss
+    multiplier: float = Field(default=128.0, gt=0)
+
+
+class Every(Settings):
+    """How often things happen, in samples; each also happens at the end."""
+
+    log: PositiveInt = 409_600
+    evaluate: PositiveInt = 10_000_000
+    checkpoint: PositiveInt = 2_000_000
+
+
+class Tracking(Settings):
+    """Where figures go besides the terminal and log.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online with an account
+    project: str = "joytag"
+
+
+class RunSettings(Settings):
+    """A file in configs/."""
+
+    output: str  # the run's directory
+    seed: int = Field(default=0, ge=0)
+    data: Data
+    model: Model = Model()
+    stages: list[Stage] = Field(min_length=1)
+    batch_size: PositiveInt = 4096  # global: the samples of an optimizer step
+    micro_batch: PositiveInt | None = None  # the samples a process works on at once; null for all its share
+    optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    device: str = "auto"
+    precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    threshold: float = Field(default=0.4, gt=0, lt=1)  # of a tag's score, in validation
+    every: Every = Every()
+    keep_last: PositiveInt = 3  # checkpoints
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
+        for number, stage in enumerate(self.stages):
+            if stage.samples < self.batch_size:
+                raise ValueError(
+                    f"stages.{number}.samples: {stage.samples} is less than one batch_size {self.batch_size}"
+                )
+            try:
+                self.vit(1, stage.image_size)
+            except ValueError as error:
+                key = f"stages.{number}" if str(error).startswith("image_size") else "model"
+                raise ValueError(f"{key}.{error}") from None
+        if not self.model.use_sine and len({stage.image_size for stage in self.stages}) > 1:
+            raise ValueError("model.use_sine: learned positions fit one image size, the stages have several")
+        return self
+
+    def vit(self, n_tags: int, image_size: int) -> ViTConfig:
+        """The architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""
+        return ViTConfig(n_tags=n_tags, image_size=image_size, **self.model.model_dump())
+
+    def plan(self) -> list[schedule.Stage]:
+        """The stages in whole global batches."""
+        return [
+            schedule.Stage(s.image_size, schedule.whole_batches(s.samples, self.batch_size), s.restart)
+            for s in self.stages
+        ]

@@ -1,0 +1,129 @@
+"""What people look at: full-metrics.txt, tables, training curves and contact sheets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from joytag import records
+from joytag.metrics import Counts, precision_recall_f1
+from joytag.tracker import read_log
+
+RIGHT, WRONG, MISSED = "#1a7f37", "#cf222e", "#8c959f"
+
+
+def write_full_metrics(path: Path, names: Sequence[str], train_counts: Sequence[int], counts: Counts) -> None:
+    """Write the original's per-tag report: blocks by F1 descending, ties by index, of [tags] counts."""
+    precision, recall, f1 = (value.numpy() for value in precision_recall_f1(counts))
+    blocks = []
+    for i in np.lexsort((np.arange(len(names)), -f1)):
+        blocks.append(
+            f"Tag: {names[i]} ({i}) (cnt: {train_counts[i]})\n"
+            f"Precision: {precision[i]:.4f}\nRecall: {recall[i]:.4f}\nF1: {f1[i]:.4f}\n"
+            f"TP: {counts.tp[i]}, TN: {counts.tn[i]}, FP: {counts.fp[i]}, FN: {counts.fn[i]}\n\n"
+        )
+    records.write_text(path, "".join(blocks))
+
+
+def write_metrics(path: Path, summary: dict[str, dict[str, float]], **facts: object) -> None:
+    """Write metrics.json: facts about the evaluation, then averages over all pictures and per source."""
+    records.write_text(path, json.dumps({**facts, "metrics": summary}, indent=2) + "\n")
+
+
+def metrics_table(summary: dict[str, dict[str, float]], threshold: float) -> Table:
+    """A terminal table of averages, a row for all pictures and one per source."""
+    table = Table(title=f"Validation at threshold {threshold:g}", title_justify="left")
+    table.add_column("")
+    for name in ("micro P", "micro R", "micro F1", "macro P", "macro R", "macro F1", "tags seen"):
+        table.add_column(name, justify="right")
+    for name, row in summary.items():
+        figures = [
+            f"{row[f'{kind}_{figure}']:.4f}" for kind in ("micro", "macro") for figure in ("precision", "recall", "f1")
+        ]
+        table.add_row(name, *figures, f"{row['tags_with_positives']} of {row['tags']}")
+    return table
+
+
+def plot_curves(log: Path, path: Path) -> None:
+    """Draw a run's log.jsonl: training loss, learning rate and validation F1 against samples."""
+    lines = read_log(log)
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    panels = (
+        ("Training loss", ("loss",)),
+        ("Learning rate", ("lr",)),
+        ("Validation F1", ("val_micro_f1", "val_macro_f1")),
+    )
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
+        for name in names:
+            points = [(line["samples"], line[name]) for line in lines if name in line]
+            axes.plot(
+                *zip(*points, strict=True) if points else ((), ()), marker="." if len(names) > 1 else "", label=name
+            )
+        axes.set(title=title, xlabel="samples", ylim=(0, 1) if len(names) > 1 else None)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(names) > 1:
+            axes.legend([name.removeprefix("val_").replace("_f1", "") for name in names], frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    names: Sequence[str],
+    threshold: float,
+    columns: int = 5,
+    most: int = 9,
+) -> Image.Image:
+    """Pictures with the model's tags: right ones, wrong ones struck through, missed ones in brackets.
+
+    Takes RGB squares, bool labels [B, N] and scores [B, N]; at most `most` tags a picture are shown.
+    """
+    scale, width, line = 2, 200, 17
+    side, gap = 128, 14
+    height = side + gap + most * line
+    rows = -(-len(pictures) // columns)
+    legend = 34
+    sheet = Image.new(
+        "RGB", ((columns * (width + gap) + gap) * scale, (rows * (height + gap) + gap + legend) * scale), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13 * scale)
+
+    def write(x: int, y: int, text: str, colour: str, struck: bool = False) -> int:
+        draw.text((x * scale, y * scale), text, fill=colour, font=font)
+        right = draw.textlength(text, font=font)
+        if struck:
+            middle = (y + 9) * scale
+            draw.line((x * scale, middle, x * scale + right, middle), fill=colour, width=scale)
+        return x + int(right / scale)
+
+    x = write(gap, 10, "right", RIGHT)
+    x = write(x + 18, 10, "wrong", WRONG, struck=True)
+    write(x + 18, 10, "(missed)", MISSED)
+    for i, picture in enumerate(pictures):
+        left = gap + (i % columns) * (width + gap)
+        top = legend + gap + (i // columns) * (height + gap)
+        sheet.paste(picture.resize((side * scale, side * scale), Image.Resampling.LANCZOS), (left * scale, top * scale))
+        predicted = scores[i] > threshold
+        shown = [n for n in np.argsort(-scores[i]) if predicted[n] or labels[i][n]]
+        for number, n in enumerate(shown[:most]):
+            text, y = names[n], top + side + 4 + number * line
+            if number == most - 1 and len(shown) > most:
+                write(left, y, f"... {len(shown) - number} more", MISSED)
+            elif not predicted[n]:
+                write(left, y, f"({_short(text)})", MISSED)
+            else:
+                write(left, y, f"{_short(text)} {scores[i][n]:.2f}", RIGHT if labels[i][n] else WRONG, not labels[i][n])
+    return sheet
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "…"

@@ -1,0 +1,125 @@
+"""One line of figures to log.jsonl, the terminal and wandb; whatever fails here never stops a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from joytag import records
+
+
+class Tracker:
+    """Records figures by the number of samples seen; on ranks other than 0 (`enabled` False) it does nothing.
+
+    A log that is longer than the `samples` a run resumes from is cut there, so that no line occurs twice.
+    """
+
+    def __init__(
+        self, directory: Path, samples: int, total: int, config: dict[str, Any], wandb: str, project: str, enabled: bool
+    ) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.path = directory / "log.jsonl"
+        kept = [line for line in read_log(self.path) if line["samples"] <= samples]
+        records.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.wandb = _start_wandb(wandb, project, directory, config)
+        self.console = Console()
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task = self.progress.add_task("samples", total=total, completed=samples)
+
+    def __enter__(self) -> Tracker:
+        if self.enabled:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.progress.stop()
+            if self.wandb is not None:
+                _quietly(self.wandb.finish)
+
+    def advance(self, samples: int) -> None:
+        """Move the progress bar."""
+        if self.enabled:
+            self.progress.update(self.task, completed=samples)
+
+    def log(self, samples: int, figures: dict[str, float]) -> None:
+        """Record one line of figures."""
+        if not self.enabled:
+            return
+        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.console.print(f"{samples:>11,}  {text}", highlight=False)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"samples": samples, **figures}) + "\n")
+        except OSError as error:
+            warnings.warn(f"{self.path}: cannot be written ({error}); the run goes on", stacklevel=2)
+        if self.wandb is not None:
+            _quietly(self.wandb.log, figures, step=samples)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a log.jsonl; an unfinished last line is left out, a missing file is empty."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any]) -> Any:
+    """A wandb run that a resumed training continues, or None when there is none to be had."""
+    if mode == "disabled":
+        return None
+    try:
+        import wandb
+
+        if mode == "auto":
+            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        id_file = directory / "wandb-id.txt"
+        if not id_file.exists():
+            records.write_text(id_file, uuid.uuid4().hex[:12])
+        settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
+        run_id = id_file.read_text(encoding="utf-8").strip()
+        arguments: dict[str, Any] = {
+            "project": project,
+            "name": directory.name,
+            "id": run_id,
+            "resume": "allow",
+            "dir": str(directory),
+            "config": config,
+            "settings": settings,
+        }
+        try:
+            return wandb.init(mode=mode, **arguments)
+        except Exception as error:
+            warnings.warn(f"wandb cannot be reached ({error}); recording offline", stacklevel=2)
+            return wandb.init(mode="offline", **arguments)
+    except Exception as error:
+        warnings.warn(f"wandb is of no use here ({error}); log.jsonl has all figures", stacklevel=2)
+        return None
+
+
+def _quietly(call: Any, *arguments: Any, **options: Any) -> None:
+    try:
+        call(*arguments, **options)
+    except Exception as error:
+        warnings.warn(f"wandb: {error}; the run goes on", stacklevel=2)

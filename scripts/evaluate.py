@@ -1,0 +1,64 @@
+"""Measure a model on a dataset's validation split: full-metrics.txt, metrics.json and a table."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from joytag import data, distributed, records, release, report
+from joytag.cli import command_line
+from joytag.evaluate import evaluate_split, summarize
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, type=Path, help="a checkpoint or release directory")
+    parser.add_argument("--data", required=True, type=Path, help="a dataset directory")
+    parser.add_argument("--split", default="validation", choices=records.SPLITS)
+    parser.add_argument("--threshold", type=float, default=0.4, help="a tag is predicted above it (default: 0.4)")
+    parser.add_argument("--output", type=Path, help="where to write (default: the model's directory)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, help="decoding processes (default: chosen by device)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
+    arguments = parser.parse_args()
+    if not 0 < arguments.threshold < 1:
+        raise ValueError(f"--threshold: {arguments.threshold} is not between 0 and 1")
+
+    dataset = records.Dataset.open(arguments.data)
+    model, tags = release.load(arguments.model)
+    if tags != dataset.tags.names:
+        raise ValueError(f"{arguments.model}: its {len(tags)} tags are not those of {arguments.data}")
+    device = distributed.pick_device(arguments.device)
+    dtype = distributed.pick_dtype(arguments.precision, device)
+    workers = data.default_workers(device, 1) if arguments.workers is None else arguments.workers
+    counts = evaluate_split(
+        model.to(device),
+        dataset,
+        arguments.split,
+        model.config.image_size,
+        arguments.batch_size,
+        workers,
+        arguments.threshold,
+        device,
+        dtype,
+    )
+
+    output = arguments.output or arguments.model
+    output.mkdir(parents=True, exist_ok=True)
+    summary = summarize(counts, dataset.sources)
+    report.write_full_metrics(output / "full-metrics.txt", tags, dataset.tags.counts.tolist(), counts.sum(0))
+    report.write_metrics(
+        output / "metrics.json",
+        summary,
+        threshold=arguments.threshold,
+        split=arguments.split,
+        image_size=model.config.image_size,
+        precision=str(dtype).removeprefix("torch."),
+    )
+    Console().print(report.metrics_table(summary, arguments.threshold))
+    print(f"Written: {output / 'full-metrics.txt'} and {output / 'metrics.json'}")
+
+
+if __name__ == "__main__":
+    command_line(main)

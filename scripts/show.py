@@ -1,0 +1,54 @@
+"""Draw a finished run: a contact sheet of validation pictures, its training curves, and a short summary."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from joytag import data, records, report
+from joytag.cli import command_line
+from joytag.tagger import Tagger
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", required=True, type=Path, help="a run's directory, with release/ in it")
+    parser.add_argument("--data", required=True, type=Path, help="a dataset directory")
+    parser.add_argument("--pictures", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0, help="chooses the pictures")
+    parser.add_argument("--threshold", type=float, default=0.4)
+    arguments = parser.parse_args()
+
+    dataset = records.Dataset.open(arguments.data)
+    tagger = Tagger.load(arguments.run / "release")
+    split = data.Pictures(dataset, "validation", tagger.model.config.image_size)
+    rows = np.random.default_rng(arguments.seed).choice(len(split), min(arguments.pictures, len(split)), replace=False)
+    pictures = [Image.open(dataset.image_path(split.posts.hashes[row].tobytes())) for row in rows]
+    sheet = report.contact_sheet(
+        pictures,
+        split.posts.labels(rows, len(dataset.tags)),
+        np.stack([tagger.scores(p) for p in pictures]),
+        tagger.tags,
+        arguments.threshold,
+    )
+    sheet.save(arguments.run / "contact-sheet.png")
+    report.plot_curves(arguments.run / "log.jsonl", arguments.run / "curves.png")
+
+    metrics = json.loads((arguments.run / "release" / "metrics.json").read_text(encoding="utf-8"))["metrics"]["all"]
+    print(f"""
+The model names {len(tagger.tags)} tags with micro F1 {metrics["micro_f1"]:.3f} and macro F1 {metrics["macro_f1"]:.3f}.
+
+  {arguments.run}/contact-sheet.png          validation pictures: tags right, wrong and missed
+  {arguments.run}/curves.png                 how the training went
+  {arguments.run}/release/                   the model: config.json, model.safetensors, top_tags.txt
+  {arguments.run}/release/full-metrics.txt   precision, recall and F1 of every tag
+
+Next, tag a picture of your own:
+  .venv/bin/python scripts/predict.py --model {arguments.run}/release PICTURE
+or train on your own pictures: see "Train" in README.md.""")
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,91 @@
+"""The order of samples, which depends on nothing but the position."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from joytag import data, image, records
+
+
+def keys(rows=10, start=0, stop=48, batch=8, micro=4, rank=0, world=1, seed=0, stage=0):
+    return list(data.training_keys(seed, stage, rows, start, stop, batch, micro, rank, world))
+
+
+def flat(batches):
+    return [key for batch in batches for key in batch]
+
+
+@given(rows=st.integers(1, 30), stop=st.integers(1, 12), micro=st.sampled_from([1, 2, 4, 8]))
+@settings(max_examples=30)
+def test_every_epoch_is_a_permutation_of_all_rows(rows, stop, micro):
+    seen = flat(keys(rows=rows, stop=stop * 8, micro=micro))
+    assert len(seen) == stop * 8
+    for epoch in range(len(seen) // rows):
+        of_epoch = seen[epoch * rows : (epoch + 1) * rows]
+        assert sorted(of_epoch) == [(epoch, row) for row in range(rows)]
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])
+def test_global_batches_are_the_same_for_any_processes_and_micro_batches(world, micro):
+    expected = keys(micro=8)
+    ranks = [keys(micro=micro, rank=rank, world=world) for rank in range(world)]
+    per_step = 8 // world // micro
+    for step, batch in enumerate(expected):
+        found = [key for rank in ranks for key in flat(rank[step * per_step : (step + 1) * per_step])]
+        assert found == batch
+
+
+@pytest.mark.parametrize("start", [0, 8, 16, 40])
+def test_resuming_continues_the_same_sequence(start):
+    assert keys(start=start) == keys()[start // 4 :]
+
+
+def test_seeds_stages_and_epochs_differ():
+    orders = [flat(keys(rows=100, stop=96, seed=seed, stage=stage)) for seed, stage in ((0, 0), (1, 0), (0, 1))]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert list(data.permutation(0, 0, 0, 100)) != list(data.permutation(0, 0, 1, 100))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_sees_every_row_once(world):
+    seen = [row for rank in range(world) for _, row in flat(data.evaluation_keys(13, 4, rank, world))]
+    assert sorted(seen) == list(range(13))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_the_pictures_labels_and_rows_asked_for(dataset_directory, workers):
+    dataset = records.Dataset.open(dataset_directory)
+    pictures = data.Pictures(dataset, "train", 16)
+    wanted = [[(0, 3), (0, 1)], [(0, 7)]]
+    found = list(data.batches(pictures, wanted, workers, pin=False))
+    assert [batch.rows.tolist() for batch in found] == [[3, 1], [7]]
+    posts = dataset.posts("train")
+    for row, batch in ((3, found[0]), (7, found[1])):
+        path = dataset.image_path(posts.hashes[row].tobytes())
+        expected = image.to_array(image.square(Image.open(path), 16))
+        np.testing.assert_array_equal(batch.images[0], expected)
+        assert set(torch.nonzero(batch.labels[0]).flatten().tolist()) == set(
+            posts.tags[posts.offsets[row] : posts.offsets[row + 1]].tolist()
+        )
+        assert batch.sources[0] == posts.sources[row]
+
+
+def test_augmentation_depends_on_epoch_and_row_but_not_on_the_batch(dataset_directory):
+    pictures = data.Pictures(records.Dataset.open(dataset_directory), "train", 16, augmentation=(0, 0))
+    together = pictures.__getitems__([(2, row) for row in range(8)]).images
+    alone = torch.cat([pictures.__getitems__([(2, row)]).images for row in range(8)])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, pictures.__getitems__([(3, row) for row in range(8)]).images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_picture_is_named_in_one_line(dataset_directory, workers, monkeypatch):
+    dataset = records.Dataset.open(dataset_directory)
+    monkeypatch.setattr(records.Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
+    with pytest.raises(records.DatasetError, match=r"^gone\.jpg: no such file; build the dataset again$"):
+        list(data.batches(data.Pictures(dataset, "train", 16), [[(0, 0)]], workers, pin=False))

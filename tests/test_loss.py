@@ -1,0 +1,51 @@
+"""Losses against torchvision's and timm's."""
+
+import pytest
+import torch
+from timm.loss import AsymmetricLossMultiLabel
+from torchvision.ops import sigmoid_focal_loss
+
+from joytag import loss
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 50, generator=generator) * 6
+    return logits, torch.rand(8, 50, generator=generator) < 0.1
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
+def test_focal_is_torchvisions(batch, gamma):
+    logits, targets = batch
+    expected = sigmoid_focal_loss(logits.double(), targets.double(), alpha=-1, gamma=gamma, reduction="mean")
+    assert loss.focal(logits, targets, gamma).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_focal_gradient_is_torchvisions(batch):
+    logits, targets = batch
+    ours = logits.clone().requires_grad_()
+    theirs = logits.double().requires_grad_()
+    loss.focal(ours, targets).backward()
+    sigmoid_focal_loss(theirs, targets.double(), alpha=-1, gamma=2, reduction="mean").backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-9)
+
+
+def test_focal_with_gamma_0_is_cross_entropy(batch):
+    torch.testing.assert_close(loss.focal(*batch, gamma=0.0), loss.binary_cross_entropy(*batch))
+
+
+def test_asymmetric_is_timms(batch):
+    logits, targets = batch
+    theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05)(logits, targets.float())
+    assert loss.asymmetric(logits, targets).item() == pytest.approx(theirs.item() / targets.shape[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", loss.LOSSES)
+def test_extreme_half_precision_logits_stay_finite(name):
+    logits = torch.tensor([[-6e4, 6e4, -6e4, 6e4]], dtype=torch.float16, requires_grad=True)
+    value = loss.LOSSES[name](logits, torch.tensor([[True, True, False, False]]))
+    value.backward()
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()

@@ -1,0 +1,118 @@
+"""The model against the released definition's outputs, and its counts against the published figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from joytag.model import ViT, ViTConfig, count_parameters, drop_tokens, parse_stem, training_flop
+
+TINY = Path(__file__).parent / "fixtures" / "release_tiny"
+STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k=1,p=0"
+
+
+def small(**changes) -> ViTConfig:
+    values = dict(
+        n_tags=7, image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=32, num_heads=2, cnn_stem=STEM
+    )
+    return ViTConfig(**(values | changes))
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_release_loads_without_mapping_and_reproduces_the_published_outputs(size):
+    config = json.loads((TINY / "config.json").read_text())
+    model = ViT(ViTConfig(**{k: v for k, v in config.items() if k not in ("class", "loss_type")})).eval()
+    model.load_state_dict(load_file(TINY / "model.safetensors"))
+    expected = np.load(TINY / "expected.npz")
+    images = torch.from_numpy(expected[f"input_{size}"])
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(images), expected[f"logits_{size}"], atol=1e-5)
+        np.testing.assert_allclose(model.embed(images), expected[f"embeddings_{size}"], atol=1e-5)
+
+
+def test_full_size_has_the_published_parameters_and_cost():
+    config = ViTConfig(n_tags=5813)
+    with torch.device("meta"):
+        model = ViT(config)
+    assert count_parameters(model) == 91_491_509
+    assert len(model.state_dict()) == 190
+    assert training_flop(config, 224) == pytest.approx(109e9, rel=0.02)
+    assert training_flop(config, 448) == pytest.approx(487e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"cnn_stem": None}, {"use_sine": False}, {"head_mean_after": True}, {"patch_dropout": 0.5}],
+    ids=str,
+)
+def test_variants_learn(changes):
+    model = ViT(small(**changes))
+    logits = model(torch.randn(3, 3, 16, 16))
+    assert logits.shape == (3, 7)
+    logits.sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_mean_after_head_equals_head_after_mean():
+    first, second = ViT(small()).eval(), ViT(small(head_mean_after=True)).eval()
+    second.load_state_dict(first.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(first(images), second(images))
+
+
+def test_plain_patches_equal_unfolded_linear_projection():
+    model = ViT(small(cnn_stem=None)).eval()
+    images = torch.randn(2, 3, 16, 16)
+    patches = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2)
+    weight, bias = model.patch_embeddings.weight.flatten(1), model.patch_embeddings.bias
+    expected = torch.nn.functional.linear(patches, weight, bias)
+    torch.testing.assert_close(
+        model.patch_embeddings(images).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_stochastic_depth_acts_in_training_alone_and_per_sample():
+    model = ViT(small(stochdepth_rate=0.5))
+    image = torch.randn(1, 3, 16, 16).expand(16, -1, -1, -1)
+    assert len(model(image).unique(dim=0)) > 1
+    torch.testing.assert_close(*model.eval()(image[:2]).split(1))
+
+
+def test_dropped_tokens_are_a_subset_in_the_stated_share():
+    x = torch.arange(40.0).view(1, 20, 2).expand(3, -1, -1)
+    kept = drop_tokens(x, 0.25)
+    assert kept.shape == (3, 15, 2)
+    assert all(len(row.unique(dim=0)) == 15 for row in kept)
+
+
+def test_stem_grammar():
+    assert parse_stem("conv:c=8,k=5;ln;relu") == [("conv", {"k": 5, "s": 2, "p": 1, "c": 8}), ("ln", {}), ("relu", {})]
+    for wrong in ("conv:k=3", "conv:c=x", "conv:c=8,q=1", "relu:c=1", "tanh", ""):
+        with pytest.raises(ValueError, match="cnn_stem"):
+            parse_stem(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"num_heads": 3}, "num_heads"),
+        ({"image_size": 18}, "image_size"),
+        ({"stochdepth_rate": 1.0}, "stochdepth_rate"),
+        ({"num_blocks": 0}, "num_blocks"),
+        ({"patch_size": 8}, "cnn_stem"),
+        ({"d_model": 20, "num_heads": 2}, "cnn_stem"),
+    ],
+)
+def test_impossible_configs_name_the_field(changes, field):
+    with pytest.raises(ValueError, match=f"^{field}"):
+        small(**changes)
+
+
+def test_wrong_picture_sizes_are_refused():
+    with pytest.raises(ValueError, match="patch size"):
+        ViT(small())(torch.randn(1, 3, 18, 16))
+    with pytest.raises(ValueError, match="learned positions"):
+        ViT(small(use_sine=False))(torch.randn(1, 3, 32, 32))
