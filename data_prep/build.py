@@ -6,7 +6,6 @@ python -m data_prep.build --config configs/data/openmoji.yaml
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from data_prep import tags as tag_policy
 from data_prep.scan import Scan, scan_all
 from data_prep.split import choose_validation
 from joytag import records, settings
+from joytag.cli import command_line
 from joytag.settings import Settings
 
 
@@ -48,7 +48,7 @@ class Validation(Settings):
 
     pictures: int = Field(default=32_768, ge=1)
     min_per_tag: int = Field(default=5, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class BuildSettings(Settings):
@@ -101,11 +101,14 @@ def read_sources(db: duckdb.DuckDBPyConnection, sources: Sequence[Source]) -> No
         if not Path(source.path).is_dir():
             hint = "; make it with: python -m data_prep.openmoji" if source.path.startswith("data/raw/") else ""
             raise ValueError(f"sources.{number}.path: {source.path}: no such folder{hint}")
-        if source.kind == "danbooru2021":
+        if source.kind == "sidecar":
+            sidecar.read_posts(db, Path(source.path), number)
+            continue
+        try:
             danbooru2021.read_posts(db, Path(source.path), source.images, number)
             danbooru2021.read_relations(db, Path(source.path))
-        else:
-            sidecar.read_posts(db, Path(source.path), number)
+        except duckdb.Error as error:
+            raise ValueError(f"sources.{number}.path: {source.path}: damaged metadata: {error}") from None
 
 
 def scan_posts(posts: Sequence[tuple[int, int, str, str | None]], output: Path, longest: int) -> list[Scan]:
@@ -219,12 +222,8 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a file in configs/data/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
     arguments = parser.parse_args()
-    try:
-        build(settings.load(BuildSettings, settings.find(arguments.config, Path("configs/data")), arguments.overrides))
-    except (ValueError, OSError) as error:
-        print(f"data_prep.build: {error}", file=sys.stderr)
-        sys.exit(2)
+    build(settings.load(BuildSettings, settings.find(arguments.config, Path("configs/data")), arguments.overrides))
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

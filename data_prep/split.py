@@ -21,35 +21,35 @@ def choose_validation(
     for row, group in enumerate(groups.tolist()):
         members[group].append(row)
     order = np.random.default_rng(seed).permutation(np.array(sorted(members), dtype=np.uint64)).tolist()
-    if pictures >= len(groups):
-        raise ValueError(f"validation.pictures: {pictures} of {len(groups)} leaves nothing to train on")
-
-    counts = np.zeros((len(order), n_tags), dtype=np.int64)
-    for position, group in enumerate(order):
-        for row in members[group]:
-            counts[position, tags[row]] += 1
-    total = counts.sum(axis=0)
+    position_of = {group: position for position, group in enumerate(order)}
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *tags])
+    positions = np.repeat([position_of[group] for group in groups.tolist()], [len(t) for t in tags])
+    by_tag = np.lexsort((positions, flat))
+    bounds = np.searchsorted(flat[by_tag], np.arange(n_tags + 1))
     taken = np.zeros(len(order), dtype=bool)
     have = np.zeros(n_tags, dtype=np.int64)
+    size = 0
 
-    for tag in np.argsort(total, kind="stable").tolist():
-        for position in np.flatnonzero(counts[:, tag]).tolist():
+    def take(position: int) -> int:
+        taken[position] = True
+        for row in members[order[position]]:
+            have[tags[row]] += 1
+        return size + len(members[order[position]])
+
+    for tag in np.argsort(np.diff(bounds), kind="stable").tolist():
+        for position in positions[by_tag[bounds[tag] : bounds[tag + 1]]].tolist():
             if have[tag] >= min_per_tag:
                 break
             if not taken[position]:
-                taken[position] = True
-                have += counts[position]
+                size = take(position)
         if have[tag] < min_per_tag:
-            raise ValueError(f"validation.min_per_tag: tag {tag} occurs {total[tag]} times; raise tags.min_count")
-
-    size = sum(len(members[group]) for group, take in zip(order, taken, strict=True) if take)
-    for position, group in enumerate(order):
+            uses = bounds[tag + 1] - bounds[tag]
+            raise ValueError(f"validation.min_per_tag: tag {tag} occurs {uses} times; raise tags.min_count")
+    for position in range(len(order)):
         if size >= pictures:
             break
         if not taken[position]:
-            taken[position] = True
-            size += len(members[group])
-    mask = np.zeros(len(groups), dtype=bool)
-    for group, take in zip(order, taken, strict=True):
-        mask[members[group]] = take
-    return mask
+            size = take(position)
+    if taken.all():
+        raise ValueError(f"validation.pictures: {pictures} and min_per_tag {min_per_tag} leave nothing to train on")
+    return taken[[position_of[group] for group in groups.tolist()]]

@@ -11,6 +11,7 @@ from joytag.model import RELEASE_STEM, ViTConfig
 from joytag.settings import Settings
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Settings):
@@ -51,7 +52,7 @@ class Optimizer(Settings):
 
     name: Literal["lamb", "torch_optimizer_lamb", "adamw"] = "lamb"
     lr: float = Field(default=0.004, gt=0)
-    betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
@@ -92,7 +93,7 @@ class RunSettings(Settings):
     micro_batch: PositiveInt | None = None  # the samples a process works on at once; null for all its share
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     threshold: float = Field(default=0.4, gt=0, lt=1)  # of a tag's score, in validation
     every: Every = Every()

@@ -123,8 +123,8 @@ def batches(pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bo
 
 
 def default_workers(device: torch.device, processes: int) -> int:
-    """One decoding process beside a CPU's training, else this process's share of the cores, 16 at most."""
-    return 1 if device.type == "cpu" else max(1, min(16, (os.cpu_count() or 1) // processes))
+    """None on a CPU, which training keeps busy itself; else this process's share of the cores, 16 at most."""
+    return 0 if device.type == "cpu" else max(1, min(16, (os.cpu_count() or 1) // processes))
 
 
 class _Once:

@@ -56,7 +56,7 @@ def barrier() -> None:
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` to CUDA (this process's GPU), Apple's MPS or the CPU, in that order; a name as given.
 
-    Raises ValueError when the named device is not there.
+    On CUDA, float32 products then run in TF32. Raises ValueError when the named device is not there.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
@@ -67,6 +67,7 @@ def pick_device(name: str = "auto") -> torch.device:
             raise ValueError(f"device {name}: no CUDA device here; use cpu")
         device = torch.device("cuda", device.index if device.index is not None else local_rank)
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
     return device
 
 
@@ -80,4 +81,9 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _has_amx() else torch.float32
+
+
+def _has_amx() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in every version of torch
+    return capabilities is not None and bool(capabilities().get("amx_bf16"))

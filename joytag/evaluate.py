@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from joytag import data, distributed, image, records
-from joytag.metrics import Counts, averages
+from joytag import data, distributed, image
+from joytag.metrics import Counts
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -18,7 +17,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Scores in [0, 1], float32 [B, N] on the device, of uint8 [B, 3, S, S] pictures."""
     with autocast(device, dtype):
@@ -28,44 +27,25 @@ def predict(model: nn.Module, images: Tensor, device: torch.device, dtype: torch
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[data.Batch],
-    dataset: records.Dataset,
-    threshold: float,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Counts:
-    """Count every picture's decisions once, over all processes, into [sources, tags] counts on the CPU.
-
-    The model is left in the mode, training or evaluation, that it was in.
-    """
-    counts = Counts.zeros(len(dataset.sources), len(dataset.tags), device=device)
-    was_training = model.training
-    model.eval()
-    for batch in batches:
-        scores = predict(model, batch.images, device, dtype)
-        counts.add(scores, batch.labels.to(device), batch.sources.to(device), threshold)
-    model.train(was_training)
-    return Counts(*(distributed.all_sum(count).cpu() for count in counts))
-
-
-def evaluate_split(
-    model: nn.Module,
-    dataset: records.Dataset,
-    split: str,
-    size: int,
+    pictures: data.Pictures,
     batch: int,
     workers: int,
     threshold: float,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Counts:
-    """Evaluate on all pictures of a split at an image size, this process taking its share of them."""
-    pictures = data.Pictures(dataset, split, size)
+    """Count the decisions on every picture of a split once, over all processes, into [sources, tags] counts.
+
+    Each process takes its share of the pictures, `batch` at a time; the counts are on the CPU. The model is
+    left in the mode, training or evaluation, that it was in.
+    """
+    dataset = pictures.dataset
+    counts = Counts.zeros(len(dataset.sources), len(dataset.tags), device=device)
     keys = data.evaluation_keys(len(pictures), batch, distributed.rank(), distributed.world_size())
-    loaded = data.batches(pictures, keys, workers, pin=device.type == "cuda")
-    return evaluate(model, loaded, dataset, threshold, device, dtype)
-
-
-def summarize(counts: Counts, sources: list[str]) -> dict[str, dict[str, float]]:
-    """Averages over all pictures, under `all`, and over each source's, of [sources, tags] counts."""
-    return {"all": averages(counts.sum(0))} | {name: averages(counts[i]) for i, name in enumerate(sources)}
+    was_training = model.training
+    model.eval()
+    for loaded in data.batches(pictures, keys, workers, pin=device.type == "cuda"):
+        scores = predict(model, loaded.images, device, dtype)
+        counts.add(scores, loaded.labels.to(device), loaded.sources.to(device), threshold)
+    model.train(was_training)
+    return Counts(*(distributed.all_sum(count).cpu() for count in counts))

@@ -65,10 +65,13 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB, transparency laid on white."""
+    """Convert any mode to RGB, transparency laid on white. Raises ImageError for floating-point pixels."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling
-        grey = (np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        grey = np.asarray(image, dtype=np.float64)
+        grey = np.where(grey == image.info.get("transparency"), 65_535, grey)
+        return Image.fromarray((grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError("holds floating-point pixels, whose white is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (*WHITE, 255))

@@ -73,3 +73,8 @@ def averages(counts: Counts) -> dict[str, float]:
         "tags": counts.tp.numel(),
         "tags_with_positives": int(((counts.tp + counts.fn) > 0).sum()),
     }
+
+
+def summarize(counts: Counts, sources: list[str]) -> dict[str, dict[str, float]]:
+    """Averages over all pictures, under `all`, and over each source's, of [sources, tags] counts."""
+    return {"all": averages(counts.sum(0))} | {name: averages(counts[i]) for i, name in enumerate(sources)}

@@ -146,7 +146,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DatasetError(
             f"{directory}: no dataset here (dataset.json is missing); "
-            "build it with: python -m data_prep.build --config configs/data/NAME.yaml"
+            f"build it with: python -m data_prep.build --config configs/data/{directory.name}.yaml"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from None

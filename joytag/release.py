@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from joytag import records
 from joytag.model import ViT, ViTConfig
 
 FILES = ("config.json", "model.safetensors", "top_tags.txt")
@@ -22,8 +23,10 @@ class ReleaseError(ValueError):
 
 
 def save(directory: Path, model: ViT, tags: list[str], loss_type: str = "focal2") -> None:
-    """Write a model and its tag names as the release's existing loaders expect them, float32."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write a model and its tag names as the release's existing loaders expect them, float32.
+
+    The weights come last, since their presence says that the directory is whole.
+    """
     optional = {"layerscale_init", "head_mean_after", "cnn_stem", "patch_dropout"}
     defaults = {field.name: field.default for field in dataclasses.fields(ViTConfig)} | {"cnn_stem": None}
     config = {
@@ -32,10 +35,12 @@ def save(directory: Path, model: ViT, tags: list[str], loss_type: str = "focal2"
         if key not in optional or value != defaults[key]
     }
     text = json.dumps({"class": "ViT", **config, "loss_type": loss_type}, indent=2)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
-    (directory / "top_tags.txt").write_text("\n".join(tags), encoding="utf-8")
+    records.write_text(directory / "config.json", text + "\n")
+    records.write_text(directory / "top_tags.txt", "\n".join(tags))
     state = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, directory / "model.safetensors")
+    partial = directory / "model.safetensors.part"
+    save_file(state, partial)
+    partial.replace(directory / "model.safetensors")
 
 
 def load(directory: Path) -> tuple[ViT, list[str]]:

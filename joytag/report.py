@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from joytag import records
-from joytag.metrics import Counts, precision_recall_f1
+from joytag import image, records
+from joytag.metrics import Counts, precision_recall_f1, summarize
 from joytag.tracker import read_log
 
 RIGHT, WRONG, MISSED = "#1a7f37", "#cf222e", "#8c959f"
@@ -29,6 +29,16 @@ def write_full_metrics(path: Path, names: Sequence[str], train_counts: Sequence[
             f"TP: {counts.tp[i]}, TN: {counts.tn[i]}, FP: {counts.fp[i]}, FN: {counts.fn[i]}\n\n"
         )
     records.write_text(path, "".join(blocks))
+
+
+def write_reports(directory: Path, counts: Counts, dataset: records.Dataset, **facts: object) -> dict[str, Any]:
+    """Write full-metrics.txt and metrics.json, and return the averages, of [sources, tags] counts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    summary = summarize(counts, dataset.sources)
+    names, train_counts = dataset.tags.names, dataset.tags.counts.tolist()
+    write_full_metrics(directory / "full-metrics.txt", names, train_counts, counts.sum(0))
+    write_metrics(directory / "metrics.json", summary, **facts)
+    return summary
 
 
 def write_metrics(path: Path, summary: dict[str, dict[str, float]], **facts: object) -> None:
@@ -52,6 +62,8 @@ def metrics_table(summary: dict[str, dict[str, float]], threshold: float) -> Tab
 
 def plot_curves(log: Path, path: Path) -> None:
     """Draw a run's log.jsonl: training loss, learning rate and validation F1 against samples."""
+    from matplotlib.figure import Figure  # here, since importing matplotlib writes a font cache
+
     lines = read_log(log)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = (
@@ -84,7 +96,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Pictures with the model's tags: right ones, wrong ones struck through, missed ones in brackets.
 
-    Takes RGB squares, bool labels [B, N] and scores [B, N]; at most `most` tags a picture are shown.
+    Takes RGB pictures, bool labels [B, N] and scores [B, N]; at most `most` tags a picture are shown.
     """
     scale, width, line = 2, 200, 17
     side, gap = 128, 14
@@ -111,7 +123,7 @@ def contact_sheet(
     for i, picture in enumerate(pictures):
         left = gap + (i % columns) * (width + gap)
         top = legend + gap + (i // columns) * (height + gap)
-        sheet.paste(picture.resize((side * scale, side * scale), Image.Resampling.LANCZOS), (left * scale, top * scale))
+        sheet.paste(image.square(picture, side * scale, Image.Resampling.LANCZOS), (left * scale, top * scale))
         predicted = scores[i] > threshold
         shown = [n for n in np.argsort(-scores[i]) if predicted[n] or labels[i][n]]
         for number, n in enumerate(shown[:most]):

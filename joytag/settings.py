@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise SettingsError(f"line {key_node.start_mark.line + 1}: {key}: cannot be a key")
             if key in seen:
                 raise SettingsError(f"line {key_node.start_mark.line + 1}: {key}: given twice; keep one")
             seen.add(key)
@@ -69,7 +73,7 @@ def load(schema: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> 
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {_explain(error, schema)}") from None
+        raise SettingsError(" ".join(f"{path}: {_explain(error, schema)}".split())) from None
 
 
 def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}
@@ -110,7 +114,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise SettingsError(f"{override}: write an override as section.key=value")
     try:
         value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, SettingsError):
+    except (yaml.YAMLError, ValueError):
         raise SettingsError(f"{key}: {text!r} is not a YAML value") from None
     *parents, last = key.split(".")
     target: Any = values
@@ -118,7 +122,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if isinstance(target, list):
             target = target[_index(target, part, key)]
         else:
-            if not isinstance(target.get(part), dict | list):
+            if target.get(part) is None:
                 target[part] = {}
             target = target[part]
         if not isinstance(target, dict | list):
@@ -128,7 +132,8 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _index(items: list[Any], part: str, key: str) -> int:
     if not part.isdecimal() or int(part) >= len(items):
-        raise SettingsError(f"{key}: {part!r} is no index into a list of {len(items)}; use 0 to {len(items) - 1}")
+        remedy = f"use 0 to {len(items) - 1}" if items else "give the whole list"
+        raise SettingsError(f"{key}: {part!r} is no index into a list of {len(items)}; {remedy}")
     return int(part)
 
 
@@ -138,7 +143,9 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key{_nearest(place, _keys(schema, problem['loc'][:-1]))}"
+        *parents, name = problem["loc"]
+        prefix = "".join(f"{part}." for part in parents)
+        return f"{place}: unknown key{_nearest(str(name), _keys(schema, parents), prefix)}"
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
         return f"{place}: {reason}" if place else reason
@@ -147,13 +154,13 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
 
 
 def _keys(schema: Any, parents: Sequence[int | str]) -> list[str]:
-    """The full names of the valid keys of the section at `parents`, for a suggestion."""
-    section, prefix = [schema], "".join(f"{part}." for part in parents)
+    """The valid keys of the section at `parents`, for a suggestion."""
+    section = [schema]
     for part in parents:
         if isinstance(part, str):
             fields = [s.model_fields[part].annotation for s in section if part in s.model_fields]
             section = [model for field in fields for model in _models(field)]
-    return [prefix + name for model in section for name in model.model_fields]
+    return [name for model in section for name in model.model_fields]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -163,8 +170,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
-        return f"; did you mean {close[0]}?"
+        return f"; did you mean {prefix}{close[0]}?"
     return f"; known: {', '.join(known)}" if known else ""

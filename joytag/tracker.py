@@ -63,7 +63,7 @@ class Tracker:
         if not self.enabled:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.console.print(f"{samples:>11,}  {text}", highlight=False)
+        self.console.print(f"{samples:>11,}  {text}", highlight=False, soft_wrap=True)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"samples": samples, **figures}) + "\n")

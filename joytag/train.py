@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from joytag import checkpoint, data, distributed, image, loss, optim, records, release, schedule
 from joytag.config import RunSettings
-from joytag.evaluate import autocast, evaluate_split, summarize
+from joytag.evaluate import autocast, evaluate
+from joytag.metrics import summarize
 from joytag.model import ViT
 from joytag.tracker import Tracker
 
@@ -88,11 +90,18 @@ def save_state(state: TrainState, run: Run) -> None:
     """Write a checkpoint of the state (on rank 0 alone)."""
     if distributed.rank() == 0:
         tensors, facts = checkpoint.pack_optimizer(state.optimizer)
-        facts = {"samples": state.samples, "scaler": state.scaler.state_dict(), "optimizer": facts}
+        facts = {"samples": state.samples, "scaler": state.scaler.state_dict(), "optimizer": facts, **course(run)}
         loss_type = release.LOSS_TYPES[run.config.loss.name]
         tags, keep = run.dataset.tags.names, run.config.keep_last
         checkpoint.save(run.root, state.samples, state.model, tags, loss_type, tensors, facts, keep)
     distributed.barrier()
+
+
+def course(run: Run) -> dict[str, Any]:
+    """What the position in a run means: it must not change between a checkpoint and its resuming."""
+    config = run.config
+    stages = [stage.model_dump() for stage in config.stages]
+    return {"seed": config.seed, "batch_size": config.batch_size, "stages": stages}
 
 
 def load_state(path: Path, run: Run) -> TrainState:
@@ -100,6 +109,9 @@ def load_state(path: Path, run: Run) -> TrainState:
     saved, tags, tensors, facts = checkpoint.load(path)
     if tags != run.dataset.tags.names:
         raise ValueError(f"{path}: was trained on another vocabulary than {run.dataset.directory}; start a new run")
+    for key, value in course(run).items():
+        if facts.get(key) != value:
+            raise ValueError(f"{path}: {key}: was {facts.get(key)} there, is {value} now; start a new run")
     state = initial_state(run)
     try:
         state.model.load_state_dict(saved.state_dict())
@@ -109,6 +121,7 @@ def load_state(path: Path, run: Run) -> TrainState:
         raise ValueError(f"{path}: does not fit the config's model and optimizer ({reason}); start a new run") from None
     state.scaler.load_state_dict(facts["scaler"])
     state.samples = facts["samples"]
+    state.model.set_image_size(saved.config.image_size)
     return state
 
 
@@ -161,36 +174,27 @@ def stage_batches(state: TrainState, run: Run, index: int, done: int) -> Iterato
 
 def validate(state: TrainState, run: Run, size: int) -> dict[str, float]:
     """Macro and micro averages on the validation split at an image size."""
-    counts = evaluate_split(
-        state.model,
-        run.dataset,
-        "validation",
-        size,
-        run.micro_batch,
-        run.workers,
-        run.config.threshold,
-        run.device,
-        run.dtype,
-    )
+    pictures = data.Pictures(run.dataset, "validation", size)
+    threshold = run.config.threshold
+    counts = evaluate(state.model, pictures, run.micro_batch, run.workers, threshold, run.device, run.dtype)
     averages = summarize(counts, run.dataset.sources)["all"]
     return {f"val_{name}": averages[name] for name in ("micro_f1", "macro_f1", "macro_precision", "macro_recall")}
+
+
+def start_tracker(run: Run, samples: int) -> Tracker:
+    """A tracker of the run, from the samples seen so far; it is mute on all ranks but 0."""
+    config = run.config
+    directory, facts, tracking = Path(config.output), config.model_dump(mode="json"), config.tracking
+    total, enabled = schedule.total(run.stages), distributed.rank() == 0
+    return Tracker(directory, samples, total, facts, tracking.wandb, tracking.project, enabled)
 
 
 def train(run: Run, resume: Path | None) -> TrainState:
     """Train to the end of the last stage, from a checkpoint or from scratch; leaves a release directory."""
     config, total = run.config, schedule.total(run.stages)
     state = load_state(resume, run) if resume else initial_state(run)
-    tracker = Tracker(
-        Path(config.output),
-        state.samples,
-        total,
-        config.model_dump(mode="json"),
-        config.tracking.wandb,
-        config.tracking.project,
-        enabled=distributed.rank() == 0,
-    )
     model: nn.Module = DistributedDataParallel(state.model) if distributed.world_size() > 1 else state.model
-    with tracker:
+    with start_tracker(run, state.samples) as tracker:
         while state.samples < total:
             index, done = schedule.locate(state.samples, run.stages)
             stage = run.stages[index]

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from joytag import data, distributed, records, release, report
 from joytag.cli import command_line
-from joytag.evaluate import evaluate_split, summarize
+from joytag.evaluate import evaluate
 
 
 def main() -> None:
@@ -32,31 +32,19 @@ def main() -> None:
     device = distributed.pick_device(arguments.device)
     dtype = distributed.pick_dtype(arguments.precision, device)
     workers = data.default_workers(device, 1) if arguments.workers is None else arguments.workers
-    counts = evaluate_split(
-        model.to(device),
-        dataset,
-        arguments.split,
-        model.config.image_size,
-        arguments.batch_size,
-        workers,
-        arguments.threshold,
-        device,
-        dtype,
-    )
+    pictures = data.Pictures(dataset, arguments.split, model.config.image_size)
+    threshold = arguments.threshold
+    counts = evaluate(model.to(device), pictures, arguments.batch_size, workers, threshold, device, dtype)
 
     output = arguments.output or arguments.model
-    output.mkdir(parents=True, exist_ok=True)
-    summary = summarize(counts, dataset.sources)
-    report.write_full_metrics(output / "full-metrics.txt", tags, dataset.tags.counts.tolist(), counts.sum(0))
-    report.write_metrics(
-        output / "metrics.json",
-        summary,
-        threshold=arguments.threshold,
-        split=arguments.split,
-        image_size=model.config.image_size,
-        precision=str(dtype).removeprefix("torch."),
-    )
-    Console().print(report.metrics_table(summary, arguments.threshold))
+    facts = {
+        "threshold": threshold,
+        "split": arguments.split,
+        "image_size": model.config.image_size,
+        "dtype": str(dtype),
+    }
+    summary = report.write_reports(output, counts, dataset, **facts)
+    Console().print(report.metrics_table(summary, threshold))
     print(f"Written: {output / 'full-metrics.txt'} and {output / 'metrics.json'}")
 
 

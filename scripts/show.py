@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from joytag import data, records, report
+from joytag import image, records, report
 from joytag.cli import command_line
 from joytag.tagger import Tagger
 
@@ -23,12 +22,12 @@ def main() -> None:
 
     dataset = records.Dataset.open(arguments.data)
     tagger = Tagger.load(arguments.run / "release")
-    split = data.Pictures(dataset, "validation", tagger.model.config.image_size)
-    rows = np.random.default_rng(arguments.seed).choice(len(split), min(arguments.pictures, len(split)), replace=False)
-    pictures = [Image.open(dataset.image_path(split.posts.hashes[row].tobytes())) for row in rows]
+    posts = dataset.posts("validation")
+    rows = np.random.default_rng(arguments.seed).choice(len(posts), min(arguments.pictures, len(posts)), replace=False)
+    pictures = [image.decode(dataset.image_path(posts.hashes[row].tobytes())) for row in rows]
     sheet = report.contact_sheet(
         pictures,
-        split.posts.labels(rows, len(dataset.tags)),
+        posts.labels(rows, len(dataset.tags)),
         np.stack([tagger.scores(p) for p in pictures]),
         tagger.tags,
         arguments.threshold,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -117,7 +117,7 @@ def test_of_an_animation_the_first_frame_counts(kind):
 
 @pytest.mark.parametrize("kind", ANIMATED)
 def test_an_animation_is_refused_where_a_still_is_wanted(kind):
-    with pytest.raises(ImageError, match="^animated$"):
+    with pytest.raises(ImageError, match=r"^animated$"):
         image.decode(animation(kind), still=True)
 
 
@@ -130,7 +130,7 @@ def test_transparency_is_refused_where_it_is_not_wanted_and_only_when_it_shows()
     picture = Image.new("RGBA", (4, 4), (1, 2, 3, 255))
     assert image.decode(encode(picture), opaque=True).getpixel((0, 0)) == (1, 2, 3)
     picture.putpixel((3, 3), (1, 2, 3, 254))
-    with pytest.raises(ImageError, match="^transparent$"):
+    with pytest.raises(ImageError, match=r"^transparent$"):
         image.decode(encode(picture), opaque=True)
 
 
@@ -166,7 +166,7 @@ def test_a_decompression_bomb_is_refused_from_its_header(side):
     started = time.perf_counter()
     with pytest.raises(ImageError, match=f"larger than {image.MAX_PIXELS} pixels"):
         image.decode(png_header(side, side))
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 2
 
 
 def test_the_content_decides_not_the_name(tmp_path):
@@ -176,6 +176,7 @@ def test_the_content_decides_not_the_name(tmp_path):
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40))
+@settings(deadline=None)
 def test_square_pads_with_white_around_the_centred_picture(width, height):
     side = max(width, height)
     squared = np.asarray(image.square(Image.new("RGB", (width, height), (1, 2, 3)), side))
@@ -186,6 +187,7 @@ def test_square_pads_with_white_around_the_centred_picture(width, height):
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40), size=st.integers(1, 50))
+@settings(deadline=None)
 def test_square_resizes_the_padded_picture(width, height, size):
     picture = Image.fromarray(noise(width, height))
     padded = image.square(picture, max(width, height))
@@ -194,6 +196,7 @@ def test_square_resizes_the_padded_picture(width, height, size):
 
 
 @given(width=st.integers(1, 300), height=st.integers(1, 300), longest=st.integers(1, 150))
+@settings(deadline=None)
 def test_fit_bounds_the_longest_side_keeps_the_shape_and_never_enlarges(width, height, longest):
     fitted = image.fit(Image.new("RGB", (width, height)), longest)
     if max(width, height) <= longest:

@@ -1,4 +1,4 @@
-"""The layering that DESIGN.md promises, read from the source, and imports that leave no trace."""
+"""The layering that the tree in README.md shows, read from the source, and imports that leave no trace."""
 
 import ast
 import os

@@ -1,10 +1,10 @@
 """Configurations are read strictly, and every mistake in one is answered in one line that helps."""
 
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -81,11 +81,12 @@ def test_unknown_keys_of_every_shipped_config_are_refused(schema, path, section)
 def test_wrong_types_in_every_shipped_config_are_refused(schema, path):
     wrong = {"output": "3", "stages.0.samples" if schema is RunSettings else "validation.seed": "'3'"}
     for key, value in wrong.items():
-        assert re.fullmatch(f"{re.escape(f'{path}: {key}: ')}input should be a valid .*3.*", mistake(
-            schema, path, f"{key}={value}"))  # fmt: skip
+        message = mistake(schema, path, f"{key}={value}")
+        assert message.startswith(f"{path}: {key}: input should be a valid ") and value in message
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:e}", "{:.3e}", "{:.0e}"]))
+@hypothesis_settings(deadline=None)
 def test_any_way_to_write_a_float_reads_as_that_float(number, form):
     text = form.format(number)
     values: dict = {}

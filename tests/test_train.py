@@ -150,7 +150,9 @@ def test_another_vocabulary_or_model_is_refused(run_values):
     wider = run_of(run_values, model=run_values["model"] | {"mlp_dim": 64})
     with pytest.raises(ValueError, match="does not fit the config"):
         train.load_state(path, wider)
-    checkpoint.save(run.root, 999_999, state.model, ["x"] * 5 + ["y"], "focal2", {}, {"samples": 0}, keep_last=9)
+    with pytest.raises(ValueError, match="batch_size: was 8 there, is 4 now"):
+        train.load_state(path, run_of(run_values, batch_size=4))
+    checkpoint.save(run.root, 999_999, state.model, list("abcdef"), "focal2", {}, {"samples": 0}, keep_last=9)
     with pytest.raises(ValueError, match="another vocabulary"):
         train.load_state(checkpoint.newest(run.root), run)
 
