@@ -67,14 +67,21 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest whole checkpoint, or None; damaged ones are named in a warning and passed over."""
-    for path in reversed(checkpoints(root)):
+    """The newest whole checkpoint; damaged ones are named in a warning and passed over.
+
+    None when there is no checkpoint at all; raises CheckpointError when all are damaged, since starting
+    over would remove them.
+    """
+    found = checkpoints(root)
+    for path in reversed(found):
         try:
             verify(path)
         except CheckpointError as error:
             warnings.warn(f"{error}; trying an older checkpoint", stacklevel=2)
         else:
             return path
+    if found:
+        raise CheckpointError(f"{root}: every checkpoint is damaged; move them away to start from scratch")
     return None
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rich.box import SIMPLE
 from rich.table import Table
 
 from joytag import image, records
 from joytag.metrics import Counts, precision_recall_f1, summarize
 from joytag.tracker import read_log
 
-RIGHT, WRONG, MISSED = "#1a7f37", "#cf222e", "#8c959f"
+RIGHT, WRONG, MISSED, INK = "#1a7f37", "#cf222e", "#8c959f", "#1f2328"
 
 
 def write_full_metrics(path: Path, names: Sequence[str], train_counts: Sequence[int], counts: Counts) -> None:
@@ -48,21 +49,22 @@ def write_metrics(path: Path, summary: dict[str, dict[str, float]], **facts: obj
 
 def metrics_table(summary: dict[str, dict[str, float]], threshold: float) -> Table:
     """A terminal table of averages, a row for all pictures and one per source."""
-    table = Table(title=f"Validation at threshold {threshold:g}", title_justify="left")
+    table = Table(title=f"Threshold {threshold:g}", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("")
-    for name in ("micro P", "micro R", "micro F1", "macro P", "macro R", "macro F1", "tags seen"):
+    for name in ("micro P", "micro R", "micro F1", "macro P", "macro R", "macro F1", "tags"):
         table.add_column(name, justify="right")
     for name, row in summary.items():
         figures = [
             f"{row[f'{kind}_{figure}']:.4f}" for kind in ("micro", "macro") for figure in ("precision", "recall", "f1")
         ]
-        table.add_row(name, *figures, f"{row['tags_with_positives']} of {row['tags']}")
+        table.add_row(name, *figures, f"{row['tags_with_positives']}/{row['tags']}")
     return table
 
 
 def plot_curves(log: Path, path: Path) -> None:
     """Draw a run's log.jsonl: training loss, learning rate and validation F1 against samples."""
     from matplotlib.figure import Figure  # here, since importing matplotlib writes a font cache
+    from matplotlib.ticker import EngFormatter
 
     lines = read_log(log)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
@@ -78,6 +80,7 @@ def plot_curves(log: Path, path: Path) -> None:
                 *zip(*points, strict=True) if points else ((), ()), marker="." if len(names) > 1 else "", label=name
             )
         axes.set(title=title, xlabel="samples", ylim=(0, 1) if len(names) > 1 else None)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
@@ -98,6 +101,8 @@ def contact_sheet(
 
     Takes RGB pictures, bool labels [B, N] and scores [B, N]; at most `most` tags a picture are shown.
     """
+    import matplotlib  # for its font, which knows more letters than Pillow's
+
     scale, width, line = 2, 200, 17
     side, gap = 128, 14
     height = side + gap + most * line
@@ -107,7 +112,7 @@ def contact_sheet(
         "RGB", ((columns * (width + gap) + gap) * scale, (rows * (height + gap) + gap + legend) * scale), "white"
     )
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13 * scale)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 12 * scale)
 
     def write(x: int, y: int, text: str, colour: str, struck: bool = False) -> int:
         draw.text((x * scale, y * scale), text, fill=colour, font=font)
@@ -119,7 +124,8 @@ def contact_sheet(
 
     x = write(gap, 10, "right", RIGHT)
     x = write(x + 18, 10, "wrong", WRONG, struck=True)
-    write(x + 18, 10, "(missed)", MISSED)
+    x = write(x + 18, 10, "(missed)", MISSED)
+    write(x + 18, 10, f"tags scoring above {threshold:g}", INK)
     for i, picture in enumerate(pictures):
         left = gap + (i % columns) * (width + gap)
         top = legend + gap + (i // columns) * (height + gap)

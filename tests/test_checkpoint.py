@@ -88,6 +88,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name
         assert checkpoint.newest(tmp_path) == tmp_path / f"{8:012d}"
 
 
+def test_starting_over_on_damaged_checkpoints_alone_is_refused(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    save(tmp_path, 8)
+    (tmp_path / f"{8:012d}" / "top_tags.txt").unlink()
+    with pytest.warns(UserWarning), pytest.raises(checkpoint.CheckpointError, match="every checkpoint is damaged"):
+        checkpoint.newest(tmp_path)
+
+
 def test_an_unfinished_write_is_no_checkpoint(tmp_path):
     save(tmp_path, 8)
     (tmp_path / f".{16:012d}.part").mkdir()
