@@ -108,7 +108,8 @@ def read_sources(db: duckdb.DuckDBPyConnection, sources: Sequence[Source]) -> No
             danbooru2021.read_posts(db, Path(source.path), source.images, number)
             danbooru2021.read_relations(db, Path(source.path))
         except duckdb.Error as error:
-            raise ValueError(f"sources.{number}.path: {source.path}: damaged metadata: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ValueError(f"sources.{number}.path: {source.path}: damaged metadata: {reason}") from None
 
 
 def scan_posts(posts: Sequence[tuple[int, int, str, str | None]], output: Path, longest: int) -> list[Scan]:

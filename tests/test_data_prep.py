@@ -607,7 +607,7 @@ def test_a_dataset_of_another_config_is_not_overwritten(built):
     ("section", "changes", "message"),
     [
         ("tags", {"min_count": 1000}, r"tags\.min_count: no tag is used 1000 times"),
-        ("validation", {"pictures": 500}, r"validation\.pictures: 500 of"),
+        ("validation", {"pictures": 500}, r"validation\.pictures: 500 and"),
     ],
 )
 def test_a_build_that_cannot_succeed_leaves_no_dataset(built, tmp_path, section, changes, message):
