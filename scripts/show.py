@@ -24,7 +24,8 @@ def main() -> None:
     tagger = Tagger.load(arguments.run / "release")
     posts = dataset.posts("validation")
     rows = np.random.default_rng(arguments.seed).choice(len(posts), min(arguments.pictures, len(posts)), replace=False)
-    pictures = [image.decode(dataset.image_path(posts.hashes[row].tobytes())) for row in rows]
+    paths = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]
+    pictures = [image.decode(path) for path in paths]
     sheet = report.contact_sheet(
         pictures,
         posts.labels(rows, len(dataset.tags)),
@@ -44,9 +45,9 @@ The model names {len(tagger.tags)} tags with micro F1 {metrics["micro_f1"]:.3f} 
   {arguments.run}/release/                   the model: config.json, model.safetensors, top_tags.txt
   {arguments.run}/release/full-metrics.txt   precision, recall and F1 of every tag
 
-Next, tag a picture of your own:
-  .venv/bin/python scripts/predict.py --model {arguments.run}/release PICTURE
-or train on your own pictures: see "Train" in README.md.""")
+Next, tag a picture, this one or your own:
+  .venv/bin/python scripts/predict.py --model {arguments.run}/release {paths[0]}
+or change the recipe and train again: see "Train" in README.md.""")
 
 
 if __name__ == "__main__":
