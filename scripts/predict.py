@@ -1,24 +1,26 @@
 """Print the tags of pictures, best first."""
 
-import argparse
 from pathlib import Path
 
 from joytag import image
-from joytag.cli import command_line
+from joytag.cli import Parser, command_line, fraction
 from joytag.tagger import Tagger
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", required=True, help="a release or checkpoint directory")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PATH", help="picture files or folders of them")
-    parser.add_argument("--threshold", type=float, default=0.4, help="print tags that score above it (default: 0.4)")
+    parser.add_argument("--threshold", type=fraction, default=0.4, help="print tags that score above it (default: 0.4)")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
 
     tagger = Tagger.load(arguments.model, arguments.device)
     failed = []
-    for path in (picture for given in arguments.pictures for picture in image.find(given)):
+    paths = [picture for given in arguments.pictures for picture in image.find(given)]
+    if not paths:
+        raise ValueError(f"{arguments.pictures[0]}: no pictures here ({', '.join(image.SUFFIXES)})")
+    for path in paths:
         try:
             tags = tagger(path, arguments.threshold)
         except image.ImageError as error:

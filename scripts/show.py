@@ -1,23 +1,22 @@
 """Draw a finished run: a contact sheet of validation pictures, its training curves, and a short summary."""
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 
 from joytag import image, records, report
-from joytag.cli import command_line
+from joytag.cli import Parser, command_line, fraction, positive
 from joytag.tagger import Tagger
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run's directory, with release/ in it")
     parser.add_argument("--data", required=True, type=Path, help="a dataset directory")
-    parser.add_argument("--pictures", type=int, default=15)
+    parser.add_argument("--pictures", type=positive, default=15)
     parser.add_argument("--seed", type=int, default=0, help="chooses the pictures")
-    parser.add_argument("--threshold", type=float, default=0.4)
+    parser.add_argument("--threshold", type=fraction, default=0.4)
     arguments = parser.parse_args()
 
     dataset = records.Dataset.open(arguments.data)

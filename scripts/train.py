@@ -1,16 +1,15 @@
 """Train a tagger, from scratch or from a checkpoint."""
 
-import argparse
 from pathlib import Path
 
 from joytag import checkpoint, distributed, plan, records, settings
-from joytag.cli import command_line
+from joytag.cli import Parser, command_line
 from joytag.config import RunSettings
 from joytag.train import Run, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, looked for as given, then in configs/")
     parser.add_argument("--resume", metavar="auto|PATH", help="go on from the run's newest checkpoint, or from PATH")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without data")

@@ -151,9 +151,13 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
 
 def test_predict_and_evaluate_name_what_they_cannot_use(call, dataset_directory, tmp_path):
     tiny = ROOT / "tests" / "fixtures" / "release_tiny"
+    (tmp_path / "texts").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     assert_one_line(call("predict", "--model", tiny, tmp_path / "text.png"), "text.png", "not a picture")
     assert_one_line(call("predict", "--model", tiny, tmp_path / "gone.png"), "gone.png", "no such file")
     assert_one_line(call("predict", "--model", tmp_path, tmp_path / "text.png"), "config.json", "missing")
     assert_one_line(call("evaluate", "--model", tiny, "--data", dataset_directory), "tags")
+    assert_one_line(call("predict", "--model", tiny, tmp_path / "texts"), "no pictures here")
     assert_one_line(call("evaluate", "--model", tiny, "--data", dataset_directory, "--threshold", "1.5"), "--threshold")
+    assert_one_line(call("evaluate", "--model", tiny, "--data", dataset_directory, "--batch-size", "0"), "--batch-size")
+    assert_one_line(call("evaluate", "--model", tiny), "--data")
