@@ -12,9 +12,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torchvision.ops import sigmoid_focal_loss
 
 from joytag import checkpoint, release, schedule, train
 from joytag.config import RunSettings
+from joytag.data import Pictures, training_keys
+from joytag.image import normalize
 from joytag.records import Dataset
 from joytag.tracker import read_log
 
@@ -91,6 +94,37 @@ def test_sigkill_at_any_moment_loses_nothing(run_values, tmp_path):
     assert_same(found, weights(expected))
 
 
+def test_a_step_is_plain_gradient_descent_on_the_multiplied_and_clipped_loss(run_values):
+    run = run_of(run_values, model=run_values["model"] | {"stochdepth_rate": 0.0}, micro_batch=2)
+    state = train.initial_state(run)
+    state.optimizer = torch.optim.SGD(state.model.parameters(), lr=1.0)
+    before = weights(state)
+    batches = list(train.stage_batches(state, run, 0, 0))[:4]
+    images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
+    expected = 128 * sigmoid_focal_loss(
+        state.model(normalize(images)), labels.float(), alpha=-1, gamma=2, reduction="mean"
+    )
+    gradients = torch.autograd.grad(expected, list(state.model.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+
+    found, found_norm = train.train_step(state, state.model, iter(batches), run)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found_norm, norm, rtol=1e-4, atol=0)
+    assert norm > 1, "otherwise nothing is clipped"
+    assert state.samples == 8
+    for (name, after), gradient in zip(state.model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(after.detach(), before[name] - 0.004 * gradient / norm, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("augment", "augmentation"), [("trivial", (0, 1)), ("none", None)])
+def test_a_stage_augments_as_its_config_says(run_values, augment, augmentation):
+    run = run_of(run_values, data=run_values["data"] | {"augment": augment})
+    batch = next(train.stage_batches(train.initial_state(run), run, 1, 8))
+    pictures = Pictures(run.dataset, "train", 16, augmentation)
+    keys = next(training_keys(0, 1, len(pictures), 8, 80, 8, 4, 0, 1))
+    assert torch.equal(batch.images, pictures.__getitems__(keys).images)
+
+
 def test_micro_batches_change_nothing_but_rounding(run_values, tmp_path):
     model = run_values["model"] | {"stochdepth_rate": 0.0}  # drawn per micro-batch
     short = [{"image_size": 8, "samples": 24}]
@@ -139,7 +173,7 @@ def test_it_learns_its_training_pictures(run_values, loss, optimizer):
 def test_a_new_model_starts_at_the_tags_frequencies(run_settings):
     run = run_of(run_settings.model_dump())
     state = train.initial_state(run)
-    frequency = torch.from_numpy(run.dataset.tags.counts) / len(run.dataset.posts("train"))
+    frequency = torch.tensor(run.dataset.tags.counts.tolist()) / len(run.dataset.posts("train"))
     assert (state.model.head.bias.sigmoid() - frequency).abs().max() < 0.03
 
 
