@@ -96,6 +96,8 @@ def read_sources(db: duckdb.DuckDBPyConnection, sources: Sequence[Source]) -> No
     )
     if len({source.name for source in sources}) < len(sources):
         raise ValueError("sources: two have the same name")
+    if any(source.name == "all" for source in sources):
+        raise ValueError("sources: none may be called all, which stands for all of them in metrics")
     for number, source in enumerate(sources):
         if not Path(source.path).is_dir():
             hint = "; make it with: python -m data_prep.openmoji" if source.path.startswith("data/raw/") else ""
@@ -165,7 +167,7 @@ def write_dataset(
         GROUP BY ALL ORDER BY source, post_id
         """
     ).fetchall()
-    vocabulary = db.execute("SELECT tag, category FROM vocabulary").fetchall()
+    vocabulary = db.execute("SELECT tag, category FROM vocabulary ORDER BY tag").fetchall()
     if not vocabulary:
         raise ValueError(f"tags.min_count: no tag is used {config.tags.min_count} times; lower it")
     found = {tag: index for index, (tag, _) in enumerate(vocabulary)}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from joytag import image
+from joytag import image, records
 from joytag.cli import Parser, command_line
 
 TABLE = Path(__file__).with_name("openmoji.csv")
@@ -116,9 +116,9 @@ def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
 
 def write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
     """Write JSON lines with the dumps' convention: integers are strings, null keys are left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    records.write_text(
+        path, "".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows)
+    )
 
 
 def write_mirror(directory: Path, svgs: Path, size: int = 128) -> None:

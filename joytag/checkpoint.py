@@ -18,6 +18,7 @@ from torch import Tensor
 from joytag import release
 from joytag.model import ViT
 
+STATE_FILES = ("train_state.safetensors", "train_state.json")
 MANIFEST = "MANIFEST.sha256"  # in the format of sha256sum
 
 
@@ -91,6 +92,9 @@ def verify(directory: Path) -> None:
         lines = (directory / MANIFEST).read_text(encoding="utf-8").splitlines()
     except OSError:
         raise CheckpointError(f"{directory}: not a checkpoint ({MANIFEST} is missing)") from None
+    missing = {*release.FILES, *STATE_FILES} - {line.partition("  ")[2] for line in lines}
+    if missing:
+        raise CheckpointError(f"{directory / MANIFEST}: damaged, it does not list {min(missing)}")
     for line in lines:
         digest, _, name = line.partition("  ")
         path = directory / name

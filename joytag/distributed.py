@@ -61,11 +61,18 @@ def pick_device(name: str = "auto") -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps: not on this machine; use cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name}: not one of auto, cpu, mps, cuda, cuda:0 ...") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name}: no CUDA device here; use cpu")
         device = torch.device("cuda", device.index if device.index is not None else local_rank)
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device {device}: there are only {torch.cuda.device_count()} CUDA devices here")
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     return device

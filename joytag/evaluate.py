@@ -40,12 +40,13 @@ def evaluate(
     left in the mode, training or evaluation, that it was in.
     """
     dataset = pictures.dataset
-    counts = Counts.zeros(len(dataset.sources), len(dataset.tags), device=device)
+    where = device if device.type == "cuda" else torch.device("cpu")  # MPS cannot add up 64-bit integers
+    counts = Counts.zeros(len(dataset.sources), len(dataset.tags), device=where)
     keys = data.evaluation_keys(len(pictures), batch, distributed.rank(), distributed.world_size())
     was_training = model.training
     model.eval()
     for loaded in data.batches(pictures, keys, workers, pin=device.type == "cuda"):
-        scores = predict(model, loaded.images, device, dtype)
-        counts.add(scores, loaded.labels.to(device), loaded.sources.to(device), threshold)
+        scores = predict(model, loaded.images, device, dtype).to(where)
+        counts.add(scores, loaded.labels.to(where), loaded.sources.to(where), threshold)
     model.train(was_training)
     return Counts(*(distributed.all_sum(count).cpu() for count in counts))

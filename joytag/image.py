@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ def decode(source: bytes | str | os.PathLike[str], *, still: bool = False, opaqu
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                if still and getattr(image, "is_animated", False):
+                if still and image.format != "MPO" and getattr(image, "is_animated", False):
                     raise ImageError("animated")
                 image.load()
                 picture = ImageOps.exif_transpose(image)
@@ -84,6 +85,8 @@ def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
 
     The recipe trains with bilinear resampling and tags with bicubic.
     """
+    if max(image.size) ** 2 > MAX_PIXELS:  # a long strip, whose square would not fit into memory
+        image = fit(image, math.isqrt(MAX_PIXELS))
     side = max(image.size)
     if image.size != (side, side):
         padded = Image.new("RGB", (side, side), WHITE)

@@ -87,10 +87,20 @@ def initial_state(run: Run) -> TrainState:
 
 
 def save_state(state: TrainState, run: Run) -> None:
-    """Write a checkpoint of the state (on rank 0 alone)."""
+    """Write a checkpoint of the state (on rank 0 alone). Raises ValueError when the weights have diverged."""
+    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
+        raise ValueError(
+            f"{run.root}: the weights are no longer finite after {state.samples} samples; the checkpoints before "
+            "stay; lower optimizer.lr"
+        )
     if distributed.rank() == 0:
         tensors, facts = checkpoint.pack_optimizer(state.optimizer)
-        facts = {"samples": state.samples, "scaler": state.scaler.state_dict(), "optimizer": facts, **course(run)}
+        facts = {
+            "samples": state.samples,
+            "scaler": state.scaler.state_dict(),
+            "optimizer": facts,
+            "course": course(run),
+        }
         loss_type = release.LOSS_TYPES[run.config.loss.name]
         tags, keep = run.dataset.tags.names, run.config.keep_last
         checkpoint.save(run.root, state.samples, state.model, tags, loss_type, tensors, facts, keep)
@@ -98,10 +108,9 @@ def save_state(state: TrainState, run: Run) -> None:
 
 
 def course(run: Run) -> dict[str, Any]:
-    """What the position in a run means: it must not change between a checkpoint and its resuming."""
-    config = run.config
-    stages = [stage.model_dump() for stage in config.stages]
-    return {"seed": config.seed, "batch_size": config.batch_size, "stages": stages}
+    """What decides how a run goes on: it must not change between a checkpoint and its resuming."""
+    config = run.config.model_dump(mode="json", include={"seed", "batch_size", "stages", "optimizer", "loss"})
+    return config | {"augment": run.config.data.augment, "dtype": str(run.dtype)}
 
 
 def load_state(path: Path, run: Run) -> TrainState:
@@ -110,8 +119,9 @@ def load_state(path: Path, run: Run) -> TrainState:
     if tags != run.dataset.tags.names:
         raise ValueError(f"{path}: was trained on another vocabulary than {run.dataset.directory}; start a new run")
     for key, value in course(run).items():
-        if facts.get(key) != value:
-            raise ValueError(f"{path}: {key}: was {facts.get(key)} there, is {value} now; start a new run")
+        before = facts.get("course", {}).get(key)
+        if before != value:
+            raise ValueError(f"{path}: {key}: was {before} there, is {value} now; start a new run")
     state = initial_state(run)
     try:
         state.model.load_state_dict(saved.state_dict())

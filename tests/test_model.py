@@ -1,13 +1,12 @@
 """The model against the released definition's outputs, and its counts against the published figures."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from joytag import release
 from joytag.model import ViT, ViTConfig, count_parameters, drop_tokens, parse_stem, training_flop
 
 TINY = Path(__file__).parent / "fixtures" / "release_tiny"
@@ -23,9 +22,7 @@ def small(**changes) -> ViTConfig:
 
 @pytest.mark.parametrize("size", [64, 96])
 def test_release_loads_without_mapping_and_reproduces_the_published_outputs(size):
-    config = json.loads((TINY / "config.json").read_text())
-    model = ViT(ViTConfig(**{k: v for k, v in config.items() if k not in ("class", "loss_type")})).eval()
-    model.load_state_dict(load_file(TINY / "model.safetensors"))
+    model, _ = release.load(TINY)
     expected = np.load(TINY / "expected.npz")
     images = torch.from_numpy(expected[f"input_{size}"])
     with torch.inference_mode():

@@ -184,11 +184,23 @@ def test_another_vocabulary_or_model_is_refused(run_values):
     wider = run_of(run_values, model=run_values["model"] | {"mlp_dim": 64})
     with pytest.raises(ValueError, match="does not fit the config"):
         train.load_state(path, wider)
+    with pytest.raises(ValueError, match="optimizer: was"):
+        train.load_state(path, run_of(run_values, optimizer={"weight_decay": 0.5}))
     with pytest.raises(ValueError, match="batch_size: was 8 there, is 4 now"):
         train.load_state(path, run_of(run_values, batch_size=4))
     checkpoint.save(run.root, 999_999, state.model, list("abcdef"), "focal2", {}, {"samples": 0}, keep_last=9)
     with pytest.raises(ValueError, match="another vocabulary"):
         train.load_state(checkpoint.newest(run.root), run)
+
+
+def test_diverged_weights_do_not_replace_a_good_checkpoint(run_values):
+    run = run_of(run_values)
+    state = train.train(run, None)
+    before = checkpoint.checkpoints(run.root)
+    state.model.head.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="no longer finite"):
+        train.save_state(state, run)
+    assert checkpoint.checkpoints(run.root) == before
 
 
 def test_two_processes_train_the_same_model_as_one(run_values, tmp_path):
