@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Callable
@@ -36,9 +37,36 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def names(text: str) -> list[str]:
+    """`a, b` to `["a", "b"]`."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def replacements(text: str) -> list[tuple[str, str]]:
+    """`old=new`, or in sd-scripts' way `old,new;old,new`, to pairs. Raises argparse.ArgumentTypeError."""
+    parts = [part.split(",") if "," in part else part.rsplit("=", 1) for part in text.split(";") if part.strip()]
+    pairs = [tuple(name.strip() for name in part) for part in parts]
+    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like old=new")
+    return [(old, new) for old, new in pairs]
+
+
+def batch_size(text: str) -> int | None:
+    """`auto` to None, or a whole number from 1 on. Raises argparse.ArgumentTypeError."""
+    return None if text == "auto" else positive(text)
+
+
+def separator(text: str) -> str:
+    r"""A text in which `\n` and `\t` stand for a new line and a tabulator."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def command_line(main: Callable[[], None]) -> None:
     """Run a command's `main`; ValueError and OSError become one line on stderr, warnings too."""
     name = Path(sys.argv[0]).stem
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     warnings.showwarning = lambda message, *_: print(f"{name}: warning: {message}", file=sys.stderr)
     try:
         main()

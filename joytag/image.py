@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit stays on
 
 # CLIP's channel statistics, which the released model was trained with.
@@ -116,8 +116,12 @@ def normalize(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def find(path: Path) -> list[Path]:
-    """The pictures below a folder, sorted by path, or the file itself."""
+def find(path: Path, recursive: bool = True) -> list[Path]:
+    """The pictures in a folder, and in those below it if `recursive`, sorted by path; or the file itself.
+
+    What macOS leaves beside pictures (`._picture.jpg`) is passed over.
+    """
     if not path.is_dir():
         return [path]
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = path.rglob("*") if recursive else path.iterdir()
+    return sorted(p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith("._") and p.is_file())

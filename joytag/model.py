@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 RELEASE_STEM = "conv:c=64;ln;relu;conv:c=128;ln;relu;conv:c=256;ln;relu;conv:c=512;ln;relu;conv:c=768,s=1,k=1,p=0"
+MAX_IMAGE_SIZE = 4096  # pixels; far beyond any model, and small enough for memory
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class ViTConfig:
         for name in ("stochdepth_rate", "patch_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size: {self.image_size} is more than {MAX_IMAGE_SIZE} pixels")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads: {self.num_heads} does not divide d_model {self.d_model}")
         if self.image_size % self.patch_size:
@@ -227,7 +230,8 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.n_tags)
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
-        self.apply(_initialize)
+        if not self.head.weight.is_meta:  # a model without storage has nothing to initialize
+            self.apply(_initialize)
 
     def set_image_size(self, size: int) -> None:
         """Note the side in pixels that training goes on with; sine positions need nothing else."""

@@ -9,7 +9,9 @@ images/ab/cd/HASH.jpg  resized pictures, by the hex sha256 of the original file
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,9 +170,14 @@ def write_description(directory: Path, description: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is seen whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    # Hidden, and short where the name is as long as names can be.
+    partial = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_table(table: pa.Table, schema: pa.Schema, path: Path) -> None:

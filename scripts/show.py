@@ -28,7 +28,7 @@ def main() -> None:
     sheet = report.contact_sheet(
         pictures,
         posts.labels(rows, len(dataset.tags)),
-        np.stack([tagger.scores(p) for p in pictures]),
+        np.stack([result.scores for result in tagger.stream(pictures)]),
         tagger.tags,
         arguments.threshold,
     )
@@ -44,8 +44,8 @@ The model names {len(tagger.tags)} tags with micro F1 {metrics["micro_f1"]:.3f} 
   {arguments.run}/release/                   the model: config.json, model.safetensors, top_tags.txt
   {arguments.run}/release/full-metrics.txt   precision, recall and F1 of every tag
 
-Next, tag a picture, this one or your own:
-  .venv/bin/python scripts/predict.py --model {arguments.run}/release {paths[0]}
+Next, tag pictures, this one or a folder of your own:
+  .venv/bin/python scripts/predict.py --model {arguments.run}/release --output print {paths[0]}
 or change the recipe and train again: see "Train" in README.md.""")
 
 

@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    "settings records image augment model loss schedule metrics distributed cli",
-    "config data optim release tracker",
+    "settings records image augment model loss schedule metrics distributed captions cli",
+    "config data optim release quantize tracker",
     "checkpoint evaluate report plan",
     "train tagger",
+    "folder benchmark",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 OPEN_TO_DATA_PREP = {"records", "image", "settings", "cli"}

@@ -1,0 +1,112 @@
+"""A picture's tags to the names that are written: choice, order, spelling and merging."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How tags are chosen, ordered and spelled. Tags to compare with may be given with underscores or spaces.
+
+    Excluded tags vanish first, then all but the best `max_tags`; `replace` renames, and of tags that then
+    share a name the better stays. `always_first` go to the front, if they are there at all. `underscores`
+    "space" turns `blue_hair` into `blue hair` but leaves kaomoji alone; `escape` writes `\\(` for `(`.
+    Raises ValueError for a separator that could not be told from the tags.
+    """
+
+    exclude: Sequence[str] = ()
+    replace: dict[str, str] = field(default_factory=dict)
+    always_first: Sequence[str] = ()
+    max_tags: int | None = None
+    sort: Literal["score", "vocabulary"] = "score"
+    underscores: Literal["keep", "space"] = "keep"
+    escape: bool = False
+    separator: str = ", "
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise ValueError("--separator: must not be empty")
+        if self.separator.isspace() and "\n" not in self.separator and self.underscores == "space":
+            raise ValueError("--separator: white space cannot part tags that contain spaces; use --underscores keep")
+
+    def choose(self, tags: dict[str, float], vocabulary: dict[str, int]) -> dict[str, float]:
+        """The names to write with their scores, in order, of `tags` with their scores, best first.
+
+        `vocabulary` gives each tag's place, for `sort="vocabulary"`.
+        """
+        unwanted = {canonical(tag) for tag in self.exclude}
+        chosen = [tag for tag in tags if canonical(tag) not in unwanted][: self.max_tags]
+        renamed = {canonical(old): new for old, new in self.replace.items()}
+        scores: dict[str, float] = {}
+        for tag in chosen:
+            scores.setdefault(self.spell(renamed.get(canonical(tag), tag)), tags[tag])
+        if self.sort == "vocabulary":
+            place = {self.spell(renamed.get(canonical(tag), tag)): vocabulary[tag] for tag in reversed(chosen)}
+            scores = {name: scores[name] for name in sorted(scores, key=place.__getitem__)}
+        return {name: scores[name] for name in self._in_front(scores)}
+
+    def spell(self, tag: str) -> str:
+        """A tag as it is written."""
+        if self.underscores == "space" and not is_kaomoji(tag):
+            tag = tag.replace("_", " ")
+        return re.sub(r"(?<!\\)([()])", r"\\\1", tag) if self.escape else tag
+
+    def merge(self, text: str, names: Iterable[str]) -> list[str]:
+        """The tags of an existing text as they are spelled there, then those of `names` that it lacks."""
+        separator = self.separator.strip() or ("\n" if "\n" in self.separator else " ")
+        merged: dict[str, str] = {}
+        for name in [*re.split(f"{re.escape(separator)}|\n", text), *names]:
+            if name.strip():
+                merged.setdefault(canonical(name), name.strip())
+        return self._in_front(merged.values())
+
+    def _in_front(self, names: Iterable[str]) -> list[str]:
+        rank = {canonical(tag): place for place, tag in enumerate(self.always_first)}
+        return sorted(names, key=lambda name: rank.get(canonical(name), len(rank)))
+
+
+def canonical(tag: str) -> str:
+    """One form for all spellings of a tag: `Blue Hair \\(dyed\\)` and `blue_hair_(dyed)` are the same."""
+    return re.sub(r"[\s_]+", "_", re.sub(r"\\([()])", r"\1", tag).strip().lower())
+
+
+def is_kaomoji(tag: str) -> bool:
+    """Whether a tag draws a face, such as `^_^` or `(o)_(o)`, whose underscore is a mouth.
+
+    Those are the tags of at most three characters, and those without two letters or digits side by side.
+    """
+    return len(tag) <= 3 or re.search(r"[^\W_]{2}", tag) is None
+
+
+def read_thresholds(path: Path | None, tags: list[str], default: float) -> np.ndarray:
+    """Each tag's threshold, float32 [N]: that of a JSON file `{"tag": threshold}` if there is one, else `default`.
+
+    Raises ValueError naming the file and the tag when a tag is unknown or a threshold is not in (0, 1).
+    """
+    thresholds = np.full(len(tags), default, dtype=np.float32)
+    if path is None:
+        return thresholds
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f'{path}: write it as {{"tag": 0.4, ...}}')
+    place = {canonical(tag): index for index, tag in enumerate(tags)}
+    for tag, value in values.items():
+        if canonical(tag) not in place:
+            close = difflib.get_close_matches(canonical(tag), place, n=1)
+            raise ValueError(f"{path}: {tag}: no tag of the model" + (f"; did you mean {close[0]}?" if close else ""))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError(f"{path}: {tag}: {value!r} is not a number between 0 and 1")
+        thresholds[place[canonical(tag)]] = value
+    return thresholds
