@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import duckdb
 import numpy as np
@@ -40,12 +40,13 @@ class TagPolicy(Settings):
     min_count: int = Field(default=1200, ge=1)  # pictures that a tag of the vocabulary needs
     min_tags: int = Field(default=5, ge=1)  # tags that a picture needs
     blacklist: list[str] = []
+    keep: str | None = None  # a release's top_tags.txt, whose tags stay in the vocabulary however rare here
 
 
 class Validation(Settings):
     """The held-out pictures."""
 
-    pictures: int = Field(default=32_768, ge=1)
+    pictures: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768  # or their share of all
     min_per_tag: int = Field(default=5, ge=0)
     seed: int = Field(default=0, ge=0)
 
@@ -79,9 +80,19 @@ def build(config: BuildSettings) -> Path:
     scans = scan_posts(posts, output, config.longest_side)
     merge_copies(db, posts, scans)
     tag_policy.canonicalise(db, config.tags.blacklist)
-    tag_policy.choose_vocabulary(db, config.tags.min_count, config.tags.min_tags)
+    tag_policy.choose_vocabulary(db, config.tags.min_count, config.tags.min_tags, kept_tags(config.tags.keep))
     write_dataset(db, output, config, {(p[0], p[1]): s for p, s in zip(posts, scans, strict=True)})
     return output
+
+
+def kept_tags(path: str | None) -> list[str]:
+    """The names in a release's `top_tags.txt`, if there is a path. Raises ValueError when it cannot be read."""
+    if path is None:
+        return []
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"tags.keep: {path}: cannot be read ({error})") from None
 
 
 def read_sources(db: duckdb.DuckDBPyConnection, sources: Sequence[Source]) -> None:
@@ -167,14 +178,18 @@ def write_dataset(
         GROUP BY ALL ORDER BY source, post_id
         """
     ).fetchall()
-    vocabulary = db.execute("SELECT tag, category FROM vocabulary ORDER BY tag").fetchall()
+    vocabulary = db.execute("SELECT tag, category, count FROM vocabulary ORDER BY tag").fetchall()
     if not vocabulary:
         raise ValueError(f"tags.min_count: no tag is used {config.tags.min_count} times; lower it")
-    found = {tag: index for index, (tag, _) in enumerate(vocabulary)}
+    found = {tag: index for index, (tag, _, _) in enumerate(vocabulary)}
     tags = [np.array([found[tag] for tag in names or []], dtype=np.int64) for _, _, names in rows]
     good = [scans[source, post_id] for source, post_id, _ in rows]
     phash = np.array([scan.phash for scan in good], dtype=np.uint64)
-    validation = choose_validation(phash, tags, len(vocabulary), **config.validation.model_dump())
+    wanted = config.validation
+    pictures = wanted.pictures if isinstance(wanted.pictures, int) else max(1, round(wanted.pictures * len(rows)))
+    # Kept tags that are too rare to be chosen are too rare to be promised.
+    need = np.array([wanted.min_per_tag if count >= config.tags.min_count else 0 for _, _, count in vocabulary])
+    validation = choose_validation(phash, tags, pictures, need, wanted.seed)
 
     sources = np.array([row[0] for row in rows])
     counts = np.zeros((2, len(config.sources), len(vocabulary)), dtype=np.int64)

@@ -40,10 +40,11 @@ def path_id(path: Path) -> int:
 
 
 def read_tags(path: Path) -> list[str]:
-    """The tags of a sidecar, separated by commas or newlines, with underscores for spaces."""
+    """The tags of a sidecar, separated by commas or newlines, with underscores for spaces and plain parentheses."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    text = re.sub(r"\\([()])", r"\1", text)  # as prompts escape them
     names = (re.sub(r"\s+", "_", name.strip().lower()) for name in re.split(r"[,\n]", text))
     return list(dict.fromkeys(name for name in names if name))

@@ -8,15 +8,16 @@ import numpy as np
 
 
 def choose_validation(
-    groups: np.ndarray, tags: list[np.ndarray], n_tags: int, pictures: int, min_per_tag: int, seed: int
+    groups: np.ndarray, tags: list[np.ndarray], pictures: int, min_per_tag: np.ndarray, seed: int
 ) -> np.ndarray:
     """A bool mask of the validation pictures, [rows].
 
     `groups` (uint64 [rows], the pHash) names pictures that must stay on one side; `tags` holds each
-    picture's tag indices. From the rarest tag on, random groups are taken until every tag occurs
-    `min_per_tag` times, then random groups until there are `pictures`. Raises ValueError when a tag
+    picture's tag indices. From the rarest tag on, random groups are taken until tag i occurs
+    `min_per_tag[i]` times, then random groups until there are `pictures`. Raises ValueError when a tag
     is too rare for that, or when `pictures` would leave nothing to train on.
     """
+    n_tags = len(min_per_tag)
     members: dict[int, list[int]] = defaultdict(list)
     for row, group in enumerate(groups.tolist()):
         members[group].append(row)
@@ -38,11 +39,11 @@ def choose_validation(
 
     for tag in np.argsort(np.diff(bounds), kind="stable").tolist():
         for position in positions[by_tag[bounds[tag] : bounds[tag + 1]]].tolist():
-            if have[tag] >= min_per_tag:
+            if have[tag] >= min_per_tag[tag]:
                 break
             if not taken[position]:
                 size = take(position)
-        if have[tag] < min_per_tag:
+        if have[tag] < min_per_tag[tag]:
             uses = bounds[tag + 1] - bounds[tag]
             raise ValueError(f"validation.min_per_tag: tag {tag} occurs {uses} times; raise tags.min_count")
     for position in range(len(order)):
@@ -51,5 +52,5 @@ def choose_validation(
         if not taken[position]:
             size = take(position)
     if taken.all():
-        raise ValueError(f"validation.pictures: {pictures} and min_per_tag {min_per_tag} leave nothing to train on")
+        raise ValueError(f"validation.pictures: {pictures} and validation.min_per_tag leave nothing to train on")
     return taken[[position_of[group] for group in groups.tolist()]]

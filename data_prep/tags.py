@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -78,13 +78,14 @@ def _final(raw: str, aliases: dict[str, str], implied: dict[str, set[str]], blac
     return [name, *sorted(implied.get(name, set()) - blacklist)]
 
 
-def choose_vocabulary(db: duckdb.DuckDBPyConnection, min_count: int, min_tags: int) -> None:
-    """Make table `vocabulary(tag, category, count)` of the tags used often enough.
+def choose_vocabulary(db: duckdb.DuckDBPyConnection, min_count: int, min_tags: int, keep: Sequence[str] = ()) -> None:
+    """Make table `vocabulary(tag, category, count)` of the tags used often enough, and of those to `keep` anyway.
 
     Counts are over pictures with at least `min_tags` final tags, in the vocabulary or not, which
     table `kept(source, post_id)` lists. A tag with several categories takes the lowest; a tag with
     none is general.
     """
+    wanted = pa.table({"tag": pa.array(keep, pa.string())})
     db.execute(
         f"""
         CREATE OR REPLACE TABLE kept AS
@@ -93,9 +94,10 @@ def choose_vocabulary(db: duckdb.DuckDBPyConnection, min_count: int, min_tags: i
         WITH counts AS (
                  SELECT tag, count(*) AS count FROM post_tags SEMI JOIN kept USING (source, post_id) GROUP BY tag
              ),
-             named AS (SELECT name AS tag, min(category) AS category FROM categories GROUP BY name)
-        SELECT tag, coalesce(category, 0) AS category, count
-        FROM counts LEFT JOIN named USING (tag)
-        WHERE count >= {int(min_count)}
+             named AS (SELECT name AS tag, min(category) AS category FROM categories GROUP BY name),
+             chosen AS (SELECT tag FROM counts WHERE count >= {int(min_count)} UNION SELECT tag FROM wanted)
+        SELECT tag, coalesce(category, 0) AS category, coalesce(count, 0) AS count
+        FROM chosen LEFT JOIN counts USING (tag) LEFT JOIN named USING (tag)
         """
     )
+    del wanted  # DuckDB read it by this name

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from joytag import schedule
+from joytag import schedule, settings
 from joytag.model import RELEASE_STEM, ViTConfig
 from joytag.settings import Settings
 
@@ -24,7 +24,10 @@ class Data(Settings):
 
 
 class Model(Settings):
-    """The architecture; see `joytag.model.ViTConfig`. The vocabulary and the image size come from elsewhere."""
+    """The architecture; see `joytag.model.ViTConfig`. The vocabulary and the image size come from elsewhere.
+
+    With `init_from` the defaults are those of its release.
+    """
 
     num_blocks: int = 12
     patch_size: int = 16
@@ -37,12 +40,16 @@ class Model(Settings):
     head_mean_after: bool = False
     cnn_stem: str | None = RELEASE_STEM
     patch_dropout: float = 0.0
+    freeze: int | None = Field(default=None, ge=0)  # the stem and this many blocks keep their weights
+
+
+ARCHITECTURE = [name for name in Model.model_fields if name != "freeze"]
 
 
 class Stage(Settings):
     """A stretch of training at one image size; `restart` begins it with a fresh optimizer, scaler and rate."""
 
-    image_size: PositiveInt
+    image_size: PositiveInt | None = None  # null, with init_from: its release's
     samples: PositiveInt
     restart: bool = True
 
@@ -56,6 +63,7 @@ class Optimizer(Settings):
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # of the rate, from each block to the one before it
 
 
 class Loss(Settings):
@@ -85,7 +93,9 @@ class RunSettings(Settings):
     """A file in configs/."""
 
     output: str  # the run's directory
+    init_from: str | None = None  # a release whose weights to start with, its head's rows by tag name
     seed: int = Field(default=0, ge=0)
+    retain: float = Field(default=0.0, ge=0, lt=1)  # the share of init_from's weights in the finished model
     data: Data
     model: Model = Model()
     stages: list[Stage] = Field(min_length=1)
@@ -104,11 +114,19 @@ class RunSettings(Settings):
     def _possible(self) -> Self:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
+        if self.retain and self.init_from is None:
+            raise ValueError("retain: there is nothing to retain without init_from")
         for number, stage in enumerate(self.stages):
             if stage.samples < self.batch_size:
                 raise ValueError(
                     f"stages.{number}.samples: {stage.samples} is less than one batch_size {self.batch_size}"
                 )
+            if stage.image_size is None:
+                if self.init_from is None:
+                    raise ValueError(f"stages.{number}.image_size: give one; only with init_from is there a default")
+                continue
+            if self.init_from is not None and not self.model.model_fields_set >= set(ARCHITECTURE):
+                continue  # the release's architecture is not known yet
             try:
                 self.vit(1, stage.image_size)
             except ValueError as error:
@@ -120,11 +138,25 @@ class RunSettings(Settings):
 
     def vit(self, n_tags: int, image_size: int) -> ViTConfig:
         """The architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""
-        return ViTConfig(n_tags=n_tags, image_size=image_size, **self.model.model_dump())
+        return ViTConfig(n_tags=n_tags, image_size=image_size, **self.model.model_dump(exclude={"freeze"}))
+
+    def fitted_to(self, released: ViTConfig) -> RunSettings:
+        """These settings with the architecture and the image size of `init_from`, where they have none of their own.
+
+        Raises SettingsError when the two cannot go together.
+        """
+        values = self.model_dump()
+        own = self.model.model_dump(exclude_unset=True)
+        values["model"] |= {name: getattr(released, name) for name in ARCHITECTURE} | own
+        for stage in values["stages"]:
+            stage["image_size"] = stage["image_size"] or released.image_size
+        return settings.validate(RunSettings, values, f"init_from {self.init_from}")
 
     def plan(self) -> list[schedule.Stage]:
         """The stages in whole global batches."""
-        return [
-            schedule.Stage(s.image_size, schedule.whole_batches(s.samples, self.batch_size), s.restart)
-            for s in self.stages
-        ]
+        stages = []
+        for stage in self.stages:
+            assert stage.image_size is not None, "fitted_to comes first"
+            samples = schedule.whole_batches(stage.samples, self.batch_size)
+            stages.append(schedule.Stage(stage.image_size, samples, stage.restart))
+        return stages

@@ -301,24 +301,29 @@ class Job:
 
     def _summarize(self, failed: dict[Path, str], counts: Counter[str], seconds: float, most: int | None) -> None:
         tagged = len(self.pending) - len(failed)
-        for picture, reason in list(failed.items())[:1]:
-            more = f" (and {len(failed) - 1:,} more; see {self.folder / FAILED})" if len(failed) > 1 else ""
+        if failed:
+            picture, reason = next(iter(failed.items()))
+            more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
             if not tagged:
                 raise ValueError(f"{picture}: {reason}{more}")
             print(f"Not tagged: {picture}: {reason}{more}", file=sys.stderr)
-        print(f"{tagged:,} pictures tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second", file=sys.stderr)
+        if isinstance(self.output, Printer):
+            return
+        print(f"{tagged:,} pictures tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
+        if failed:
+            print(f"{len(failed):,} not tagged, listed in {self.folder / FAILED}")
         for name, count in counts.most_common(most):
-            print(f"{count:>9,}  {name}", file=sys.stderr)
+            print(f"{count:>9,}  {name}")
 
 
 def write_failed(folder: Path, pictures: Iterable[Path], failed: dict[Path, str]) -> None:
-    """List those of `pictures` that could not be used in `failed.jsonl`, beside what it says about others.
+    """List those of `pictures` that could not be used in `failed.jsonl`, beside what it says about others that exist.
 
     There is no such file when there is nothing to say.
     """
-    path, known = folder / FAILED, {relative(picture, folder) for picture in pictures}
+    path, known = folder / FAILED, {"", *(relative(picture, folder) for picture in pictures)}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    others = [line for line in lines if line.strip() and _file_name(line) not in known]
+    others = [line for line in lines if (name := _file_name(line)) not in known and (folder / name).exists()]
     rows = [{"file_name": relative(picture, folder), "reason": reason} for picture, reason in failed.items()]
     text = "".join(f"{line}\n" for line in [*others, *map(json.dumps, rows)])
     if text:
@@ -332,11 +337,11 @@ def relative(picture: Path, folder: Path) -> str:
     return Path(os.path.relpath(picture, folder)).as_posix()
 
 
-def _file_name(line: str) -> str | None:
+def _file_name(line: str) -> str:
     try:
-        return json.loads(line)["file_name"]
+        return str(json.loads(line)["file_name"])
     except (ValueError, TypeError, KeyError):
-        return None
+        return ""
 
 
 def _rounded(names: dict[str, float]) -> dict[str, float]:

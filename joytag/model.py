@@ -230,8 +230,27 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.n_tags)
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._frozen: list[nn.Module] = []
         if not self.head.weight.is_meta:  # a model without storage has nothing to initialize
             self.apply(_initialize)
+
+    def freeze(self, blocks: int) -> None:
+        """Keep the stem, learned positions and the first `blocks` blocks as they are in training.
+
+        Raises ValueError when there are not so many blocks.
+        """
+        if blocks > len(self.blocks):
+            raise ValueError(f"model.freeze: {blocks} blocks, but the model has {len(self.blocks)}")
+        self._frozen = [self.patch_embeddings, *self.blocks[:blocks]]
+        for module in [*self._frozen, *([] if self.config.use_sine else [self.pos_embedding])]:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ViT:
+        """Set training or evaluation mode; what is frozen stays in evaluation mode, BatchNorm's statistics too."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def set_image_size(self, size: int) -> None:
         """Note the side in pixels that training goes on with; sine positions need nothing else."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import timm.optim
 import torch
 import torch_optimizer
-from torch import nn
 
 
 def build(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[Any],
     name: str,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Build `lamb`, `torch_optimizer_lamb` or `adamw` over all parameters alike.
+    """Build `lamb`, `torch_optimizer_lamb` or `adamw` over parameters, or dicts of groups of them.
 
     As in the recipe nothing is excluded from weight decay. Both LAMBs (You et al. 2020,
     arXiv:1904.00962) leave clipping to the training step. timm's corrects the moments' bias and puts

@@ -70,10 +70,15 @@ def load(schema: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> 
     values = read(path)
     for override in overrides:
         _override(values, override)
+    return validate(schema, values, str(path))
+
+
+def validate(schema: type[SettingsT], values: dict[str, Any], origin: str) -> SettingsT:
+    """`values` as `schema`. Raises SettingsError with their origin, the full key and the nearest valid one."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(" ".join(f"{path}: {_explain(error, schema)}".split())) from None
+        raise SettingsError(" ".join(f"{origin}: {_explain(error, schema)}".split())) from None
 
 
 def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class Tagger:
 def prepare(picture: Picture, size: int) -> np.ndarray:
     """A picture to the model's input, uint8 [3, size, size], resized bicubically. Raises ImageError."""
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.shape[2:] or (3,))[0] not in (3, 4):
+        if picture.dtype != np.uint8 or not picture.size or picture.shape[2:] not in ((), (3,), (4,)):
             raise image.ImageError(f"array of {picture.dtype} {picture.shape}: not uint8 [height, width, 3]")
         picture = Image.fromarray(picture)
     if isinstance(picture, Image.Image):

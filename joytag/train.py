@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from joytag import checkpoint, data, distributed, image, loss, optim, records, release, schedule
+from joytag import checkpoint, data, distributed, finetune, image, loss, optim, records, release, schedule
 from joytag.config import RunSettings
 from joytag.evaluate import autocast, evaluate
 from joytag.metrics import summarize
@@ -66,24 +66,45 @@ class Run:
         return micro
 
 
-def fresh_optimizer(model: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler]:
+def fresh_optimizer(model: ViT, run: Run) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler]:
     """An optimizer and a gradient scaler without history, as at the start of a stage that restarts."""
-    settings = run.config.optimizer.model_dump(exclude={"clip_norm"})
+    settings = run.config.optimizer
+    parameters: Any = [p for p in model.parameters() if p.requires_grad]
+    if settings.layer_decay < 1:
+        parameters = finetune.layer_groups(model, settings.layer_decay)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    return optim.build(model.parameters(), **settings), scaler
+    return optim.build(parameters, **settings.model_dump(exclude={"clip_norm", "layer_decay"})), scaler
+
+
+def new_model(run: Run) -> ViT:
+    """The architecture with random weights, the same for the same seed."""
+    torch.manual_seed(run.config.seed)
+    model = ViT(run.config.vit(len(run.dataset.tags), run.stages[0].image_size))
+    if run.config.model.freeze is not None:
+        model.freeze(run.config.model.freeze)
+    return model.to(run.device)
 
 
 def initial_state(run: Run) -> TrainState:
-    """A new model, the same for the same seed, that starts by giving each tag its frequency as score.
+    """A model that starts by giving each tag its frequency as score, or with the weights of `init_from`.
 
     Otherwise the rare positives drown in the first steps (Lin et al. 2017, section 4.1).
     """
-    torch.manual_seed(run.config.seed)
-    model = ViT(run.config.vit(len(run.dataset.tags), run.stages[0].image_size))
-    frequency = (run.dataset.tags.counts + 1) / (len(run.dataset.posts("train")) + 2)
-    model.head.bias.data = torch.from_numpy(frequency).float().logit()
-    model = model.to(run.device)
+    model, tags = new_model(run), run.dataset.tags
+    frequency = (tags.counts + 1) / (len(run.dataset.posts("train")) + 2)
+    model.head.bias.data = torch.from_numpy(frequency).float().logit().to(run.device)
+    if run.config.init_from is not None:
+        fate = finetune.carry_over(model, tags.names, *source(run))
+        if distributed.rank() == 0:
+            print(f"{run.config.init_from}: " + ", ".join(f"{len(tags):,} tags {what}" for what, tags in fate.items()))
     return TrainState(model, *fresh_optimizer(model, run))
+
+
+def source(run: Run) -> tuple[ViT, list[str]]:
+    """The release that the run starts from, on its device, and its tag names."""
+    assert run.config.init_from is not None
+    model, tags = release.load(release.locate(run.config.init_from))
+    return model.to(run.device), tags
 
 
 def save_state(state: TrainState, run: Run) -> None:
@@ -110,7 +131,11 @@ def save_state(state: TrainState, run: Run) -> None:
 def course(run: Run) -> dict[str, Any]:
     """What decides how a run goes on: it must not change between a checkpoint and its resuming."""
     config = run.config.model_dump(mode="json", include={"seed", "batch_size", "stages", "optimizer", "loss"})
-    return config | {"augment": run.config.data.augment, "dtype": str(run.dtype)}
+    return config | {
+        "augment": run.config.data.augment,
+        "dtype": str(run.dtype),
+        "freeze": run.config.model.freeze,
+    }
 
 
 def load_state(path: Path, run: Run) -> TrainState:
@@ -122,7 +147,8 @@ def load_state(path: Path, run: Run) -> TrainState:
         before = facts.get("course", {}).get(key)
         if before != value:
             raise ValueError(f"{path}: {key}: was {before} there, is {value} now; start a new run")
-    state = initial_state(run)
+    model = new_model(run)
+    state = TrainState(model, *fresh_optimizer(model, run))
     try:
         state.model.load_state_dict(saved.state_dict())
         checkpoint.unpack_optimizer(state.optimizer, tensors, facts["optimizer"])
@@ -141,7 +167,8 @@ def train_step(state: TrainState, model: nn.Module, batches: Iterator[data.Batch
     # Stochastic depth depends on the position alone, so that resuming changes nothing.
     torch.manual_seed(distributed.seed_of(config.seed, state.samples, distributed.rank()))
     for group in state.optimizer.param_groups:
-        group["lr"] = schedule.learning_rate(state.samples, run.stages, config.optimizer.lr)
+        rate = schedule.learning_rate(state.samples, run.stages, config.optimizer.lr)
+        group["lr"] = rate * group.get("lr_scale", 1.0)
     criterion = loss.LOSSES[config.loss.name]
     if config.loss.name == "focal":
         criterion = partial(loss.focal, gamma=config.loss.gamma)
@@ -222,7 +249,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
                 tracker.advance(state.samples)
                 if last or schedule.due(config.every.log, before, state.samples):
                     rate = (state.samples - since) / (time.perf_counter() - clock)
-                    lr = state.optimizer.param_groups[0]["lr"]
+                    lr = max(group["lr"] for group in state.optimizer.param_groups)
                     figures = {"loss": value, "grad_norm": norm, "lr": lr, "samples_per_s": rate}
                     tracker.log(state.samples, {name: float(figure) for name, figure in figures.items()})
                     clock, since = time.perf_counter(), state.samples
@@ -230,7 +257,24 @@ def train(run: Run, resume: Path | None) -> TrainState:
                     tracker.log(state.samples, validate(state, run, stage.image_size))
                 if last or schedule.due(config.every.checkpoint, before, state.samples):
                     save_state(state, run)
+        if config.retain:
+            finetune.retain(state.model, run.dataset.tags.names, *source(run), config.retain)
+            tracker.log(state.samples, validate(state, run, state.model.config.image_size))
     if distributed.rank() == 0:
         loss_type = release.LOSS_TYPES[config.loss.name]
         release.save(Path(config.output) / "release", state.model, run.dataset.tags.names, loss_type)
     return state
+
+
+def start(config: RunSettings, resume: str | None) -> TrainState:
+    """Train from the start, or, with `resume`, from a checkpoint: `auto` for the run's newest, or a path.
+
+    Raises ValueError before anything is written when the dataset, the device or the checkpoint is not fit.
+    """
+    dataset = records.Dataset.open(Path(config.data.directory))
+    device = distributed.pick_device(config.device)
+    with distributed.process_group(device):
+        run = Run(config, dataset, device, distributed.pick_dtype(config.precision, device))
+        if resume is None and checkpoint.checkpoints(run.root):
+            raise ValueError(f"{run.root}: holds checkpoints; add --resume auto, or output=DIR for a new run")
+        return train(run, checkpoint.newest(run.root) if resume == "auto" else Path(resume) if resume else None)

@@ -1,6 +1,5 @@
 """Tag pictures, folders of them or glob patterns: into a text beside each picture, a table, or the terminal."""
 
-import sys
 from pathlib import Path
 
 from joytag import cli
@@ -47,10 +46,11 @@ def main() -> None:
     job = Job.plan(
         given.inputs, given.recursive, given.output, captions, given.extension, given.append, given.overwrite
     )
-    print(job, file=sys.stderr)
+    say = print if given.output != "print" else lambda *_: None  # tags alone, for whatever reads them
+    say(job)
     if job.pending and not given.dry_run:
         tagger = Tagger.load(given.model, given.device, given.precision)
-        print(f"{given.model}: {len(tagger.tags):,} tags, {tagger}", file=sys.stderr)
+        say(f"{given.model}: {len(tagger.tags):,} tags, {tagger}")
         threshold = read_thresholds(given.thresholds, tagger.tags, given.threshold)
         job.run(tagger, threshold, given.batch_size, given.workers, None if given.frequency_tags else 20)
 

@@ -1,11 +1,8 @@
 """Train a tagger, from scratch or from a checkpoint."""
 
-from pathlib import Path
-
-from joytag import checkpoint, distributed, plan, records, settings
+from joytag import plan, release, settings, train
 from joytag.cli import Parser, command_line
 from joytag.config import RunSettings
-from joytag.train import Run, train
 
 
 def main() -> None:
@@ -17,20 +14,12 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     config = settings.load(RunSettings, settings.find(arguments.config), arguments.overrides)
+    if config.init_from is not None:
+        config = config.fitted_to(release.read_config(release.locate(config.init_from)))
     if arguments.dry_run:
         print(plan.describe(config))
-        return
-    dataset = records.Dataset.open(Path(config.data.directory))
-    device = distributed.pick_device(config.device)
-    with distributed.process_group(device):
-        run = Run(config, dataset, device, distributed.pick_dtype(config.precision, device))
-        if arguments.resume == "auto":
-            resume = checkpoint.newest(run.root)
-        else:
-            resume = Path(arguments.resume) if arguments.resume else None
-            if resume is None and checkpoint.checkpoints(run.root):
-                raise ValueError(f"{run.root}: holds checkpoints; add --resume auto, or output=DIR for a new run")
-        train(run, resume)
+    else:
+        train.start(config, arguments.resume)
 
 
 if __name__ == "__main__":

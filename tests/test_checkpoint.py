@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from joytag import checkpoint, optim, release
+from joytag import checkpoint, optim
 from joytag.model import ViT, ViTConfig
 
 TAGS = ["a", "b", "c"]

@@ -411,7 +411,7 @@ def test_validation_holds_every_tag_and_no_look_alike_of_a_training_picture(data
     wanted, least, seed = data.draw(st.tuples(st.integers(1, 20), st.integers(0, 3), st.integers(0, 99)))
     totals = np.bincount(np.concatenate(labels), minlength=n_tags)
     try:
-        mask = choose_validation(groups, labels, n_tags, wanted, least, seed)
+        mask = choose_validation(groups, labels, wanted, np.full(n_tags, least), seed)
     except ValueError as error:
         assert str(error).startswith("validation.")
         largest = max(Counter(groups.tolist()).values())
@@ -424,19 +424,21 @@ def test_validation_holds_every_tag_and_no_look_alike_of_a_training_picture(data
     assert not set(groups[mask].tolist()) & set(groups[~mask].tolist())
     if least == 0:
         assert mask.sum() - max(Counter(groups[mask].tolist()).values()) < wanted
-    np.testing.assert_array_equal(mask, choose_validation(groups, labels, n_tags, wanted, least, seed))
+    np.testing.assert_array_equal(mask, choose_validation(groups, labels, wanted, np.full(n_tags, least), seed))
 
 
 def test_another_seed_chooses_other_pictures():
     groups, labels = np.arange(200, dtype=np.uint64), [np.array([0])] * 200
-    first, second = (choose_validation(groups, labels, 1, 20, 5, seed) for seed in (0, 1))
+    first, second = (choose_validation(groups, labels, 20, np.array([5]), seed) for seed in (0, 1))
     assert first.sum() == second.sum() == 20 and (first != second).any()
     assert first[:100].any() and first[100:].any()
 
 
 def test_a_tag_that_is_too_rare_is_refused():
     with pytest.raises(ValueError, match=r"validation\.min_per_tag: .* occurs 2 times"):
-        choose_validation(np.arange(9, dtype=np.uint64), [np.array([0])] * 2 + [np.array([], int)] * 7, 1, 3, 3, 0)
+        choose_validation(
+            np.arange(9, dtype=np.uint64), [np.array([0])] * 2 + [np.array([], int)] * 7, 3, np.array([3]), 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,9 @@ def test_a_tag_that_is_too_rare_is_refused():
 )
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(groups, labels, wanted, least):
     with pytest.raises(ValueError, match=r"^validation\."):
-        choose_validation(np.array(groups, np.uint64), [np.array([tag]) for tag in labels], 1, wanted, least, 0)
+        choose_validation(
+            np.array(groups, np.uint64), [np.array([tag]) for tag in labels], wanted, np.array([least]), 0
+        )
 
 
 # The whole build

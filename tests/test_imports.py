@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     "settings records image augment model loss schedule metrics distributed captions cli",
     "config data optim release quantize tracker",
-    "checkpoint evaluate report plan",
+    "checkpoint evaluate finetune report plan",
     "train tagger",
     "folder benchmark",
 )

@@ -274,7 +274,7 @@ def test_a_release_is_located_on_disk_or_on_the_hub(tmp_path, monkeypatch):
     with pytest.raises(release.ReleaseError, match="is a file"):
         release.locate(TINY / "config.json")
     for nowhere in (tmp_path / "gone", "gone", "../a/b", "a/b/c", "-a/b"):
-        with pytest.raises(release.ReleaseError, match="no such directory$"):
+        with pytest.raises(release.ReleaseError, match=r"no such directory$"):
             release.locate(nowhere)
 
     asked = []

@@ -1,5 +1,6 @@
 """The command lines as people call them: what they print, write, and exit with."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,11 +11,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from joytag import benchmark
+from joytag.model import ViTConfig
+
 ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "fixtures" / "release_tiny"
 
 # Loaded at start by `offline`: only this machine can be reached.
 NO_NETWORK = """
@@ -137,8 +143,9 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     picture = tmp_path / "a picture.png"
     Image.new("RGB", (30, 20), "red").save(picture)
-    first = call("predict", "--model", run / "release", picture, "--threshold", "0.01")
-    second = call("predict", "--model", checkpoint, picture, "--threshold", "0.01")
+    options = ("--output", "print", "--threshold", "0.01")
+    first = call("predict", "--model", run / "release", picture, *options)
+    second = call("predict", "--model", checkpoint, picture, *options)
     assert first.returncode == 0 and first.stdout == second.stdout
     scores = [float(value) for value in re.findall(r"^  ([\d.]+)  tag_\d$", first.stdout, re.MULTILINE)]
     assert scores and scores == sorted(scores, reverse=True)
@@ -150,14 +157,116 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
 
 
 def test_predict_and_evaluate_name_what_they_cannot_use(call, dataset_directory, tmp_path):
-    tiny = ROOT / "tests" / "fixtures" / "release_tiny"
     (tmp_path / "texts").mkdir()
     (tmp_path / "text.png").write_text("no picture")
-    assert_one_line(call("predict", "--model", tiny, tmp_path / "text.png"), "text.png", "not a picture")
-    assert_one_line(call("predict", "--model", tiny, tmp_path / "gone.png"), "gone.png", "no such file")
+    assert_one_line(call("predict", "--model", TINY, tmp_path / "text.png"), "text.png", "not a picture")
+    assert_one_line(call("predict", "--model", TINY, tmp_path / "gone.png"), "gone.png", "no such file")
     assert_one_line(call("predict", "--model", tmp_path, tmp_path / "text.png"), "config.json", "missing")
-    assert_one_line(call("evaluate", "--model", tiny, "--data", dataset_directory), "tags")
-    assert_one_line(call("predict", "--model", tiny, tmp_path / "texts"), "no pictures here")
-    assert_one_line(call("evaluate", "--model", tiny, "--data", dataset_directory, "--threshold", "1.5"), "--threshold")
-    assert_one_line(call("evaluate", "--model", tiny, "--data", dataset_directory, "--batch-size", "0"), "--batch-size")
-    assert_one_line(call("evaluate", "--model", tiny), "--data")
+    assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory), "tags")
+    assert_one_line(call("predict", "--model", TINY, tmp_path / "texts"), "no pictures here")
+    assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory, "--threshold", "1.5"), "--threshold")
+    assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory, "--batch-size", "0"), "--batch-size")
+    assert_one_line(call("evaluate", "--model", TINY), "--data")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of four pictures."""
+    folder = tmp_path / "my pictures"
+    folder.mkdir()
+    for colour in ("red", "green", "blue", "white"):
+        Image.new("RGB", (30, 20), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def test_a_folder_is_tagged_and_then_left_alone(call, pictures):
+    done = call("predict", "--model", TINY, pictures, "--dry-run", "--threshold", "0.3")
+    assert done.returncode == 0 and "4 pictures; 4 to tag, into a .txt file beside each" in done.stdout
+    assert not list(pictures.glob("*.txt"))
+    done = call("predict", "--model", TINY, pictures, "--threshold", "0.3")
+    assert done.returncode == 0, done.stderr
+    assert len(list(pictures.glob("*.txt"))) == 4
+    assert "4 pictures tagged" in done.stdout and "fp32 on" in done.stdout
+    counts = [int(count) for count in re.findall(r"^ +(\d+)  \w+", done.stdout, re.MULTILINE)]
+    assert counts and counts == sorted(counts, reverse=True) and max(counts) <= 4
+    done = call("predict", "--model", TINY, pictures)
+    assert done.returncode == 0 and "4 of them done" in done.stdout and "0 to tag" in done.stdout
+
+
+def test_flags_may_be_spelled_as_in_sd_scripts(call, pictures):
+    """Each spelling gives the same sidecars as ours."""
+    ours = ["--threshold", "0.3", "--underscores", "space", "--exclude", "tag_0", "--always-first", "tag_5",
+            "--replace", "tag_3=other", "--separator", "; ", "--extension", ".caption", "--batch-size", "2",
+            "--workers", "1"]  # fmt: skip
+    theirs = ["--thresh", "0.3", "--remove_underscore", "--undesired_tags", "tag_0", "--always_first_tags", "tag_5",
+              "--tag_replacement", "tag_3,other", "--caption_separator", "; ", "--caption_extension", ".caption",
+              "--batch_size", "2", "--max_data_loader_n_workers", "1", "--frequency_tags"]  # fmt: skip
+    found = []
+    for flags in (ours, theirs):
+        done = call("predict", "--model", TINY, pictures, "--overwrite", *flags)
+        assert done.returncode == 0, done.stderr
+        found.append({path.name: path.read_text() for path in pictures.glob("*.caption")})
+    assert len(found[0]) == 4 and found[0] == found[1]
+    done = call("predict", "--model", TINY, pictures, "--append_tags", "--caption_extension", ".caption")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--max-tags", "0"], "--max-tags"),
+        (["--replace", "solo"], "--replace"),
+        (["--output", "xml"], "--output"),
+        (["--batch-size", "many"], "--batch-size"),
+        (["--separator", ""], "--separator"),
+        (["--extension", ".png"], "--extension"),
+        (["--append", "--overwrite"], "--append"),
+        (["--thresholds", "gone.json"], "gone.json"),
+        (["--device", "cuda:77"], "cuda:77"),
+        (["--precision", "int8", "--device", "mps"], "mps"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_mistake_in_tagging_ends_in_one_line_and_writes_nothing(call, pictures, flags, part):
+    before = sorted(pictures.iterdir())
+    assert_one_line(call("predict", "--model", TINY, pictures, *flags), part)
+    assert sorted(pictures.iterdir()) == before
+
+
+def test_tag_fine_tune_and_tag_again(call, pictures, tmp_path):
+    """The three commands of the README, on a model that knows none of the words."""
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+        (pictures / f"{number}.txt").write_text("noise, grainy texture")
+    assert call("predict", "--model", TINY, pictures, "--append").returncode == 0
+    run = tmp_path / "mine"
+    short = ("stages.0.samples=64", "batch_size=16", "tracking.wandb=disabled")
+    done = call("finetune", pictures, "--model", TINY, "--output", run, *short)
+    assert done.returncode == 0, done.stderr
+    assert "23 tags kept, 2 tags new, 0 tags dropped" in done.stdout
+    assert {"noise", "grainy_texture"} <= set((run / "release" / "top_tags.txt").read_text().split("\n"))
+    done = call("predict", "--model", run / "release", pictures, "--append")
+    assert done.returncode == 0, done.stderr
+    again = call("finetune", pictures, "--model", TINY, "--output", run, *short)
+    assert again.returncode == 0, again.stderr
+
+    done = call("finetune", pictures, "--model", TINY, "--output", tmp_path / "new", "--only-new-tags", *short)
+    assert done.returncode == 0, done.stderr
+    assert "dropped" in done.stdout and "grainy_texture" in (tmp_path / "new/release/top_tags.txt").read_text()
+
+
+def test_fine_tuning_names_what_it_lacks(call, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_one_line(call("finetune", tmp_path / "gone", "--model", TINY, "--output", tmp_path / "o"), "gone")
+    assert_one_line(call("finetune", tmp_path / "empty", "--model", TINY, "--output", tmp_path / "o"), "sidecars")
+    assert_one_line(call("finetune", tmp_path, "--model", tmp_path / "no", "--output", tmp_path / "o"), "no such")
+
+
+def test_the_tagging_benchmark_compares_side_by_side(monkeypatch, tmp_path):
+    small = ViTConfig(n_tags=20, image_size=32, num_blocks=1, patch_size=16, d_model=32, mlp_dim=32, num_heads=2,
+                      cnn_stem=None)  # fmt: skip
+    monkeypatch.setattr(benchmark, "ViTConfig", lambda n_tags: dataclasses.replace(small, n_tags=n_tags))
+    text = benchmark.tag(pictures=2, rounds=2, device="cpu", precision="fp32")
+    assert re.search(r"ratio \d+\.\d+ \(median; ", text) and "same decisions 100.0000%" in text
