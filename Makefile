@@ -6,10 +6,10 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test check-finetune format clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: .venv/installed  ## install the project into .venv
 
@@ -21,6 +21,9 @@ test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
+	$(BIN)/pytest -m slow -s tests/test_finetune_case.py
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .

@@ -94,7 +94,7 @@ class Tagger:
 
         `workers` threads read ahead. On a CPU each of them also computes, one batch at a time, which keeps the
         cores busier than sharing each product among them. Batches are filled up to `batch_size`, so that a
-        picture's scores do not depend on what else there is to tag.
+        picture's scores depend on what else there is to tag by rounding alone; in int8, not at all.
         """
         size = self.batch_size if batch_size is None or self.precision == "int8" else batch_size
         if self.device.type != "cpu":
@@ -153,7 +153,12 @@ class Tagger:
 def prepare(picture: Picture, size: int) -> np.ndarray:
     """A picture to the model's input, uint8 [3, size, size], resized bicubically. Raises ImageError."""
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or not picture.size or picture.shape[2:] not in ((), (3,), (4,)):
+        if (
+            picture.dtype != np.uint8
+            or not picture.size
+            or picture.ndim < 2
+            or picture.shape[2:] not in ((), (3,), (4,))
+        ):
             raise image.ImageError(f"array of {picture.dtype} {picture.shape}: not uint8 [height, width, 3]")
         picture = Image.fromarray(picture)
     if isinstance(picture, Image.Image):

@@ -106,11 +106,11 @@ def test_a_stream_keeps_the_order_and_names_what_is_wrong(tagger, pictures, batc
             np.testing.assert_allclose(result.scores, tagger(path).scores, atol=1e-6)
 
 
-def test_scores_do_not_depend_on_what_else_there_is_to_tag(tagger, pictures):
+def test_scores_depend_on_what_else_there_is_to_tag_by_rounding_alone(tagger, pictures):
     whole = list(tagger.stream(pictures, batch_size=4))
     rest = list(tagger.stream(pictures[2:], batch_size=4))
     for a, b in zip(whole[2:], rest, strict=True):
-        np.testing.assert_array_equal(a.scores, b.scores)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-7)
 
 
 def test_a_stream_may_be_left_early_and_gives_the_threads_back(tagger, pictures):
