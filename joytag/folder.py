@@ -60,7 +60,7 @@ class Output(Protocol):
         """Keep a picture's names with their scores; says why that is impossible, or nothing."""
 
     def finish(self) -> None:
-        """All pictures are done."""
+        """All pictures are done; also called when they were done before."""
 
 
 @dataclass
@@ -164,9 +164,10 @@ class Table:
 
     def finish(self) -> None:
         """See Output."""
-        if self._file is None:
+        if self._file is not None:
+            self._file.close()
+        if not self.rows.exists():
             return
-        self._file.close()
         if self.path.suffix == ".jsonl":
             self.rows.replace(self.path)
             return
@@ -277,7 +278,7 @@ class Job:
         """Tag what is pending, show how far it is, and print a summary with the `most` commonest tags (None: all).
 
         Pictures that cannot be used are listed in `failed.jsonl`, also when this is interrupted. Raises ValueError
-        with the first reason when not a single picture could be used.
+        with the first reason when not a single picture could be used, now or before.
         """
         places = {tag: place for place, tag in enumerate(tagger.tags)}
         failed: dict[Path, str] = {}
@@ -304,7 +305,7 @@ class Job:
         if failed:
             picture, reason = next(iter(failed.items()))
             more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
-            if not tagged:
+            if len(failed) == len(self.pictures):
                 raise ValueError(f"{picture}: {reason}{more}")
             print(f"Not tagged: {picture}: {reason}{more}", file=sys.stderr)
         if isinstance(self.output, Printer):

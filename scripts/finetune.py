@@ -18,6 +18,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
     given = parser.parse_intermixed_args()
 
+    if (given.output / "release").exists():
+        raise ValueError(f"{given.output}: holds a finished run; give another --output, or remove it")
     model, dataset = release.locate(given.model), given.output / "dataset"
     base = settings.load(BuildSettings, settings.find("folder.yaml", Path("configs/data")))
     source = base.sources[0].model_copy(update={"path": str(given.pictures)})

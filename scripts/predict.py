@@ -43,12 +43,13 @@ def main() -> None:
 
     captions = Captions(given.exclude, dict(given.replace), given.always_first, given.max_tags, given.sort,
                         given.underscores, given.escape_parentheses, given.separator)  # fmt: skip
-    job = Job.plan(
-        given.inputs, given.recursive, given.output, captions, given.extension, given.append, given.overwrite
-    )
+    job = Job.plan(given.inputs, given.recursive, given.output, captions, given.extension, given.append,
+                   given.overwrite)  # fmt: skip
     say = print if given.output != "print" else lambda *_: None  # tags alone, for whatever reads them
     say(job)
-    if job.pending and not given.dry_run:
+    if not job.pending and not given.dry_run:
+        job.output.finish()
+    elif not given.dry_run:
         tagger = Tagger.load(given.model, given.device, given.precision)
         say(f"{given.model}: {len(tagger.tags):,} tags, {tagger}")
         threshold = read_thresholds(given.thresholds, tagger.tags, given.threshold)

@@ -146,6 +146,28 @@ def test_a_table_goes_on_after_a_line_that_was_cut_short(tagger, pictures):
     assert (pictures / "tags.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_table_of_which_only_the_end_is_missing_appears(tagger, pictures, kind):
+    """Killed after the last row, before the table had its name: what is left to tag can only fail, or is nothing."""
+    tag(tagger, pictures, kind)
+    whole = (pictures / f"tags.{kind}").read_bytes()
+    tag(tagger, pictures, "jsonl")
+    for bad in (True, False):
+        rows = (pictures / "tags.jsonl").read_bytes()
+        (pictures / f"tags.{kind}").unlink()
+        (pictures / f".tags.{kind}.part").write_bytes(rows)
+        if not bad:
+            (pictures / "text.png").unlink()
+            (pictures / "cut.jpg").unlink()
+        job = Job.plan([str(pictures)], True, kind, Captions())
+        if bad:
+            job.run(tagger, 0.5)
+        else:
+            assert not job.pending
+            job.output.finish()
+        assert (pictures / f"tags.{kind}").read_bytes() == whole
+
+
 def test_a_damaged_table_is_named(tagger, pictures):
     (pictures / "tags.jsonl").write_text("{\n")
     with pytest.raises(ValueError, match=r"tags\.jsonl: damaged .*--overwrite"):

@@ -249,8 +249,7 @@ def test_tag_fine_tune_and_tag_again(call, pictures, tmp_path):
     assert {"noise", "grainy_texture"} <= set((run / "release" / "top_tags.txt").read_text().split("\n"))
     done = call("predict", "--model", run / "release", pictures, "--append")
     assert done.returncode == 0, done.stderr
-    again = call("finetune", pictures, "--model", TINY, "--output", run, *short)
-    assert again.returncode == 0, again.stderr
+    assert_one_line(call("finetune", pictures, "--model", TINY, "--output", run, *short), "another --output")
 
     done = call("finetune", pictures, "--model", TINY, "--output", tmp_path / "new", "--only-new-tags", *short)
     assert done.returncode == 0, done.stderr
