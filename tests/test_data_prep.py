@@ -19,6 +19,7 @@ from data_prep import danbooru2021, dedup, openmoji, scan, sidecar, tags
 from data_prep.build import BuildSettings, Source, build, read_sources
 from data_prep.split import choose_validation
 from joytag import records
+from joytag.settings import load
 
 NAME = st.sampled_from("abcdefg")
 PAIRS = st.lists(st.tuples(NAME, NAME), max_size=12)
@@ -163,6 +164,9 @@ def test_vocabulary_counts_only_pictures_with_enough_tags():
     assert rows(db, "SELECT post_id FROM kept ORDER BY post_id") == [(1,), (2,), (6,)]
     tags.choose_vocabulary(db, min_count=2, min_tags=1)
     assert rows(db, "SELECT tag, count FROM vocabulary ORDER BY tag") == [("a", 3), ("b", 2), ("d", 2)]
+    tags.choose_vocabulary(db, min_count=3, min_tags=1, keep=["f", "unused", "a"])
+    expected = [("a", 1, 3), ("f", 0, 1), ("unused", 0, 0)]
+    assert rows(db, "SELECT tag, category, count FROM vocabulary ORDER BY tag") == expected
 
 
 # Sources
@@ -249,6 +253,7 @@ def test_a_mirror_may_lie_in_a_folder_of_any_name(tmp_path):
         (b"1girl\nlong  hair\r\n\r\nsolo\n", ["1girl", "long_hair", "solo"]),
         (b"a,,a, b,", ["a", "b"]),
         (b"\xef\xbb\xbfcat, dog", ["cat", "dog"]),
+        (rb"saber \(fate\), \o/, :\)", ["saber_(fate)", r"\o/", ":)"]),
         ("ÉTÉ, 猫".encode(), ["été", "猫"]),
         (b"", []),
     ],
@@ -570,6 +575,36 @@ def test_a_built_dataset_lists_its_tags_as_a_recount_does(built):
         assert row["category"] == (4 if row["name"] == "hero" else 0)
     assert {row["name"] for row in table} == {"cat", "animal", "living", "house", "red", "blue", "hero"}
     assert table == sorted(table, key=lambda row: (-row["count_train"], row["name"]))
+
+
+def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_path):
+    """The shipped configuration on 30 pictures: a tag of 10, one of 4, and a release's three."""
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        names = ["known"] + ["new_(thing)"] * (number < 10) + ["rare"] * (number < 4)
+        text = ", ".join(names).replace("(", r"\(").replace(")", r"\)")
+        (tmp_path / f"{number}.txt").write_text(text)
+    (tmp_path / "top_tags.txt").write_text("known\nunused\nrare")
+    config = Path(__file__).parents[1] / "configs" / "data" / "folder.yaml"
+    base = load(BuildSettings, config, [f"output={tmp_path / 'dataset'}"])
+    source = base.sources[0].model_copy(update={"path": str(tmp_path)})
+    kept = base.tags.model_copy(update={"keep": str(tmp_path / "top_tags.txt")})
+    dataset = records.Dataset.open(build(base.model_copy(update={"sources": [source], "tags": kept})))
+    assert sorted(dataset.tags.names) == ["known", "new_(thing)", "rare", "unused"]
+    totals = dict(zip(dataset.tags.names, dataset.tags.totals.tolist(), strict=True))
+    assert totals == {"known": 30, "new_(thing)": 10, "rare": 4, "unused": 0}
+    validation = dataset.posts("validation")
+    assert len(validation) == 3 and len(dataset.posts("train")) == 27
+    assert validation.labels(np.arange(3), 4)[:, dataset.tags.names.index("new_(thing)")].any()
+
+
+def test_a_list_of_tags_to_keep_that_is_missing_is_named(tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a")
+    values = {"output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(tmp_path)}]}
+    with pytest.raises(ValueError, match=r"tags\.keep: .*gone\.txt"):
+        build(BuildSettings.model_validate(values | {"tags": {"keep": str(tmp_path / "gone.txt")}}))
 
 
 def test_no_validation_picture_looks_like_a_training_picture(built):

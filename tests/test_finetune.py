@@ -147,3 +147,25 @@ def test_architecture_and_size_come_from_the_release_unless_given(fine_tuned):
 def test_without_a_release_an_image_size_is_needed(run_values):
     with pytest.raises(ValueError, match=r"stages\.0\.image_size"):
         RunSettings.model_validate(run_values | {"stages": [{"samples": 64}]})
+
+
+def test_what_is_retained_lies_between_the_release_and_the_run(fine_tuned, source, tmp_path):
+    _, before, _ = source
+    tuned, mixed = (
+        train(run_of(fine_tuned(retain=share, output=str(tmp_path / f"{share}"))), None).model.state_dict()
+        for share in (0.0, 0.25)
+    )
+    start = before.state_dict()
+    for name, value in mixed.items():
+        if name.startswith("head"):  # the dataset's tags 0 and 4 are the release's rows 2 and 0, the others are new
+            torch.testing.assert_close(value[[0, 4]], 0.75 * tuned[name][[0, 4]] + 0.25 * start[name][[2, 0]])
+            assert torch.equal(value[[1, 2, 3, 5]], tuned[name][[1, 2, 3, 5]])
+        elif value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * tuned[name] + 0.25 * start[name])
+    released, _ = release.load(tmp_path / "0.25" / "release")
+    assert torch.equal(released.head.weight, mixed["head.weight"])
+
+
+def test_there_is_nothing_to_retain_without_a_release(run_values):
+    with pytest.raises(ValueError, match="retain: there is nothing to retain"):
+        RunSettings.model_validate(run_values | {"retain": 0.5})
