@@ -21,15 +21,15 @@ def main() -> None:
     if (given.output / "release").exists():
         raise ValueError(f"{given.output}: holds a finished run; give another --output, or remove it")
     model, dataset = release.locate(given.model), given.output / "dataset"
-    base = settings.load(BuildSettings, settings.find("folder.yaml", Path("configs/data")))
-    source = base.sources[0].model_copy(update={"path": str(given.pictures)})
-    tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / "top_tags.txt")})
-    build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
-
     config = settings.load(RunSettings, settings.find(given.config), given.overrides)
     data = config.data.model_copy(update={"directory": str(dataset)})
     paths = {"output": str(given.output), "init_from": str(model), "data": data}
     config = config.model_copy(update=paths).fitted_to(release.read_config(model))
+
+    base = settings.load(BuildSettings, settings.find("folder.yaml", Path("configs/data")))
+    source = base.sources[0].model_copy(update={"path": str(given.pictures)})
+    tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / "top_tags.txt")})
+    build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
     train.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
     print(f"Next: python scripts/predict.py --model {given.output}/release PICTURES")
 

@@ -256,7 +256,18 @@ def test_tag_fine_tune_and_tag_again(call, pictures, tmp_path):
     assert "dropped" in done.stdout and "grainy_texture" in (tmp_path / "new/release/top_tags.txt").read_text()
 
 
-def test_fine_tuning_names_what_it_lacks(call, tmp_path):
+def test_output_may_be_cut_off(pictures):
+    command = (
+        f"{sys.executable} scripts/predict.py --model {TINY} --threshold 0.01 --output print '{pictures}' | head -1"
+    )
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith(".png\n") and done.stderr == ""
+
+
+def test_fine_tuning_names_what_it_lacks(call, pictures, tmp_path):
+    done = call("finetune", pictures, "--model", TINY, "--output", tmp_path / "o", "optimizer.lrr=1")
+    assert_one_line(done, "did you mean optimizer.lr?")
+    assert not (tmp_path / "o").exists()
     (tmp_path / "empty").mkdir()
     assert_one_line(call("finetune", tmp_path / "gone", "--model", TINY, "--output", tmp_path / "o"), "gone")
     assert_one_line(call("finetune", tmp_path / "empty", "--model", TINY, "--output", tmp_path / "o"), "sidecars")
