@@ -29,12 +29,14 @@ FAILED = "failed.jsonl"
 def find(inputs: Sequence[str], recursive: bool = False) -> list[Path]:
     """The pictures that files, folders and glob patterns name, each once, in the order given.
 
-    Raises ValueError when there is none.
+    Raises ValueError when there is none, or when one of the inputs names nothing.
     """
     found: dict[Path, Path] = {}
     for given in inputs:
-        pattern = glob.iglob(given, recursive=True)  # noqa: PTH207, Path.glob takes no absolute ones
-        for match in [given] if os.path.lexists(given) else sorted(pattern) or [given]:
+        matches = sorted(glob.iglob(given, recursive=True))  # noqa: PTH207, Path.glob takes no absolute patterns
+        if not matches and not os.path.lexists(given):
+            raise ValueError(f"{given}: no such file or folder")
+        for match in [given] if os.path.lexists(given) else matches:
             for path in image.find(Path(match), recursive):
                 found.setdefault(path.absolute(), path)
     if not found:

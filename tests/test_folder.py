@@ -207,6 +207,9 @@ def test_pictures_are_found_by_file_folder_and_pattern(pictures, monkeypatch):
     assert [p.name for p in folder.find([str(pictures / "[bold]x.png")])] == ["[bold]x.png"]
     monkeypatch.chdir(pictures)
     assert folder.find(["b.png"]) == [Path("b.png")]
+    for gone in ("gone.png", "gone/*.png"):
+        with pytest.raises(ValueError, match="no such file or folder"):
+            folder.find(["b.png", gone])
     (pictures / "empty").mkdir()
     with pytest.raises(ValueError, match="no pictures here"):
         folder.find([str(pictures / "empty")])
