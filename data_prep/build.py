@@ -1,245 +1,196 @@
 """Raw sources to a dataset directory: the one place that knows the order of the stages.
 
 python -m data_prep.build --config configs/data/openmoji.yaml
+
+Each stage goes on where an earlier run was stopped; `work/` in the dataset directory holds what they found.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import get_args
 
-import duckdb
 import numpy as np
-import pyarrow as pa
-from pydantic import Field
-from rich.progress import track
+import pyarrow.parquet as pq
 
-from data_prep import danbooru2021, dedup, sidecar
-from data_prep import tags as tag_policy
-from data_prep.scan import Scan, scan_all
+from data_prep import dataset, dedup, pictures, scan, shards, sources
+from data_prep.config import BuildSettings, Copies, Source, TagPolicy
+from data_prep.pictures import Pictures
+from data_prep.shards import Backend
 from data_prep.split import choose_validation
+from data_prep.tags import Policy, Rows, read_names, survey
 from joytag import records, settings
 from joytag.cli import Parser, command_line
-from joytag.settings import Settings
+
+CHUNK = 1 << 18  # rows that are sorted together
+FINGERPRINTS = "sources.json"  # in work/
 
 
-class Source(Settings):
-    """A place that pictures come from; the name stays with every record."""
-
-    name: str = Field(pattern=r"^[a-z0-9_-]+$")
-    kind: Literal["danbooru2021", "sidecar"]
-    path: str
-    images: Literal["original", "512px"] = "original"  # of a danbooru2021 mirror
-
-
-class TagPolicy(Settings):
-    """Which tags and pictures are worth learning from."""
-
-    min_count: int = Field(default=1200, ge=1)  # pictures that a tag of the vocabulary needs
-    min_tags: int = Field(default=5, ge=1)  # tags that a picture needs
-    blacklist: list[str] = []
-    keep: str | None = None  # a release's top_tags.txt, whose tags stay in the vocabulary however rare here
-
-
-class Validation(Settings):
-    """The held-out pictures."""
-
-    pictures: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768  # or their share of all
-    min_per_tag: int = Field(default=5, ge=0)
-    seed: int = Field(default=0, ge=0)
-
-
-class BuildSettings(Settings):
-    """A file in configs/data/."""
-
-    output: str
-    sources: list[Source] = Field(min_length=1)
-    longest_side: int = Field(default=512, ge=32)  # of the stored copies, pixels
-    tags: TagPolicy = TagPolicy()
-    validation: Validation = Validation()
-
-
-def build(config: BuildSettings) -> Path:
+def build(config: BuildSettings, backend: Backend = "local") -> Path:
     """Build the dataset directory of a config, unless it is there already; return its path.
 
     Raises ValueError, naming what is missing or wrong, before anything is overwritten.
     """
-    output = Path(config.output)
+    output, work = Path(config.output), Path(config.output) / "work"
+    sources.check(config.sources)
+    blacklist = [*config.tags.blacklist, *(n for f in config.tags.blacklist_files for n in read_names(Path(f)))]
+    keep = [] if config.tags.keep is None else kept_tags(Path(config.tags.keep))
+    fingerprints = [sources.fingerprint(source) for source in config.sources]
     if (output / "dataset.json").exists():
-        if records.read_description(output).get("config") == config.model_dump():
-            print(f"{output} is up to date")
-            return output
-        raise ValueError(f"{output}: holds a dataset of another config; remove it or change `output:`")
-    output.mkdir(parents=True, exist_ok=True)
+        _check_same(output, config, fingerprints)
+        print(f"{output} is up to date")
+        return output
 
-    db = duckdb.connect()
-    read_sources(db, config.sources)
-    posts = db.execute("SELECT source, post_id, path, md5 FROM posts ORDER BY source, post_id").fetchall()
-    scans = scan_posts(posts, output, config.longest_side)
-    merge_copies(db, posts, scans)
-    tag_policy.canonicalise(db, config.tags.blacklist)
-    tag_policy.choose_vocabulary(db, config.tags.min_count, config.tags.min_tags, kept_tags(config.tags.keep))
-    write_dataset(db, output, config, {(p[0], p[1]): s for p, s in zip(posts, scans, strict=True)})
+    parts = [sources.parts(source) for source in config.sources]
+    posts, listings, scans = [], [], []
+    for source, its_parts, fingerprint in zip(config.sources, parts, fingerprints, strict=True):
+        place = work / source.name
+        posts.append(
+            shards.run(sources.read, its_parts, place / "posts", fingerprint, backend, f"{source.name}: posts")
+        )
+        listings.append(place / "pictures.parquet")
+        pictures.write_listing(posts[-1], listings[-1])
+        if config.pictures:
+            scans.append(scan_all(source, listings[-1], config, place / "scan", backend))
+    found = pictures.load(listings, scans, posts)
+    if not found.usable.any():
+        raise ValueError("sources: not one picture can be used")
+
+    keeper, group = merge_copies(found, scans, config.copies)
+    relations, refused = sources.relations(config.sources)
+    policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated])
+    raw = pictures.raw_tags([file for files in posts for file in files], found)
+    rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
+    if not vocabulary:
+        raise ValueError(f"tags.min_count: no tag is used {config.tags.min_count} times; lower it")
+    validation = hold_out(found.source[rows], group[rows], tags, config)
+
+    content = dataset.Content(found, rows, tags, validation, vocabulary, relations.categories)
+    dataset.write(output, content, [source.name for source in config.sources])
+    ledger = dataset.Ledger(config.sources, list(zip(parts, posts, strict=True)), listings, scans, refused)
+    counts = dataset.write_rejected(output, ledger, content, keeper, config.tags.min_tags)
+    records.write_text(work / FINGERPRINTS, json.dumps(fingerprints))
+    oddities = survey(relations.aliases, relations.implications, relations.categories)
+    dataset.describe(output, config, counts, oddities)
     return output
 
 
-def kept_tags(path: str | None) -> list[str]:
-    """The names in a release's `top_tags.txt`, if there is a path. Raises ValueError when it cannot be read."""
-    if path is None:
-        return []
+def kept_tags(path: Path) -> list[str]:
+    """The names in a release's `top_tags.txt`. Raises ValueError when it cannot be read."""
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [name.strip() for name in path.read_text(encoding="utf-8").split("\n") if name.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"tags.keep: {path}: cannot be read ({error})") from None
 
 
-def read_sources(db: duckdb.DuckDBPyConnection, sources: Sequence[Source]) -> None:
-    """Fill the tables `posts`, `categories`, `aliases` and `implications` from all sources."""
-    db.execute(
-        """
-        CREATE TABLE posts(source SMALLINT, post_id BIGINT, path VARCHAR, md5 VARCHAR, tags VARCHAR[]);
-        CREATE TABLE categories(name VARCHAR, category TINYINT);
-        CREATE TABLE aliases(antecedent VARCHAR, consequent VARCHAR);
-        CREATE TABLE implications(antecedent VARCHAR, consequent VARCHAR);
-        """
+def _check_same(output: Path, config: BuildSettings, fingerprints: list[str]) -> None:
+    """Raise ValueError when the dataset that is there is not what this config would build."""
+    remedy = f"remove {output / 'dataset.json'} to build it anew (what was scanned is kept), or change `output:`"
+    if records.read_description(output).get("config") != config.model_dump():
+        raise ValueError(f"{output}: holds a dataset of another config; {remedy}")
+    path = output / "work" / FINGERPRINTS
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != fingerprints:
+        raise ValueError(f"{output}: its sources have changed since it was built; {remedy}")
+
+
+def scan_all(source: Source, listing: Path, config: BuildSettings, directory: Path, backend: Backend) -> list[Path]:
+    """Scan a source's pictures; the scan's files, in the listing's order."""
+    store = scan.Store(Path(config.output), config.longest_side, config.format)
+    folder = sources.folder(source)
+    identity = hashlib.sha256(repr((scan.VERSION, config.longest_side, config.format)).encode())
+    identity.update(listing.read_bytes())
+    if source.kind != "danbooru2021":  # whose pictures are never replaced under their id
+        identity.update(sources.fingerprint(source).encode())
+    parts = [scan.Part(listing, group, folder, store) for group in range(pq.read_metadata(listing).num_row_groups)]
+    return shards.run(scan.scan_part, parts, directory, identity.hexdigest(), backend, f"{source.name}: pictures")
+
+
+def merge_copies(found: Pictures, scans: list[list[Path]], copies: Copies) -> tuple[np.ndarray, np.ndarray]:
+    """For each picture the row of the copy that stays, -1 if it is unusable, and its group of look-alikes."""
+    keeper, group = np.full(len(found), -1), np.arange(len(found))
+    usable = np.flatnonzero(found.usable)
+    if not scans:
+        return usable, group
+    first, phash = dedup.same_files(found.sha256[usable]), found.phash[usable]
+    group[usable] = dedup.look_alikes(phash, copies.radius)
+    wanted = usable[dedup.candidates(first, phash, group[usable])]
+    thumbnails = pictures.thumbnails(scans, wanted)
+    kept = dedup.keepers(
+        first, phash, group[usable], found.area[usable], thumbnails, copies.radius, copies.max_difference
     )
-    if len({source.name for source in sources}) < len(sources):
-        raise ValueError("sources: two have the same name")
-    if any(source.name == "all" for source in sources):
-        raise ValueError("sources: none may be called all, which stands for all of them in metrics")
-    for number, source in enumerate(sources):
-        if not Path(source.path).is_dir():
-            hint = "; make it with: python -m data_prep.openmoji" if source.path.startswith("data/raw/") else ""
-            raise ValueError(f"sources.{number}.path: {source.path}: no such folder{hint}")
-        if source.kind == "sidecar":
-            sidecar.read_posts(db, Path(source.path), number)
-            continue
-        try:
-            danbooru2021.read_posts(db, Path(source.path), source.images, number)
-            danbooru2021.read_relations(db, Path(source.path))
-        except duckdb.Error as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"sources.{number}.path: {source.path}: damaged metadata: {reason}") from None
+    keeper[usable] = usable[kept]
+    return keeper, group
 
 
-def scan_posts(posts: Sequence[tuple[int, int, str, str | None]], output: Path, longest: int) -> list[Scan]:
-    """Decode every picture once, with a progress bar, and say why pictures were left out."""
-    jobs = [(path, md5) for _, _, path, md5 in posts]
-    scans = list(track(scan_all(jobs, output, longest), description="Scan", total=len(jobs)))
-    verdicts = Counter(scan.verdict for scan in scans)
-    for verdict, count in verdicts.most_common():
-        print(f"{count:>9,} pictures: {verdict}")
-    if not verdicts["ok"]:
-        raise ValueError("sources: not one picture can be used")
-    return scans
+Chunks = list[tuple[np.ndarray, Rows]]  # some pictures' rows, and their tags
 
 
-def merge_copies(db: duckdb.DuckDBPyConnection, posts: Sequence[tuple[Any, ...]], scans: Sequence[Scan]) -> None:
-    """Drop unusable pictures from table `posts`, and give each group of copies' tags to the one that stays."""
-    usable = [row for row, scan in enumerate(scans) if scan.verdict == "ok"]
-    good = [scans[row] for row in usable]
-    keeper = dedup.keepers(
-        [scan.sha256 for scan in good],
-        np.array([scan.phash for scan in good], dtype=np.uint64),
-        np.stack([scan.thumbnail for scan in good if scan.thumbnail is not None]),
-        np.array([scan.width * scan.height for scan in good]),
-    )
-    copies = int((keeper != np.arange(len(keeper))).sum())
-    print(f"{copies:>9,} pictures: copy of another, tags merged")
-    kept = [posts[usable[row]] for row in keeper]
-    merge = pa.table(
-        {
-            "source": [posts[row][0] for row in usable],
-            "post_id": [posts[row][1] for row in usable],
-            "keep_source": pa.array([post[0] for post in kept], pa.int16()),
-            "keep_id": pa.array([post[1] for post in kept], pa.int64()),
-        }
-    )
-    db.execute(
-        """
-        CREATE OR REPLACE TABLE posts AS
-        SELECT keep_source AS source, keep_id AS post_id, list_distinct(flatten(list(tags))) AS tags
-        FROM posts JOIN merge USING (source, post_id) GROUP BY ALL
-        """
-    )
-    del merge  # DuckDB read it by this name
+def final_tags(raw: Chunks, names: list[str], keeper: np.ndarray, policy: Policy) -> tuple[Chunks, list[str]]:
+    """Raw tags under a policy, copies' given to the picture that stays; and the names of the tags."""
+    mapping, tags = policy.final(names)
+    has_copies = np.bincount(keeper[keeper >= 0], minlength=len(keeper)) > 1
+    done, merged = [], []
+    while raw:
+        rows, lists = raw.pop()
+        kept = keeper[rows]
+        merged += [(kept[where], lists.take(where)) for where in [np.flatnonzero((kept >= 0) & has_copies[kept])]]
+        alone = np.flatnonzero((kept >= 0) & ~has_copies[kept])
+        done.append((rows[alone], lists.take(alone).mapped(mapping).sets()))
+    rows, lists = _sorted(merged)
+    keepers, starts = np.unique(rows, return_index=True)
+    united = Rows(lists.offsets[[*starts, len(rows)]], lists.tags)
+    return [*done, (keepers, united.mapped(mapping).sets())], tags
 
 
-def write_dataset(
-    db: duckdb.DuckDBPyConnection, output: Path, config: BuildSettings, scans: dict[tuple[int, int], Scan]
-) -> None:
-    """Split the pictures and write the parquet files, `dataset.json` last."""
-    rows = db.execute(
-        """
-        SELECT source, post_id, list(tag) FILTER (vocabulary.tag IS NOT NULL)
-        FROM post_tags SEMI JOIN kept USING (source, post_id) LEFT JOIN vocabulary USING (tag)
-        GROUP BY ALL ORDER BY source, post_id
-        """
-    ).fetchall()
-    vocabulary = db.execute("SELECT tag, category, count FROM vocabulary ORDER BY tag").fetchall()
-    if not vocabulary:
-        raise ValueError(f"tags.min_count: no tag is used {config.tags.min_count} times; lower it")
-    found = {tag: index for index, (tag, _, _) in enumerate(vocabulary)}
-    tags = [np.array([found[tag] for tag in names or []], dtype=np.int64) for _, _, names in rows]
-    good = [scans[source, post_id] for source, post_id, _ in rows]
-    phash = np.array([scan.phash for scan in good], dtype=np.uint64)
+def choose_tags(
+    chunks: Chunks, names: list[str], policy: TagPolicy, keep: list[str]
+) -> tuple[np.ndarray, Rows, list[str]]:
+    """The rows of pictures with enough tags, ascending; their tags in the vocabulary; and its names in order.
+
+    Tags are counted over those pictures; the `keep` are in the vocabulary even if they are too rare.
+    """
+    uses = np.zeros(len(names), dtype=np.int64)
+    for number, (rows, tags) in enumerate(chunks):
+        rich = np.flatnonzero(tags.counts >= policy.min_tags)
+        chunks[number] = rows[rich], tags.take(rich)
+        uses += np.bincount(chunks[number][1].tags, minlength=len(names))
+    vocabulary = sorted({names[i] for i in np.flatnonzero(uses >= policy.min_count)} | set(keep))
+    place = {name: index for index, name in enumerate(vocabulary)}
+    mapping = Rows.of([[place[name]] if name in place else [] for name in names])
+    return *_sorted([(rows, tags.mapped(mapping)) for rows, tags in chunks]), vocabulary
+
+
+def _sorted(chunks: Chunks) -> tuple[np.ndarray, Rows]:
+    """All chunks as one, by row; piece by piece, since the places of a whole dataset's tags would fill the memory."""
+    rows, tags = np.concatenate([np.empty(0, np.int64), *(c[0] for c in chunks)]), Rows.joined([c[1] for c in chunks])
+    order = np.argsort(rows, kind="stable")
+    pieces = [tags.take(order[start : start + CHUNK]) for start in range(0, len(order), CHUNK)]
+    return rows[order], Rows.joined(pieces)
+
+
+def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, config: BuildSettings) -> np.ndarray:
+    """The mask of the validation pictures."""
     wanted = config.validation
-    pictures = wanted.pictures if isinstance(wanted.pictures, int) else max(1, round(wanted.pictures * len(rows)))
+    pictures = wanted.pictures if isinstance(wanted.pictures, int) else max(1, round(wanted.pictures * len(source)))
+    uses = np.bincount(tags.tags)
     # Kept tags that are too rare to be chosen are too rare to be promised.
-    need = np.array([wanted.min_per_tag if count >= config.tags.min_count else 0 for _, _, count in vocabulary])
-    validation = choose_validation(phash, tags, pictures, need, wanted.seed)
-
-    sources = np.array([row[0] for row in rows])
-    counts = np.zeros((2, len(config.sources), len(vocabulary)), dtype=np.int64)
-    for row, picture_tags in enumerate(tags):
-        counts[int(validation[row]), sources[row], picture_tags] += 1
-    # By training count, descending, as in a release's top_tags.txt; ties by name.
-    train = counts[0].sum(axis=0)
-    order = sorted(range(len(vocabulary)), key=lambda i: (-train[i], vocabulary[i][0]))
-    index = np.empty(len(order), dtype=np.int64)
-    index[order] = np.arange(len(order))
-
-    for split, mask in (("train", ~validation), ("validation", validation)):
-        chosen = np.flatnonzero(mask)
-        table = pa.table(
-            {
-                "post_id": [rows[row][1] for row in chosen],
-                "tags": [np.sort(index[tags[row]]).tolist() for row in chosen],
-                "hash": [good[row].sha256 for row in chosen],
-                "source": sources[chosen],
-                "phash": phash[chosen],
-            }
-        )
-        records.write_table(table, records.POSTS_SCHEMA, output / f"{split}.parquet")
-        print(f"{len(chosen):>9,} pictures: {split}")
-    table = pa.table(
-        {
-            "index": list(range(len(order))),
-            "name": [vocabulary[i][0] for i in order],
-            "category": [vocabulary[i][1] for i in order],
-            "count": counts.sum(axis=(0, 1))[order],
-            "count_train": train[order],
-            "count_validation": counts[1].sum(axis=0)[order],
-            "count_by_source": counts.sum(axis=0).T[order].tolist(),
-        }
-    )
-    records.write_table(table, records.TAGS_SCHEMA, output / "tags.parquet")
-    records.write_description(
-        output,
-        {"sources": [s.name for s in config.sources], "extension": "jpg", "config": config.model_dump()},
-    )
-    print(f"{len(order):>9,} tags\nDataset: {output}")
+    per_tag = np.where(uses >= config.tags.min_count, wanted.min_per_tag, 0)
+    per_source = np.minimum(wanted.min_per_source, np.bincount(source, minlength=len(config.sources)) // 10)
+    return choose_validation(group, tags, source, pictures, per_tag, per_source, wanted.seed)
 
 
 def main() -> None:
     """The command line."""
     parser = Parser(description="Turn raw picture sources into a dataset directory.")
     parser.add_argument("--config", required=True, help="a file in configs/data/")
+    parser.add_argument("--backend", choices=get_args(Backend), default="local", help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
-    arguments = parser.parse_args()
-    build(settings.load(BuildSettings, settings.find(arguments.config, Path("configs/data")), arguments.overrides))
+    given = parser.parse_intermixed_args()
+    config = settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
+    output = build(config, given.backend)
+    print(f"Look at it: python -m data_prep.describe {output}")
 
 
 if __name__ == "__main__":

@@ -1,74 +1,149 @@
-"""A Danbooru 2021 mirror (`original/` or `512px/`, `metadata/*.json`) to posts and tag relations."""
+"""A Danbooru mirror of 2021's layout (`original/` or `512px/`, `metadata/*.json`) to posts and tag relations.
+
+The dumps of 2017 to 2020 (a list `tags` in place of `tag_string`) and of 2023 (integers that are integers) are
+told apart row by row.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
-import duckdb
+import msgspec
+import pyarrow as pa
 
-# Every value in the dumps is a string, a boolean or left out; only the columns in use are named.
-# Dumps up to 2020 carry `tags` where later ones carry `tag_string`.
-_POSTS = {
-    "id": "VARCHAR",
-    "md5": "VARCHAR",
-    "file_ext": "VARCHAR",
-    "tag_string": "VARCHAR",
-    "tags": "STRUCT(name VARCHAR)[]",
-}
-_TAGS = {"name": "VARCHAR", "category": "VARCHAR"}
-_RELATIONS = {"antecedent_name": "VARCHAR", "consequent_name": "VARCHAR", "status": "VARCHAR"}
+from data_prep import jsonlines, posts
+from data_prep.posts import Post
+from joytag import image
+
+Images = Literal["original", "512px"]
 
 
-def read_posts(db: duckdb.DuckDBPyConnection, mirror: Path, images: str, source: int) -> None:
-    """Append a mirror's posts to table `posts`; rows without id or md5 (banned, gold) are left out.
-
-    `images` names the folder: `original` (file extension from the metadata, md5 to be checked) or
-    `512px` (always jpg, no md5). Raises ValueError naming the mirror when it has no metadata.
-    """
-    resized = images == "512px"
-    db.execute(
-        f"""
-        INSERT INTO posts
-        SELECT DISTINCT ON (post_id) $source, post_id,
-               concat($folder, '/', lpad((post_id % 1000)::VARCHAR, 4, '0'), '/', post_id, '.', extension),
-               md5, tags
-        FROM (
-            SELECT try_cast(id AS BIGINT) AS post_id,
-                   {"'jpg'" if resized else "lower(file_ext)"} AS extension,
-                   {"NULL" if resized else "lower(md5)"} AS md5,
-                   coalesce(string_split_regex(trim(tag_string), '\\s+'), [tag.name FOR tag IN tags], []) AS tags
-            FROM {_json(mirror, "posts*.json", _POSTS)} AS dump
-            WHERE dump.md5 IS NOT NULL
-        )
-        WHERE post_id >= 0 AND regexp_full_match(extension, '[a-z0-9]+')
-        ORDER BY post_id, md5
-        """,
-        {"source": source, "folder": str(mirror / images)},
-    )
+class _Tag(msgspec.Struct):
+    name: str | None = None
+    category: int | None = None
+    is_deprecated: bool = False
 
 
-def read_relations(db: duckdb.DuckDBPyConnection, mirror: Path) -> None:
-    """Append a mirror's tag categories and active aliases and implications to their tables."""
-    db.execute(
-        f"""INSERT INTO categories SELECT name, try_cast(category AS TINYINT)
-            FROM {_json(mirror, "tags*.json", _TAGS)} WHERE name IS NOT NULL AND category IS NOT NULL"""
-    )
-    for table, files in (("aliases", "tag_aliases*.json"), ("implications", "tag_implications*.json")):
-        db.execute(
-            f"""INSERT INTO {table} SELECT DISTINCT antecedent_name, consequent_name
-                FROM {_json(mirror, files, _RELATIONS)}
-                WHERE status = 'active' AND antecedent_name IS NOT NULL AND consequent_name IS NOT NULL"""
-        )
+class _Post(msgspec.Struct):
+    id: int | None = None
+    md5: str | None = None
+    file_ext: str | None = None
+    tag_string: str | None = None
+    tags: list[_Tag] | None = None
 
 
-def _json(mirror: Path, files: str, columns: dict[str, str]) -> str:
-    """A DuckDB table function over JSON lines. Raises ValueError when no file matches."""
-    paths = sorted((mirror / "metadata").glob(files))
-    if not paths:
-        raise ValueError(
-            f"{mirror / 'metadata' / files}: no such file; a Danbooru 2021 mirror keeps its metadata there"
-        )
-    # DuckDB would take brackets in a folder's name for a pattern of its own.
-    quoted = ", ".join("'" + re.sub(r"([*?\[])", r"[\1]", str(path)).replace("'", "''") + "'" for path in paths)
-    return f"read_json([{quoted}], format = 'newline_delimited', columns = {columns})"
+class _Relation(msgspec.Struct):
+    antecedent_name: str | None = None
+    consequent_name: str | None = None
+    status: str | None = None
+
+
+class Part(NamedTuple):
+    """A part of a file of posts, and the folder where the pictures lie."""
+
+    lines: jsonlines.Part
+    images: Images
+
+
+def parts(mirror: Path, images: Images) -> list[Part]:
+    """The files of posts, cut up. Raises ValueError when there is none."""
+    found = _files(mirror, "posts")
+    if not found:
+        pattern = mirror / "metadata" / "posts*.json"
+        raise ValueError(f"{pattern}: no such file; a Danbooru 2021 mirror keeps its metadata there")
+    return [Part(lines, images) for path in found for lines in jsonlines.parts(path)]
+
+
+def inputs(mirror: Path) -> list[Path]:
+    """The files that posts and relations are read from."""
+    return [path for kind in ("posts", "tags", "tag_aliases", "tag_implications") for path in _files(mirror, kind)]
+
+
+def read(part: Part) -> pa.Table:
+    """The posts of a part."""
+    return posts.table(_post(line, part.images) for line in jsonlines.read(part.lines, _Post))
+
+
+def _post(line: jsonlines.Line[_Post], images: Images) -> Post:
+    row, offset = line.row, line.offset
+    if row is None:
+        return Post(offset=offset, reason="bad row", detail=line.reason)
+    if row.id is None or row.md5 is None:
+        return Post(row.id if _is_id(row.id) else None, offset=offset, reason="without id or md5")
+    if not _is_id(row.id):
+        return Post(offset=offset, reason="bad row", detail=f"id: {str(row.id)[:40]} is no post's")
+    refused = Post(row.id, offset=offset, reason="bad row")
+    md5, extension = row.md5.lower(), (row.file_ext or "").lower()
+    if not re.fullmatch(r"[0-9a-f]{32}", md5):
+        return refused._replace(detail=f"md5: {row.md5[:40]!r} is none")
+    if not re.fullmatch(r"[a-z0-9]{1,8}", extension):
+        return refused._replace(detail=f"file_ext: {row.file_ext!r:.40} is none")
+    if f".{extension}" not in image.SUFFIXES:
+        return refused._replace(reason="not a picture", detail=extension)
+    if row.tag_string is not None:
+        names = row.tag_string.split()
+    else:
+        names = ["_".join(tag.name.split()) for tag in row.tags or [] if tag.name]
+    resized = images == "512px"  # always JPEG, and the metadata's md5 is the original's
+    path = f"{images}/{row.id % 1000:04d}/{row.id}.{'jpg' if resized else extension}"
+    return Post(row.id, path, None if resized else md5, names, offset)
+
+
+def _is_id(number: int | None) -> bool:
+    return number is not None and 0 <= number < 1 << 63
+
+
+@dataclass
+class Relations:
+    """What a mirror says of its tags: category, use, and how they stand to each other; and rows that it can't mean."""
+
+    categories: dict[str, int] = field(default_factory=dict)
+    deprecated: set[str] = field(default_factory=set)
+    aliases: list[tuple[str, str]] = field(default_factory=list)
+    implications: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[Path, int, str]] = field(default_factory=list)  # file, offset, reason
+
+
+def read_relations(mirror: Path) -> Relations:
+    """A mirror's categories and active aliases and implications. Dumps up to 2020 name categories in their posts."""
+    found = Relations()
+    for tag in _rows(mirror, "tags", _Tag, found):
+        _remember(tag, found)
+    if not found.categories:
+        for post in _rows(mirror, "posts", _Post, Relations()):  # what is wrong with them, `read` says
+            for tag in post.tags or []:
+                _remember(tag, found)
+    for kind, pairs in (("tag_aliases", found.aliases), ("tag_implications", found.implications)):
+        for row in _rows(mirror, kind, _Relation, found):
+            if row.status == "active" and row.antecedent_name and row.consequent_name:
+                pairs.append((row.antecedent_name, row.consequent_name))
+    return found
+
+
+def _remember(tag: _Tag, found: Relations) -> None:
+    if tag.name and tag.category is not None and -128 <= tag.category < 128:
+        found.categories[tag.name] = min(tag.category, found.categories.get(tag.name, tag.category))
+    if tag.name and tag.is_deprecated:
+        found.deprecated.add(tag.name)
+
+
+RowT = TypeVar("RowT", bound=msgspec.Struct)
+
+
+def _rows(mirror: Path, kind: str, row: type[RowT], found: Relations) -> Iterator[RowT]:
+    for path in _files(mirror, kind):
+        for part in jsonlines.parts(path):
+            for line in jsonlines.read(part, row):
+                if line.row is None:
+                    found.refused.append((path, line.offset, line.reason))
+                else:
+                    yield line.row
+
+
+def _files(mirror: Path, kind: str) -> list[Path]:
+    """`tags000000000000.json` and `tags.json` are tags, `tag_aliases.json` is not."""
+    return sorted(p for p in (mirror / "metadata").glob(f"{kind}*.json") if re.fullmatch(rf"{kind}\d*\.json", p.name))

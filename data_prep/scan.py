@@ -5,61 +5,106 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import imagehash
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.fft
 from PIL import Image
 
 from joytag import image, records
 
 THUMBNAIL = 16  # pixels a side
+VERSION = 1  # of what is found; another one scans again
+MIN_SIDE = 16  # pixels; less is no picture to learn from
+SHARD = 256  # pictures
+MAX_FILE = 1 << 30  # bytes
+
+Format = Literal["jpeg", "webp", "mixed"]
+
+SCHEMA = pa.schema(
+    [
+        pa.field("reason", pa.string()),  # why the picture can't be used; null if it can, and only then the rest
+        pa.field("detail", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("phash", pa.uint64()),
+        pa.field("thumbnail", pa.binary(THUMBNAIL * THUMBNAIL * 3)),
+    ]
+)
+
+# How far the median of imagehash's 64 coefficients may lie from its neighbours for a JPEG decoded at a
+# fraction of its size to have the very same hash. See `reduced_phash`.
+SAFE_GAP = 48.0
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What one decode found. `verdict` is `ok` or the reason why the picture cannot be used.
+class Scan(NamedTuple):
+    """What one decode found: SCHEMA's columns. `thumbnail` is uint8 [16, 16, 3], of the picture as a white square."""
 
-    `thumbnail` is uint8 [16, 16, 3] of the whole picture as a white square; unless the verdict is
-    `ok`, every field after it holds nothing of use.
-    """
-
-    verdict: str
-    sha256: bytes = b""
-    width: int = 0
-    height: int = 0
-    phash: int = 0
-    thumbnail: np.ndarray | None = None
+    reason: str | None = None
+    detail: str | None = None
+    sha256: bytes | None = None
+    width: int | None = None
+    height: int | None = None
+    phash: int | None = None
+    thumbnail: bytes | None = None
 
 
-def scan_all(jobs: Iterable[tuple[str, str | None]], directory: Path, longest: int) -> Iterator[Scan]:
-    """Scan (path, expected md5 or None) pairs on all cores; results come in order."""
-    with ProcessPoolExecutor() as pool:
-        yield from pool.map(partial(scan, directory=directory, longest=longest), jobs, chunksize=32)
+class Store(NamedTuple):
+    """Where and how the training copies are stored: longest side in pixels, format."""
+
+    directory: Path
+    longest: int
+    format: Format
 
 
-def scan(job: tuple[str, str | None], directory: Path, longest: int) -> Scan:
-    """Scan one picture and store its copy, at most `longest` pixels a side, below `directory`."""
-    path, md5 = job
+class Part(NamedTuple):
+    """A row group of a table of pictures (columns `path` and `md5`), whose paths are relative to `folder`."""
+
+    table: Path
+    group: int
+    folder: Path
+    store: Store
+
+
+def scan_part(part: Part) -> pa.Table:
+    """Scan the pictures of a part: a table of SCHEMA, row by row."""
+    rows = pq.ParquetFile(part.table).read_row_group(part.group, ["path", "md5"]).to_pylist()
+    scans = [scan(part.folder / row["path"], row["md5"], part.store) for row in rows]
+    columns = zip(*scans, strict=True)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)
+
+
+def scan(path: Path, md5: str | None, store: Store) -> Scan:
+    """Scan one picture and store its copy, unless it is missing, damaged, moving, transparent, or of another md5."""
     try:
-        data = Path(path).read_bytes()
+        if path.stat().st_size > MAX_FILE:
+            return Scan("too large", f"more than {MAX_FILE} bytes")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Scan("missing")
     except OSError as error:
-        return Scan(f"cannot be read ({error.strerror})")
+        return Scan("cannot be read", error.strerror)
     if md5 is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         return Scan("md5 differs from the metadata")
     try:
-        picture = image.decode(data, still=True, opaque=True)
+        reduced = image.decode_reduced(data, store.longest, still=True, opaque=True)
+        if min(reduced.size) < MIN_SIDE:
+            return Scan("too small", f"{reduced.size[0]}x{reduced.size[1]}")
+        hashed = reduced_phash(reduced)
+        if hashed is None:
+            hashed = phash(image.decode(data))
     except image.ImageError as error:
-        return Scan(str(error))
+        return Scan(error.kind, str(error))
     sha256 = hashlib.sha256(data).digest()
-    _store(image.fit(picture, longest), records.image_path(directory, sha256, "jpg"))
-    return Scan(
-        "ok", sha256, picture.width, picture.height, phash(picture), np.asarray(image.square(picture, THUMBNAIL))
-    )
+    copy = reduced.fit(store.longest)
+    _write(encode(copy, store.format, sha256), records.image_path(store.directory, sha256, extension(store.format)))
+    thumbnail = np.asarray(image.square(copy, THUMBNAIL)).tobytes()
+    return Scan(None, None, sha256, *reduced.size, hashed, thumbnail)
 
 
 def phash(picture: Image.Image) -> int:
@@ -67,11 +112,52 @@ def phash(picture: Image.Image) -> int:
     return int(str(imagehash.phash(picture)), 16)
 
 
-def _store(picture: Image.Image, path: Path) -> None:
-    """Write a JPEG (quality 95, full chroma) whole or not at all."""
+def reduced_phash(reduced: image.Reduced) -> int | None:
+    """The pHash of a picture decoded at a fraction of its size, or None if it might differ from the whole picture's.
+
+    imagehash compares 64 coefficients of a 32x32 picture's cosine transform with their median. Decoding at
+    a fraction changes some pixels of the 32x32 by a level, and a coefficient by rarely more than 50. So the
+    hash is the same where the two coefficients around the median are at least SAFE_GAP apart.
+    """
+    if reduced.is_whole:
+        return phash(reduced.picture)
+    grey = reduced.picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS, box=reduced.box)
+    coefficients = scipy.fft.dct(scipy.fft.dct(np.asarray(grey, dtype=np.float64), axis=0), axis=1)[:8, :8].ravel()
+    below, above = np.sort(coefficients)[31:33]
+    if above - below < SAFE_GAP:
+        return None
+    return int.from_bytes(np.packbits(coefficients >= above).tobytes(), "big")
+
+
+def extension(format: Format) -> str:
+    """The extension of stored copies."""
+    return "jpg" if format == "jpeg" else "webp"
+
+
+def encode(picture: Image.Image, format: Format, sha256: bytes) -> bytes:
+    """A stored copy's bytes.
+
+    `jpeg` is quality 95 with full chroma, `webp` quality 90; `mixed`, the original build's, is WebP of quality 90 for
+    45 % of pictures, quality 100 for 45 % and lossless for 10 %, as drawn from the original file's hash.
+    """
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95, subsampling=0)
+    draw = int.from_bytes(sha256[:4], "big") / 2**32
+    if format == "jpeg":
+        picture.save(buffer, "JPEG", quality=95, subsampling=0)
+    elif format == "mixed" and draw >= 0.9:
+        picture.save(buffer, "WEBP", lossless=True)
+    else:
+        picture.save(buffer, "WEBP", quality=100 if format == "mixed" and draw >= 0.45 else 90)
+    return buffer.getvalue()
+
+
+def _write(data: bytes, path: Path) -> None:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_file = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial_file.write_bytes(buffer.getvalue())
-    partial_file.replace(path)
+    try:
+        partial_file.write_bytes(data)
+        partial_file.replace(path)
+    except BaseException:
+        partial_file.unlink(missing_ok=True)
+        raise

@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
+from typing import NamedTuple
 
-import duckdb
 import pyarrow as pa
 
+from data_prep import posts
+from data_prep.posts import Post
 from joytag import image
 
+MAX_SIDECAR = 1 << 20  # bytes
+PART = 4096  # pictures that are read at once
 
-def read_posts(db: duckdb.DuckDBPyConnection, folder: Path, source: int) -> None:
-    """Append the pictures below `folder` that have a sidecar to table `posts`.
 
-    A post's id is derived from its path below the folder, so that it survives additions. Raises
-    ValueError naming the folder when nothing is found, or the sidecar when it is not UTF-8.
-    """
-    pictures = [p for p in image.find(folder) if p.with_suffix(".txt").is_file()] if folder.is_dir() else []
-    if not pictures:
+class Part(NamedTuple):
+    """Pictures below a folder, as paths relative to it."""
+
+    folder: Path
+    pictures: list[str]
+
+
+def parts(folder: Path) -> list[Part]:
+    """The pictures below a folder, cut up. Raises ValueError when there are none with a sidecar."""
+    found = image.find(folder)
+    if not any(path.with_suffix(".txt").is_file() for path in found):
         raise ValueError(f"{folder}: no pictures with .txt sidecars here")
-    rows = pa.table(
-        {
-            "source": pa.array([source] * len(pictures), pa.int16()),
-            "post_id": pa.array([path_id(p.relative_to(folder)) for p in pictures], pa.int64()),
-            "path": [str(p) for p in pictures],
-            "md5": pa.array([None] * len(pictures), pa.string()),
-            "tags": pa.array([read_tags(p.with_suffix(".txt")) for p in pictures], pa.list_(pa.string())),
-        }
-    )
-    db.execute("INSERT INTO posts SELECT * FROM rows ORDER BY post_id")
-    del rows  # DuckDB read it by this name
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    return [Part(folder, names[start : start + PART]) for start in range(0, len(names), PART)]
 
 
-def path_id(path: Path) -> int:
-    """A stable non-negative 63-bit id of a relative path."""
-    return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:8], "big") >> 1
+def inputs(folder: Path) -> list[Path]:
+    """The pictures and sidecars."""
+    found = image.find(folder)
+    return found + [text for path in found if (text := path.with_suffix(".txt")).is_file()]
 
 
-def read_tags(path: Path) -> list[str]:
-    """The tags of a sidecar, separated by commas or newlines, with underscores for spaces and plain parentheses."""
+def read(part: Part) -> pa.Table:
+    """The posts of a part. A post's id is derived from its path below the folder, so that it survives additions."""
+    root = part.folder.resolve()
+    return posts.table(_post(part.folder, root, name) for name in part.pictures)
+
+
+def _post(folder: Path, root: Path, name: str) -> Post:
+    if not name.isprintable():
+        return Post(path=ascii(name)[1:-1], reason="bad name", detail="rename the file")
+    refused = Post(posts.path_id(name), name)
+    picture, text = folder / name, (folder / name).with_suffix(".txt")
+    if not text.is_file():
+        return refused._replace(reason="without sidecar")
+    if not all(path.resolve().is_relative_to(root) for path in (picture, text)):
+        return refused._replace(reason="link out of the folder")
+    if text.stat().st_size > MAX_SIDECAR:
+        return refused._replace(reason="bad sidecar", detail=f"more than {MAX_SIDECAR} bytes")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return refused._replace(tags=posts.split(text.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    text = re.sub(r"\\([()])", r"\1", text)  # as prompts escape them
-    names = (re.sub(r"\s+", "_", name.strip().lower()) for name in re.split(r"[,\n]", text))
-    return list(dict.fromkeys(name for name in names if name))
+        return refused._replace(reason="bad sidecar", detail="not UTF-8")
+    except OSError as error:
+        return refused._replace(reason="bad sidecar", detail=error.strerror)

@@ -1,56 +1,96 @@
-"""Choose the validation pictures: seeded, every tag represented, look-alikes never apart."""
+"""Choose the validation pictures: seeded, every tag and source represented, look-alikes never apart."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 
+from data_prep.tags import Rows
+
+CHUNK = 1 << 16  # rows that are looked at together
+
 
 def choose_validation(
-    groups: np.ndarray, tags: list[np.ndarray], pictures: int, min_per_tag: np.ndarray, seed: int
+    groups: np.ndarray,
+    tags: Rows,
+    sources: np.ndarray,
+    pictures: int,
+    min_per_tag: np.ndarray,
+    min_per_source: np.ndarray,
+    seed: int,
 ) -> np.ndarray:
     """A bool mask of the validation pictures, [rows].
 
-    `groups` (uint64 [rows], the pHash) names pictures that must stay on one side; `tags` holds each
-    picture's tag indices. From the rarest tag on, random groups are taken until tag i occurs
-    `min_per_tag[i]` times, then random groups until there are `pictures`. Raises ValueError when a tag
-    is too rare for that, or when `pictures` would leave nothing to train on.
+    `groups` (int64 [rows]) numbers pictures that must stay on one side; `tags` holds each picture's tags, `sources`
+    its source. From the rarest tag on, random groups are taken until tag i occurs `min_per_tag[i]` times, then until
+    source i has `min_per_source[i]` pictures, then random groups that fit until there are `pictures`. Raises
+    ValueError when a tag is too rare for that, or when `pictures` would leave nothing to train on.
     """
-    n_tags = len(min_per_tag)
-    members: dict[int, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups.tolist()):
-        members[group].append(row)
-    order = np.random.default_rng(seed).permutation(np.array(sorted(members), dtype=np.uint64)).tolist()
-    position_of = {group: position for position, group in enumerate(order)}
-    flat = np.concatenate([np.empty(0, dtype=np.int64), *tags])
-    positions = np.repeat([position_of[group] for group in groups.tolist()], [len(t) for t in tags])
-    by_tag = np.lexsort((positions, flat))
-    bounds = np.searchsorted(flat[by_tag], np.arange(n_tags + 1))
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(first))  # the groups in the order in which they are offered
+    position = np.argsort(order)[group]
+    rows = np.argsort(position, kind="stable")  # the pictures in that order
+    bounds = np.searchsorted(position[rows], np.arange(len(order) + 1))
     taken = np.zeros(len(order), dtype=bool)
-    have = np.zeros(n_tags, dtype=np.int64)
-    size = 0
+    have = np.zeros(len(min_per_tag) + len(min_per_source), dtype=np.int64)
+    n_tags = len(min_per_tag)
 
-    def take(position: int) -> int:
-        taken[position] = True
-        for row in members[order[position]]:
-            have[tags[row]] += 1
-        return size + len(members[order[position]])
+    def labels(chosen: np.ndarray) -> Rows:
+        """The pictures' tags, their source behind the last tag."""
+        own = Rows(np.arange(len(chosen) + 1), n_tags + sources[chosen])
+        return _beside(tags.take(chosen), own)
 
-    for tag in np.argsort(np.diff(bounds), kind="stable").tolist():
-        for position in positions[by_tag[bounds[tag] : bounds[tag + 1]]].tolist():
-            if have[tag] >= min_per_tag[tag]:
+    def take(place: int) -> None:
+        taken[place] = True
+        np.add.at(have, labels(rows[bounds[place] : bounds[place + 1]]).tags, 1)
+
+    need = np.concatenate([min_per_tag, min_per_source])
+    uses = np.bincount(tags.tags, minlength=n_tags)
+    early = _first_uses((labels(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)), need)
+    for label in [*np.argsort(uses, kind="stable"), *range(n_tags, len(need))]:
+        for row in early[label]:
+            if have[label] >= need[label]:
                 break
-            if not taken[position]:
-                size = take(position)
-        if have[tag] < min_per_tag[tag]:
-            uses = bounds[tag + 1] - bounds[tag]
-            raise ValueError(f"validation.min_per_tag: tag {tag} occurs {uses} times; raise tags.min_count")
-    for position in range(len(order)):
-        if size >= pictures:
+            if not taken[place := position[rows[row]]]:
+                take(place)
+        if label < n_tags and have[label] < need[label]:
+            raise ValueError(f"validation.min_per_tag: a tag occurs {uses[label]} times; raise tags.min_count")
+
+    sizes = np.diff(bounds)
+    missing = pictures - sizes[taken].sum()
+    for place in np.flatnonzero(~taken):
+        if missing <= 0:
             break
-        if not taken[position]:
-            size = take(position)
+        if sizes[place] <= missing:
+            taken[place] = True
+            missing -= sizes[place]
     if taken.all():
         raise ValueError(f"validation.pictures: {pictures} and validation.min_per_tag leave nothing to train on")
-    return taken[[position_of[group] for group in groups.tolist()]]
+    return taken[position]
+
+
+def _beside(left: Rows, right: Rows) -> Rows:
+    """Rows made of both arguments' rows, in no particular order within a row."""
+    numbers = np.concatenate([left.numbers(), right.numbers()])
+    order = np.argsort(numbers, kind="stable")
+    return Rows(left.offsets + right.offsets, np.concatenate([left.tags, right.tags])[order].astype(np.int32))
+
+
+def _first_uses(chunks: Iterator[Rows], need: np.ndarray) -> list[np.ndarray]:
+    """For each label the numbers of the first rows that have it, as many as it needs or there are."""
+    found = [np.empty(0, dtype=np.int64) for _ in need]
+    start = 0
+    for chunk in chunks:
+        lacking = np.array([len(rows) for rows in found]) < need
+        if not lacking.any():
+            break
+        numbers = chunk.numbers()[lacking[chunk.tags]]
+        labels = chunk.tags[lacking[chunk.tags]]
+        by_label = np.argsort(labels, kind="stable")
+        bounds = np.searchsorted(labels[by_label], np.arange(len(need) + 1))
+        for label in np.flatnonzero(lacking & (np.diff(bounds) > 0)):
+            more = numbers[by_label[bounds[label] : bounds[label + 1]]][: need[label] - len(found[label])]
+            found[label] = np.concatenate([found[label], start + more])
+        start += len(chunk)
+    return found

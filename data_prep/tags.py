@@ -1,11 +1,87 @@
-"""Tag policy: aliases, implications, blacklist, and the choice of the vocabulary."""
+"""Tag policy: aliases, implications, blacklist, and the choice of the vocabulary.
+
+Names are looked up once each; the millions of uses of them are numbers in arrays.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import duckdb
-import pyarrow as pa
+import numpy as np
+
+MAX_NAME = 255  # characters
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Lists of tag numbers, one a row, end to end: `tags[offsets[i]:offsets[i + 1]]` (int32) are row i's."""
+
+    offsets: np.ndarray
+    tags: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many tags each row has, int64 [rows]."""
+        return np.diff(self.offsets)
+
+    def numbers(self) -> np.ndarray:
+        """The row of each tag, int64 [tags]."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """Some of the rows, in the order given."""
+        counts = self.counts[rows]
+        offsets = _offsets(counts)
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        return Rows(offsets, self.tags[places])
+
+    def sets(self) -> Rows:
+        """Each row sorted, without repetitions."""
+        keys = np.unique(self.numbers() << 32 | self.tags)
+        return Rows(np.searchsorted(keys, np.arange(len(self) + 1) << 32), (keys & 0xFFFFFFFF).astype(np.int32))
+
+    def mapped(self, to: Rows) -> Rows:
+        """Each tag replaced by a row of `to`."""
+        new = to.take(self.tags)
+        return Rows(new.offsets[self.offsets], new.tags)
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int]]) -> Rows:
+        """From lists of numbers."""
+        counts = np.array([len(numbers) for numbers in lists], dtype=np.int64)
+        return cls(_offsets(counts), np.array([n for numbers in lists for n in numbers], dtype=np.int32))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of several, one after the other."""
+        counts = np.concatenate([np.empty(0, dtype=np.int64), *(part.counts for part in parts)])
+        return cls(_offsets(counts), np.concatenate([np.empty(0, dtype=np.int32), *(part.tags for part in parts)]))
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def is_tag(name: str) -> bool:
+    """Whether a name can be a tag: at most 255 characters, none of them white space or control."""
+    return 0 < len(name) <= MAX_NAME and not re.search(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]", name)
+
+
+def read_names(path: Path) -> list[str]:
+    """Names from a text file, one a line, `#` before a comment. Raises ValueError when it can't be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    names = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
+    return [name for name in names if name]
 
 
 def resolve_aliases(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -14,20 +90,47 @@ def resolve_aliases(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     Of conflicting aliases of one name the alphabetically first counts; a cycle ends at its
     alphabetically first member. Either way the outcome does not depend on the order of `pairs`.
     """
+    step = _steps(pairs)
+    return {name: final for name in step if (final := _path(name, step)[0]) != name}
+
+
+def _steps(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     step: dict[str, str] = {}
     for antecedent, consequent in sorted(pairs, reverse=True):
         if antecedent != consequent:
             step[antecedent] = consequent
-    return {name: final for name in step if (final := _follow(name, step)) != name}
+    return step
 
 
-def _follow(name: str, step: dict[str, str]) -> str:
+def _path(name: str, step: dict[str, str]) -> tuple[str, int, bool]:
+    """Where a name leads, over how many steps, and whether into a cycle."""
     path = [name]
     while (following := step.get(path[-1])) is not None:
         if following in path:
-            return min(path[path.index(following) :])
+            return min(path[path.index(following) :]), len(path), True
         path.append(following)
-    return path[-1]
+    return path[-1], len(path) - 1, False
+
+
+def survey(aliases: Sequence[tuple[str, str]], implications: Sequence[tuple[str, str]], known: Collection[str]) -> dict:
+    """What is odd about relations, counted: what `resolve_aliases` and `close_implications` survive."""
+    step = _steps(aliases)
+    ends = [_path(name, step) for name in step]
+    distinct = set(aliases)
+    conflicting = Counter(antecedent for antecedent, consequent in distinct if antecedent != consequent)
+    closed = close_implications(implications, resolve_aliases(aliases))
+    return {
+        "aliases": len(aliases),
+        "aliases_repeated": len(aliases) - len(distinct),
+        "aliases_of_themselves": sum(a == c for a, c in distinct),
+        "aliases_conflicting": sum(count > 1 for count in conflicting.values()),
+        "aliases_in_chains": sum(steps > 1 and not cycle for _, steps, cycle in ends),
+        "aliases_into_cycles": sum(cycle for _, _, cycle in ends),
+        "implications": len(implications),
+        "implications_repeated": len(implications) - len(set(implications)),
+        "implications_into_cycles": sum(name in closed.get(other, ()) for name in closed for other in closed[name]),
+        "tags_without_a_category": len({n for pair in (*aliases, *implications) for n in pair} - set(known)),
+    }
 
 
 def close_implications(pairs: Iterable[tuple[str, str]], aliases: dict[str, str]) -> dict[str, set[str]]:
@@ -47,57 +150,39 @@ def close_implications(pairs: Iterable[tuple[str, str]], aliases: dict[str, str]
     return closed
 
 
-def canonicalise(db: duckdb.DuckDBPyConnection, blacklist: Collection[str]) -> None:
-    """Make table `post_tags(source, post_id, tag)` of final tags from `posts`, `aliases` and `implications`.
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of names: aliases first, then implications; blacklisted names vanish, before aliasing or after."""
 
-    Aliases are applied first, then implications; blacklisted names vanish, before aliasing or after.
-    """
-    aliases = resolve_aliases(db.execute("SELECT * FROM aliases").fetchall())
-    implied = close_implications(db.execute("SELECT * FROM implications").fetchall(), aliases)
-    names = aliases.keys() | implied.keys() | set(blacklist)
-    pairs = [(raw, tag) for raw in sorted(names) for tag in _final(raw, aliases, implied, set(blacklist))]
-    mapping = pa.table({"raw": [p[0] for p in pairs], "tag": pa.array([p[1] for p in pairs], pa.string())})
-    db.execute("CREATE OR REPLACE TEMP TABLE tag_mapping AS SELECT * FROM mapping")
-    del mapping  # DuckDB read it by this name
-    db.execute(
-        """
-        CREATE OR REPLACE TABLE post_tags AS
-        WITH raw_tags AS (SELECT source, post_id, unnest(tags) AS raw FROM posts)
-        SELECT DISTINCT source, post_id, if(m.raw IS NULL, r.raw, m.tag) AS tag
-        FROM raw_tags r LEFT JOIN tag_mapping m ON m.raw = r.raw
-        WHERE r.raw <> '' AND (m.raw IS NULL OR m.tag IS NOT NULL)
-        """
-    )
+    aliases: dict[str, str]
+    implied: dict[str, set[str]]
+    blacklist: Sequence[str]  # names, and patterns with *, which no tag contains
 
+    @classmethod
+    def of(
+        cls, aliases: Sequence[tuple[str, str]], implications: Sequence[tuple[str, str]], blacklist: Sequence[str]
+    ) -> Policy:
+        """From the pairs as they are listed: chained, repeated, cyclic or not."""
+        resolved = resolve_aliases(aliases)
+        return cls(resolved, close_implications(implications, resolved), blacklist)
 
-def _final(raw: str, aliases: dict[str, str], implied: dict[str, set[str]], blacklist: set[str]) -> list[str | None]:
-    """What a raw name becomes; [None] when nothing is left of it."""
-    name = aliases.get(raw, raw)
-    if raw in blacklist or name in blacklist:
-        return [None]
-    return [name, *sorted(implied.get(name, set()) - blacklist)]
+    def final(self, names: Sequence[str]) -> tuple[Rows, list[str]]:
+        """For each raw name the numbers of the tags that it stands for, and their names in alphabetical order."""
+        exact = {name for name in self.blacklist if "*" not in name}
+        patterns = [".*".join(map(re.escape, name.split("*"))) for name in self.blacklist if "*" in name]
+        pattern = re.compile("|".join(patterns) or r"(?!)")
+        unwanted: dict[str, bool] = {}
 
+        def wanted(name: str) -> bool:
+            if name not in unwanted:
+                unwanted[name] = name in exact or pattern.fullmatch(name) is not None or not is_tag(name)
+            return not unwanted[name]
 
-def choose_vocabulary(db: duckdb.DuckDBPyConnection, min_count: int, min_tags: int, keep: Sequence[str] = ()) -> None:
-    """Make table `vocabulary(tag, category, count)` of the tags used often enough, and of those to `keep` anyway.
-
-    Counts are over pictures with at least `min_tags` final tags, in the vocabulary or not, which
-    table `kept(source, post_id)` lists. A tag with several categories takes the lowest; a tag with
-    none is general.
-    """
-    wanted = pa.table({"tag": pa.array(keep, pa.string())})
-    db.execute(
-        f"""
-        CREATE OR REPLACE TABLE kept AS
-        SELECT source, post_id FROM post_tags GROUP BY ALL HAVING count(*) >= {int(min_tags)};
-        CREATE OR REPLACE TABLE vocabulary AS
-        WITH counts AS (
-                 SELECT tag, count(*) AS count FROM post_tags SEMI JOIN kept USING (source, post_id) GROUP BY tag
-             ),
-             named AS (SELECT name AS tag, min(category) AS category FROM categories GROUP BY name),
-             chosen AS (SELECT tag FROM counts WHERE count >= {int(min_count)} UNION SELECT tag FROM wanted)
-        SELECT tag, coalesce(category, 0) AS category, coalesce(count, 0) AS count
-        FROM chosen LEFT JOIN counts USING (tag) LEFT JOIN named USING (tag)
-        """
-    )
-    del wanted  # DuckDB read it by this name
+        finals: list[list[str]] = []
+        for raw in names:
+            name = self.aliases.get(raw, raw)
+            kept = wanted(raw) and wanted(name)
+            finals.append([name, *filter(wanted, self.implied.get(name, ()))] if kept else [])
+        tags = sorted({tag for final in finals for tag in final})
+        number = {tag: i for i, tag in enumerate(tags)}
+        return Rows.of([sorted(number[tag] for tag in final) for final in finals]), tags

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,12 @@ class Dataset:
         return posts
 
     def image_path(self, sha256: bytes) -> Path:
-        """Where the resized copy of the picture with this sha256 (32 bytes) lies."""
+        """Where the resized copy of the picture with this sha256 (32 bytes) lies.
+
+        Raises DatasetError for a dataset without pictures.
+        """
+        if self.extension == "none":
+            raise DatasetError(f"{self.directory}: built with `pictures: false`; build it with pictures")
         return image_path(self.directory, sha256, self.extension)
 
 
@@ -157,8 +163,8 @@ def read_description(directory: Path) -> dict[str, Any]:
     sources, extension = description.get("sources"), description.get("extension")
     if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
         raise DatasetError(f"{path}: sources: not a list of names; build the dataset again")
-    if extension not in ("jpg", "webp", "png"):
-        raise DatasetError(f"{path}: extension: {extension!r} is not jpg, webp or png; build the dataset again")
+    if extension not in ("jpg", "webp", "png", "none"):
+        raise DatasetError(f"{path}: extension: {extension!r} is not jpg, webp, png or none; build the dataset again")
     return description
 
 
@@ -180,11 +186,17 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def write_table(table: pa.Table, schema: pa.Schema, path: Path) -> None:
-    """Write a parquet file of exactly this schema so that it is seen whole or not at all."""
+def write_table(tables: pa.Table | Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write a parquet file of exactly this schema, one row group a table, so that it is seen whole or not at all."""
     partial = path.with_name(path.name + ".part")
-    pq.write_table(table.select(schema.names).cast(schema), partial, compression="zstd")
-    partial.replace(path)
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for table in [tables] if isinstance(tables, pa.Table) else tables:
+                writer.write_table(table.select(schema.names).cast(schema), max(1, len(table)))
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _read_tags(directory: Path) -> TagTable:

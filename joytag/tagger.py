@@ -159,7 +159,9 @@ def prepare(picture: Picture, size: int) -> np.ndarray:
             or picture.ndim < 2
             or picture.shape[2:] not in ((), (3,), (4,))
         ):
-            raise image.ImageError(f"array of {picture.dtype} {picture.shape}: not uint8 [height, width, 3]")
+            raise image.ImageError(
+                f"array of {picture.dtype} {picture.shape}: not uint8 [height, width, 3]", "not a picture"
+            )
         picture = Image.fromarray(picture)
     if isinstance(picture, Image.Image):
         picture = image.on_white(ImageOps.exif_transpose(picture))

@@ -1,0 +1,77 @@
+"""JSON lines from strangers: byte ranges, rows of a declared type, and what is wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+MAX_LINE = 4 << 20  # bytes; the longest row of Danbooru's dumps is below a hundredth of that
+PART = 16 << 20  # bytes that are read at once
+
+RowT = TypeVar("RowT", bound=msgspec.Struct)
+
+
+class Part(NamedTuple):
+    """The lines that begin in a byte range of a file."""
+
+    path: Path
+    start: int
+    stop: int
+
+
+class Line(NamedTuple, Generic[RowT]):
+    """The line that begins at byte `offset`: a row, or None and the reason."""
+
+    offset: int
+    row: RowT | None
+    reason: str
+
+
+def parts(path: Path, size: int = PART) -> list[Part]:
+    """A file in parts of `size` bytes, whose lines together are the file's, each once."""
+    length = path.stat().st_size
+    return [Part(path, start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def read(part: Part, row: type[RowT]) -> Iterator[Line[RowT]]:
+    """The rows of a part; fields that `row` does not declare are skipped, empty lines too."""
+    decoder = msgspec.json.Decoder(row, strict=False)  # integers are strings in Danbooru's dumps
+    for offset, line in _lines(part):
+        if len(line) > MAX_LINE:
+            yield Line(offset, None, f"line longer than {MAX_LINE} bytes")
+        elif not line.isspace():
+            try:
+                yield Line(offset, decoder.decode(line), "")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                yield Line(offset, None, f"not a valid row: {error}")
+
+
+def _lines(part: Part) -> Iterator[tuple[int, bytes]]:
+    """Lines with their offsets; of one that is too long only the beginning."""
+    with part.path.open("rb") as file:
+        if part.start:  # the line that runs across the start belongs to the part before
+            file.seek(part.start - 1)
+            _skip_line(file)
+        while (offset := file.tell()) < part.stop and (line := file.readline(MAX_LINE + 1)):
+            if len(line) > MAX_LINE and not line.endswith(b"\n"):
+                _skip_line(file)
+            yield offset, line
+
+
+def _skip_line(file) -> None:  # type: ignore[no-untyped-def]
+    while (piece := file.readline(MAX_LINE)) and not piece.endswith(b"\n"):
+        pass
+
+
+def line_numbers(path: Path, offsets: list[int]) -> list[int]:
+    """The numbers, from 1 on, of the lines that begin at ascending byte offsets."""
+    numbers, number = [], 1
+    with path.open("rb") as file:
+        for offset in offsets:
+            while (rest := offset - file.tell()) > 0:
+                number += file.read(min(rest, PART)).count(b"\n")
+            numbers.append(number)
+    return numbers

@@ -1,0 +1,75 @@
+"""Posts as all sources give them: a table of rows, good ones and those that a source had to refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import pyarrow as pa
+
+SCHEMA = pa.schema(
+    [
+        pa.field("post_id", pa.int64()),
+        pa.field("path", pa.string()),  # below the source's folder
+        pa.field("md5", pa.string()),  # what the file should have; null if the source doesn't say
+        pa.field("tags", pa.list_(pa.dictionary(pa.int32(), pa.string()))),  # raw names, perhaps twice
+        pa.field("offset", pa.int64()),  # of the row in its file, bytes; null where a file is a post
+        pa.field("reason", pa.string()),  # why the row is refused; null if it isn't
+        pa.field("detail", pa.string()),
+    ]
+)
+
+
+class Post(NamedTuple):
+    """A row of the table. Without a `reason` it has an id, a path and tags."""
+
+    post_id: int | None = None
+    path: str | None = None
+    md5: str | None = None
+    tags: tuple[str, ...] | list[str] = ()
+    offset: int | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+def table(posts: Iterable[Post]) -> pa.Table:
+    """Posts as a table of SCHEMA."""
+    columns = list(zip(*posts, strict=True)) or [()] * len(SCHEMA)
+    arrays = dict(zip(SCHEMA.names, columns, strict=True))
+    offsets = pa.array([0, *_ends(arrays["tags"])], pa.int32())
+    names = pa.array([name for tags in arrays["tags"] for name in tags], pa.string()).dictionary_encode()
+    lists = pa.ListArray.from_arrays(offsets, names)
+    return pa.table([lists if f.name == "tags" else pa.array(arrays[f.name], f.type) for f in SCHEMA], SCHEMA)
+
+
+def _ends(lists: Iterable[Iterable]) -> list[int]:
+    ends, end = [], 0
+    for items in lists:
+        end += len(items)  # type: ignore[arg-type]
+        ends.append(end)
+    return ends
+
+
+def path_id(path: str) -> int:
+    """A stable non-negative 63-bit id of a relative path with forward slashes."""
+    return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path, taken literally, stays below the folder that it starts from."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
+
+
+def clean(name: str) -> str:
+    """A tag as people type it in Danbooru's spelling: lower case, underscores, plain parentheses."""
+    return re.sub(r"\s+", "_", re.sub(r"\\([()])", r"\1", name).strip().lower())
+
+
+def split(text: str) -> list[str]:
+    """The tags of a caption, separated by commas or newlines, each once, in their order."""
+    names = (clean(name) for name in re.split(r"[,\r\n]", text))
+    return list(dict.fromkeys(name for name in names if name))

@@ -1,0 +1,137 @@
+"""Work cut into numbered shards: each is done once, on any backend, and published whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from rich.progress import track
+
+from joytag import records
+
+Backend = Literal["local", "ray"]
+Work = Callable[[Any], pa.Table]  # a module's function, and a part that can be pickled
+
+MANIFEST = "manifest.jsonl"
+
+
+def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backend: Backend, title: str) -> list[Path]:
+    """Do `work` on every part, with a progress bar; part n's table lies in the n-th of the returned parquet files.
+
+    What an earlier run finished is not done again, if its `identity` (a digest of all that the tables depend on) was
+    the same; otherwise it is removed. A file is listed in the directory's manifest once it is whole, so that
+    a process killed at any moment loses only the shards in flight. Raises ValueError when a worker dies or
+    the backend is not installed, and what `work` raises.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    files = [directory / f"{number:06d}.parquet" for number in range(len(parts))]
+    done = _finished(directory, identity)
+    jobs = [(part, file) for part, file in zip(parts, files, strict=True) if file.name not in done]
+    finished = (_ray if backend == "ray" else _local)(partial(_publish, work), jobs)
+    with (directory / MANIFEST).open("a", encoding="utf-8") as manifest:
+        for name, size in track(finished, description=title, total=len(jobs), disable=not jobs):
+            manifest.write(json.dumps({"file": name, "bytes": size}) + "\n")
+            manifest.flush()
+            os.fsync(manifest.fileno())
+    return files
+
+
+def _finished(directory: Path, identity: str) -> set[str]:
+    """The names of the files that the manifest lists and that are there; all others are removed."""
+    manifest = directory / MANIFEST
+    entries = []
+    for line in manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:  # the last line, if the machine stopped while writing it
+            break
+    listed = {entry["file"]: entry for entry in entries[1:]} if entries[:1] == [{"identity": identity}] else {}
+    sizes = {path.name: path.stat().st_size for path in directory.iterdir() if path.name != MANIFEST}
+    done = {name for name, entry in listed.items() if sizes.get(name) == entry["bytes"]}
+    for name in sizes.keys() - done:
+        (directory / name).unlink()
+    lines = [{"identity": identity}, *(listed[name] for name in sorted(done))]
+    records.write_text(manifest, "".join(json.dumps(line) + "\n" for line in lines))
+    return done
+
+
+def _publish(work: Work, job: tuple[Any, Path]) -> tuple[str, int]:
+    part, file = job
+    table = work(part)
+    records.write_table(table, table.schema, file)
+    return file.name, file.stat().st_size
+
+
+def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+    """Results in the order in which processes on this machine finish them."""
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
+        yield from map(task, jobs)
+        return
+    # Spawned, since forking a process that runs threads (DuckDB's, Arrow's) may hang.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+        futures = [pool.submit(task, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise ValueError("a worker process died, perhaps for lack of memory; run again to go on") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker leave Ctrl-C to its parent, and end when the parent was killed."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _ray(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+    """Results in the order in which a Ray cluster finishes them: RAY_ADDRESS's, or one started on this machine.
+
+    All machines must see the sources and the output under the same paths.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("--backend ray: not installed; run: pip install 'joytag[cluster]'") from None
+    if not jobs:
+        return
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    remote: Any = ray.remote(lambda job: task(job))
+    slots = 2 * int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
+    waiting = iter(jobs)
+    running = {remote.remote(job) for job in islice(waiting, slots)}
+    try:
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            running.remove(ready)
+            running |= {remote.remote(job) for job in islice(waiting, 1)}
+            yield ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    finally:
+        for task_id in running:
+            ray.cancel(task_id)
