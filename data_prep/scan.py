@@ -43,7 +43,7 @@ SAFE_GAP = 48.0
 
 
 class Scan(NamedTuple):
-    """What one decode found: SCHEMA's columns. `thumbnail` is uint8 [16, 16, 3], of the picture as a white square."""
+    """What one decode found: SCHEMA's columns. `thumbnail` is uint8 [16, 16, 3], of the whole picture."""
 
     reason: str | None = None
     detail: str | None = None
@@ -103,7 +103,8 @@ def scan(path: Path, md5: str | None, store: Store) -> Scan:
     sha256 = hashlib.sha256(data).digest()
     copy = reduced.fit(store.longest)
     _write(encode(copy, store.format, sha256), records.image_path(store.directory, sha256, extension(store.format)))
-    thumbnail = np.asarray(image.square(copy, THUMBNAIL)).tobytes()
+    # Stretched, so that what a scaled copy's rounded sides shift does not show at the rim.
+    thumbnail = np.asarray(copy.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)).tobytes()
     return Scan(None, None, sha256, *reduced.size, hashed, thumbnail)
 
 
