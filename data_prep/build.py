@@ -24,7 +24,7 @@ from data_prep.tags import Policy, Rows, read_names, survey
 from joytag import records, settings
 from joytag.cli import Parser, command_line
 
-CHUNK = 1 << 18  # rows that are sorted together
+CHUNK = 1 << 16  # rows that are sorted together
 FINGERPRINTS = "sources.json"  # in work/
 
 
@@ -65,7 +65,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
     if not vocabulary:
         raise ValueError(f"tags.min_count: no tag is used {config.tags.min_count} times; lower it")
-    validation = hold_out(found.source[rows], group[rows], tags, config)
+    validation = hold_out(found.source[rows], group[rows], tags, len(vocabulary), config)
 
     content = dataset.Content(found, rows, tags, validation, vocabulary, relations.categories)
     dataset.write(output, content, [source.name for source in config.sources])
@@ -155,7 +155,7 @@ def choose_tags(
     for number, (rows, tags) in enumerate(chunks):
         rich = np.flatnonzero(tags.counts >= policy.min_tags)
         chunks[number] = rows[rich], tags.take(rich)
-        uses += np.bincount(chunks[number][1].tags, minlength=len(names))
+        uses += chunks[number][1].uses(len(names))
     vocabulary = sorted({names[i] for i in np.flatnonzero(uses >= policy.min_count)} | set(keep))
     place = {name: index for index, name in enumerate(vocabulary)}
     mapping = Rows.of([[place[name]] if name in place else [] for name in names])
@@ -170,11 +170,11 @@ def _sorted(chunks: Chunks) -> tuple[np.ndarray, Rows]:
     return rows[order], Rows.joined(pieces)
 
 
-def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, config: BuildSettings) -> np.ndarray:
+def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, n_tags: int, config: BuildSettings) -> np.ndarray:
     """The mask of the validation pictures."""
     wanted = config.validation
     pictures = wanted.pictures if isinstance(wanted.pictures, int) else max(1, round(wanted.pictures * len(source)))
-    uses = np.bincount(tags.tags)
+    uses = tags.uses(n_tags)
     # Kept tags that are too rare to be chosen are too rare to be promised.
     per_tag = np.where(uses >= config.tags.min_count, wanted.min_per_tag, 0)
     per_source = np.minimum(wanted.min_per_source, np.bincount(source, minlength=len(config.sources)) // 10)

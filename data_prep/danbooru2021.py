@@ -21,14 +21,17 @@ from joytag import image
 
 Images = Literal["original", "512px"]
 
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
-class _Tag(msgspec.Struct):
+
+class _Tag(msgspec.Struct, gc=False):
     name: str | None = None
     category: int | None = None
     is_deprecated: bool = False
 
 
-class _Post(msgspec.Struct):
+class _Post(msgspec.Struct, gc=False):
     id: int | None = None
     md5: str | None = None
     file_ext: str | None = None
@@ -36,7 +39,7 @@ class _Post(msgspec.Struct):
     tags: list[_Tag] | None = None
 
 
-class _Relation(msgspec.Struct):
+class _Relation(msgspec.Struct, gc=False):
     antecedent_name: str | None = None
     consequent_name: str | None = None
     status: str | None = None
@@ -76,21 +79,19 @@ def _post(line: jsonlines.Line[_Post], images: Images) -> Post:
         return Post(row.id if _is_id(row.id) else None, offset=offset, reason="without id or md5")
     if not _is_id(row.id):
         return Post(offset=offset, reason="bad row", detail=f"id: {str(row.id)[:40]} is no post's")
-    refused = Post(row.id, offset=offset, reason="bad row")
     md5, extension = row.md5.lower(), (row.file_ext or "").lower()
-    if not re.fullmatch(r"[0-9a-f]{32}", md5):
-        return refused._replace(detail=f"md5: {row.md5[:40]!r} is none")
-    if not re.fullmatch(r"[a-z0-9]{1,8}", extension):
-        return refused._replace(detail=f"file_ext: {row.file_ext!r:.40} is none")
+    if not _MD5.fullmatch(md5):
+        return Post(row.id, offset=offset, reason="bad row", detail=f"md5: {row.md5[:40]!r} is none")
+    if not _EXTENSION.fullmatch(extension):
+        return Post(row.id, offset=offset, reason="bad row", detail=f"file_ext: {row.file_ext!r:.40} is none")
     if f".{extension}" not in image.SUFFIXES:
-        return refused._replace(reason="not a picture", detail=extension)
-    if row.tag_string is not None:
-        names = row.tag_string.split()
-    else:
-        names = ["_".join(tag.name.split()) for tag in row.tags or [] if tag.name]
+        return Post(row.id, offset=offset, reason="not a picture", detail=extension)
+    text = row.tag_string
+    if text is None:
+        text = " ".join([tag.name for tag in row.tags or [] if tag.name])
     resized = images == "512px"  # always JPEG, and the metadata's md5 is the original's
     path = f"{images}/{row.id % 1000:04d}/{row.id}.{'jpg' if resized else extension}"
-    return Post(row.id, path, None if resized else md5, names, offset)
+    return Post(row.id, path, None if resized else md5, text, offset)
 
 
 def _is_id(number: int | None) -> bool:

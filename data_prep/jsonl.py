@@ -12,7 +12,7 @@ from data_prep import jsonlines, posts
 from data_prep.posts import Post
 
 
-class _Row(msgspec.Struct):
+class _Row(msgspec.Struct, gc=False):
     path: str
     tags: list[str] | str
 
@@ -48,6 +48,5 @@ def _post(line: jsonlines.Line[_Row], root: Path) -> Post:
     refused = Post(posts.path_id(row.path), row.path, offset=offset)
     if not (root / row.path).resolve().is_relative_to(root):
         return refused._replace(reason="link out of the folder")
-    text = row.tags if isinstance(row.tags, str) else None
-    names = posts.split(text) if text is not None else list(dict.fromkeys(map(posts.clean, row.tags)))
-    return refused._replace(tags=names)
+    names = posts.split(row.tags) if isinstance(row.tags, str) else posts.unique(row.tags)
+    return refused._replace(tags=" ".join(names))

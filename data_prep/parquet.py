@@ -72,7 +72,7 @@ def _post(
         return Post(post_id, reason="bad row", detail=f"tags: not all from 0 to {len(names) - 1}")
     name = sha256.hex()
     path = f"{images}{name[:2]}/{name[2:4]}/{name}.{extension}"
-    return Post(posts.path_id(name) if many else post_id, path, tags=list(names[tags]))
+    return Post(posts.path_id(name) if many else post_id, path, tags=" ".join(names[tags]))
 
 
 def _layout(folder: Path) -> tuple[str, str, bool]:

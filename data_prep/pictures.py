@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import scan
@@ -143,7 +144,7 @@ def thumbnails(scans: Sequence[Sequence[Path]], rows: np.ndarray) -> np.ndarray:
 
 def raw_tags(posts: Sequence[Path], pictures: Pictures) -> tuple[list[tuple[np.ndarray, Rows]], list[str]]:
     """The tags that people gave, file by file: rows (int64) of pictures with their raw tags, and those tags' names."""
-    number: dict[str, int] = {}
+    names = pa.array([], pa.string())
     order = np.lexsort((pictures.row, pictures.shard))
     bounds = np.searchsorted(pictures.shard[order], np.arange(len(posts) + 1))
     found = []
@@ -152,9 +153,13 @@ def raw_tags(posts: Sequence[Path], pictures: Pictures) -> tuple[list[tuple[np.n
         if not len(rows):
             continue
         column = pq.read_table(file, columns=["tags"]).column("tags").combine_chunks()
-        names = column.values.dictionary.to_pylist()
-        numbers = np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int32)
-        tags = numbers[column.values.indices.to_numpy(zero_copy_only=False)]
+        own = column.values.dictionary
+        known = pc.index_in(own, names)
+        new = own.filter(known.is_null())
+        numbers = known.to_numpy(zero_copy_only=False).astype(np.float64)
+        numbers[np.isnan(numbers)] = np.arange(len(names), len(names) + len(new))
+        names = pa.concat_arrays([names, new])
+        tags = numbers.astype(np.int32)[column.values.indices.to_numpy(zero_copy_only=False)]
         lists = Rows(column.offsets.to_numpy().astype(np.int64), tags)
         found.append((rows, lists.take(pictures.row[rows])))
-    return found, list(number)
+    return found, names.to_pylist()

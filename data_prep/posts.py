@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SCHEMA = pa.schema(
     [
@@ -29,7 +30,7 @@ class Post(NamedTuple):
     post_id: int | None = None
     path: str | None = None
     md5: str | None = None
-    tags: tuple[str, ...] | list[str] = ()
+    tags: str | None = None  # separated by white space
     offset: int | None = None
     reason: str | None = None
     detail: str | None = None
@@ -37,20 +38,12 @@ class Post(NamedTuple):
 
 def table(posts: Iterable[Post]) -> pa.Table:
     """Posts as a table of SCHEMA."""
-    columns = list(zip(*posts, strict=True)) or [()] * len(SCHEMA)
-    arrays = dict(zip(SCHEMA.names, columns, strict=True))
-    offsets = pa.array([0, *_ends(arrays["tags"])], pa.int32())
-    names = pa.array([name for tags in arrays["tags"] for name in tags], pa.string()).dictionary_encode()
-    lists = pa.ListArray.from_arrays(offsets, names)
-    return pa.table([lists if f.name == "tags" else pa.array(arrays[f.name], f.type) for f in SCHEMA], SCHEMA)
-
-
-def _ends(lists: Iterable[Iterable]) -> list[int]:
-    ends, end = [], 0
-    for items in lists:
-        end += len(items)  # type: ignore[arg-type]
-        ends.append(end)
-    return ends
+    columns = dict(zip(SCHEMA.names, list(zip(*posts, strict=True)) or [()] * len(SCHEMA), strict=True))
+    text = pc.ascii_trim_whitespace(pa.array(columns["tags"], pa.string()))
+    # Split and numbered by Arrow, at a fraction of the cost of millions of Python's strings.
+    names = pc.ascii_split_whitespace(pc.if_else(pc.equal(text, ""), None, text))
+    lists = pa.ListArray.from_arrays(names.offsets, names.values.dictionary_encode())
+    return pa.table([lists if f.name == "tags" else pa.array(columns[f.name], f.type) for f in SCHEMA], SCHEMA)
 
 
 def path_id(path: str) -> int:
@@ -71,5 +64,9 @@ def clean(name: str) -> str:
 
 def split(text: str) -> list[str]:
     """The tags of a caption, separated by commas or newlines, each once, in their order."""
-    names = (clean(name) for name in re.split(r"[,\r\n]", text))
-    return list(dict.fromkeys(name for name in names if name))
+    return unique(re.split(r"[,\r\n]", text))
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """Names in Danbooru's spelling, each once, in their order."""
+    return [name for name in dict.fromkeys(map(clean, names)) if name]

@@ -55,7 +55,7 @@ def _post(folder: Path, root: Path, name: str) -> Post:
     if text.stat().st_size > MAX_SIDECAR:
         return refused._replace(reason="bad sidecar", detail=f"more than {MAX_SIDECAR} bytes")
     try:
-        return refused._replace(tags=posts.split(text.read_text(encoding="utf-8-sig")))
+        return refused._replace(tags=" ".join(posts.split(text.read_text(encoding="utf-8-sig"))))
     except UnicodeDecodeError:
         return refused._replace(reason="bad sidecar", detail="not UTF-8")
     except OSError as error:

@@ -65,7 +65,8 @@ def parts(source: Source) -> list[Part]:
 def read(part: Part) -> pa.Table:
     """The posts of a part, a table of `posts.SCHEMA`."""
     table = KINDS[part.kind].read(part.part)
-    few = pc.and_(pc.is_null(table["reason"]), pc.less(pc.list_value_length(table["tags"]), part.min_tags))
+    count = pc.fill_null(pc.list_value_length(table["tags"]), 0)
+    few = pc.and_(pc.is_null(table["reason"]), pc.less(count, part.min_tags))
     reason = pc.if_else(few, f"fewer than {part.min_tags} tags in the source", table["reason"])
     return table.set_column(table.schema.get_field_index("reason"), posts.SCHEMA.field("reason"), reason)
 

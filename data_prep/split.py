@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.tags import Rows
 
-CHUNK = 1 << 16  # rows that are looked at together
+CHUNK = 1 << 15  # rows that are looked at together
 
 
 def choose_validation(
@@ -46,7 +46,7 @@ def choose_validation(
         np.add.at(have, labels(rows[bounds[place] : bounds[place + 1]]).tags, 1)
 
     need = np.concatenate([min_per_tag, min_per_source])
-    uses = np.bincount(tags.tags, minlength=n_tags)
+    uses = tags.uses(n_tags)
     early = _first_uses((labels(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)), need)
     for label in [*np.argsort(uses, kind="stable"), *range(n_tags, len(need))]:
         for row in early[label]:

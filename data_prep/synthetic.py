@@ -15,7 +15,7 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -69,9 +69,10 @@ class Key:
 
     def add(self, other: Key) -> None:
         """Take in what another part of the mirror planted."""
-        for mine, theirs in ((self.rejected, other.rejected), (self.lines, other.lines)):
-            for reason, found in theirs.items():
-                mine.setdefault(reason, []).extend(found)  # type: ignore[attr-defined]
+        for reason, ids in other.rejected.items():
+            self.rejected.setdefault(reason, []).extend(ids)
+        for reason, lines in other.lines.items():
+            self.lines.setdefault(reason, []).extend(lines)
         self.copies |= other.copies
         self.recoloured += other.recoloured
         self.retouched += other.retouched
@@ -309,7 +310,7 @@ def _picture(kind: str, post_id: int, original: int | None) -> tuple[bytes, str,
     if original is not None:
         made = _altered(kind, original)
         return (*made, kind) if made is not None else (_encode(image), "png", "plain")
-    exotic = {
+    exotic: dict[str, Callable[[], tuple[bytes, str]]] = {
         "truncated": lambda: (_encode(image, "JPEG")[:-900], "jpg"),
         "empty": lambda: (b"", "jpg"),
         "html": lambda: (b"<html>404</html>" + b"%d" % post_id, "jpg"),
