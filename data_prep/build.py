@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -100,7 +101,8 @@ def scan_all(source: Source, listing: Path, config: BuildSettings, directory: Pa
     store = scan.Store(Path(config.output), config.longest_side, config.format)
     folder = sources.folder(source)
     identity = hashlib.sha256(repr((scan.VERSION, config.longest_side, config.format)).encode())
-    identity.update(listing.read_bytes())
+    for table in map(pq.ParquetFile(listing).read_row_group, range(pq.read_metadata(listing).num_row_groups)):
+        identity.update(repr([table.column(name).to_pylist() for name in ("post_id", "path", "md5")]).encode())
     if source.kind != "danbooru2021":  # whose pictures are never replaced under their id
         identity.update(sources.fingerprint(source).encode())
     parts = [scan.Part(listing, group, folder, store) for group in range(pq.read_metadata(listing).num_row_groups)]
@@ -131,13 +133,18 @@ def final_tags(raw: Chunks, names: list[str], keeper: np.ndarray, policy: Policy
     """Raw tags under a policy, copies' given to the picture that stays; and the names of the tags."""
     mapping, tags = policy.final(names)
     has_copies = np.bincount(keeper[keeper >= 0], minlength=len(keeper)) > 1
-    done, merged = [], []
-    while raw:
-        rows, lists = raw.pop()
+
+    def settle(chunk: tuple[np.ndarray, Rows]) -> tuple[tuple[np.ndarray, Rows], tuple[np.ndarray, Rows]]:
+        """The final tags of pictures without copies, and the raw tags of the others, by the row that stays."""
+        rows, lists = chunk
         kept = keeper[rows]
-        merged += [(kept[where], lists.take(where)) for where in [np.flatnonzero((kept >= 0) & has_copies[kept])]]
-        alone = np.flatnonzero((kept >= 0) & ~has_copies[kept])
-        done.append((rows[alone], lists.take(alone).mapped(mapping).sets()))
+        shared, alone = (np.flatnonzero((kept >= 0) & (has_copies[kept] == several)) for several in (True, False))
+        return (rows[alone], lists.take(alone).mapped(mapping).sets()), (kept[shared], lists.take(shared))
+
+    with ThreadPoolExecutor() as pool:  # NumPy sorts without holding Python's lock
+        settled = list(pool.map(settle, raw))
+    raw.clear()
+    done, merged = [[*chunks] for chunks in zip(*settled, strict=True)]
     rows, lists = _sorted(merged)
     keepers, starts = np.unique(rows, return_index=True)
     united = Rows(lists.offsets[[*starts, len(rows)]], lists.tags)

@@ -122,4 +122,4 @@ def keepers(
 
 def _difference(some: np.ndarray, one: np.ndarray) -> np.ndarray:
     """The largest difference in levels between each of some thumbnails and one."""
-    return np.abs(some.astype(np.int16) - one).reshape(len(some), -1).max(axis=1, initial=0)
+    return np.abs(some.astype(np.int16) - one).max(axis=(1, 2, 3), initial=0)

@@ -26,6 +26,7 @@ LISTING = pa.schema(
         pa.field("row", pa.int32()),
     ]
 )
+TOGETHER = 16  # files of posts whose tags are looked up at once
 MEMORY = "1GB"  # of DuckDB, which spills to disk beyond
 
 
@@ -148,18 +149,17 @@ def raw_tags(posts: Sequence[Path], pictures: Pictures) -> tuple[list[tuple[np.n
     order = np.lexsort((pictures.row, pictures.shard))
     bounds = np.searchsorted(pictures.shard[order], np.arange(len(posts) + 1))
     found = []
-    for file, (start, stop) in zip(posts, pairwise(bounds), strict=True):
-        rows = order[start:stop]
-        if not len(rows):
-            continue
-        column = pq.read_table(file, columns=["tags"]).column("tags").combine_chunks()
-        own = column.values.dictionary
+    for first in range(0, len(posts), TOGETHER):
+        columns = [pq.read_table(file, columns=["tags"])["tags"].combine_chunks() for file in posts[first:][:TOGETHER]]
+        values = pa.chunked_array([column.values for column in columns]).unify_dictionaries()
+        own = values.chunk(0).dictionary if values.num_chunks else names[:0]
         known = pc.index_in(own, names)
         new = own.filter(known.is_null())
-        numbers = known.to_numpy(zero_copy_only=False).astype(np.float64)
-        numbers[np.isnan(numbers)] = np.arange(len(names), len(names) + len(new))
+        numbers = known.fill_null(-1).to_numpy().copy()
+        numbers[numbers < 0] = np.arange(len(names), len(names) + len(new))
         names = pa.concat_arrays([names, new])
-        tags = numbers.astype(np.int32)[column.values.indices.to_numpy(zero_copy_only=False)]
-        lists = Rows(column.offsets.to_numpy().astype(np.int64), tags)
-        found.append((rows, lists.take(pictures.row[rows])))
+        for shard, (column, chunk) in enumerate(zip(columns, values.chunks, strict=True), first):
+            rows = order[bounds[shard] : bounds[shard + 1]]
+            lists = Rows(column.offsets.to_numpy().astype(np.int64), numbers[chunk.indices.to_numpy()])
+            found.append((rows, lists.take(pictures.row[rows])))
     return found, names.to_pylist()

@@ -20,7 +20,7 @@ from joytag import image, records
 THUMBNAIL = 16  # pixels a side
 VERSION = 1  # of what is found; another one scans again
 MIN_SIDE = 16  # pixels; less is no picture to learn from
-SHARD = 256  # pictures
+SHARD = 512  # pictures
 MAX_FILE = 1 << 30  # bytes
 
 Format = Literal["jpeg", "webp", "mixed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,13 +85,14 @@ def content_hashes(source: Source) -> dict[str, str]:
     """sha256 of each file with a source's tags; of sidecars, one of all their names and contents."""
     path = Path(source.path)
     files = KINDS[source.kind].inputs(path)
+    if source.kind == "sidecar":
+        files = [file for file in files if file.suffix == ".txt"]
+    with ThreadPoolExecutor() as pool:
+        hashes = dict(zip([file.relative_to(folder(source)) for file in files], pool.map(_hash, files), strict=True))
     if source.kind != "sidecar":
-        return {file.relative_to(folder(source)).as_posix(): _hash(file) for file in files}
-    digest = hashlib.sha256()
-    for file in files:
-        if file.suffix == ".txt":
-            digest.update(f"{file.relative_to(path)}\0{_hash(file)}\n".encode("utf-8", "surrogateescape"))
-    return {"*.txt": digest.hexdigest()}
+        return {name.as_posix(): value for name, value in hashes.items()}
+    lines = (f"{name.as_posix()}\0{value}\n" for name, value in hashes.items())
+    return {"*.txt": hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()}
 
 
 def _hash(path: Path) -> str:

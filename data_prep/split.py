@@ -65,6 +65,8 @@ def choose_validation(
         if sizes[place] <= missing:
             taken[place] = True
             missing -= sizes[place]
+    if missing > 0 and not taken.all():  # no other group fits
+        taken[np.flatnonzero(~taken)[np.argmin(sizes[~taken])]] = True
     if taken.all():
         raise ValueError(f"validation.pictures: {pictures} and validation.min_per_tag leave nothing to train on")
     return taken[position]

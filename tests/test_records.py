@@ -134,8 +134,8 @@ def test_a_missing_directory_is_answered_with_the_command_that_builds_it(tmp_pat
         ('{"version": 2, "sources": [], "extension": "jpg"}', "version: not 1"),
         ('{"version": 1, "extension": "jpg"}', "sources: not a list of names"),
         ('{"version": 1, "sources": [1], "extension": "jpg"}', "sources: not a list of names"),
-        ('{"version": 1, "sources": ["a"]}', "extension: None is not jpg, webp or png"),
-        ('{"version": 1, "sources": ["a"], "extension": "exe"}', "extension: 'exe' is not jpg, webp or png"),
+        ('{"version": 1, "sources": ["a"]}', "extension: None is not jpg, webp, png or none"),
+        ('{"version": 1, "sources": ["a"], "extension": "exe"}', "extension: 'exe' is not jpg, webp, png or none"),
     ],
 )
 def test_a_wrong_description_is_refused(directory, text, problem):

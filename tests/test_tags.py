@@ -1,0 +1,166 @@
+"""Tags become what aliases, implications and the blacklist make of them, as a slow recount says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import tags
+from data_prep.tags import Policy, Rows
+
+NAME = st.sampled_from("abcdefg")
+PAIRS = st.lists(st.tuples(NAME, NAME), max_size=12)
+
+
+# Aliases and implications
+
+
+@pytest.mark.parametrize(
+    ("pairs", "resolved"),
+    [
+        ([("a", "b"), ("b", "c"), ("c", "d")], {"a": "d", "b": "d", "c": "d"}),
+        ([("a", "a")], {}),
+        ([("a", "a"), ("a", "b")], {"a": "b"}),
+        ([("b", "c"), ("c", "b")], {"c": "b"}),
+        ([("z", "c"), ("c", "b"), ("b", "c")], {"z": "b", "c": "b"}),
+        ([("a", "c"), ("a", "b")], {"a": "b"}),
+        ([("a", "b"), ("a", "b")], {"a": "b"}),
+    ],
+)
+def test_aliases_resolve(pairs, resolved):
+    assert tags.resolve_aliases(pairs) == resolved
+    assert tags.resolve_aliases(reversed(pairs)) == resolved
+
+
+@given(PAIRS)
+@settings(deadline=None)
+def test_aliases_end_where_following_them_for_long_ends(pairs):
+    def end(name: str) -> str:
+        orbit = [name]
+        for _ in range(20):
+            following = [c for a, c in pairs if a == orbit[-1] != c]
+            orbit.append(min(following, default=orbit[-1]))
+        return min(orbit[-8:])  # a cycle has at most seven members
+
+    assert tags.resolve_aliases(pairs) == {name: end(name) for name in "abcdefg" if end(name) != name}
+
+
+@given(PAIRS, PAIRS)
+@settings(deadline=None)
+def test_implications_are_closed_as_reachability_is(pairs, alias_pairs):
+    aliases = tags.resolve_aliases(alias_pairs)
+    names = "abcdefg"
+    reach = np.zeros((7, 7), dtype=bool)
+    for a, c in pairs:
+        reach[names.index(aliases.get(a, a)), names.index(aliases.get(c, c))] = True
+    for middle in range(7):
+        reach |= reach[:, [middle]] & reach[[middle]]
+    closed = tags.close_implications(pairs, aliases)
+    for i, name in enumerate(names):
+        assert closed.get(name, set()) == {names[j] for j in np.flatnonzero(reach[i])} - {name}
+
+
+def final(raw: list[str], aliases=(), implications=(), blacklist=()) -> list[set[str]]:
+    """What becomes of each raw name."""
+    rows, names = Policy.of(aliases, implications, blacklist).final(raw)
+    assert names == sorted(set(names))
+    return [{names[i] for i in rows.tags[rows.offsets[row] : rows.offsets[row + 1]]} for row in range(len(rows))]
+
+
+def test_names_are_dealiased_then_implied():
+    aliases = [("kitty", "kitten"), ("kitten", "cat"), ("beast", "animal")]
+    implications = [("kitten", "mammal"), ("mammal", "beast"), ("animal", "mammal")]
+    found = final(["kitty", "cat", "sofa", "animal", "12"], aliases, implications)
+    assert found == [{"cat", "mammal", "animal"}] * 2 + [{"sofa"}, {"animal", "mammal"}, {"12"}]
+
+
+def test_blacklisted_tags_vanish_before_aliasing_and_after():
+    found = final(
+        ["old", "raw", "cat", "new"],
+        [("old", "bad"), ("raw", "new")],
+        [("cat", "hidden"), ("hidden", "animal")],
+        ["bad", "raw", "hidden"],
+    )
+    assert found == [set(), set(), {"cat", "animal"}, {"new"}]
+
+
+def test_patterns_of_the_blacklist_match_whole_names():
+    names = ["bad_pixiv_id", "bad_id", "not_bad_id", "bad_id_card", "a.b", "axb", "?", "who?", "[x]", "x"]
+    found = final(names, blacklist=["bad_*id", "a.b", "who*", "[x]"])
+    assert [name for name, tags_ in zip(names, found, strict=True) if tags_] == [
+        "not_bad_id",
+        "bad_id_card",
+        "axb",
+        "?",
+        "x",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a\tb", "a\0b", "a\nb", "x" * 256, "a\u2028b", "\x85", "\x1b[31m", "a\u3000b"]
+)
+def test_names_that_can_be_no_tags_vanish(name):
+    assert not tags.is_tag(name) and final([name]) == [set()]
+
+
+@pytest.mark.parametrize(
+    "name", ['a,b_"c"', "🦊_ears", "👩‍🚀", "ערבית", "\\o/", "<script>", "^_^", ";", "x" * 255, "名前", "'"]
+)
+def test_strange_names_are_tags(name):
+    assert tags.is_tag(name) and final([name]) == [{name}]
+
+
+ROWS = st.lists(st.lists(st.integers(0, 6), max_size=5), max_size=8)
+
+
+def lists(rows: Rows) -> list[list[int]]:
+    return [rows.tags[rows.offsets[i] : rows.offsets[i + 1]].tolist() for i in range(len(rows))]
+
+
+@given(ROWS, ROWS.filter(bool), st.data())
+@settings(deadline=None)
+def test_rows_do_what_lists_do(drawn, more, data):
+    rows = Rows.of(drawn)
+    assert lists(rows) == drawn
+    assert lists(rows.sets()) == [sorted(set(numbers)) for numbers in drawn]
+    order = data.draw(st.lists(st.integers(0, len(drawn) - 1), max_size=9)) if drawn else []
+    assert lists(rows.take(np.array(order, np.int64))) == [drawn[i] for i in order]
+    assert lists(Rows.joined([rows, Rows.of(more)])) == drawn + more
+    assert rows.uses(7).tolist() == [sum(numbers.count(i) for numbers in drawn) for i in range(7)]
+    mapping = (more * 7)[:7]
+    assert lists(rows.mapped(Rows.of(mapping))) == [[n for i in numbers for n in mapping[i]] for numbers in drawn]
+
+
+def test_lists_of_names_are_read_with_comments(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("# about\nhighres   # size\n\nbad_*_id\n#tag\nc#\n")
+    assert tags.read_names(path) == ["highres", "bad_*_id", "c#"]
+    with pytest.raises(ValueError, match=r"gone\.txt: cannot be read"):
+        tags.read_names(tmp_path / "gone.txt")
+
+
+def test_oddities_of_relations_are_counted():
+    aliases = [
+        ("a", "b"),
+        ("b", "c"),
+        ("x", "y"),
+        ("y", "x"),
+        ("z", "x"),
+        ("s", "s"),
+        ("k", "l"),
+        ("k", "m"),
+        ("a", "b"),
+    ]
+    implications = [("p", "q"), ("q", "p"), ("p", "q"), ("c", "unknown")]
+    assert tags.survey(aliases, implications, set("abcxyzsklmpq")) == {
+        "aliases": 9,
+        "aliases_repeated": 1,
+        "aliases_of_themselves": 1,
+        "aliases_conflicting": 1,
+        "aliases_in_chains": 1,
+        "aliases_into_cycles": 3,
+        "implications": 4,
+        "implications_repeated": 1,
+        "implications_into_cycles": 2,
+        "tags_without_a_category": 1,
+    }
