@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
@@ -44,6 +45,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
         print(f"{output} is up to date")
         return output
 
+    shutil.rmtree(work / scan.UNFINISHED, ignore_errors=True)
     parts = [sources.parts(source) for source in config.sources]
     posts, listings, scans = [], [], []
     for source, its_parts, fingerprint in zip(config.sources, parts, fingerprints, strict=True):

@@ -22,6 +22,7 @@ VERSION = 1  # of what is found; another one scans again
 MIN_SIDE = 16  # pixels; less is no picture to learn from
 SHARD = 512  # pictures
 MAX_FILE = 1 << 30  # bytes
+UNFINISHED = "unfinished"  # in work/: what is being written; what a killed process leaves, the next build removes
 
 Format = Literal["jpeg", "webp", "mixed"]
 
@@ -102,7 +103,7 @@ def scan(path: Path, md5: str | None, store: Store) -> Scan:
         return Scan(error.kind, str(error))
     sha256 = hashlib.sha256(data).digest()
     copy = reduced.fit(store.longest)
-    _write(encode(copy, store.format, sha256), records.image_path(store.directory, sha256, extension(store.format)))
+    _write(encode(copy, store.format, sha256), store, sha256)
     # Stretched, so that what a scaled copy's rounded sides shift does not show at the rim.
     thumbnail = np.asarray(copy.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)).tobytes()
     return Scan(None, None, sha256, *reduced.size, hashed, thumbnail)
@@ -152,13 +153,15 @@ def encode(picture: Image.Image, format: Format, sha256: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _write(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f"{path.name}.{os.getpid()}.part")
+def _write(data: bytes, store: Store, sha256: bytes) -> None:
+    """Write a copy whole or not at all."""
+    path = records.image_path(store.directory, sha256, extension(store.format))
+    unfinished = store.directory / "work" / UNFINISHED / f"{path.name}.{os.getpid()}"
+    for file in (path, unfinished):
+        file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        partial_file.write_bytes(data)
-        partial_file.replace(path)
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
     except BaseException:
-        partial_file.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
