@@ -1,12 +1,13 @@
 """A straightforward build of tags, with dicts of sets: what the fast one is compared with, for speed and for sameness.
 
-It shares no code with the build.
+It shares no code with the build. python -m data_prep.reference MIRROR OUTPUT
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -96,3 +97,7 @@ def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, 
         chosen = [post_id for post_id in posts if (post_id in validation) == (split == "validation")]
         tags = [sorted(index[name] for name in posts[post_id] & vocabulary) for post_id in chosen]
         pq.write_table(pa.table({"post_id": chosen, "tags": tags}), output / f"{split}.parquet")
+
+
+if __name__ == "__main__":
+    build(*map(Path, sys.argv[1:]))

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import imagehash
 import numpy as np
@@ -25,6 +25,7 @@ MAX_FILE = 1 << 30  # bytes
 UNFINISHED = "unfinished"  # in work/: what is being written; what a killed process leaves, the next build removes
 
 Format = Literal["jpeg", "webp", "mixed"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 SCHEMA = pa.schema(
     [

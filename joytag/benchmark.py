@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from PIL import Image, ImageOps
 from joytag import image, release
 from joytag.model import ViT, ViTConfig
 from joytag.tagger import Tagger
+from joytag.timing import side_by_side
 
 
 def published_example(
@@ -52,18 +50,6 @@ def random_pictures(directory: Path, count: int, seed: int = 0) -> list[Path]:
     return paths
 
 
-def side_by_side(ours: Callable[[], None], reference: Callable[[], None], rounds: int) -> list[tuple[float, float]]:
-    """Seconds of both, round by round, after one round to warm up."""
-    times = []
-    for _ in range(rounds + 1):
-        marks = [time.perf_counter()]
-        for run in (reference, ours):
-            run()
-            marks.append(time.perf_counter())
-        times.append((marks[2] - marks[1], marks[1] - marks[0]))
-    return times[1:]
-
-
 def tag(pictures: int, rounds: int, device: str, precision: str) -> str:
     """Pictures a second of `Tagger.stream` and of the published example, and how many decisions agree.
 
@@ -83,16 +69,15 @@ def tag(pictures: int, rounds: int, device: str, precision: str) -> str:
         def reference() -> None:
             found["reference"] = [published_example(model, tags, path, tagger.device) for path in paths]
 
-        times = side_by_side(ours, reference, rounds)
+        timings = side_by_side(ours, reference, rounds)
     differ = sum(len(a ^ b) for a, b in zip(found["ours"], found["reference"], strict=True))
     positive = sum(map(len, found["reference"]))
-    ratios = [theirs / mine for mine, theirs in times]
-    rates = [pictures / statistics.median(seconds) for seconds in zip(*times, strict=True)]
+    rates = timings.rates(pictures)
     return (
         f"tag: ViT-B/16, 448 px, {len(tags):,} tags, random weights; {pictures} JPEGs of 1200x800, {rounds} rounds\n"
         f"  Tagger ({tagger})    {rates[0]:8.2f} pictures/s\n"
         f"  published example    {rates[1]:8.2f} pictures/s\n"
-        f"  ratio {statistics.median(ratios):.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})\n"
+        f"  ratio {timings}\n"
         f"  same decisions {1 - differ / (pictures * len(tags)):.4%}, of which {positive / (pictures * len(tags)):.0%} "
         "above the threshold"
     )

@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    "settings records image augment model loss schedule metrics distributed captions cli",
+    "settings records image augment model loss schedule metrics distributed captions cli timing",
     "config data optim release quantize tracker",
     "checkpoint evaluate finetune report plan",
     "train tagger",
     "folder benchmark",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
-OPEN_TO_DATA_PREP = {"records", "image", "settings", "cli"}
+OPEN_TO_DATA_PREP = {"records", "image", "settings", "cli", "timing"}
 MODULES = sorted(path for path in (ROOT / "joytag").glob("*.py") if path.stem != "__init__")
 PREPARATION = sorted((ROOT / "data_prep").glob("*.py"))
 OURS = {path.name for path in ROOT.iterdir() if any(path.glob("*.py"))}
