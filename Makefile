@@ -6,7 +6,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test check-finetune format clean
+.PHONY: help install quickstart test check-finetune check-data format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,6 +24,10 @@ test: .venv/installed-dev  ## check style and types, run the tests
 
 check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
 	$(BIN)/pytest -m slow -s tests/test_finetune_case.py
+
+check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
+	$(BIN)/pytest -m slow tests/test_synthetic.py
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .

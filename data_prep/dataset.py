@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from data_prep import jsonlines, scan, sources
 from data_prep.config import BuildSettings, Source
@@ -206,7 +207,7 @@ def _rejected_pictures(ledger: Ledger, content: Content, keeper: np.ndarray, min
 
 
 def describe(output: Path, config: BuildSettings, counts: dict[str, Any], oddities: dict[str, int]) -> None:
-    """Write `dataset.json`, last, since its presence says that the dataset is whole."""
+    """Write `config.yaml`, and `dataset.json` last, since its presence says that the dataset is whole."""
     files = ("train.parquet", "validation.parquet", "tags.parquet", "top_tags.txt", "rejected.parquet")
     description = {
         "sources": [source.name for source in config.sources],
@@ -218,5 +219,8 @@ def describe(output: Path, config: BuildSettings, counts: dict[str, Any], odditi
         "outputs": {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in files},
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
     }
+    records.write_text(
+        output / records.CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    )
     records.write_description(output, description)
     print(f"Dataset: {output}")

@@ -100,4 +100,4 @@ def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, 
 
 
 if __name__ == "__main__":
-    build(*map(Path, sys.argv[1:]))
+    build(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,9 +1,13 @@
 """The dataset directory: what lies where, the parquet schemas, and checked reading and writing.
 
-dataset.json           version, sources in order, settings it was built with
+dataset.json           version, sources in order, what it was built from and with; written last
+config.yaml            the settings that build it again
 tags.parquet           one row an output of the model, in order
+top_tags.txt           their names, as in a release
 train.parquet          one row a picture
 validation.parquet
+rejected.parquet       one row a post that is in neither, and why
+work/                  what the build found, so that it can go on; nothing else reads it
 images/ab/cd/HASH.jpg  resized pictures, by the hex sha256 of the original file
 """
 
@@ -22,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 VERSION = 1
+CONFIG = "config.yaml"
 SPLITS = ("train", "validation")
 CATEGORIES = {0: "general", 1: "artist", 3: "copyright", 4: "character", 5: "meta"}  # Danbooru's numbers
 
@@ -153,19 +158,28 @@ def read_description(directory: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(
-            f"{directory}: no dataset here (dataset.json is missing); "
-            f"build it with: python -m data_prep.build --config configs/data/{directory.name}.yaml"
+            f"{directory}: no dataset here (dataset.json is missing); build it with: {_command(directory)}"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from None
     if not isinstance(description, dict) or description.get("version") != VERSION:
-        raise DatasetError(f"{path}: version: not {VERSION}; build the dataset again")
+        raise DatasetError(
+            f"{path}: version: not {VERSION}, which this release reads; "
+            f"remove the file and build the dataset again with: {_command(directory)}"
+        )
     sources, extension = description.get("sources"), description.get("extension")
     if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
         raise DatasetError(f"{path}: sources: not a list of names; build the dataset again")
     if extension not in ("jpg", "webp", "png", "none"):
         raise DatasetError(f"{path}: extension: {extension!r} is not jpg, webp, png or none; build the dataset again")
     return description
+
+
+def _command(directory: Path) -> str:
+    """The command that builds a dataset directory (again)."""
+    own = directory / CONFIG
+    config = own if own.exists() else f"configs/data/{directory.name}.yaml"
+    return f"python -m data_prep.build --config {config}"
 
 
 def write_description(directory: Path, description: dict[str, Any]) -> None:

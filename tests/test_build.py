@@ -218,3 +218,105 @@ def test_two_sources_of_one_name_are_refused(built):
     values = config.model_dump()
     with pytest.raises(ValueError, match="two have the same name"):
         BuildSettings.model_validate(values | {"sources": [values["sources"][1]] * 2})
+
+
+def test_a_dataset_whose_sources_have_changed_is_not_taken_for_new(tmp_path):
+    for number in range(4):
+        picture(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("cat, dog")
+    values = {
+        "output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(tmp_path)}],
+        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 1, "min_per_tag": 1},
+    }  # fmt: skip
+    config = BuildSettings.model_validate(values)
+    build(config)
+    (tmp_path / "4.txt").write_text("cat")
+    picture(4).save(tmp_path / "4.png")
+    with pytest.raises(ValueError, match=r"its sources have changed since it was built; remove .*dataset\.json"):
+        build(config)
+    (tmp_path / "out" / "dataset.json").unlink()
+    build(config)
+    assert sum(len(rows) for rows in contents(config).values()) == 5
+
+
+def test_without_pictures_there_are_tags_but_nothing_to_train_on(built, tmp_path):
+    config, _ = built
+    values = config.model_dump() | {"output": str(tmp_path / "tags"), "pictures": False}
+    dataset = records.Dataset.open(build(BuildSettings.model_validate(values)))
+    assert "cat" in dataset.tags.names and not (tmp_path / "tags" / "images").exists()
+    with pytest.raises(records.DatasetError, match="built with `pictures: false`"):
+        dataset.image_path(bytes(32))
+    assert (tmp_path / "tags" / "top_tags.txt").read_text().split("\n") == dataset.tags.names
+
+
+def test_a_dataset_can_be_built_from_the_config_that_lies_in_it(built):
+    config, _ = built
+    assert load(BuildSettings, Path(config.output) / records.CONFIG) == config
+
+
+def test_a_dataset_of_another_format_is_refused_with_the_command_that_rebuilds_it(built, tmp_path):
+    config, _ = built
+    (tmp_path / "dataset.json").write_text('{"version": 0}')
+    (tmp_path / records.CONFIG).write_text((Path(config.output) / records.CONFIG).read_text())
+    command = f"python -m data_prep.build --config {tmp_path / records.CONFIG}"
+    for refused in (
+        lambda: records.Dataset.open(tmp_path),
+        lambda: build(config.model_copy(update={"output": str(tmp_path)})),
+    ):
+        with pytest.raises(ValueError, match=f"version: not 1, .* remove the file and .*{command}"):
+            refused()
+
+
+def test_a_dataset_is_a_source_of_another(built, tmp_path):
+    config, expected = built
+    values = config.model_dump() | {
+        "output": str(tmp_path / "again"),
+        "sources": [{"name": "again", "kind": "parquet", "path": config.output}],
+        "format": "webp",
+        "validation": {"pictures": 5, "min_per_tag": 1},
+    }
+    dataset = records.Dataset.open(build(BuildSettings.model_validate(values)))
+    posts_ = [dataset.posts(split) for split in records.SPLITS]
+    assert sum(map(len, posts_)) == sum(len(names - {"rare"}) >= 2 for names in expected.values())
+    assert dataset.image_path(posts_[0].hashes[0].tobytes()).suffix == ".webp"
+
+
+def test_hostile_rows_write_nothing_outside_the_output_and_are_listed(tmp_path):
+    mirror, output = tmp_path / "mirror", tmp_path / "out"
+    digest = "0123456789abcdef0123456789abcdef"
+    strange = ["a,b", '"quoted"', "🦊", "ערבית", "x" * 10_000_000, "n\0l", "../../x", "tab\tbed"]
+    lines: list[dict | str] = [
+        {"id": "../../../1", "md5": digest, "file_ext": "png", "tag_string": "a"},
+        {"id": "2", "md5": "../../etc/passwd", "file_ext": "png", "tag_string": "a"},
+        {"id": "3", "md5": digest, "file_ext": "/../../x", "tag_string": "a"},
+        '{"id": "4", "x": "' + "y" * 100_000_000 + '"}',
+        {"id": "5", "md5": digest, "file_ext": "png", "tag_string": "z" * 10_000_000},
+    ]
+    for number in range(10, 20):
+        data = encode(picture(number))
+        path = mirror / "original" / f"{number:04d}" / f"{number}.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        names = [name for name in strange if len(name) < 1000]
+        lines.append({"id": str(number), "md5": md5(data), "file_ext": "png", "tag_string": " ".join(names)})
+    write_mirror(mirror, posts=lines)
+    (tmp_path / "aux").mkdir()
+    for number in range(20, 24):
+        picture(number).save(tmp_path / "aux" / f"{number}.png")
+        (tmp_path / "aux" / f"{number}.txt").write_text("🦊, " + ("w" * 500_000 if number > 21 else "a b"))
+    before = set(tmp_path.rglob("*"))
+    sources = [
+        {"name": "mirror", "kind": "danbooru2021", "path": str(mirror)},
+        {"name": "aux", "kind": "sidecar", "path": str(tmp_path / "aux")},
+    ]
+    values = {"output": str(output), "sources": sources, "longest_side": 32}
+    values |= {"tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1}}
+    dataset = records.Dataset.open(build(BuildSettings.model_validate(values)))
+    assert not {p for p in tmp_path.rglob("*") if not p.is_relative_to(output)} - before
+    assert set(dataset.tags.names) == {"a,b", '"quoted"', "🦊", "ערבית", "../../x", "n", "l", "tab", "bed", "a_b"} - {
+        "n",
+        "l",
+    }
+    rejected = pq.read_table(output / "rejected.parquet").to_pylist()
+    places = sorted((row["file"], row["line"], row["reason"]) for row in rejected)
+    assert places == [("metadata/posts000000000000.json", line, "bad row") for line in range(1, 6)]

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from data_prep import benchmark as preparation
+from data_prep import synthetic
 from joytag import benchmark
 from joytag.model import ViTConfig
 
@@ -280,3 +282,12 @@ def test_the_tagging_benchmark_compares_side_by_side(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ViTConfig", lambda n_tags: dataclasses.replace(small, n_tags=n_tags))
     text = benchmark.tag(pictures=2, rounds=2, device="cpu", precision="fp32")
     assert re.search(r"ratio \d+\.\d+ \(median; ", text) and "same decisions 100.0000%" in text
+
+
+def test_the_benchmarks_of_preparation_compare_side_by_side(tmp_path):
+    text = preparation.scanning(pictures=2, rounds=1)
+    assert "JPEG" in text and "PNG" in text and "same pHash 100.00%, at most 0 bits apart" in text
+    assert "same groups: True" in preparation.grouping(20_000, 1_000)
+    assert "mixed" in preparation.formats(pictures=2, rounds=1)
+    synthetic.write(tmp_path, 40_000, pictures=False)
+    assert "same vocabulary: True" in preparation.metadata(40_000, tmp_path)
