@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import dataset, dedup, pictures, scan, shards, sources
@@ -108,7 +109,21 @@ def scan_all(source: Source, listing: Path, config: BuildSettings, directory: Pa
     if source.kind != "danbooru2021":  # whose pictures are never replaced under their id
         identity.update(sources.fingerprint(source).encode())
     parts = [scan.Part(listing, group, folder, store) for group in range(pq.read_metadata(listing).num_row_groups)]
+    _forget_missing(parts, sorted(directory.glob("*.parquet")))
     return shards.run(scan.scan_part, parts, directory, identity.hexdigest(), backend, f"{source.name}: pictures")
+
+
+def _forget_missing(parts: list[scan.Part], files: list[Path]) -> None:
+    """Remove the shards of a scan with pictures that were missing then and are there now: downloads take weeks."""
+    for file in files:
+        part = parts[min(int(file.stem), len(parts) - 1)]
+        missing = np.flatnonzero(
+            pc.equal(pq.read_table(file, columns=["reason"])["reason"], "missing").fill_null(False)
+        )
+        if len(missing):
+            paths = pq.ParquetFile(part.table).read_row_group(part.group, ["path"])["path"]
+            if any((part.folder / paths[row].as_py()).exists() for row in missing if row < len(paths)):
+                file.unlink()
 
 
 def merge_copies(found: Pictures, scans: list[list[Path]], copies: Copies) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
@@ -88,8 +88,11 @@ def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
                 yield future.result()
         except BrokenProcessPool:
             raise ValueError("a worker process died, perhaps for lack of memory; run again to go on") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # Ctrl-C, a full disk: don't wait for shards that may take a minute
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
+            raise
 
 
 def _end_with_parent() -> None:
