@@ -55,6 +55,8 @@ class Pictures(Dataset[Batch]):
             pictures = [self._read(row) for _, row in keys]
         except image.ImageError as error:
             return records.DatasetError(f"{error}; build the dataset again")
+        except records.DatasetError as error:
+            return error
         images = torch.from_numpy(np.stack(pictures))
         if self.augmentation is not None:
             draws = augment.draw([(*self.augmentation, epoch, row) for epoch, row in keys])

@@ -89,3 +89,10 @@ def test_a_missing_picture_is_named_in_one_line(dataset_directory, workers, monk
     monkeypatch.setattr(records.Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
     with pytest.raises(records.DatasetError, match=r"^gone\.jpg: no such file; build the dataset again$"):
         list(data.batches(data.Pictures(dataset, "train", 16), [[(0, 0)]], workers, pin=False))
+
+
+def test_a_dataset_without_pictures_says_so_in_one_line(dataset_directory):
+    opened = records.Dataset.open(dataset_directory)
+    dataset = records.Dataset(opened.directory, opened.sources, "none", opened.tags)
+    with pytest.raises(records.DatasetError, match=r"built with `pictures: false`; build it with pictures$"):
+        list(data.batches(data.Pictures(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
