@@ -176,7 +176,7 @@ def test_a_build_killed_at_any_moment_ends_the_same(mirror, built, tmp_path):
     left = [
         path
         for path in (tmp_path / "out").rglob("*")
-        if path.suffix not in (".parquet", ".jpg", ".json", ".jsonl", ".txt")
+        if path.suffix not in (".parquet", ".jpg", ".json", ".jsonl", ".txt", ".yaml")
     ]
     assert not [path for path in left if path.is_file()]
 
