@@ -27,7 +27,7 @@ from data_prep.tags import Policy, Rows, read_names, survey
 from joytag import records, settings
 from joytag.cli import Parser, command_line
 
-CHUNK = 1 << 16  # rows that are sorted together
+TOGETHER = 4  # chunks whose tags are settled at once
 FINGERPRINTS = "sources.json"  # in work/
 
 
@@ -158,9 +158,10 @@ def final_tags(raw: Chunks, names: list[str], keeper: np.ndarray, policy: Policy
         shared, alone = (np.flatnonzero((kept >= 0) & (has_copies[kept] == several)) for several in (True, False))
         return (rows[alone], lists.take(alone).mapped(mapping).sets()), (kept[shared], lists.take(shared))
 
+    settled: list[tuple[tuple[np.ndarray, Rows], tuple[np.ndarray, Rows]]] = []
     with ThreadPoolExecutor() as pool:  # NumPy sorts without holding Python's lock
-        settled = list(pool.map(settle, raw))
-    raw.clear()
+        while raw:
+            settled += pool.map(settle, [raw.pop() for _ in raw[:TOGETHER]])
     done, merged = [[*chunks] for chunks in zip(*settled, strict=True)]
     rows, lists = _sorted(merged)
     keepers, starts = np.unique(rows, return_index=True)
@@ -183,15 +184,27 @@ def choose_tags(
     vocabulary = sorted({names[i] for i in np.flatnonzero(uses >= policy.min_count)} | set(keep))
     place = {name: index for index, name in enumerate(vocabulary)}
     mapping = Rows.of([[place[name]] if name in place else [] for name in names])
-    return *_sorted([(rows, tags.mapped(mapping)) for rows, tags in chunks]), vocabulary
+    known = []
+    while chunks:  # each is let go as soon as it isn't needed
+        rows, tags = chunks.pop()
+        known.append((rows, tags.mapped(mapping)))
+    return *_sorted(known), vocabulary
 
 
 def _sorted(chunks: Chunks) -> tuple[np.ndarray, Rows]:
-    """All chunks as one, by row; piece by piece, since the places of a whole dataset's tags would fill the memory."""
-    rows, tags = np.concatenate([np.empty(0, np.int64), *(c[0] for c in chunks)]), Rows.joined([c[1] for c in chunks])
+    """All chunks as one, by row. Chunk by chunk, since the places of a whole dataset's tags would fill the memory."""
+    rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in chunks)])
+    counts = np.concatenate([np.empty(0, np.int64), *(tags.counts for _, tags in chunks)])
     order = np.argsort(rows, kind="stable")
-    pieces = [tags.take(order[start : start + CHUNK]) for start in range(0, len(order), CHUNK)]
-    return rows[order], Rows.joined(pieces)
+    offsets = np.concatenate([[0], np.cumsum(counts[order])])
+    starts = np.empty(len(rows), dtype=np.int64)
+    starts[order] = offsets[:-1]
+    found, first = np.empty(offsets[-1], dtype=np.int32), 0
+    for these, tags in chunks:
+        shift = starts[first : first + len(these)] - tags.offsets[:-1]
+        found[np.arange(len(tags.tags)) + np.repeat(shift, tags.counts)] = tags.tags
+        first += len(these)
+    return rows[order], Rows(offsets, found)
 
 
 def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, n_tags: int, config: BuildSettings) -> np.ndarray:

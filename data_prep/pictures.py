@@ -162,4 +162,5 @@ def raw_tags(posts: Sequence[Path], pictures: Pictures) -> tuple[list[tuple[np.n
             rows = order[bounds[shard] : bounds[shard + 1]]
             lists = Rows(column.offsets.to_numpy().astype(np.int64), numbers[chunk.indices.to_numpy()])
             found.append((rows, lists.take(pictures.row[rows])))
+    pa.default_memory_pool().release_unused()
     return found, names.to_pylist()
