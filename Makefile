@@ -27,7 +27,7 @@ check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-
 
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
-	$(BIN)/pytest -m slow tests/test_synthetic.py
+	$(BIN)/pytest -m slow tests/test_synthetic.py tests/test_shards.py
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .

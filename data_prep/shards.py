@@ -124,7 +124,7 @@ def _ray(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     remote: Any = ray.remote(lambda job: task(job))
-    slots = 2 * int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
+    slots = 2 * int(ray.cluster_resources()["CPU"])
     waiting = iter(jobs)
     running = {remote.remote(job) for job in islice(waiting, slots)}
     try:
