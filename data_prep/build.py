@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -37,7 +38,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     Raises ValueError, naming what is missing or wrong, before anything is overwritten.
     """
     output, work = Path(config.output), Path(config.output) / "work"
-    sources.check(config.sources)
+    sources.check(config.sources, output)
     blacklist = [*config.tags.blacklist, *(n for f in config.tags.blacklist_files for n in read_names(Path(f)))]
     keep = [] if config.tags.keep is None else kept_tags(Path(config.tags.keep))
     fingerprints = [sources.fingerprint(source) for source in config.sources]
@@ -68,7 +69,10 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     raw = pictures.raw_tags([file for files in posts for file in files], found)
     rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
     if not vocabulary:
-        raise ValueError(f"tags.min_count: no tag is used {config.tags.min_count} times; lower it")
+        raise ValueError(
+            f"tags.min_count: no tag is used {config.tags.min_count} times by pictures with "
+            f"{config.tags.min_tags} tags (tags.min_tags); lower one of them"
+        )
     validation = hold_out(found.source[rows], group[rows], tags, len(vocabulary), config)
 
     content = dataset.Content(found, rows, tags, validation, vocabulary, relations.categories)
@@ -117,9 +121,11 @@ def _forget_missing(parts: list[scan.Part], files: list[Path]) -> None:
     """Remove the shards of a scan with pictures that were missing then and are there now: downloads take weeks."""
     for file in files:
         part = parts[min(int(file.stem), len(parts) - 1)]
-        missing = np.flatnonzero(
-            pc.equal(pq.read_table(file, columns=["reason"])["reason"], "missing").fill_null(False)
-        )
+        try:
+            reasons = pq.read_table(file, columns=["reason"])["reason"]
+        except (OSError, pa.ArrowException):  # damaged, as shards.run will notice
+            continue
+        missing = np.flatnonzero(pc.equal(reasons, "missing").fill_null(False))
         if len(missing):
             paths = pq.ParquetFile(part.table).read_row_group(part.group, ["path"])["path"]
             if any((part.folder / paths[row].as_py()).exists() for row in missing if row < len(paths)):

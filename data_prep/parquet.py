@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ from data_prep import posts
 from data_prep.posts import Post
 
 FILES = ("train.parquet", "validation.parquet")
+TYPES: dict[str, Callable[[pa.DataType], bool]] = {
+    "post_id": pa.types.is_integer,
+    "tags": lambda type_: pa.types.is_list(type_) and pa.types.is_integer(type_.value_type),
+    "hash": lambda type_: pa.types.is_binary(type_) or pa.types.is_fixed_size_binary(type_),
+}
 
 
 class Part(NamedTuple):
@@ -33,9 +39,12 @@ def parts(folder: Path) -> list[Part]:
             file = pq.ParquetFile(folder / name)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{folder / name}: cannot be read ({error}); a dataset directory has it") from None
-        for column in ("post_id", "tags", "hash"):
-            if column not in file.schema_arrow.names:
+        schema = file.schema_arrow
+        for column, is_right in TYPES.items():
+            if column not in schema.names:
                 raise ValueError(f"{folder / name}: {column}: column missing")
+            if not is_right(schema.field(column).type):
+                raise ValueError(f"{folder / name}: {column}: {schema.field(column).type} is not what a dataset has")
         found += [Part(folder, name, group) for group in range(file.num_row_groups)]
     _tag_names(folder)
     return found

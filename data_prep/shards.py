@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
@@ -41,37 +41,40 @@ def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backen
     jobs = [(part, file) for part, file in zip(parts, files, strict=True) if file.name not in done]
     finished = (_ray if backend == "ray" else _local)(partial(_publish, work), jobs)
     with (directory / MANIFEST).open("a", encoding="utf-8") as manifest:
-        for name, size in track(finished, description=title, total=len(jobs), disable=not jobs):
-            manifest.write(json.dumps({"file": name, "bytes": size}) + "\n")
+        for name, digest in track(finished, description=title, total=len(jobs), disable=not jobs):
+            manifest.write(json.dumps({"file": name, "sha256": digest}) + "\n")
             manifest.flush()
             os.fsync(manifest.fileno())
     return files
 
 
 def _finished(directory: Path, identity: str) -> set[str]:
-    """The names of the files that the manifest lists and that are there; all others are removed."""
+    """The names of the files that the manifest lists and that are there, undamaged; all others are removed."""
     manifest = directory / MANIFEST
     entries = []
-    for line in manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []:
+    for line in manifest.read_bytes().splitlines() if manifest.exists() else []:
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:  # the last line, if the machine stopped while writing it
+        except ValueError:  # the last line, if the machine stopped while writing it
             break
     listed = {entry["file"]: entry for entry in entries[1:]} if entries[:1] == [{"identity": identity}] else {}
-    sizes = {path.name: path.stat().st_size for path in directory.iterdir() if path.name != MANIFEST}
-    done = {name for name, entry in listed.items() if sizes.get(name) == entry["bytes"]}
-    for name in sizes.keys() - done:
-        (directory / name).unlink()
+    files = {path.name: path for path in directory.iterdir() if path.name != MANIFEST}
+    there = sorted(listed.keys() & files.keys())
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(records.file_hash, [files[name] for name in there])
+        done = {name for name, digest in zip(there, digests, strict=True) if digest == listed[name]["sha256"]}
+    for name in files.keys() - done:
+        files[name].unlink()
     lines = [{"identity": identity}, *(listed[name] for name in sorted(done))]
     records.write_text(manifest, "".join(json.dumps(line) + "\n" for line in lines))
     return done
 
 
-def _publish(work: Work, job: tuple[Any, Path]) -> tuple[str, int]:
+def _publish(work: Work, job: tuple[Any, Path]) -> tuple[str, str]:
     part, file = job
     table = work(part)
     records.write_table(table, table.schema, file)
-    return file.name, file.stat().st_size
+    return file.name, records.file_hash(file)
 
 
 def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -82,14 +85,13 @@ def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         return
     # Spawned, since forking a process that runs threads (DuckDB's, Arrow's) may hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
-        futures = [pool.submit(task, job) for job in jobs]
         try:
+            futures = [pool.submit(task, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
             raise ValueError("a worker process died, perhaps for lack of memory; run again to go on") from None
         except BaseException:  # Ctrl-C, a full disk: don't wait for shards that may take a minute
-            pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():
                 worker.terminate()
             raise

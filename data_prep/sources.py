@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from data_prep import danbooru2021, jsonl, parquet, posts, sidecar
 from data_prep.config import Source
+from joytag import records
 
 KINDS = {"danbooru2021": danbooru2021, "sidecar": sidecar, "jsonl": jsonl, "parquet": parquet}
 
@@ -35,13 +36,15 @@ class Refused(NamedTuple):
     detail: str
 
 
-def check(sources: Sequence[Source]) -> None:
-    """Raise ValueError, naming the setting, for a path that isn't there."""
+def check(sources: Sequence[Source], output: Path) -> None:
+    """Raise ValueError, naming the setting, for a path that isn't there or that the output would be written into."""
     for number, source in enumerate(sources):
         path, wanted = Path(source.path), "file" if source.kind == "jsonl" else "folder"
         if not (path.is_file() if wanted == "file" else path.is_dir()):
             hint = "; make it with: python -m data_prep.openmoji" if source.path.startswith("data/raw/openmoji") else ""
             raise ValueError(f"sources.{number}.path: {source.path}: no such {wanted}{hint}")
+        if wanted == "folder" and output.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"output: {output}: inside the source {source.path}; choose a folder outside it")
 
 
 def folder(source: Source) -> Path:
@@ -60,6 +63,8 @@ def parts(source: Source) -> list[Part]:
     found: Sequence[Any] = (
         danbooru2021.parts(path, source.images) if source.kind == "danbooru2021" else KINDS[source.kind].parts(path)
     )
+    if not found:
+        raise ValueError(f"{path}: holds no posts")
     return [Part(source.kind, part, source.min_tags) for part in found]
 
 
@@ -88,16 +93,12 @@ def content_hashes(source: Source) -> dict[str, str]:
     if source.kind == "sidecar":
         files = [file for file in files if file.suffix == ".txt"]
     with ThreadPoolExecutor() as pool:
-        hashes = dict(zip([file.relative_to(folder(source)) for file in files], pool.map(_hash, files), strict=True))
+        names = [file.relative_to(folder(source)) for file in files]
+        hashes = dict(zip(names, pool.map(records.file_hash, files), strict=True))
     if source.kind != "sidecar":
         return {name.as_posix(): value for name, value in hashes.items()}
     lines = (f"{name.as_posix()}\0{value}\n" for name, value in hashes.items())
     return {"*.txt": hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def relations(sources: Sequence[Source]) -> tuple[danbooru2021.Relations, list[Refused]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from joytag import release
+from joytag import records, release
 from joytag.model import ViT
 
 STATE_FILES = ("train_state.safetensors", "train_state.json")
@@ -49,7 +48,7 @@ def save(
     save_file(contiguous, partial / "train_state.safetensors")
     (partial / "train_state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     files = sorted(path for path in partial.iterdir())
-    lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
+    lines = [f"{records.file_hash(path)}  {path.name}\n" for path in files]
     (partial / MANIFEST).write_text("".join(lines), encoding="utf-8")
     for path in [*files, partial / MANIFEST, partial]:
         _sync(path)
@@ -98,7 +97,7 @@ def verify(directory: Path) -> None:
     for line in lines:
         digest, _, name = line.partition("  ")
         path = directory / name
-        if Path(name).name != name or not path.is_file() or _sha256(path) != digest:
+        if Path(name).name != name or not path.is_file() or records.file_hash(path) != digest:
             raise CheckpointError(f"{path}: missing or damaged, it does not match {MANIFEST}")
 
 
@@ -137,11 +136,6 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         else:
             state["param_groups"][int(number)][name] = tuple(value) if isinstance(value, list) else value
     optimizer.load_state_dict(state)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

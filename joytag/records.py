@@ -187,6 +187,12 @@ def write_description(directory: Path, description: dict[str, Any]) -> None:
     write_text(directory / "dataset.json", json.dumps({"version": VERSION, **description}, indent=2) + "\n")
 
 
+def file_hash(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is seen whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def test_another_identity_does_all_again(tmp_path):
     assert changed(tmp_path, before) == {"0", "1", "2"} and len(times(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("harm", ["truncated", "missing", "unlisted", "torn"])
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "missing", "unlisted", "torn"])
 def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
     run(tmp_path)
     before, file, manifest = times(tmp_path), tmp_path / "000003.parquet", tmp_path / shards.MANIFEST
@@ -73,12 +73,15 @@ def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
     last = json.loads(lines[-1])["file"][5]
     if harm == "truncated":
         file.write_bytes(file.read_bytes()[:-1])
+    elif harm == "flipped":
+        data = file.read_bytes()
+        file.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
     elif harm == "missing":
         file.unlink()
     elif harm == "unlisted":
         manifest.write_text("".join(f"{line}\n" for line in lines if "000003" not in line))
     else:
-        manifest.write_text("\n".join(lines)[:-9])
+        manifest.write_bytes("\n".join(lines).encode()[:-9] + b"\xff")
     (tmp_path / "000007.parquet.part").write_bytes(b"left over")
     assert run(tmp_path) == [0, 1, 4, 9, 16]
     assert changed(tmp_path, before) == {last if harm == "torn" else "3"}

@@ -21,7 +21,7 @@ MD5 = "0123456789abcdef0123456789abcdef"
 def read(path: Path, kind: str = "danbooru2021", images: str = "original", **changes: int) -> list[dict]:
     """All rows of a source, good and bad."""
     source = Source(name="x", kind=kind, path=str(path), images=images, **changes)
-    sources.check([source])
+    sources.check([source], path.parent / "elsewhere")
     return [row for part in sources.parts(source) for row in sources.read(part).to_pylist()]
 
 
@@ -272,6 +272,31 @@ def test_the_original_builds_dataset_is_a_source(tmp_path):
         * 2
     )
     assert reasons(found) == ["bad row"] * 2
+
+
+@pytest.mark.parametrize("column, values", [("tags", ["a"]), ("post_id", ["a"]), ("hash", [1])])
+def test_a_dataset_whose_columns_are_of_another_type_is_refused(tmp_path, column, values):
+    (tmp_path / "top_tags.txt").write_text("cat")
+    rows = {"post_id": [7], "tags": [[0]], "hash": [b"x" * 32]} | {column: values}
+    for split in records.SPLITS:
+        pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=rf"train\.parquet: {column}: .* is not what a dataset has"):
+        read(tmp_path, "parquet")
+
+
+def test_a_source_without_posts_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match=r"empty\.jsonl: holds no posts"):
+        read(tmp_path / "empty.jsonl", "jsonl")
+
+
+@pytest.mark.parametrize("output", ["", "a/b", "link/../pictures"])
+def test_an_output_inside_a_source_is_refused(tmp_path, output):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "link").mkdir()
+    source = Source(name="x", kind="sidecar", path=str(tmp_path / "pictures"))
+    with pytest.raises(ValueError, match=r"output: .* inside the source"):
+        sources.check([source], tmp_path / ("pictures" if output[:1] != "l" else "") / output)
 
 
 @pytest.mark.parametrize("path", ["", "/a", "../a", "a/../../b", "a\0", "a\\..\\b", "."])
