@@ -43,7 +43,8 @@ def check(sources: Sequence[Source], output: Path) -> None:
         if not (path.is_file() if wanted == "file" else path.is_dir()):
             hint = "; make it with: python -m data_prep.openmoji" if source.path.startswith("data/raw/openmoji") else ""
             raise ValueError(f"sources.{number}.path: {source.path}: no such {wanted}{hint}")
-        if wanted == "folder" and output.resolve().is_relative_to(path.resolve()):
+        inside = output.resolve().is_relative_to(path.resolve())
+        if (inside and source.kind == "sidecar") or output.resolve() == path.resolve():
             raise ValueError(f"output: {output}: inside the source {source.path}; choose a folder outside it")
 
 

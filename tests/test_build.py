@@ -135,16 +135,17 @@ def test_a_built_dataset_lists_its_tags_as_a_recount_does(built):
 
 def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_path):
     """The shipped configuration on 30 pictures: a tag of 10, one of 4, and a release's three."""
+    (folder := tmp_path / "pictures").mkdir()
     rng = np.random.default_rng(0)
     for number in range(30):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         names = ["known"] + ["new_(thing)"] * (number < 10) + ["rare"] * (number < 4)
         text = ", ".join(names).replace("(", r"\(").replace(")", r"\)")
-        (tmp_path / f"{number}.txt").write_text(text)
+        (folder / f"{number}.txt").write_text(text)
     (tmp_path / "top_tags.txt").write_text("known\nunused\nrare")
     config = Path(__file__).parents[1] / "configs" / "data" / "folder.yaml"
     base = load(BuildSettings, config, [f"output={tmp_path / 'dataset'}"])
-    source = base.sources[0].model_copy(update={"path": str(tmp_path)})
+    source = base.sources[0].model_copy(update={"path": str(folder)})
     kept = base.tags.model_copy(update={"keep": str(tmp_path / "top_tags.txt")})
     dataset = records.Dataset.open(build(base.model_copy(update={"sources": [source], "tags": kept})))
     assert sorted(dataset.tags.names) == ["known", "new_(thing)", "rare", "unused"]
@@ -156,9 +157,10 @@ def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_pa
 
 
 def test_a_list_of_tags_to_keep_that_is_missing_is_named(tmp_path):
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("a")
-    values = {"output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(tmp_path)}]}
+    (folder := tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("a")
+    values = {"output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}]}
     with pytest.raises(ValueError, match=r"tags\.keep: .*gone\.txt"):
         build(BuildSettings.model_validate(values | {"tags": {"keep": str(tmp_path / "gone.txt")}}))
 
@@ -221,17 +223,18 @@ def test_two_sources_of_one_name_are_refused(built):
 
 
 def test_a_dataset_whose_sources_have_changed_is_not_taken_for_new(tmp_path):
+    (folder := tmp_path / "pictures").mkdir()
     for number in range(4):
-        picture(number).save(tmp_path / f"{number}.png")
-        (tmp_path / f"{number}.txt").write_text("cat, dog")
+        picture(number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("cat, dog")
     values = {
-        "output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(tmp_path)}],
+        "output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}],
         "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 1, "min_per_tag": 1},
     }  # fmt: skip
     config = BuildSettings.model_validate(values)
     build(config)
-    (tmp_path / "4.txt").write_text("cat")
-    picture(4).save(tmp_path / "4.png")
+    (folder / "4.txt").write_text("cat")
+    picture(4).save(folder / "4.png")
     with pytest.raises(ValueError, match=r"its sources have changed since it was built; remove .*dataset\.json"):
         build(config)
     (tmp_path / "out" / "dataset.json").unlink()

@@ -21,15 +21,16 @@ ROOT = Path(__file__).parents[1]
 def dataset(tmp_path_factory) -> Path:
     """Twelve pictures, of which one is a copy of another and one a recoloured one, and a file that is none."""
     root = tmp_path_factory.mktemp("described")
+    (folder := root / "pictures").mkdir()
     files = {f"{number}.png": encode(picture(number)) for number in range(12)}
     files["copy.jpg"] = encode(picture(3), "JPEG", quality=97, subsampling=0)
     files["dark.png"] = encode(picture(4).point(lambda value: value * 0.7))
     files["none.png"] = b"hello"
     for name, data in files.items():
-        (root / name).write_bytes(data)
-        (root / name).with_suffix(".txt").write_text("cat, dog")
+        (folder / name).write_bytes(data)
+        (folder / name).with_suffix(".txt").write_text("cat, dog")
     values = {
-        "output": str(root / "out"), "sources": [{"name": "mine", "kind": "sidecar", "path": str(root)}],
+        "output": str(root / "out"), "sources": [{"name": "mine", "kind": "sidecar", "path": str(folder)}],
         "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1},
     }  # fmt: skip
     return build(BuildSettings.model_validate(values))

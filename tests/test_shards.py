@@ -106,7 +106,7 @@ def test_no_parts_no_files(tmp_path):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import pyarrow as pa
 from data_prep import shards
@@ -118,6 +118,7 @@ def work(part):
     return pa.table({})
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     command_line(lambda: print(shards.run(work, [0, 1, 2], Path(sys.argv[1], "out"), "a", "local", "Test")))
 """
 
