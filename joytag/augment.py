@@ -56,7 +56,7 @@ class Draws:
 
 
 def draw(keys: Sequence[Sequence[int]]) -> Draws:
-    """Draw an operation, a bin and a sign for each picture from its key, such as (seed, stage, epoch, row)."""
+    """Draw an operation, a bin and a sign for each picture from its key, such as (1, seed, stage, epoch, row)."""
     operations, magnitudes = [], []
     for key in keys:
         operation, level, sign = np.random.default_rng(list(key)).integers((len(OPERATIONS), BINS, 2))

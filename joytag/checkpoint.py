@@ -34,36 +34,69 @@ def save(
     tensors: dict[str, Tensor],
     facts: dict[str, Any],
     keep_last: int,
+    keep_every: int,
 ) -> Path:
-    """Write checkpoint `root/SAMPLES` and only then remove all but the `keep_last` newest.
+    """Write checkpoint `root/SAMPLES` and only then remove all that need not be kept.
 
     `tensors` and `facts` (anything JSON can hold) are the training state. The directory appears under
-    its name when every byte is on disk.
+    its name when every byte is on disk; if it is there already, and whole, nothing is done. Raises CheckpointError
+    when it cannot be written.
     """
     final = root / f"{samples:012d}"
     partial = root / f".{final.name}.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    release.save(partial, model, tags, loss_type)
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, partial / "train_state.safetensors")
-    (partial / "train_state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    files = sorted(path for path in partial.iterdir())
-    lines = [f"{records.file_hash(path)}  {path.name}\n" for path in files]
-    (partial / MANIFEST).write_text("".join(lines), encoding="utf-8")
-    for path in [*files, partial / MANIFEST, partial]:
-        _sync(path)
-    if final.exists():  # saved before a resume from an older one
-        shutil.rmtree(final)
-    partial.replace(final)
+    if final.exists():
+        if is_whole(final):
+            return final
+        final.rename(root / f".{final.name}.damaged")
+    for left in root.glob(".[0-9]*"):
+        shutil.rmtree(left)
+    try:
+        _write(partial, model, tags, loss_type, tensors, facts)
+        partial.replace(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # room for the next try
+        raise CheckpointError(f"{final}: cannot be written ({error}); the checkpoints before stay") from None
     _sync(root)
-    for old in checkpoints(root)[:-keep_last]:
-        shutil.rmtree(old)
+    for old in _superfluous(checkpoints(root), keep_last, keep_every):
+        shutil.rmtree(old.rename(root / f".{old.name}.old"))  # at no moment half a checkpoint under its name
     return final
+
+
+def _write(
+    directory: Path, model: ViT, tags: list[str], loss_type: str, tensors: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    release.save(directory, model, tags, loss_type)
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, directory / "train_state.safetensors")
+    (directory / "train_state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    files = sorted(path for path in directory.iterdir())
+    lines = [f"{records.file_hash(path)}  {path.name}\n" for path in files]
+    (directory / MANIFEST).write_text("".join(lines), encoding="utf-8")
+    for path in [*files, directory / MANIFEST, directory]:
+        _sync(path)
+
+
+def _superfluous(found: list[Path], keep_last: int, keep_every: int) -> list[Path]:
+    """All but the newest, and the first of each stretch of `keep_every` samples after the first stretch."""
+    stretches: dict[int, Path] = {}
+    for path in found:
+        stretches.setdefault(int(path.name) // keep_every, path)
+    stay = {*found[-keep_last:], *(path for stretch, path in stretches.items() if stretch > 0)}
+    return [path for path in found if path not in stay]
 
 
 def checkpoints(root: Path) -> list[Path]:
     """The checkpoints in a directory, oldest first."""
     return sorted(path for path in root.glob("[0-9]" * 12) if path.is_dir()) if root.is_dir() else []
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether every file of a checkpoint is as it was written."""
+    try:
+        verify(directory)
+    except CheckpointError:
+        return False
+    return True
 
 
 def newest(root: Path) -> Path | None:
@@ -89,8 +122,8 @@ def verify(directory: Path) -> None:
     """Check every file against the manifest. Raises CheckpointError naming the first that differs."""
     try:
         lines = (directory / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise CheckpointError(f"{directory}: not a checkpoint ({MANIFEST} is missing)") from None
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(f"{directory}: not a checkpoint ({MANIFEST} is missing or damaged)") from None
     missing = {*release.FILES, *STATE_FILES} - {line.partition("  ")[2] for line in lines}
     if missing:
         raise CheckpointError(f"{directory / MANIFEST}: damaged, it does not list {min(missing)}")
@@ -111,7 +144,7 @@ def load(directory: Path) -> tuple[ViT, list[str], dict[str, Tensor], dict[str, 
     try:
         tensors = load_file(directory / "train_state.safetensors")
         facts = json.loads((directory / "train_state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{directory}: cannot be read ({error})") from None
     return model, tags, tensors, facts
 

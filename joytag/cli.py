@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import NoReturn
 
 
+class Exit(Exception):
+    """The end of a program that can't go on, for a reason in one line, and its exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are user errors like all others."""
 
@@ -63,7 +71,7 @@ def separator(text: str) -> str:
 
 
 def command_line(main: Callable[[], None]) -> None:
-    """Run a command's `main`; ValueError and OSError become one line on stderr, warnings too."""
+    """Run a command's `main`; Exit, ValueError and OSError become one line on stderr, warnings too."""
     name = Path(sys.argv[0]).stem
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -75,6 +83,9 @@ def command_line(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exit as end:
+        print(f"{name}: {' '.join(str(end).split())}", file=sys.stderr)
+        sys.exit(end.code)
     except (ValueError, OSError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.filename:

@@ -21,6 +21,8 @@ class Data(Settings):
     tags: PositiveInt | None = None  # size of the vocabulary, for a dry run without data
     workers: int | None = Field(default=None, ge=0)  # decoding processes; null chooses by device
     augment: Literal["trivial", "none"] = "trivial"
+    max_bad: float = Field(default=0.05, ge=0, le=1)  # the share of pictures that may be replaced, being undecodable
+    timeout: PositiveInt = 600  # seconds to wait for the decoding processes
 
 
 class Model(Settings):
@@ -102,12 +104,16 @@ class RunSettings(Settings):
     batch_size: PositiveInt = 4096  # global: the samples of an optimizer step
     micro_batch: PositiveInt | None = None  # the samples a process works on at once; null for all its share
     optimizer: Optimizer = Optimizer()
+    average: float | None = Field(default=None, gt=0, lt=1)  # of the weights over steps: the share that is kept
     loss: Loss = Loss()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     threshold: float = Field(default=0.4, gt=0, lt=1)  # of a tag's score, in validation
     every: Every = Every()
     keep_last: PositiveInt = 3  # checkpoints
+    keep_every: PositiveInt = 50_000_000  # samples: the first checkpoint after each such stretch stays, too
+    max_skips: PositiveInt = 3  # steps in a row with gradients that are not finite, after which the run ends
+    timeout: PositiveInt = 600  # seconds that processes wait for each other
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
@@ -13,37 +16,54 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from joytag import augment, image, records
+from joytag.distributed import Purpose, generator
 
 Key = tuple[int, int]  # epoch, row of the split
+MAX_SUBSTITUTES = 100  # pictures that are tried one after the other
+
+
+class WorkerLost(RuntimeError):
+    """A decoding process has died or hangs; one line that names it."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures uint8 [B, 3, S, S], labels bool [B, N], sources int64 [B], rows int64 [B] of the split."""
+    """Pictures uint8 [B, 3, S, S], labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
+
+    `bad` are the rows that were asked for but cannot be decoded, and why.
+    """
 
     images: Tensor
     labels: Tensor
     sources: Tensor
     rows: Tensor
+    bad: list[tuple[int, str]]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def pin_memory(self) -> Batch:
         """Copy to page-locked memory (called by torch's DataLoader)."""
-        return Batch(*(getattr(self, name).pin_memory() for name in ("images", "labels", "sources", "rows")))
+        return replace(self, **{n: getattr(self, n).pin_memory() for n in ("images", "labels", "sources", "rows")})
 
 
 class Pictures(Dataset[Batch]):
     """The pictures of a split at one size; asked for many (epoch, row) keys at once, it gives a Batch.
 
-    With `augmentation`, (seed, stage), a picture is augmented as drawn from (seed, stage, epoch, row).
+    In training `draw`, (seed, stage), decides what is random: a picture is augmented as drawn from (seed, stage,
+    epoch, row), if that is wanted, and one that cannot be decoded is replaced by another, drawn likewise.
+    Otherwise such a picture is left out.
     """
 
     def __init__(
-        self, dataset: records.Dataset, split: str, size: int, augmentation: tuple[int, int] | None = None
+        self,
+        dataset: records.Dataset,
+        split: str,
+        size: int,
+        draw: tuple[int, int] | None = None,
+        augmentation: str = "none",
     ) -> None:
-        self.dataset, self.size, self.augmentation = dataset, size, augmentation
+        self.dataset, self.size, self.draw, self.augmentation = dataset, size, draw, augmentation
         self.posts = dataset.posts(split)
 
     def __len__(self) -> int:
@@ -51,38 +71,53 @@ class Pictures(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch | records.DatasetError:
         # An error is returned, not raised, since torch would wrap it in a worker's whole traceback.
+        bad: list[tuple[int, str]] = []
         try:
-            pictures = [self._read(row) for _, row in keys]
-        except image.ImageError as error:
-            return records.DatasetError(f"{error}; build the dataset again")
+            found = [row_picture for key in keys if (row_picture := self._read(key, bad)) is not None]
         except records.DatasetError as error:
             return error
-        images = torch.from_numpy(np.stack(pictures))
-        if self.augmentation is not None:
-            draws = augment.draw([(*self.augmentation, epoch, row) for epoch, row in keys])
-            images = augment.trivial_augment(images, draws)
-        rows = np.array([row for _, row in keys])
+        rows = np.array([row for row, _ in found], dtype=np.int64)
+        images = torch.from_numpy(np.array([picture for _, picture in found], dtype=np.uint8))
+        if self.augmentation == "trivial":
+            assert self.draw is not None, "augmentation is for training"
+            places = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
+            images = augment.trivial_augment(images, augment.draw(places))
         return Batch(
-            images,
+            images.view(-1, 3, self.size, self.size),
             torch.from_numpy(self.posts.labels(rows, len(self.dataset.tags))),
             torch.from_numpy(self.posts.sources[rows].astype(np.int64)),
             torch.from_numpy(rows),
+            bad,
         )
 
-    def _read(self, row: int) -> np.ndarray:
-        picture = image.decode(self.dataset.image_path(self.posts.hashes[row].tobytes()))
-        return image.to_array(image.square(picture, self.size))
+    def _read(self, key: Key, bad: list[tuple[int, str]]) -> tuple[int, np.ndarray] | None:
+        """A picture, or what stands for it, and its row; None if nothing does. Bad ones are added to the list.
+
+        Raises DatasetError when there is no end to them.
+        """
+        row = key[1]
+        for attempt in range(MAX_SUBSTITUTES):
+            path = self.dataset.image_path(self.posts.hashes[row].tobytes())
+            try:
+                return row, image.to_array(image.square(image.decode(path), self.size))
+            except image.ImageError as error:
+                bad.append((row, str(error)))
+            if self.draw is None:
+                return None
+            place = generator(Purpose.SUBSTITUTE, *self.draw, *key, attempt)
+            row = int(place.integers(len(self.posts)))
+        raise records.DatasetError(f"{bad[-1][1]}, and {MAX_SUBSTITUTES - 1} others neither; is the disk there?")
 
 
 def permutation(seed: int, stage: int, epoch: int, rows: int) -> np.ndarray:
     """The order of the rows in an epoch, int64 [rows]."""
-    return np.random.default_rng((seed, stage, epoch)).permutation(rows)
+    return generator(Purpose.ORDER, seed, stage, epoch).permutation(rows)
 
 
 def training_keys(
-    seed: int, stage: int, rows: int, start: int, stop: int, global_batch: int, micro_batch: int, rank: int, world: int
+    seed: int, stage: int, rows: int, start: int, global_batch: int, micro_batch: int, rank: int, world: int
 ) -> Iterator[list[Key]]:
-    """This process's micro-batches of (epoch, row) keys, for positions `start` to `stop` of a stage.
+    """This process's micro-batches of (epoch, row) keys, from position `start` of a stage on, without end.
 
     Position n is row `permutation(n // rows)[n % rows]` of epoch n // rows; global batches run across
     epochs' ends. Each process takes a contiguous share of every global batch, so that the global
@@ -90,7 +125,7 @@ def training_keys(
     """
     share = global_batch // world
     current, order = -1, np.empty(0, dtype=np.int64)
-    for first in range(start, stop, global_batch):
+    for first in count(start, global_batch):
         for position in range(first + rank * share, first + (rank + 1) * share, micro_batch):
             keys = []
             for n in range(position, position + micro_batch):
@@ -102,13 +137,20 @@ def training_keys(
 
 
 def evaluation_keys(rows: int, batch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
-    """This process's batches of all rows, each once, in order."""
+    """This process's batches of all rows, each once, in order; as many for each process, the last perhaps empty."""
     mine = range(rank, rows, world)
-    return [[(0, row) for row in mine[i : i + batch]] for i in range(0, len(mine), batch)]
+    most = -(-rows // world)
+    return [[(0, row) for row in mine[i : i + batch]] for i in range(0, most, batch)]
 
 
-def batches(pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bool) -> Iterator[Batch]:
-    """Load batches in order, ahead of their use. Raises DatasetError at a picture that cannot be decoded."""
+def batches(
+    pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bool, timeout: int = 600
+) -> Iterator[Batch]:
+    """Load batches in order, ahead of their use.
+
+    Raises DatasetError when no picture can be decoded at all, and what `worker_errors` translates when a decoding
+    process dies or has not delivered for `timeout` seconds.
+    """
     loader = DataLoader(
         pictures,
         batch_sampler=_Once(keys),
@@ -116,12 +158,34 @@ def batches(pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bo
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        timeout=timeout if workers else 0,
+        worker_init_fn=_stand_alone,
         generator=torch.Generator(),  # it draws a seed when it starts, and must not take it from the model's
     )
     for batch in loader:
         if isinstance(batch, records.DatasetError):
             raise batch
         yield batch
+
+
+def _stand_alone(_: int) -> None:
+    """Leave signals to a whole process group, such as Ctrl-C, to the parent, which still has a step to finish."""
+    os.setpgid(0, 0)
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise WorkerLost for torch's errors about decoding processes, which come at any time, not only in `batches`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        processes = ", ".join(str(process.pid) for process in active_children())
+        raise WorkerLost(
+            f"{str(error).strip().splitlines()[0]} (decoding processes still there: {processes or 'none'}); "
+            "killed ones mostly lacked memory, those that hang a disk; lower data.workers, or data.workers=0 to see why"
+        ) from None
 
 
 def default_workers(device: torch.device, processes: int) -> int:

@@ -1,15 +1,38 @@
-"""Where to compute: rank, reduction, seeds, device and number format; no-ops on a single process."""
+"""Where to compute: rank, reduction, random numbers, device, number format; no-ops on a single process."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+class ProcessLost(RuntimeError):
+    """Another process has gone or does not answer; one line that names it."""
+
+
+class Purpose(IntEnum):
+    """What random numbers are for, so that no two uses of one place get the same."""
+
+    ORDER = 0
+    AUGMENTATION = 1
+    SUBSTITUTE = 2
+    DEPTH = 3
+    OTHER = 4
+
+
+def generator(purpose: Purpose, *place: int) -> np.random.Generator:
+    """Random numbers that are a function of their purpose and place, some non-negative integers."""
+    return np.random.default_rng((purpose, *place))
 
 
 def rank() -> int:
@@ -22,22 +45,58 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def was_restarted() -> bool:
+    """Whether `torchrun` or Slurm started this job again after it failed or was preempted."""
+    return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started, if it did, for the time of a `with` block."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+def process_group(device: torch.device, timeout: int) -> Iterator[None]:
+    """Join the processes that `torchrun` started, if it did, for the time of a `with` block.
+
+    When the others wait for a process for more than `timeout` seconds, or one has gone, raises ProcessLost naming it.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Both, since decisions are made in ordinary memory, where a wait ends with an error and not with the process.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    roll_call = dist.new_group(backend="gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not _is_of_communication(error):
+            raise
+        raise ProcessLost(f"rank {rank()}: {_missing(roll_call, error)}; go on with --resume auto") from None
     finally:
         dist.destroy_process_group()
 
 
-def seed_of(*key: int) -> int:
-    """A 64-bit seed that is a function of some non-negative integers."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+def _is_of_communication(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection", "timed out")
+    )
+
+
+def _missing(group: Any, error: RuntimeError) -> str:
+    """Which processes don't answer, as far as can be told."""
+    try:
+        dist.monitored_barrier(group, timedelta(seconds=5), wait_all_ranks=True)
+    except RuntimeError as silence:
+        error = silence
+    return str(error).strip().splitlines()[0]
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model, its gradients averaged over all processes if there are several."""
+    return DistributedDataParallel(model) if world_size() > 1 else model
+
+
+def synchronized(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """For forward and backward: whether gradients are averaged `now`, or only added up for a later time."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not now else nullcontext()
 
 
 def all_sum(value: Tensor) -> Tensor:
@@ -47,10 +106,24 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def total(figures: Sequence[float]) -> list[float]:
+    """Each figure's sum over all processes, in double precision."""
+    return all_sum(torch.tensor(figures, dtype=torch.float64)).tolist()
+
+
+def gathered(value: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The lists of all processes, one after the other."""
+    if not dist.is_initialized():
+        return value
+    lists: list[list[tuple[int, str]]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, value)
+    return [entry for entries in lists for entry in entries]
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
-        dist.barrier()
+        all_sum(torch.zeros(1))
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -70,6 +143,8 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name}: no CUDA device here; use cpu")
+        if device.index is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"device {name}: all processes would share it; use cuda")
         device = torch.device("cuda", device.index if device.index is not None else local_rank)
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {device}: there are only {torch.cuda.device_count()} CUDA devices here")

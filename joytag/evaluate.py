@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +12,10 @@ from torch import Tensor, nn
 
 from joytag import data, distributed, image
 from joytag.metrics import Counts
+
+
+class Interrupted(Exception):
+    """An evaluation was asked to stop."""
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -33,11 +39,14 @@ def evaluate(
     threshold: float,
     device: torch.device,
     dtype: torch.dtype,
+    timeout: int = 600,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Counts:
     """Count the decisions on every picture of a split once, over all processes, into [sources, tags] counts.
 
-    Each process takes its share of the pictures, `batch` at a time; the counts are on the CPU. The model is
-    left in the mode, training or evaluation, that it was in.
+    Each process takes its share of the pictures, `batch` at a time; the counts are on the CPU. Pictures that cannot
+    be decoded are left out, with a warning. The model is left in the mode, training or evaluation, that it was in.
+    `stopping` is asked after each batch, in all processes as often; raises Interrupted when one says so.
     """
     dataset = pictures.dataset
     where = device if device.type == "cuda" else torch.device("cpu")  # MPS cannot add up 64-bit integers
@@ -45,8 +54,17 @@ def evaluate(
     keys = data.evaluation_keys(len(pictures), batch, distributed.rank(), distributed.world_size())
     was_training = model.training
     model.eval()
-    for loaded in data.batches(pictures, keys, workers, pin=device.type == "cuda"):
-        scores = predict(model, loaded.images, device, dtype).to(where)
-        counts.add(scores, loaded.labels.to(where), loaded.sources.to(where), threshold)
-    model.train(was_training)
+    bad = []
+    try:
+        for loaded in data.batches(pictures, keys, workers, device.type == "cuda", timeout):
+            bad += loaded.bad
+            if len(loaded):
+                scores = predict(model, loaded.images, device, dtype).to(where)
+                counts.add(scores, loaded.labels.to(where), loaded.sources.to(where), threshold)
+            if stopping():
+                raise Interrupted
+    finally:
+        model.train(was_training)
+    if bad:
+        warnings.warn(f"{bad[0][1]}: left out, with {len(bad) - 1} others of this process", stacklevel=2)
     return Counts(*(distributed.all_sum(count).cpu() for count in counts))

@@ -1,7 +1,7 @@
 """The vision transformer: normalized pictures in, one logit per tag out.
 
 Shape suffixes: B batch, C channels, Y and X patch rows and columns, T tokens (Y*X), D width,
-H heads, K width of a head, N tags.
+H heads, K width of a head, N tags, S sites of stochastic depth.
 """
 
 from __future__ import annotations
@@ -124,18 +124,14 @@ class CNNStem(nn.Module):
         return self.conv(images_BCYX)
 
 
-class StochasticDepth(nn.Module):
-    """Drop a branch for a whole sample, and rescale the others (Huang et al. 2016, arXiv:1603.09382)."""
+def stochastic_depth(x_BTD: Tensor, rate: float, noise_B: Tensor | None) -> Tensor:
+    """Drop a branch for a share `rate` of the samples, and rescale the others (Huang et al. 2016, arXiv:1603.09382).
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x_BTD
-        keep = 1 - self.rate
-        return x_BTD * (x_BTD.new_empty(x_BTD.shape[0], 1, 1).bernoulli_(keep) / keep)
+    Which ones, `noise_B` tells, numbers between 0 and 1; without them nothing is dropped.
+    """
+    if noise_B is None:
+        return x_BTD
+    return x_BTD * ((noise_B >= rate).to(x_BTD.dtype) / (1 - rate)).view(-1, 1, 1)
 
 
 class LayerScale(nn.Module):
@@ -154,12 +150,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
+        self.rate = config.stochdepth_rate
         self.linear1 = nn.Linear(config.d_model, config.mlp_dim)
-        self.drop = StochasticDepth(config.stochdepth_rate)
         self.linear2 = nn.Linear(config.mlp_dim, config.d_model)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.linear2(self.drop(F.gelu(self.linear1(x_BTD))))
+    def forward(self, x_BTD: Tensor, noise_B: Tensor | None = None) -> Tensor:
+        return self.linear2(stochastic_depth(F.gelu(self.linear1(x_BTD)), self.rate, noise_B))
 
 
 class Block(nn.Module):
@@ -171,7 +167,7 @@ class Block(nn.Module):
         scale = config.layerscale_init
         if scale is None:  # deeper networks start closer to the identity (arXiv:2103.17239, section 2)
             scale = 0.1 if config.num_blocks <= 18 else 1e-5 if config.num_blocks <= 24 else 1e-6
-        self.num_heads = config.num_heads
+        self.num_heads, self.rate = config.num_heads, config.stochdepth_rate
         self.norm1 = nn.LayerNorm(width)
         self.qkv_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
@@ -179,7 +175,6 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(config)
         self.skip_init2 = LayerScale(width, scale)
-        self.drop = StochasticDepth(config.stochdepth_rate)
 
     def attention(self, x_BTD: Tensor) -> Tensor:
         qkv = self.qkv_proj(x_BTD).unflatten(-1, (3, self.num_heads, -1))
@@ -187,9 +182,15 @@ class Block(nn.Module):
         out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK)
         return self.out_proj(out_BHTK.transpose(1, 2).flatten(2))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.drop(self.skip_init1(self.attention(self.norm1(x_BTD))))
-        return x_BTD + self.drop(self.skip_init2(self.mlp(self.norm2(x_BTD))))
+    def forward(
+        self,
+        x_BTD: Tensor,
+        noise1_B: Tensor | None = None,
+        noise2_B: Tensor | None = None,
+        noise3_B: Tensor | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + stochastic_depth(self.skip_init1(self.attention(self.norm1(x_BTD))), self.rate, noise1_B)
+        return x_BTD + stochastic_depth(self.skip_init2(self.mlp(self.norm2(x_BTD), noise2_B)), self.rate, noise3_B)
 
 
 def sine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
@@ -256,10 +257,16 @@ class ViT(nn.Module):
         """Note the side in pixels that training goes on with; sine positions need nothing else."""
         self.config = replace(self.config, image_size=size)
 
-    def tokens(self, images_BCYX: Tensor) -> Tensor:
+    @property
+    def noise_sites(self) -> int:
+        """How many random numbers a sample needs in training, for stochastic depth."""
+        return 3 * len(self.blocks) if self.config.stochdepth_rate else 0
+
+    def tokens(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
         """[B, 3, height, width] float pictures to [B, T, D] normalized tokens.
 
-        Raises ValueError when the height or width is not a multiple of the patch size, or differs
+        In training `noise_BS`, float [B, noise_sites] in [0, 1), decides which branches are dropped; without it
+        they are drawn. Raises ValueError when the height or width is not a multiple of the patch size, or differs
         from `image_size` in a model with learned positions.
         """
         height, width = images_BCYX.shape[-2:]
@@ -271,8 +278,11 @@ class ViT(nn.Module):
         x_BTD = x_BTD + self.positions(rows, columns, x_BTD.device).to(x_BTD.dtype)
         if self.training and self.config.patch_dropout:
             x_BTD = drop_tokens(x_BTD, self.config.patch_dropout)
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
+        if noise_BS is None:
+            noise_BS = torch.rand(len(x_BTD), self.noise_sites if self.training else 0, device=x_BTD.device)
+        noise_3B = noise_BS.T.split(3) if self.training and self.noise_sites else [()] * len(self.blocks)
+        for block, noise in zip(self.blocks, noise_3B, strict=True):
+            x_BTD = block(x_BTD, *noise) if block.training else block(x_BTD)
         return self.norm(x_BTD)
 
     def positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
@@ -287,15 +297,15 @@ class ViT(nn.Module):
             self._positions[key] = sine_positions(rows, columns, self.config.d_model, device)
         return self._positions[key]
 
-    def embed(self, images_BCYX: Tensor) -> Tensor:
-        """[B, 3, height, width] float pictures to [B, D] mean-pooled embeddings."""
-        return self.tokens(images_BCYX).mean(dim=1)
+    def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
+        """[B, 3, height, width] float pictures to [B, D] mean-pooled embeddings; `noise_BS` as for `tokens`."""
+        return self.tokens(images_BCYX, noise_BS).mean(dim=1)
 
-    def forward(self, images_BCYX: Tensor) -> Tensor:
-        """[B, 3, height, width] normalized float pictures to [B, N] logits."""
+    def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
+        """[B, 3, height, width] normalized float pictures to [B, N] logits; `noise_BS` as for `tokens`."""
         if self.config.head_mean_after:
-            return self.head(self.tokens(images_BCYX)).mean(dim=1)
-        return self.head(self.embed(images_BCYX))
+            return self.head(self.tokens(images_BCYX, noise_BS)).mean(dim=1)
+        return self.head(self.embed(images_BCYX, noise_BS))
 
 
 def drop_tokens(x_BTD: Tensor, rate: float) -> Tensor:

@@ -41,6 +41,11 @@ def total(stages: Sequence[Stage]) -> int:
     return sum(stage.samples for stage in stages)
 
 
+def ends(stages: Sequence[Stage]) -> set[int]:
+    """How many samples were seen at the end of each stage."""
+    return {total(stages[: index + 1]) for index in range(len(stages))}
+
+
 def learning_rate(samples: int, stages: Sequence[Stage], peak: float) -> float:
     """Cosine decay from `peak` to 0 between restarts, without warmup (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     index, done = locate(samples, stages)

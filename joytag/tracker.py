@@ -18,18 +18,18 @@ from joytag import records
 class Tracker:
     """Records figures by the number of samples seen; on ranks other than 0 (`enabled` False) it does nothing.
 
-    A log that is longer than the `samples` a run resumes from is cut there, so that no line occurs twice.
+    Logs that are longer than the `samples` a run resumes from are cut there, so that no line occurs twice.
     """
 
     def __init__(
         self, directory: Path, samples: int, total: int, config: dict[str, Any], wandb: str, project: str, enabled: bool
     ) -> None:
-        self.enabled = enabled
+        self.enabled, self.path, self.events = enabled, directory / "log.jsonl", directory / "events.jsonl"
         if not enabled:
             return
-        self.path = directory / "log.jsonl"
-        kept = [line for line in read_log(self.path) if line["samples"] <= samples]
-        records.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        for path in (self.path, self.events):
+            kept = [line for line in read_log(path) if line["samples"] <= samples]
+            records.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.wandb = _start_wandb(wandb, project, directory, config)
         self.console = Console()
         self.progress = Progress(
@@ -64,16 +64,46 @@ class Tracker:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.console.print(f"{samples:>11,}  {text}", highlight=False, soft_wrap=True)
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"samples": samples, **figures}) + "\n")
-        except OSError as error:
-            warnings.warn(f"{self.path}: cannot be written ({error}); the run goes on", stacklevel=2)
+        _append(self.path, {"samples": samples, **figures})
         if self.wandb is not None:
             _quietly(self.wandb.log, figures, step=samples)
 
+    def event(self, samples: int, kind: str, facts: dict[str, Any]) -> None:
+        """Record something out of the ordinary, in events.jsonl and, without its lists, on the terminal."""
+        if self.enabled:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in facts.items() if isinstance(value, float))
+            self.console.print(f"{samples:>11,}  {kind}: {text}, see {self.events}", highlight=False, soft_wrap=True)
+            _append(self.events, {"samples": samples, "event": kind, **facts})
 
-def read_log(path: Path) -> list[dict[str, float]]:
+
+class Quarantine:
+    """Pictures of a run that cannot be decoded, each once in quarantine.jsonl; written where the tracker writes."""
+
+    def __init__(self, dataset: records.Dataset, posts: records.Posts, tracker: Tracker) -> None:
+        self.dataset, self.posts, self.enabled = dataset, posts, tracker.enabled
+        self.path = tracker.path.with_name("quarantine.jsonl")
+        self.rows = {int(line["row"]) for line in read_log(self.path)}
+
+    def add(self, samples: int, bad: list[tuple[int, str]]) -> int:
+        """Note rows that cannot be decoded, and why; returns how many there are by now."""
+        for row, reason in bad:
+            if row not in self.rows and self.enabled:
+                post_id, source = int(self.posts.ids[row]), self.dataset.sources[self.posts.sources[row]]
+                facts = {"samples": samples, "row": row, "post_id": post_id, "source": source, "reason": reason}
+                _append(self.path, facts)
+            self.rows.add(row)
+        return len(self.rows)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be written ({error}); the run goes on", stacklevel=2)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log.jsonl; an unfinished last line is left out, a missing file is empty."""
     lines = []
     if path.exists():

@@ -1,13 +1,18 @@
 """Checkpoints: whole or absent, verified, rotated, and read back to the bit."""
 
+import contextlib
 import json
+import os
+import pathlib
+import shutil
 import subprocess
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
-from joytag import checkpoint, optim
+from joytag import checkpoint, optim, release
 from joytag.model import ViT, ViTConfig
 
 TAGS = ["a", "b", "c"]
@@ -25,10 +30,12 @@ def trained(name: str = "lamb"):
     return model, optimizer
 
 
-def save(root, samples, keep_last=3):
+def save(root, samples, keep_last=3, keep_every=10**9):
     model, optimizer = trained()
     tensors, facts = checkpoint.pack_optimizer(optimizer)
-    checkpoint.save(root, samples, model, TAGS, "focal2", tensors, {"samples": samples, "optimizer": facts}, keep_last)
+    checkpoint.save(
+        root, samples, model, TAGS, "focal2", tensors, {"samples": samples, "optimizer": facts}, keep_last, keep_every
+    )
     return model, tensors
 
 
@@ -70,6 +77,88 @@ def test_only_the_newest_are_kept(tmp_path):
     for samples in (8, 16, 24, 32):
         save(tmp_path, samples, keep_last=2)
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [f"{24:012d}", f"{32:012d}"]
+
+
+def test_the_first_of_each_stretch_stays_too(tmp_path):
+    for samples in range(8, 100, 8):
+        save(tmp_path, samples, keep_last=1, keep_every=30)
+    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [32, 64, 96]
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again_unless_it_is_damaged(tmp_path):
+    save(tmp_path, 8)
+    state = tmp_path / f"{8:012d}" / "train_state.json"
+    before = state.stat().st_mtime_ns
+    save(tmp_path, 8)
+    assert state.stat().st_mtime_ns == before
+    state.write_text("{}")
+    save(tmp_path, 8)
+    assert checkpoint.newest(tmp_path) == tmp_path / f"{8:012d}"
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+STEPS = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree"), (checkpoint, "save_file"),
+         (release, "save_file"), (pathlib.Path, "write_text"), (pathlib.Path, "mkdir"), (pathlib.Path, "replace"),
+         (pathlib.Path, "rename")]  # fmt: skip
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("fault", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
+def test_a_save_that_ends_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, when, fault):
+    """The protocol is cut at its first step, then its second, and so on until it is whole."""
+    save(tmp_path, 8)
+    calls = cut = 0
+
+    def cutting(function):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls - 1 == cut and when == "before":
+                raise fault
+            result = function(*arguments, **options)
+            if calls - 1 == cut:
+                raise fault
+            return result
+
+        return call
+
+    for cut in range(1000):
+        calls = 0
+        whole = [path for path in checkpoint.checkpoints(tmp_path) if checkpoint.is_whole(path)]
+        samples = 16 + 8 * cut
+        with monkeypatch.context() as patch:
+            for owner, name in STEPS:
+                patch.setattr(owner, name, cutting(getattr(owner, name)))
+            with contextlib.suppress(Killed, checkpoint.CheckpointError, OSError):
+                save(tmp_path, samples, keep_last=2)
+        found = checkpoint.checkpoints(tmp_path)
+        assert all(checkpoint.is_whole(path) for path in found)
+        assert found[-1] in (whole[-1], tmp_path / f"{samples:012d}") and len(found) >= min(2, len(whole))
+        if calls <= cut:
+            break
+    assert cut > 20 and {path.name for path in tmp_path.iterdir()} == {path.name for path in found}
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    save(tmp_path, 8)
+    rng = np.random.default_rng(0)
+    files = sorted((tmp_path / f"{8:012d}").iterdir())
+    for path in files:
+        data = path.read_bytes()
+        for bit in rng.choice(8 * len(data), 20):
+            damaged = bytearray(data)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            assert not checkpoint.is_whole(path.parent), (path, bit)
+        for length in (0, 1, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:length])
+            newline_alone = path.name == checkpoint.MANIFEST and length == len(data) - 1
+            assert checkpoint.is_whole(path.parent) == newline_alone, (path, length)
+        path.write_bytes(data)
+    assert checkpoint.is_whole(tmp_path / f"{8:012d}")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.json", "MANIFEST.sha256"])

@@ -1,5 +1,6 @@
 """The order of samples, which depends on nothing but the position."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from joytag import data, image, records
 
 
 def keys(rows=10, start=0, stop=48, batch=8, micro=4, rank=0, world=1, seed=0, stage=0):
-    return list(data.training_keys(seed, stage, rows, start, stop, batch, micro, rank, world))
+    count = -(-(stop - start) // batch) * batch // world // micro
+    return list(islice(data.training_keys(seed, stage, rows, start, batch, micro, rank, world), count))
 
 
 def flat(batches):
@@ -53,8 +55,9 @@ def test_seeds_stages_and_epochs_differ():
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_sees_every_row_once(world):
-    seen = [row for rank in range(world) for _, row in flat(data.evaluation_keys(13, 4, rank, world))]
-    assert sorted(seen) == list(range(13))
+    shares = [data.evaluation_keys(13, 4, rank, world) for rank in range(world)]
+    assert sorted(row for share in shares for _, row in flat(share)) == list(range(13))
+    assert len({len(share) for share in shares}) == 1, "processes that decide together do so as often"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -76,19 +79,54 @@ def test_batches_hold_the_pictures_labels_and_rows_asked_for(dataset_directory, 
 
 
 def test_augmentation_depends_on_epoch_and_row_but_not_on_the_batch(dataset_directory):
-    pictures = data.Pictures(records.Dataset.open(dataset_directory), "train", 16, augmentation=(0, 0))
+    pictures = data.Pictures(records.Dataset.open(dataset_directory), "train", 16, (0, 0), "trivial")
     together = pictures.__getitems__([(2, row) for row in range(8)]).images
     alone = torch.cat([pictures.__getitems__([(2, row)]).images for row in range(8)])
     assert torch.equal(together, alone)
     assert not torch.equal(together, pictures.__getitems__([(3, row) for row in range(8)]).images)
 
 
+@pytest.fixture
+def without_three(dataset_directory, monkeypatch) -> records.Dataset:
+    """The dataset, of whose training pictures 2, 3 and 5 are gone."""
+    dataset = records.Dataset.open(dataset_directory)
+    gone = {dataset.posts("train").hashes[row].tobytes() for row in (2, 3, 5)}
+    there = records.Dataset.image_path
+    monkeypatch.setattr(
+        records.Dataset, "image_path", lambda self, hash: Path("gone.jpg") if hash in gone else there(self, hash)
+    )
+    return dataset
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_picture_is_named_in_one_line(dataset_directory, workers, monkeypatch):
+def test_a_bad_picture_is_replaced_by_the_same_other_wherever_it_comes(without_three, workers):
+    pictures = data.Pictures(without_three, "train", 16, (0, 0), "trivial")
+    keys = [(0, row) for row in range(8)]
+    [together] = data.batches(pictures, [keys], workers, pin=False)
+    assert together.rows.tolist()[4::3] == [4, 7] and not {2, 3, 5} & set(together.rows.tolist())
+    assert {row for row, _ in together.bad} == {2, 3, 5}
+    assert {reason for _, reason in together.bad} == {"gone.jpg: no such file"}
+    alone = [pictures.__getitems__([key]) for key in keys]
+    assert torch.equal(together.images, torch.cat([batch.images for batch in alone]))
+    assert torch.equal(together.labels, torch.cat([batch.labels for batch in alone]))
+    labels = without_three.posts("train").labels(together.rows.numpy(), 6)
+    assert torch.equal(together.labels, torch.from_numpy(labels)), "not those of what is shown"
+    assert pictures.__getitems__([(1, 2)]).rows != pictures.__getitems__([(0, 2)]).rows
+
+
+def test_a_bad_picture_is_left_out_of_an_evaluation(without_three):
+    pictures = data.Pictures(without_three, "train", 16)
+    some, none = data.batches(pictures, [[(0, 1), (0, 2)], [(0, 3), (0, 5)]], 0, pin=False)
+    assert some.rows.tolist() == [1] and [row for row, _ in some.bad] == [2]
+    assert len(none) == 0 and none.images.shape == (0, 3, 16, 16) and none.labels.shape == (0, 6)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_when_no_picture_is_there_one_line_says_so(dataset_directory, workers, monkeypatch):
     dataset = records.Dataset.open(dataset_directory)
     monkeypatch.setattr(records.Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
-    with pytest.raises(records.DatasetError, match=r"^gone\.jpg: no such file; build the dataset again$"):
-        list(data.batches(data.Pictures(dataset, "train", 16), [[(0, 0)]], workers, pin=False))
+    with pytest.raises(records.DatasetError, match=r"^gone\.jpg: no such file, and 99 others neither"):
+        list(data.batches(data.Pictures(dataset, "train", 16, (0, 0)), [[(0, 0)]], workers, pin=False))
 
 
 def test_a_dataset_without_pictures_says_so_in_one_line(dataset_directory):

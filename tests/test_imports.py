@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    "settings records image augment model loss schedule metrics distributed captions cli timing",
+    "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts",
     "config data optim release quantize tracker",
     "checkpoint evaluate finetune report plan",
     "train tagger",

@@ -1,0 +1,32 @@
+"""Requests to stop, by signal, kept until a step is done."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+REQUEUE, INTERRUPTED = 75, 130  # exit codes: sysexits.h's "try again later", and a shell's for Ctrl-C
+CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE}
+
+
+class Interrupts:
+    """In a `with` block, notes SIGINT, SIGTERM and SIGUSR1 (which Slurm sends before its limit) in `code`.
+
+    `code` is the exit code that is due, 0 while none is. After the first Ctrl-C the next one ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._note) for number in CODES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.code = max(self.code, CODES[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
