@@ -1,7 +1,9 @@
-"""TrivialAugment over a uint8 batch: one random operation a picture, drawn by position, not by history.
+"""Augmentation of a batch, drawn by position, not by history: TrivialAugment, RandAugment, mixup.
 
-Mueller and Hutter 2021 (arXiv:2103.10158), in torchvision's "wide" space of 14 operations and 31
-magnitudes; bilinear, white outside. Colour operations follow torchvision's tensor arithmetic.
+TrivialAugment (Mueller and Hutter 2021, arXiv:2103.10158) applies one of 14 operations to a uint8
+picture at one of 31 magnitudes, in torchvision's "wide" space; RandAugment (Cubuk et al. 2020,
+arXiv:1909.13719) two of them, one after the other, at magnitude 9 of its narrower space. Bilinear,
+white outside. Colour operations follow torchvision's tensor arithmetic.
 """
 
 from __future__ import annotations
@@ -33,17 +35,45 @@ OPERATIONS = (
 GEOMETRIC = OPERATIONS[1:6]
 BINS = 31
 
-# The magnitude of the strongest bin; weaker ones lie evenly between it and none.
-_STRONGEST = {
-    "shear_x": 0.99,
-    "shear_y": 0.99,
-    "translate_x": 32.0,  # pixels, whatever the size of the picture
-    "translate_y": 32.0,
-    "rotate": 135.0,  # degrees
-    "brightness": 0.99,
-    "color": 0.99,
-    "contrast": 0.99,
-    "sharpness": 0.99,
+
+@dataclass(frozen=True)
+class Space:
+    """How strong operations are: the magnitude of the strongest bin; weaker ones lie evenly between it and none.
+
+    `level` is the one bin that is used, None for a random one; `number` how many operations a picture gets.
+    """
+
+    shear: float
+    translate: float  # pixels, or as a share of the side
+    rotate: float  # degrees
+    blend: float
+    posterize: int  # bits lost
+    level: int | None
+    number: int
+
+    def strongest(self, operation: str, size: int) -> float:
+        """The strongest magnitude of an operation that has a direction, else 0; pictures have `size` pixels."""
+        if operation in ("translate_x", "translate_y"):
+            return self.translate if self.translate >= 1 else self.translate * size
+        if operation in ("shear_x", "shear_y"):
+            return self.shear
+        if operation in ("brightness", "color", "contrast", "sharpness"):
+            return self.blend
+        return self.rotate if operation == "rotate" else 0.0
+
+    def magnitude(self, operation: str, level: int, size: int) -> float:
+        """The unsigned magnitude of a bin, 0 to 30: fraction, pixels, degrees, bits kept, or threshold."""
+        share = level / (BINS - 1)
+        if operation == "posterize":
+            return 8 - round(level / ((BINS - 1) / self.posterize))
+        if operation == "solarize":
+            return 255 * (1 - share)
+        return self.strongest(operation, size) * share
+
+
+SPACES = {
+    "trivial": Space(shear=0.99, translate=32.0, rotate=135.0, blend=0.99, posterize=6, level=None, number=1),
+    "rand": Space(shear=0.3, translate=150 / 331, rotate=30.0, blend=0.9, posterize=4, level=9, number=2),
 }
 
 
@@ -55,33 +85,26 @@ class Draws:
     magnitudes: Tensor
 
 
-def draw(keys: Sequence[Sequence[int]]) -> Draws:
-    """Draw an operation, a bin and a sign for each picture from its key, such as (1, seed, stage, epoch, row)."""
-    operations, magnitudes = [], []
-    for key in keys:
-        operation, level, sign = np.random.default_rng(list(key)).integers((len(OPERATIONS), BINS, 2))
-        operations.append(operation)
-        magnitudes.append(
-            magnitude(OPERATIONS[operation], int(level)) * (1 - 2 * int(sign) if _signed(operation) else 1)
-        )
-    return Draws(torch.tensor(np.array(operations)), torch.tensor(magnitudes, dtype=torch.float32))
+def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
+    """Draw operations, bins and signs for pictures of `size` pixels, each from its key, such as (1, seed, stage, row).
+
+    Of the draws, each picture gets all, one after the other.
+    """
+    numbers = [np.random.default_rng(list(key)) for key in keys]
+    draws = []
+    for _ in range(space.number):
+        operations, magnitudes = [], []
+        for random in numbers:
+            operation, level, sign = random.integers((len(OPERATIONS), BINS, 2))
+            name = OPERATIONS[operation]
+            amount = space.magnitude(name, int(level) if space.level is None else space.level, size)
+            operations.append(operation)
+            magnitudes.append(-amount if sign and space.strongest(name, size) else amount)
+        draws.append(Draws(torch.tensor(np.array(operations)), torch.tensor(magnitudes, dtype=torch.float32)))
+    return draws
 
 
-def _signed(operation: int) -> bool:
-    return OPERATIONS[operation] in _STRONGEST
-
-
-def magnitude(operation: str, level: int) -> float:
-    """The unsigned magnitude of a bin, 0 to 30: fraction, pixels, degrees, bits kept, or threshold."""
-    share = level / (BINS - 1)
-    if operation == "posterize":
-        return 8 - round(level / ((BINS - 1) / 6))
-    if operation == "solarize":
-        return 255 * (1 - share)
-    return _STRONGEST.get(operation, 0.0) * share
-
-
-def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
+def apply(images: Tensor, draws: Draws) -> Tensor:
     """Apply each picture's own operation to a uint8 [B, 3, S, S] batch; returns a new batch like it."""
     result = images.clone()
     names = [OPERATIONS[i] for i in draws.operations.tolist()]
@@ -174,6 +197,18 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
     table = (before + step // 2).div(step.clamp(min=1), rounding_mode="floor").clamp(0, 255)
     table = torch.where(step == 0, torch.arange(256, device=images.device), table)
     return table.gather(1, channels).to(torch.uint8).view(images.shape)
+
+
+def mixup(images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix neighbours, the first with the second and so on, pictures [B, 3, S, S] and labels [B, N], both float.
+
+    Of the result, float32 `shares` [B] are a picture's own (Zhang et al. 2018, arXiv:1710.09412).
+    """
+    mixed = []
+    for values in (images, labels):
+        neighbours = values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        mixed.append(torch.lerp(neighbours, values, shares.view(-1, *[1] * (values.dim() - 1))))
+    return mixed[0], mixed[1]
 
 
 _COLOUR = {

@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageOps
 
 from joytag import image, release
-from joytag.model import ViT, ViTConfig
+from joytag.model import Model, ViT, ViTConfig
 from joytag.tagger import Tagger
 from joytag.timing import side_by_side
 
 
 def published_example(
-    model: ViT, tags: list[str], path: Path, device: torch.device, threshold: float = 0.4
+    model: Model, tags: list[str], path: Path, device: torch.device, threshold: float = 0.4
 ) -> set[str]:
     """Tag a picture as the released model's published example does: alone, eagerly, a dict of all its scores.
 

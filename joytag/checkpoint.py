@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from joytag import records, release
-from joytag.model import ViT
+from joytag.model import Model
 
 STATE_FILES = ("train_state.safetensors", "train_state.json")
 MANIFEST = "MANIFEST.sha256"  # in the format of sha256sum
@@ -28,7 +28,7 @@ class CheckpointError(ValueError):
 def save(
     root: Path,
     samples: int,
-    model: ViT,
+    model: Model,
     tags: list[str],
     loss_type: str,
     tensors: dict[str, Tensor],
@@ -63,7 +63,7 @@ def save(
 
 
 def _write(
-    directory: Path, model: ViT, tags: list[str], loss_type: str, tensors: dict[str, Tensor], facts: dict[str, Any]
+    directory: Path, model: Model, tags: list[str], loss_type: str, tensors: dict[str, Tensor], facts: dict[str, Any]
 ) -> None:
     release.save(directory, model, tags, loss_type)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -134,7 +134,7 @@ def verify(directory: Path) -> None:
             raise CheckpointError(f"{path}: missing or damaged, it does not match {MANIFEST}")
 
 
-def load(directory: Path) -> tuple[ViT, list[str], dict[str, Tensor], dict[str, Any]]:
+def load(directory: Path) -> tuple[Model, list[str], dict[str, Tensor], dict[str, Any]]:
     """Read a verified checkpoint: model, tag names, training tensors, training facts.
 
     Raises CheckpointError, or ReleaseError for its release part.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import Field, Strict, model_validator
 
 from joytag import schedule, settings
-from joytag.model import RELEASE_STEM, ViTConfig
+from joytag.model import RELEASE_STEM, Config, TimmConfig, ViTConfig
 from joytag.settings import Settings
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -20,7 +21,8 @@ class Data(Settings):
     directory: str  # a dataset directory, built by data_prep.build
     tags: PositiveInt | None = None  # size of the vocabulary, for a dry run without data
     workers: int | None = Field(default=None, ge=0)  # decoding processes; null chooses by device
-    augment: Literal["trivial", "none"] = "trivial"
+    augment: Literal["trivial", "rand", "none"] = "trivial"
+    mixup: float = Field(default=0.0, ge=0)  # alpha, of the beta distribution of shares; 0 for none
     max_bad: float = Field(default=0.05, ge=0, le=1)  # the share of pictures that may be replaced, being undecodable
     timeout: PositiveInt = 600  # seconds to wait for the decoding processes
 
@@ -28,9 +30,11 @@ class Data(Settings):
 class Model(Settings):
     """The architecture; see `joytag.model.ViTConfig`. The vocabulary and the image size come from elsewhere.
 
-    With `init_from` the defaults are those of its release.
+    With `init_from` the defaults are those of its release. With `timm` it is that backbone, of which only
+    `stochdepth_rate` can be chosen.
     """
 
+    timm: str | None = None  # a name in timm.list_models()
     num_blocks: int = 12
     patch_size: int = 16
     d_model: int = 768
@@ -46,6 +50,7 @@ class Model(Settings):
 
 
 ARCHITECTURE = [name for name in Model.model_fields if name != "freeze"]
+TIMM = {"timm", "stochdepth_rate", "freeze"}  # the settings that mean something for a backbone of timm
 
 
 class Stage(Settings):
@@ -73,7 +78,16 @@ class Loss(Settings):
 
     name: Literal["focal", "bce", "asymmetric"] = "focal"
     gamma: float = Field(default=2.0, ge=0)  # of the focal loss
+    frequency_power: float = Field(default=0.0, ge=0, le=1)  # of bce, weighted by tags' odds; see joytag.loss
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     multiplier: float = Field(default=128.0, gt=0)
+
+    @model_validator(mode="after")
+    def _not_in_vain(self) -> Self:
+        for field, name in {"gamma": "focal", "frequency_power": "bce"}.items():
+            if self.name != name and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field}: only for name: {name}, not {self.name}")
+        return self
 
 
 class Every(Settings):
@@ -102,7 +116,8 @@ class RunSettings(Settings):
     model: Model = Model()
     stages: list[Stage] = Field(min_length=1)
     batch_size: PositiveInt = 4096  # global: the samples of an optimizer step
-    micro_batch: PositiveInt | None = None  # the samples a process works on at once; null for all its share
+    # The samples a process works on at once; null for all its share, auto for the most that the GPU's memory takes.
+    micro_batch: PositiveInt | Literal["auto"] | None = None
     optimizer: Optimizer = Optimizer()
     average: float | None = Field(default=None, gt=0, lt=1)  # of the weights over steps: the share that is kept
     loss: Loss = Loss()
@@ -118,7 +133,7 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+        if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
         if self.retain and self.init_from is None:
             raise ValueError("retain: there is nothing to retain without init_from")
@@ -134,26 +149,45 @@ class RunSettings(Settings):
             if self.init_from is not None and not self.model.model_fields_set >= set(ARCHITECTURE):
                 continue  # the release's architecture is not known yet
             try:
-                self.vit(1, stage.image_size)
+                self.architecture(1, stage.image_size)
             except ValueError as error:
                 key = f"stages.{number}" if str(error).startswith("image_size") else "model"
                 raise ValueError(f"{key}.{error}") from None
+        if self.model.timm is not None:
+            self._possible_timm()
         if not self.model.use_sine and len({stage.image_size for stage in self.stages}) > 1:
             raise ValueError("model.use_sine: learned positions fit one image size, the stages have several")
         return self
 
-    def vit(self, n_tags: int, image_size: int) -> ViTConfig:
-        """The architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""
-        return ViTConfig(n_tags=n_tags, image_size=image_size, **self.model.model_dump(exclude={"freeze"}))
+    def _possible_timm(self) -> None:
+        for name in sorted(self.model.model_fields_set - TIMM):
+            if getattr(self.model, name) != type(self.model).model_fields[name].default:
+                raise ValueError(f"model.{name}: not for a backbone of timm, which has its own")
+        sizes = [stage.image_size for stage in self.stages if stage.image_size is not None]
+        with torch.device("meta"):
+            model = self.architecture(1, sizes[0]).build().eval() if sizes else None
+        for size in sizes:
+            try:
+                assert model is not None
+                model.set_image_size(size)
+                model(torch.empty(1, 3, size, size, device="meta"))
+            except (ValueError, AssertionError, RuntimeError) as error:  # whatever a backbone raises for a size
+                raise ValueError(f"stages: {self.model.timm} cannot take {size} pixels ({error})") from None
 
-    def fitted_to(self, released: ViTConfig) -> RunSettings:
+    def architecture(self, n_tags: int, image_size: int) -> Config:
+        """The architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""
+        if self.model.timm is not None:
+            return TimmConfig(n_tags, self.model.timm, image_size, self.model.stochdepth_rate)
+        return ViTConfig(n_tags=n_tags, image_size=image_size, **self.model.model_dump(exclude={"freeze", "timm"}))
+
+    def fitted_to(self, released: Config) -> RunSettings:
         """These settings with the architecture and the image size of `init_from`, where they have none of their own.
 
         Raises SettingsError when the two cannot go together.
         """
         values = self.model_dump()
         own = self.model.model_dump(exclude_unset=True)
-        values["model"] |= {name: getattr(released, name) for name in ARCHITECTURE} | own
+        values["model"] |= {name: getattr(released, name) for name in ARCHITECTURE if hasattr(released, name)} | own
         for stage in values["stages"]:
             stage["image_size"] = stage["image_size"] or released.image_size
         return settings.validate(RunSettings, values, f"init_from {self.init_from}")

@@ -78,10 +78,11 @@ class Pictures(Dataset[Batch]):
             return error
         rows = np.array([row for row, _ in found], dtype=np.int64)
         images = torch.from_numpy(np.array([picture for _, picture in found], dtype=np.uint8))
-        if self.augmentation == "trivial":
+        if self.augmentation != "none":
             assert self.draw is not None, "augmentation is for training"
             places = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
-            images = augment.trivial_augment(images, augment.draw(places))
+            for draws in augment.draw(places, augment.SPACES[self.augmentation], self.size):
+                images = augment.apply(images, draws)
         return Batch(
             images.view(-1, 3, self.size, self.size),
             torch.from_numpy(self.posts.labels(rows, len(self.dataset.tags))),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from enum import IntEnum
@@ -27,7 +27,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 1
     SUBSTITUTE = 2
     DEPTH = 3
-    OTHER = 4
+    MIXUP = 4
 
 
 def generator(purpose: Purpose, *place: int) -> np.random.Generator:
@@ -104,6 +104,21 @@ def all_sum(value: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def equalize(values: Iterable[Tensor]) -> None:
+    """Give tensors the values that they have on rank 0, in place."""
+    if dist.is_initialized():
+        for value in values:
+            dist.broadcast(value, 0)
+
+
+def least(figure: int) -> int:
+    """The smallest figure of all processes."""
+    value = torch.tensor(figure)
+    if dist.is_initialized():
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+    return int(value)
 
 
 def total(figures: Sequence[float]) -> list[float]:

@@ -25,10 +25,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Scores in [0, 1], float32 [B, N] on the device, of uint8 [B, 3, S, S] pictures."""
+    """Logits, float32 [B, N] on the device, of uint8 [B, 3, S, S] pictures; their sigmoid are the scores."""
     with autocast(device, dtype):
-        logits = model(image.normalize(images.to(device, non_blocking=True)))
-    return logits.float().sigmoid()
+        return model(image.normalize(images.to(device, non_blocking=True))).float()
 
 
 def evaluate(
@@ -41,12 +40,14 @@ def evaluate(
     dtype: torch.dtype,
     timeout: int = 600,
     stopping: Callable[[], bool] = lambda: False,
+    seen: Callable[[Tensor, Tensor], None] = lambda logits, labels: None,
 ) -> Counts:
     """Count the decisions on every picture of a split once, over all processes, into [sources, tags] counts.
 
     Each process takes its share of the pictures, `batch` at a time; the counts are on the CPU. Pictures that cannot
     be decoded are left out, with a warning. The model is left in the mode, training or evaluation, that it was in.
-    `stopping` is asked after each batch, in all processes as often; raises Interrupted when one says so.
+    `stopping` is asked after each batch, in all processes as often; raises Interrupted when one says so. `seen` is
+    called with each batch's logits and labels, on the device.
     """
     dataset = pictures.dataset
     where = device if device.type == "cuda" else torch.device("cpu")  # MPS cannot add up 64-bit integers
@@ -59,8 +60,9 @@ def evaluate(
         for loaded in data.batches(pictures, keys, workers, device.type == "cuda", timeout):
             bad += loaded.bad
             if len(loaded):
-                scores = predict(model, loaded.images, device, dtype).to(where)
-                counts.add(scores, loaded.labels.to(where), loaded.sources.to(where), threshold)
+                logits = predict(model, loaded.images, device, dtype)
+                seen(logits, loaded.labels.to(device))
+                counts.add(logits.sigmoid().to(where), loaded.labels.to(where), loaded.sources.to(where), threshold)
             if stopping():
                 raise Interrupted
     finally:

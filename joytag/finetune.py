@@ -6,11 +6,12 @@ import copy
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay
 
-from joytag.model import ViT
+from joytag.model import Model, TimmModel
 
 
-def carry_over(model: ViT, tags: list[str], source: ViT, source_tags: list[str]) -> dict[str, list[str]]:
+def carry_over(model: Model, tags: list[str], source: Model, source_tags: list[str]) -> dict[str, list[str]]:
     """Give `model` the weights of `source`, whose head's rows go by tag name; returns what became of the tags.
 
     Tags that the source knows are `kept`; for `new` ones the weights are zero and the bias stays as it is;
@@ -38,7 +39,7 @@ def carry_over(model: ViT, tags: list[str], source: ViT, source_tags: list[str])
 
 
 @torch.no_grad()
-def retain(model: ViT, tags: list[str], source: ViT, source_tags: list[str], share: float) -> None:
+def retain(model: Model, tags: list[str], source: Model, source_tags: list[str], share: float) -> None:
     """Move a fine-tuned model's weights towards those that it started from, by a `share` of the way, in place.
 
     Half-way, a model has forgotten much less and has learned hardly less (Wortsman et al. 2022,
@@ -55,12 +56,17 @@ def retain(model: ViT, tags: list[str], source: ViT, source_tags: list[str], sha
     model.head.weight[rows], model.head.bias[rows] = head[0][rows], head[1][rows]
 
 
-def layer_groups(model: ViT, decay: float) -> list[dict[str, Any]]:
+def layer_groups(model: Model, decay: float) -> list[dict[str, Any]]:
     """The trainable parameters in groups for an optimizer, each with an `lr_scale` to multiply the rate with.
 
     That is 1 for the head and the last norm, and for each block, from the last to the first and on to stem
     and positions, `decay` times that of the layer after it (Clark et al. 2020, arXiv:2003.10555, table 7).
+    What the layers of a backbone of timm are, timm says.
     """
+    if isinstance(model, TimmModel):
+        inner = param_groups_layer_decay(model.backbone, layer_decay=decay, weight_decay_exclude_1d=False)
+        head = {"params": list(model.head.parameters()), "lr_scale": 1.0}
+        return [head, *({"params": group["params"], "lr_scale": decay * group["lr_scale"]} for group in inner)]
     layers = [[model.head, model.norm], *([block] for block in reversed(model.blocks)), [model.patch_embeddings]]
     if not model.config.use_sine:
         layers[-1].append(model.pos_embedding)

@@ -1,4 +1,7 @@
-"""Losses for multi-label logits, and the multiplier that half precision needs."""
+"""Losses for multi-label logits [B, N]: float32 scalars, or float64 ones for float64 logits.
+
+Targets are {0, 1}, or between them where labels are mixed or smoothed.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy, a float32 scalar, of [B, N] logits and {0, 1} targets."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy; `positive_weight` [N] multiplies what each tag's positives cost."""
+    logits, targets = _precise(logits, targets)
+    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weight)
+
+
+def frequency_weight(frequencies: Tensor, power: float) -> Tensor:
+    """The weight of each tag's positives, float32 [N], of its share among pictures: its odds to the power `-power`.
+
+    At 1 positives and negatives of a tag weigh the same in all, at 0 each picture does.
+    """
+    return ((1 - frequencies) / frequencies).pow(power).float()
 
 
 def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
     """Mean focal loss without class weights (Lin et al. 2017, arXiv:1708.02002, equation 4).
 
     Each element's cross-entropy is weighted by (1 - p_t) ** gamma, where p_t is the probability
-    given to the right answer. Takes [B, N] logits and {0, 1} targets, returns a float32 scalar.
+    given to the right answer.
     """
-    logits, targets = logits.float(), targets.float()
+    logits, targets = _precise(logits, targets)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    wrong = torch.sigmoid(torch.where(targets > 0, -logits, logits))  # 1 - p_t, exact for tiny values too
+    wrong = torch.lerp(torch.sigmoid(logits), torch.sigmoid(-logits), targets)  # 1 - p_t, exact for tiny values too
     return (wrong.pow(gamma) * cross_entropy).mean()
 
 
@@ -30,9 +42,9 @@ def asymmetric(
     """Mean asymmetric loss (Ridnik et al. 2021, arXiv:2009.14119, equation 7).
 
     Negatives are focused with `gamma_negative` after their probability is lowered by `margin`;
-    positives with `gamma_positive`. Takes [B, N] logits and {0, 1} targets, returns a float32 scalar.
+    positives with `gamma_positive`.
     """
-    logits, targets = logits.float(), targets.float()
+    logits, targets = _precise(logits, targets)
     p = torch.sigmoid(logits)
     p_negative = (p - margin).clamp(min=0)
     positive = targets * (1 - p).pow(gamma_positive) * F.logsigmoid(logits)
@@ -40,4 +52,11 @@ def asymmetric(
     return -(positive + negative).mean()
 
 
-LOSSES = {"focal": focal, "bce": binary_cross_entropy, "asymmetric": asymmetric}
+def smooth(targets: Tensor, share: float) -> Tensor:
+    """Targets moved towards 1/2, `share` of the way (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+    return targets * (1 - share) + share / 2
+
+
+def _precise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype), targets.to(dtype)

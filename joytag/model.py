@@ -1,4 +1,4 @@
-"""The vision transformer: normalized pictures in, one logit per tag out.
+"""The networks, our vision transformer and timm's: normalized pictures in, one logit per tag out.
 
 Shape suffixes: B batch, C channels, Y and X patch rows and columns, T tokens (Y*X), D width,
 H heads, K width of a head, N tags, S sites of stochastic depth.
@@ -6,7 +6,10 @@ H heads, K width of a head, N tags, S sites of stochastic depth.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +69,42 @@ class ViTConfig:
                 raise ValueError(f"cnn_stem: the last conv must have c={self.d_model} channels (d_model)")
             if stride != self.patch_size:
                 raise ValueError(f"cnn_stem: its strides multiply to {stride}, not to patch_size {self.patch_size}")
+
+    def build(self) -> ViT:
+        """The model, with random weights."""
+        return ViT(self)
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """A backbone of timm by its name there, such as `convnext_base`, under our head.
+
+    `stochdepth_rate` is its `drop_path_rate`, which timm's models let grow from 0 to it over their depth.
+    Raises ValueError, naming the field, for a name or an image size that cannot be built.
+    """
+
+    n_tags: int
+    timm: str
+    image_size: int = 448
+    stochdepth_rate: float = 0.05
+    patch_size = 16  # what its cost is like
+
+    def __post_init__(self) -> None:
+        import timm
+
+        if self.n_tags < 1:
+            raise ValueError(f"n_tags: {self.n_tags} is not positive")
+        if not 0 <= self.stochdepth_rate < 1:
+            raise ValueError(f"stochdepth_rate: {self.stochdepth_rate} is not in [0, 1)")
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size: {self.image_size} is not between 1 and {MAX_IMAGE_SIZE} pixels")
+        if not timm.is_model(self.timm):
+            nearest = difflib.get_close_matches(self.timm, timm.list_models(), n=3)
+            raise ValueError(f"timm: {self.timm!r} is no model there; nearest: {', '.join(nearest) or 'none'}")
+
+    def build(self) -> TimmModel:
+        """The model, with random weights."""
+        return TimmModel(self)
 
 
 def parse_stem(stem: str) -> list[tuple[str, dict[str, int]]]:
@@ -308,6 +347,58 @@ class ViT(nn.Module):
         return self.head(self.embed(images_BCYX, noise_BS))
 
 
+class TimmModel(nn.Module):
+    """A backbone of timm (github.com/huggingface/pytorch-image-models), and a linear head on its pooled features."""
+
+    noise_sites = 0  # its stochastic depth draws for itself, from torch's global generator
+
+    def __init__(self, config: TimmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone, self.resizable = _backbone(config)
+        self.head = nn.Linear(cast(int, self.backbone.head_hidden_size), config.n_tags)
+        if not self.head.weight.is_meta:
+            _initialize(self.head)
+
+    def freeze(self, blocks: int) -> None:
+        """Raises ValueError: what a block is, only our own model says."""
+        raise ValueError("model.freeze: not for a timm backbone; use optimizer.layer_decay")
+
+    def set_image_size(self, size: int) -> None:
+        """Note the side in pixels that training goes on with. Raises ValueError if it is built into the backbone."""
+        if size != self.config.image_size and not self.resizable:
+            raise ValueError(f"timm: {self.config.timm} takes one image size only, not {size} pixels, too")
+        self.config = replace(self.config, image_size=size)
+
+    def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
+        """[B, 3, height, width] float pictures to [B, D] pooled features; `noise_BS` is of no use here."""
+        return self.backbone(images_BCYX.to(memory_format=torch.channels_last))
+
+    def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
+        """[B, 3, height, width] normalized float pictures to [B, N] logits."""
+        return self.head(self.embed(images_BCYX))
+
+
+def _backbone(config: TimmConfig) -> tuple[nn.Module, bool]:
+    """The backbone without a classifier, and whether it takes pictures of any size."""
+    import timm
+
+    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"img_size": config.image_size}, {}]
+    depths: list[dict[str, Any]] = [{"drop_path_rate": config.stochdepth_rate}, {}]
+    for size, depth in itertools.product(sizes, depths):  # not every model takes every option
+        try:
+            model = timm.create_model(config.timm, pretrained=False, num_classes=0, **size, **depth)
+            return model, "img_size" not in size
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+    raise AssertionError(f"{config.timm} takes no options at all")
+
+
+Config = ViTConfig | TimmConfig
+Model = ViT | TimmModel
+
+
 def drop_tokens(x_BTD: Tensor, rate: float) -> Tensor:
     """Keep a random share of `1 - rate` of each sample's tokens (Liu et al. 2022, arXiv:2208.07220)."""
     batch, tokens, width = x_BTD.shape
@@ -333,13 +424,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def training_flop(config: ViTConfig, image_size: int) -> int:
+def training_flop(config: Config, image_size: int) -> int:
     """Floating-point operations (two to a multiply-add) of forward and backward for one picture.
 
     Counted by torch's FlopCounterMode on the meta device, so nothing is allocated or computed.
     """
     with torch.device("meta"):
-        model = ViT(config)
+        model = config.build()
         images = torch.empty(1, 3, image_size, image_size)
     with FlopCounterMode(display=False) as counter:
         model(images).sum().backward()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import timm.optim
 import torch
 import torch_optimizer
+from torch import Tensor
 
 
 def build(
@@ -31,3 +32,23 @@ def build(
         return torch_optimizer.Lamb(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     assert name == "adamw", name
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+
+
+@torch.no_grad()
+def trust_ratios(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter that LAMB has stepped, and the ratio of its norm to its update's, by which it scales the rate.
+
+    For timm's LAMB it is worked out again from the moments, with the weights as they are after the step.
+    Nothing for other optimizers.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if isinstance(optimizer, torch_optimizer.Lamb) and state:
+                yield parameter, torch.as_tensor(state["trust_ratio"], device=parameter.device)
+            if isinstance(optimizer, timm.optim.Lamb) and state:
+                first, second = (1 - beta ** float(group["step"]) for beta in group["betas"])
+                update = state["exp_avg"] / first / ((state["exp_avg_sq"] / second).sqrt() + group["eps"])
+                update += group["weight_decay"] * parameter
+                norm, length = parameter.norm(), update.norm()
+                yield parameter, torch.where((norm > 0) & (length > 0), norm / length, 1.0)

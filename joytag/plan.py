@@ -9,7 +9,7 @@ import yaml
 
 from joytag import records, schedule
 from joytag.config import RunSettings
-from joytag.model import ViT, count_parameters, training_flop
+from joytag.model import count_parameters, training_flop
 
 
 def vocabulary_size(config: RunSettings) -> int:
@@ -26,7 +26,7 @@ def describe(config: RunSettings) -> str:
     """The resolved settings, then size, cost and schedule of the run, as text for a terminal."""
     n_tags, stages = vocabulary_size(config), config.plan()
     with torch.device("meta"):
-        parameters = count_parameters(ViT(config.vit(n_tags, stages[0].image_size)))
+        parameters = count_parameters(config.architecture(n_tags, stages[0].image_size).build())
     lines = [
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110),
         f"Parameters             {parameters:,} with {n_tags:,} tags",
@@ -34,7 +34,7 @@ def describe(config: RunSettings) -> str:
     ]
     done = 0
     for number, stage in enumerate(stages):
-        flop = training_flop(config.vit(n_tags, stage.image_size), stage.image_size)
+        flop = training_flop(config.architecture(n_tags, stage.image_size), stage.image_size)
         steps = stage.samples // config.batch_size
         rates = []
         for share in (0, 0.25, 0.5, 0.75):

@@ -16,20 +16,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from joytag import records
-from joytag.model import ViT, ViTConfig
+from joytag.model import Config, Model, TimmConfig, TimmModel, ViT, ViTConfig
 
 FILES = ("config.json", "model.safetensors", "top_tags.txt")
 OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
 OLD_OUTPUTS = 9  # very old heads end with 3 ratings and 6 scores
 LOSS_TYPES = {"focal": "focal2", "bce": "ce", "asymmetric": "asl"}
 MAX_TEXT = 16 * 2**20  # bytes of config.json or top_tags.txt
+CLASSES: dict[str, tuple[type[Config], type[Model]]] = {"ViT": (ViTConfig, ViT), "timm": (TimmConfig, TimmModel)}
 
 
 class ReleaseError(ValueError):
     """A release directory that cannot be read: one line with the file, the field and the remedy."""
 
 
-def save(directory: Path, model: ViT, tags: list[str], loss_type: str = "focal2") -> None:
+def save(directory: Path, model: Model, tags: list[str], loss_type: str = "focal2") -> None:
     """Write a model and its tag names as the release's existing loaders expect them, float32.
 
     The weights come last, since their presence says that the directory is whole.
@@ -41,7 +42,8 @@ def save(directory: Path, model: ViT, tags: list[str], loss_type: str = "focal2"
         for key, value in dataclasses.asdict(model.config).items()
         if key not in optional or value != defaults[key]
     }
-    text = json.dumps({"class": "ViT", **config, "loss_type": loss_type}, indent=2)
+    kind = next(name for name, (_, cls) in CLASSES.items() if isinstance(model, cls))
+    text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
     records.write_text(directory / "config.json", text + "\n")
     records.write_text(directory / "top_tags.txt", "\n".join(tags))
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
@@ -75,7 +77,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
         ) from None
 
 
-def load(directory: Path) -> tuple[ViT, list[str]]:
+def load(directory: Path) -> tuple[Model, list[str]]:
     """Read a model, float32 in evaluation mode on the CPU, and its tag names.
 
     Raises ReleaseError when a file is missing, damaged or hostile, or when the three do not belong together.
@@ -89,19 +91,23 @@ def load(directory: Path) -> tuple[ViT, list[str]]:
         )
     path, state = _read_weights(directory)
     blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    if blocks != config.num_blocks:  # checked first, since a model of a billion blocks takes long to describe
+    if (
+        isinstance(config, ViTConfig) and blocks != config.num_blocks
+    ):  # checked first, since a model of a billion blocks takes long to describe
         raise ReleaseError(f"{path}: holds {blocks} blocks, but config.json's num_blocks is {config.num_blocks}")
     for name in ("head.weight", "head.bias"):
         if name in state and len(state[name]) == config.n_tags + OLD_OUTPUTS:
             state[name] = state[name][: config.n_tags]
     try:
         with torch.device("meta"):
-            model = ViT(config).eval()
-    except RuntimeError as error:  # sizes beyond what integers count
+            model: Model = config.build()
+    except (RuntimeError, ValueError) as error:  # sizes beyond what integers count
         raise ReleaseError(f"{directory / 'config.json'}: describes no model ({str(error).splitlines()[0]})") from None
     _check(path, state, model.state_dict())
+    if isinstance(model, TimmModel):  # some of its buffers are not in the file
+        model = model.config.build()
     model.load_state_dict({name: _as_published(value).clone() for name, value in state.items()}, assign=True)
-    return model, tags
+    return model.eval(), tags
 
 
 def read_tags(directory: Path) -> list[str]:
@@ -116,24 +122,28 @@ def read_tags(directory: Path) -> list[str]:
     return tags
 
 
-def read_config(directory: Path) -> ViTConfig:
+def read_config(directory: Path) -> Config:
     """The architecture in `config.json`. Raises ReleaseError naming the key that is missing, unknown or wrong."""
     path = directory / "config.json"
     try:
         values: dict[str, Any] = json.loads(_read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ReleaseError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict) or values.pop("class", None) != "ViT":
-        raise ReleaseError(f"{path}: class: not ViT")
+    kind = values.pop("class", None) if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise ReleaseError(f"{path}: class: not {' or '.join(CLASSES)}")
     values.pop("loss_type", None)
-    known = {field.name for field in dataclasses.fields(ViTConfig)}
-    for key in sorted(values.keys() - known):
+    config, _ = CLASSES[kind]
+    fields = dataclasses.fields(config)
+    for key in sorted(values.keys() - {field.name for field in fields}):
         raise ReleaseError(f"{path}: {key}: unknown key")
-    for key in sorted({"n_tags", "image_size"} - values.keys()):
+    required = {field.name for field in fields if field.default is dataclasses.MISSING} | {"image_size"}
+    for key in sorted(required - values.keys()):
         raise ReleaseError(f"{path}: {key}: missing")
     try:
-        values.setdefault("cnn_stem", None)
-        return TypeAdapter(ViTConfig).validate_json(json.dumps(values), strict=True)
+        if config is ViTConfig:
+            values.setdefault("cnn_stem", None)
+        return TypeAdapter(config).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "value_error":

@@ -153,7 +153,8 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
         return f"{place}: unknown key{_nearest(str(name), _keys(schema, parents), prefix)}"
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
-        return f"{place}: {reason}" if place else reason
+        joint = "." if reason.partition(":")[0] in _keys(schema, problem["loc"]) else ": "  # it may begin with a key
+        return f"{place}{joint}{reason}" if place else reason
     given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
     return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
 

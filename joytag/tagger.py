@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from joytag import distributed, image, quantize, release
 from joytag.evaluate import predict
-from joytag.model import ViT
+from joytag.model import Model
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Item = TypeVar("Item")
@@ -53,7 +53,7 @@ class Tagger:
     `tags` are the names of the outputs, `device` and `precision` (fp32, fp16, bf16 or int8) how it computes.
     """
 
-    def __init__(self, model: ViT, tags: list[str], device: torch.device, precision: str) -> None:
+    def __init__(self, model: Model, tags: list[str], device: torch.device, precision: str) -> None:
         self.tags, self.device, self.precision = tags, device, precision
         self.size = model.config.image_size
         tokens = (self.size // model.config.patch_size) ** 2
@@ -73,7 +73,7 @@ class Tagger:
         """
         chosen = distributed.pick_device(device)
         model, tags = release.load(release.locate(source))
-        precision = pick_precision(precision, chosen, model.config.d_model)
+        precision = pick_precision(precision, chosen, quantize.width(model))
         return cls(quantize.quantize(model) if precision == "int8" else model, tags, chosen, precision)
 
     def __str__(self) -> str:
@@ -137,7 +137,8 @@ class Tagger:
         while True:
             parts = torch.from_numpy(batch).split(min(self._at_once, len(batch)))
             try:
-                return torch.cat([predict(self.model, part, self.device, self._dtype).cpu() for part in parts]).numpy()
+                logits = [predict(self.model, part, self.device, self._dtype) for part in parts]
+                return torch.cat([part.sigmoid().cpu() for part in logits]).numpy()
             except torch.OutOfMemoryError:
                 if len(parts[0]) == 1:
                     raise ValueError(f"{self.device}: too little memory for a single picture; use the cpu") from None
@@ -171,7 +172,9 @@ def prepare(picture: Picture, size: int) -> np.ndarray:
 
 
 def pick_precision(precision: str, device: torch.device, width: int) -> str:
-    """What a tagger computes in; see `Tagger.load`. Raises ValueError when the machine cannot."""
+    """What a tagger computes in; see `Tagger.load`. Raises ValueError when the machine or the model cannot."""
+    if precision == "int8" and not width:
+        raise ValueError("precision int8: not for a backbone of timm; use auto")
     if precision == "int8" and (device.type != "cpu" or not quantize.supported()):
         raise ValueError(f"precision int8: needs a CPU with VNNI, not {device}; use auto")
     if precision != "auto":

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import netrc
 import os
 import uuid
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from joytag import records
+
+FINISH_TIMEOUT = 60  # seconds that wandb may take to send the rest of a run; `wandb sync` sends it later
 
 
 class Tracker:
@@ -58,15 +63,29 @@ class Tracker:
         if self.enabled:
             self.progress.update(self.task, completed=samples)
 
-    def log(self, samples: int, figures: dict[str, float]) -> None:
-        """Record one line of figures."""
+    @property
+    def shows(self) -> bool:
+        """Whether there is a place for pictures."""
+        return self.enabled and self.wandb is not None
+
+    def log(self, samples: int, figures: dict[str, float], details: dict[str, float] | None = None) -> None:
+        """Record one line of figures, and `details`, which the terminal does without."""
         if not self.enabled:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.console.print(f"{samples:>11,}  {text}", highlight=False, soft_wrap=True)
+        figures = figures | (details or {})
         _append(self.path, {"samples": samples, **figures})
         if self.wandb is not None:
             _quietly(self.wandb.log, figures, step=samples)
+
+    def pictures(self, samples: int, pictures: np.ndarray, captions: list[str]) -> None:
+        """Send pictures, uint8 [B, height, width, 3], with their captions to wandb."""
+        if self.shows:
+            import wandb
+
+            images = [wandb.Image(array, caption=text) for array, text in zip(pictures, captions, strict=True)]
+            _quietly(self.wandb.log, {"validation": images}, step=samples)
 
     def event(self, samples: int, kind: str, facts: dict[str, Any]) -> None:
         """Record something out of the ordinary, in events.jsonl and, without its lists, on the terminal."""
@@ -123,11 +142,13 @@ def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any
         import wandb
 
         if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+            mode = "online" if _has_account() else "offline"
         id_file = directory / "wandb-id.txt"
         if not id_file.exists():
             records.write_text(id_file, uuid.uuid4().hex[:12])
-        settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=30, finish_timeout=FINISH_TIMEOUT, x_disable_stats=True
+        )
         run_id = id_file.read_text(encoding="utf-8").strip()
         arguments: dict[str, Any] = {
             "project": project,
@@ -146,6 +167,17 @@ def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any
     except Exception as error:
         warnings.warn(f"wandb is of no use here ({error}); log.jsonl has all figures", stacklevel=2)
         return None
+
+
+def _has_account() -> bool:
+    """Whether wandb knows who we are, from the environment or from `wandb login`, without asking the network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _quietly(call: Any, *arguments: Any, **options: Any) -> None:

@@ -1,51 +1,42 @@
-"""The training loop: `TrainState`, `train_step`, `train`."""
+"""The training loop: `train_step`, `train`, and what happens between the steps."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from joytag import checkpoint, data, distributed, finetune, image, loss, optim, records, release, schedule
+from joytag import augment, checkpoint, data, distributed, finetune, image, loss, optim, records, release, schedule
 from joytag.cli import Exit
 from joytag.config import RunSettings
 from joytag.distributed import Purpose, generator
-from joytag.evaluate import Interrupted, autocast, evaluate
+from joytag.evaluate import Interrupted, autocast, evaluate, predict
 from joytag.health import Meter, Spikes
 from joytag.interrupts import INTERRUPTED, REQUEUE, Interrupts
 from joytag.metrics import summarize
-from joytag.model import ViT, training_flop
-from joytag.tracker import Quarantine, Tracker
+from joytag.model import training_flop
+from joytag.state import (
+    DIVERGED,
+    Run,
+    TrainState,
+    averaged,
+    fresh_optimizer,
+    initial_state,
+    load_state,
+    new_model,
+    save_state,
+    source,
+)
+from joytag.tracker import Quarantine, Tracker, read_log
 
-DIVERGED = 3  # exit code
-
-
-@dataclass
-class TrainState:
-    """Everything that a run needs to go on where it was."""
-
-    model: ViT
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: ModelEmaV3 | None = None  # of the weights
-    samples: int = 0  # learned from so far, over all stages
-    skipped: int = 0  # in this stage, beyond those: of steps whose gradients were not finite
-    validated: int = 0  # the samples at the last validation
-
-    @property
-    def released(self) -> ViT:
-        """The model with the weights that are validated and published."""
-        return self.model if self.average is None else self.average.module
+SHOWN = 8  # validation pictures that go to wandb with their predictions
+CPU_MICRO_BATCH = 32  # of `auto`; there, larger ones are not faster
 
 
 @dataclass(frozen=True)
@@ -59,193 +50,30 @@ class Step:
     bad: list[tuple[int, str]]  # rows that cannot be decoded, and why
 
 
-@dataclass(frozen=True)
-class Run:
-    """What stays the same during a run, worked out from its settings."""
-
-    config: RunSettings
-    dataset: records.Dataset
-    device: torch.device
-    dtype: torch.dtype
-
-    @cached_property
-    def stages(self) -> list[schedule.Stage]:
-        return self.config.plan()
-
-    @cached_property
-    def pictures(self) -> records.Posts:
-        """The training split."""
-        return self.dataset.posts("train")
-
-    @property
-    def root(self) -> Path:
-        return Path(self.config.output) / "checkpoints"
-
-    @property
-    def workers(self) -> int:
-        workers = self.config.data.workers
-        return data.default_workers(self.device, distributed.world_size()) if workers is None else workers
-
-    @property
-    def micro_batch(self) -> int:
-        share, uneven = divmod(self.config.batch_size, distributed.world_size())
-        micro = min(self.config.micro_batch or share, share)
-        if uneven or share % micro:
-            raise ValueError(
-                f"batch_size: {self.config.batch_size} does not divide into micro-batches of {micro} "
-                f"on {distributed.world_size()} processes"
-            )
-        return micro
-
-
-def fresh_optimizer(model: ViT, run: Run) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler]:
-    """An optimizer and a gradient scaler without history, as at the start of a stage that restarts."""
-    settings = run.config.optimizer
-    parameters: Any = [p for p in model.parameters() if p.requires_grad]
-    if settings.layer_decay < 1:
-        parameters = finetune.layer_groups(model, settings.layer_decay)
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    return optim.build(parameters, **settings.model_dump(exclude={"clip_norm", "layer_decay"})), scaler
-
-
-def new_model(run: Run) -> ViT:
-    """The architecture with random weights, the same for the same seed."""
-    torch.manual_seed(run.config.seed)
-    model = ViT(run.config.vit(len(run.dataset.tags), run.stages[0].image_size))
-    if run.config.model.freeze is not None:
-        model.freeze(run.config.model.freeze)
-    return model.to(run.device)
-
-
-def initial_state(run: Run) -> TrainState:
-    """A model that starts by giving each tag its frequency as score, or with the weights of `init_from`.
-
-    Otherwise the rare positives drown in the first steps (Lin et al. 2017, section 4.1).
-    """
-    model, tags = new_model(run), run.dataset.tags
-    frequency = (tags.counts + 1) / (len(run.pictures) + 2)
-    model.head.bias.data = torch.from_numpy(frequency).float().logit().to(run.device)
-    if run.config.init_from is not None:
-        fate = finetune.carry_over(model, tags.names, *source(run))
-        if distributed.rank() == 0:
-            print(f"{run.config.init_from}: " + ", ".join(f"{len(tags):,} tags {what}" for what, tags in fate.items()))
-    return TrainState(model, *fresh_optimizer(model, run), averaged(model, run))
-
-
-def averaged(model: ViT, run: Run) -> ModelEmaV3 | None:
-    """An exponential moving average of the weights, from what they are now on, if one is asked for."""
-    return None if run.config.average is None else ModelEmaV3(model, decay=run.config.average)
-
-
-def source(run: Run) -> tuple[ViT, list[str]]:
-    """The release that the run starts from, on its device, and its tag names."""
-    assert run.config.init_from is not None
-    model, tags = release.load(release.locate(run.config.init_from))
-    return model.to(run.device), tags
-
-
-def save_state(state: TrainState, run: Run, required: bool) -> None:
-    """Write a checkpoint of the state (on rank 0 alone); if that is not `required`, failing is only warned of.
-
-    Raises CheckpointError, and Exit when the weights have diverged.
-    """
-    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
-        raise Exit(
-            f"{run.root}: the weights are no longer finite after {state.samples} samples; the checkpoints before "
-            "stay; lower optimizer.lr",
-            DIVERGED,
-        )
-    failure = ""
-    if distributed.rank() == 0:
-        tensors, optimizer = checkpoint.pack_optimizer(state.optimizer)
-        if state.average is not None:  # which is what the release part of the checkpoint holds
-            tensors |= {f"model.{name}": value for name, value in state.model.state_dict().items()}
-        facts = {
-            "samples": state.samples,
-            "skipped": state.skipped,
-            "validated": state.validated,
-            "scaler": state.scaler.state_dict(),
-            "optimizer": optimizer,
-            "course": course(run),
-        }
-        loss_type, tags = release.LOSS_TYPES[run.config.loss.name], run.dataset.tags.names
-        keep = run.config.keep_last, run.config.keep_every
-        try:
-            checkpoint.save(run.root, state.samples, state.released, tags, loss_type, tensors, facts, *keep)
-        except checkpoint.CheckpointError as error:
-            failure = str(error)
-    if distributed.total([bool(failure)])[0]:
-        if required:
-            raise checkpoint.CheckpointError(failure or "rank 0 could not save a checkpoint")
-        if failure:
-            warnings.warn(f"{failure}; the run goes on", stacklevel=2)
-
-
-def course(run: Run) -> dict[str, Any]:
-    """What decides how a run goes on: it must not change between a checkpoint and its resuming."""
-    chosen = {"seed", "batch_size", "stages", "optimizer", "loss", "average", "init_from"}
-    return run.config.model_dump(mode="json", include=chosen) | {
-        "augment": run.config.data.augment,
-        "dtype": str(run.dtype),
-        "freeze": run.config.model.freeze,
-        "pictures": hashlib.sha256(run.pictures.hashes.tobytes()).hexdigest(),
-    }
-
-
-def load_state(path: Path, run: Run) -> TrainState:
-    """Read a checkpoint. Raises ValueError when it is damaged or belongs to another vocabulary or architecture."""
-    saved, tags, tensors, facts = checkpoint.load(path)
-    if tags != run.dataset.tags.names:
-        raise ValueError(f"{path}: was trained on another vocabulary than {run.dataset.directory}; start a new run")
-    for key, value in course(run).items():
-        before = facts.get("course", {}).get(key)
-        if before != value:
-            raise ValueError(f"{path}: {key}: was {before} there, is {value} now; start a new run")
-    model = new_model(run)
-    state = TrainState(model, *fresh_optimizer(model, run), averaged(model, run))
-    weights = {name.removeprefix("model."): tensors.pop(name) for name in [*tensors] if name.startswith("model.")}
-    try:
-        state.released.load_state_dict(saved.state_dict())
-        if state.average is not None:
-            state.model.load_state_dict(weights)
-        checkpoint.unpack_optimizer(state.optimizer, tensors, facts["optimizer"])
-        state.scaler.load_state_dict(facts["scaler"])
-        state.samples, state.skipped, state.validated = (facts[k] for k in ("samples", "skipped", "validated"))
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: does not fit the config's model and optimizer ({reason}); start a new run") from None
-    set_image_size(state, saved.config.image_size)
-    return state
-
-
-def set_image_size(state: TrainState, size: int) -> None:
-    """Go on at an image size."""
-    for model in {state.model, state.released}:
-        model.set_image_size(size)
-
-
-def batch_loss(model: nn.Module, batch: data.Batch, noise: Tensor, run: Run) -> Tensor:
+def batch_loss(model: nn.Module, batch: data.Batch, chance: Chance, run: Run) -> Tensor:
     """The mean loss of a micro-batch, times the multiplier; on the device."""
     settings = run.config.loss
-    criterion = partial(loss.focal, gamma=settings.gamma) if settings.name == "focal" else loss.LOSSES[settings.name]
+    images = image.normalize(batch.images.to(run.device, non_blocking=True))
     labels = batch.labels.to(run.device, non_blocking=True)
+    if settings.label_smoothing:
+        labels = loss.smooth(labels.float(), settings.label_smoothing)
+    if chance.shares is not None:
+        images, labels = augment.mixup(images, labels.float(), chance.shares)
     with autocast(run.device, run.dtype):
-        logits = model(image.normalize(batch.images.to(run.device, non_blocking=True)), noise)
-    return criterion(logits, labels) * settings.multiplier
+        logits = model(images, chance.noise)
+    return run.criterion(logits, labels) * settings.multiplier
 
 
 def train_step(state: TrainState, model: nn.Module, batches: Iterator[data.Batch], run: Run) -> Step:
     """One optimizer step over a global batch; if its gradients are not finite, all processes skip it."""
     config, micro = run.config, run.micro_batch
     set_rate(state, run)
-    share = config.batch_size // distributed.world_size()
-    noise = step_noise(state, run)[distributed.rank() * share :]
     loss_sum, bad = torch.zeros((), device=run.device), []
-    for first, batch in zip(range(0, share, micro), batches, strict=False):
-        # What the model draws otherwise depends on the position alone, too.
-        torch.manual_seed(config.seed + state.samples + state.skipped + distributed.rank() * share + first)
-        with distributed.synchronized(model, now=first + micro == share):
-            value = batch_loss(model, batch, noise[first : first + micro].to(run.device), run) * micro / share
+    statistics = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+    for chance, batch in zip(chances(state, run), batches, strict=False):
+        torch.manual_seed(chance.seed)
+        with distributed.synchronized(model, now=chance.last):
+            value = batch_loss(model, batch, chance, run) * micro / run.share
             state.scaler.scale(value).backward()
         loss_sum += value.detach()
         bad += batch.bad
@@ -258,10 +86,12 @@ def train_step(state: TrainState, model: nn.Module, batches: Iterator[data.Batch
         state.scaler.step(state.optimizer)
         if state.average is not None:
             state.average.update(state.model)
+    else:
+        for buffer, before in statistics:
+            buffer.copy_(before)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    state.samples += config.batch_size * step.taken
-    state.skipped += config.batch_size * (not step.taken)
+    state.advance(config.batch_size, step.taken)
     return step
 
 
@@ -272,10 +102,35 @@ def set_rate(state: TrainState, run: Run) -> None:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
-def step_noise(state: TrainState, run: Run) -> Tensor:
-    """The random numbers of stochastic depth for a global batch, float32 [batch, sites], by the position alone."""
-    place = generator(Purpose.DEPTH, run.config.seed, state.samples, state.skipped)
-    return torch.from_numpy(place.random((run.config.batch_size, state.model.noise_sites), dtype=np.float32))
+@dataclass(frozen=True)
+class Chance:
+    """What is random in a micro-batch besides its augmentation: a function of its position, not of history.
+
+    On the device: `noise` float32 [B, sites] of stochastic depth, `shares` float32 [B] of mixup. `seed` is for
+    whatever else a model draws. `last` says whether it is the last micro-batch of its step.
+    """
+
+    noise: Tensor
+    shares: Tensor | None
+    seed: int
+    last: bool
+
+
+def chances(state: TrainState, run: Run) -> Iterator[Chance]:
+    """The chance of each of this process's micro-batches of the next step."""
+    config, micro = run.config, run.micro_batch
+    place = config.seed, state.samples, state.skipped
+    shape, alpha = (config.batch_size, state.model.noise_sites), config.data.mixup
+    noise = torch.from_numpy(generator(Purpose.DEPTH, *place).random(shape, dtype=np.float32))
+    shares = generator(Purpose.MIXUP, *place).beta(alpha, alpha, len(noise)) if alpha else None
+    first = distributed.rank() * run.share
+    for start in range(first, first + run.share, micro):
+        yield Chance(
+            noise[start : start + micro].to(run.device, non_blocking=True),
+            None if shares is None else torch.from_numpy(shares[start : start + micro]).float().to(run.device),
+            sum(place) + start,
+            start + micro == first + run.share,
+        )
 
 
 def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[data.Batch], Meter]:
@@ -286,7 +141,7 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[data.Batch], Mete
         state.skipped = 0
         if stage.restart:
             state.optimizer, state.scaler = fresh_optimizer(state.model, run)
-    set_image_size(state, stage.image_size)
+    state.set_image_size(stage.image_size)
     state.model.train()
     pictures = data.Pictures(run.dataset, "train", stage.image_size, (config.seed, index), config.data.augment)
     where = distributed.rank(), distributed.world_size()
@@ -308,19 +163,41 @@ def ids_of_step(samples: int, skipped: int, run: Run) -> list[int]:
 
 
 def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, float] | None:
-    """Macro and micro averages on the validation split at the stage's image size; None when interrupted."""
+    """Loss, macro and micro averages on the validation split at the stage's image size; None when interrupted."""
     model, config = state.released, run.config
+    distributed.equalize(model.buffers())
     pictures = data.Pictures(run.dataset, "validation", model.config.image_size)
-    where = run.device, run.dtype
+    where, losses = (run.device, run.dtype), []
     try:
         counts = evaluate(
             model, pictures, run.micro_batch, run.workers, config.threshold, *where, config.data.timeout,
             stopping=lambda: agreed(interrupts.code) > 0,
+            seen=lambda logits, labels: losses.append(run.criterion(logits, labels).double() * len(labels)),
         )  # fmt: skip
     except Interrupted:
         return None
+    (loss_sum,) = distributed.total([float(sum(losses)) * config.loss.multiplier])
     averages = summarize(counts, run.dataset.sources)["all"]
-    return {f"val_{name}": averages[name] for name in ("micro_f1", "macro_f1", "macro_precision", "macro_recall")}
+    names = ("micro_f1", "macro_f1", "macro_precision", "macro_recall")
+    return {"val_loss": loss_sum / len(pictures), **{f"val_{name}": averages[name] for name in names}}
+
+
+def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
+    """Send some validation pictures to the tracker, if it shows them, with the tags that the model sees in them."""
+    if not tracker.shows:
+        return
+    model, tags = state.released, run.dataset.tags.names
+    pictures = data.Pictures(run.dataset, "validation", model.config.image_size)
+    batch = pictures.__getitems__([(0, row) for row in range(min(SHOWN, len(pictures)))])
+    if isinstance(batch, data.Batch) and len(batch):
+        model.eval()
+        scores = predict(model, batch.images, run.device, run.dtype).sigmoid().cpu()
+        model.train()
+        captions = []
+        for row, labels in zip(scores, batch.labels, strict=True):
+            best = row.topk(min(10, len(tags))).indices.tolist()
+            captions.append(", ".join(f"{tags[i]} {row[i]:.2f}{' (right)' if labels[i] else ''}" for i in best))
+        tracker.pictures(state.samples, batch.images.permute(0, 2, 3, 1).numpy(), captions)
 
 
 def agreed(code: int) -> int:
@@ -417,9 +294,23 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
         if ended or schedule.due(run.config.every.log, step.begun, state.samples):
             lr = max(group["lr"] for group in state.optimizer.param_groups)
             figures = {"loss": step.loss, "grad_norm": step.norm, "lr": lr, **meter.figures()}
-            tracker.log(state.samples, figures)
+            tracker.log(state.samples, figures, optimizer_figures(state))
         if ended:
             batches = None
+
+
+def optimizer_figures(state: TrainState) -> dict[str, float]:
+    """The gradient scaler's scale, and quantiles over the tensors of each part of the model of LAMB's trust ratio."""
+    names: dict[Tensor, str] = {value: name.partition(".")[0] for name, value in state.model.named_parameters()}
+    ratios: dict[str, list[Tensor]] = {}
+    for parameter, ratio in optim.trust_ratios(state.optimizer):
+        ratios.setdefault(names[parameter], []).append(ratio)
+    figures = {"scale": state.scaler.get_scale()} if state.scaler.is_enabled() else {}
+    for part, found in ratios.items():
+        levels = torch.tensor([0.1, 0.5, 0.9], device=found[0].device)
+        quantiles = torch.stack(found).quantile(levels).tolist()
+        figures |= {f"trust_{part}_{name}": value for name, value in zip(("p10", "p50", "p90"), quantiles, strict=True)}
+    return figures
 
 
 def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts, saved: int) -> int:
@@ -433,6 +324,7 @@ def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Int
         figures = validate(state, run, interrupts)
         if figures is not None:  # else it comes first when the run goes on
             tracker.log(samples, figures)
+            show_samples(state, run, tracker)
             state.validated = samples
     code = agreed(interrupts.code)
     if saved < samples and (ended or code or schedule.due(every.checkpoint, saved, samples)):
@@ -453,9 +345,67 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
     run = Run(config, dataset, device, distributed.pick_dtype(config.precision, device))
     try:
         with distributed.process_group(device, config.timeout), data.worker_errors():
-            return train(run, starting_point(run, resume))
+            checkpoint_path = starting_point(run, resume)
+            return train(settled(run), checkpoint_path)
     except (distributed.ProcessLost, data.WorkerLost) as error:
         raise Exit(str(error)) from None
+
+
+def settled(run: Run) -> Run:
+    """The run with a number for `micro_batch: auto`, recorded in its directory while device and processes stay.
+
+    On a GPU it is the largest one whose step, at the largest image size, takes at most nine tenths of the memory.
+    """
+    if run.config.micro_batch != "auto":
+        return run
+    path = Path(run.config.output) / "micro_batch.json"
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
+    facts = {"device": name, "processes": distributed.world_size()}
+    lines = [line for line in read_log(path) if facts.items() <= line.items()]
+    micro = int(lines[0]["micro_batch"]) if lines else largest_micro_batch(run)
+    if not lines and distributed.rank() == 0:
+        print(f"micro_batch: {micro} samples at once on {name}")
+        records.write_text(path, json.dumps(facts | {"micro_batch": micro}) + "\n")
+    return replace(run, config=run.config.model_copy(update={"micro_batch": micro}))
+
+
+def largest_micro_batch(run: Run) -> int:
+    """The largest divisor of a process's share whose step fits, on all of them; found by halving the divisors."""
+    step = 2 if run.config.data.mixup else 1
+    divisors = [n for n in range(step, run.share + 1, step) if run.share % n == 0]
+    if run.device.type != "cuda":
+        return max((n for n in divisors if n <= CPU_MICRO_BATCH), default=divisors[0])
+    torch.cuda.set_per_process_memory_fraction(0.9, run.device)
+    low, high = 0, len(divisors)  # all before `low` fit, none from `high` on
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if fits(run, divisors[middle]) else (low, middle)
+    torch.cuda.set_per_process_memory_fraction(1.0, run.device)
+    if low == 0:
+        raise ValueError(f"micro_batch: not even {divisors[0]} fits into {run.device}'s memory; take a smaller model")
+    return distributed.least(divisors[low - 1])
+
+
+def fits(run: Run, micro_batch: int) -> bool:
+    """Whether a step with so many samples at once fits into the memory, beside optimizer and average."""
+    size = max(stage.image_size for stage in run.stages)
+    try:
+        model = new_model(run)
+        state = TrainState(model, *fresh_optimizer(model, run), averaged(model, run))
+        labels = torch.zeros(micro_batch, len(run.dataset.tags), dtype=torch.bool)
+        images = torch.zeros(micro_batch, 3, size, size, dtype=torch.uint8)
+        state.set_image_size(size)
+        model.train()
+        chance = next(chances(state, replace(run, config=run.config.model_copy(update={"micro_batch": micro_batch}))))
+        empty = torch.zeros(micro_batch, dtype=torch.int64)
+        state.scaler.scale(batch_loss(model, data.Batch(images, labels, empty, empty, []), chance, run)).backward()
+        state.optimizer.step()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model = state = chance = None  # type: ignore[assignment]
+        torch.cuda.empty_cache()
+    return True
 
 
 def starting_point(run: Run, resume: str | None) -> Path | None:

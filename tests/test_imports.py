@@ -14,8 +14,8 @@ LEVELS = (
     "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts",
     "config data optim release quantize tracker",
     "checkpoint evaluate finetune report plan",
-    "train tagger",
-    "folder benchmark",
+    "state tagger",
+    "train folder benchmark",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 OPEN_TO_DATA_PREP = {"records", "image", "settings", "cli", "timing"}

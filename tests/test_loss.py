@@ -41,10 +41,10 @@ def test_asymmetric_is_timms(batch):
     assert loss.asymmetric(logits, targets).item() == pytest.approx(theirs.item() / targets.shape[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", loss.LOSSES)
-def test_extreme_half_precision_logits_stay_finite(name):
+@pytest.mark.parametrize("criterion", [loss.focal, loss.binary_cross_entropy, loss.asymmetric])
+def test_extreme_half_precision_logits_stay_finite(criterion):
     logits = torch.tensor([[-6e4, 6e4, -6e4, 6e4]], dtype=torch.float16, requires_grad=True)
-    value = loss.LOSSES[name](logits, torch.tensor([[True, True, False, False]]))
+    value = criterion(logits, torch.tensor([[True, True, False, False]]))
     value.backward()
     assert value.dtype == torch.float32
     assert torch.isfinite(value)

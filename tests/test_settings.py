@@ -259,6 +259,14 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(write, tmp_path
         (["stages=[]"], "stages: list should have at least 1 item"),
         (["optimizer.name=lam"], "optimizer.name: input should be 'lamb', 'torch_optimizer_lamb' or 'adamw'"),
         (["optimizer.betas=[0.9]"], "optimizer.betas.1: field required"),
+        (["loss.name=bce", "loss.gamma=1.0"], "loss.gamma: only for name: focal, not bce"),
+        (["loss.frequency_power=0.5"], "loss.frequency_power: only for name: bce, not focal"),
+        (["model.timm=convnext_bse"], "model.timm: 'convnext_bse' is no model there; nearest: convnext_base"),
+        (["model.timm=test_vit", "model.num_blocks=3"], "model.num_blocks: not for a backbone of timm"),
+        (["model.timm=test_vit", "stages.0.image_size=225"], "stages: test_vit cannot take 225 pixels"),
+        (["model.timm=hiera_tiny_224", "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]"],
+         "stages: hiera_tiny_224 cannot take 448 pixels"),
+        (["micro_batch=most"], "micro_batch"),
     ],
 )  # fmt: skip
 def test_run_settings_that_cannot_work_are_refused(write, overrides, message):
@@ -272,6 +280,8 @@ def test_run_settings_that_are_only_unusual_are_accepted(write):
         ["micro_batch=64", "batch_size=128"],
         ["model.use_sine=false", "stages=[{image_size: 224, samples: 5000}, {image_size: 224, samples: 5000}]"],
         ["model.cnn_stem=null", "model.patch_size=14"],
+        ["model.timm=test_vit", "stages=[{image_size: 96, samples: 5000}, {image_size: 160, samples: 5000}]"],
+        ["micro_batch=auto"],
     ):
         assert isinstance(settings.load(RunSettings, path, overrides), RunSettings)
 
