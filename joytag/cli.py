@@ -13,7 +13,10 @@ from typing import NoReturn
 
 
 class Exit(Exception):
-    """The end of a program that can't go on, for a reason in one line, and its exit code."""
+    """The end of a program that can't go on, for a reason in one line, and its exit code.
+
+    Among several processes code 1 is one's own end; another code is that of all, and the first alone gives the reason.
+    """
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -72,7 +75,9 @@ def separator(text: str) -> str:
 
 def command_line(main: Callable[[], None]) -> None:
     """Run a command's `main`; Exit, ValueError and OSError become one line on stderr, warnings too."""
-    name = Path(sys.argv[0]).stem
+    name, rank = Path(sys.argv[0]).stem, int(os.environ.get("RANK") or 0)
+    if rank > 0:
+        name += f": rank {rank}"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -84,7 +89,8 @@ def command_line(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exit as end:
-        print(f"{name}: {' '.join(str(end).split())}", file=sys.stderr)
+        if rank == 0 or end.code == 1:
+            print(f"{name}: {' '.join(str(end).split())}", file=sys.stderr)
         sys.exit(end.code)
     except (ValueError, OSError) as error:
         message = str(error)

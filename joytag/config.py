@@ -164,15 +164,14 @@ class RunSettings(Settings):
             if getattr(self.model, name) != type(self.model).model_fields[name].default:
                 raise ValueError(f"model.{name}: not for a backbone of timm, which has its own")
         sizes = [stage.image_size for stage in self.stages if stage.image_size is not None]
-        with torch.device("meta"):
-            model = self.architecture(1, sizes[0]).build().eval() if sizes else None
-        for size in sizes:
-            try:
+        try:
+            with torch.device("meta"):
+                model = self.architecture(1, sizes[0]).build().eval() if sizes else None
+            for size in sizes[1:]:
                 assert model is not None
-                model.set_image_size(size)
                 model(torch.empty(1, 3, size, size, device="meta"))
-            except (ValueError, AssertionError, RuntimeError) as error:  # whatever a backbone raises for a size
-                raise ValueError(f"stages: {self.model.timm} cannot take {size} pixels ({error})") from None
+        except (ValueError, AssertionError, RuntimeError) as error:  # whatever a backbone raises for a size
+            raise ValueError(f"stages: {self.model.timm} does not take these image sizes ({error})") from None
 
     def architecture(self, n_tags: int, image_size: int) -> Config:
         """The architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -159,14 +160,35 @@ def batches(
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        timeout=timeout if workers else 0,
         worker_init_fn=_stand_alone,
         generator=torch.Generator(),  # it draws a seed when it starts, and must not take it from the model's
     )
-    for batch in loader:
+    found = iter(loader)
+    while True:
+        with _alarm(timeout if workers else 0):
+            batch = next(found, None)
+        if batch is None:
+            return
         if isinstance(batch, records.DatasetError):
             raise batch
         yield batch
+
+
+@contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    """Raise RuntimeError after so many seconds, if any; DataLoader's own time-out misses workers that hang half-way."""
+
+    def ring(*_: object) -> None:
+        raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring) if seconds else None
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if seconds:
+            signal.signal(signal.SIGALRM, before)
 
 
 def _stand_alone(_: int) -> None:
@@ -182,7 +204,10 @@ def worker_errors() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
-        processes = ", ".join(str(process.pid) for process in active_children())
+        left = active_children()
+        processes = ", ".join(str(process.pid) for process in left)
+        for process in left:  # one that hangs would be waited for at the end
+            process.kill()
         raise WorkerLost(
             f"{str(error).strip().splitlines()[0]} (decoding processes still there: {processes or 'none'}); "
             "killed ones mostly lacked memory, those that hang a disk; lower data.workers, or data.workers=0 to see why"

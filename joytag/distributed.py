@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+_store: dist.Store | None = None  # of the process group, for what cannot wait for a collective
+
 
 class ProcessLost(RuntimeError):
     """Another process has gone or does not answer; one line that names it."""
@@ -59,18 +61,28 @@ def process_group(device: torch.device, timeout: int) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
+    global _store
     # Both, since decisions are made in ordinary memory, where a wait ends with an error and not with the process.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    roll_call = dist.new_group(backend="gloo")
+    patience = timedelta(seconds=timeout)
+    store, number, world = next(dist.rendezvous("env://", timeout=patience))
+    dist.init_process_group(backend, timeout=patience, world_size=world, rank=number, store=store)
+    roll_call, _store = dist.new_group(backend="gloo"), store
     try:
         yield
-    except RuntimeError as error:
-        if not _is_of_communication(error):
+    except BaseException as error:
+        store.set("failed", str(number))
+        if not isinstance(error, RuntimeError) or not _is_of_communication(error):
             raise
-        raise ProcessLost(f"rank {rank()}: {_missing(roll_call, error)}; go on with --resume auto") from None
+        raise ProcessLost(f"rank {number}: {_missing(roll_call, error)}; go on with --resume auto") from None
     finally:
         dist.destroy_process_group()
+        _store = None
+
+
+def failed() -> bool:
+    """Whether a process has failed, so that this one, too, cannot go on; can be asked at any time."""
+    return _store is not None and _store.check(["failed"])
 
 
 def _is_of_communication(error: RuntimeError) -> bool:

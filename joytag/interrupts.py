@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 REQUEUE, INTERRUPTED = 75, 130  # exit codes: sysexits.h's "try again later", and a shell's for Ctrl-C
@@ -12,11 +14,12 @@ CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: RE
 class Interrupts:
     """In a `with` block, notes SIGINT, SIGTERM and SIGUSR1 (which Slurm sends before its limit) in `code`.
 
-    `code` is the exit code that is due, 0 while none is. After the first Ctrl-C the next one ends the process at once.
+    `code` is the exit code that is due, 0 while none is. After the first Ctrl-C the next one ends the process at once,
+    and so does any signal when it is `hopeless` to wait for the end of a step.
     """
 
-    def __init__(self) -> None:
-        self.code = 0
+    def __init__(self, hopeless: Callable[[], bool] = lambda: False) -> None:
+        self.code, self.hopeless = 0, hopeless
 
     def __enter__(self) -> Interrupts:
         self._before = {number: signal.signal(number, self._note) for number in CODES}
@@ -28,5 +31,7 @@ class Interrupts:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.code = max(self.code, CODES[signal.Signals(number)])
+        if self.hopeless():
+            os._exit(self.code)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

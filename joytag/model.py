@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -355,7 +356,7 @@ class TimmModel(nn.Module):
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone, self.resizable = _backbone(config)
+        self.backbone = _backbone(config)
         self.head = nn.Linear(cast(int, self.backbone.head_hidden_size), config.n_tags)
         if not self.head.weight.is_meta:
             _initialize(self.head)
@@ -365,9 +366,7 @@ class TimmModel(nn.Module):
         raise ValueError("model.freeze: not for a timm backbone; use optimizer.layer_decay")
 
     def set_image_size(self, size: int) -> None:
-        """Note the side in pixels that training goes on with. Raises ValueError if it is built into the backbone."""
-        if size != self.config.image_size and not self.resizable:
-            raise ValueError(f"timm: {self.config.timm} takes one image size only, not {size} pixels, too")
+        """Note the side in pixels that training goes on with, which not every backbone can."""
         self.config = replace(self.config, image_size=size)
 
     def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
@@ -379,20 +378,22 @@ class TimmModel(nn.Module):
         return self.head(self.embed(images_BCYX))
 
 
-def _backbone(config: TimmConfig) -> tuple[nn.Module, bool]:
-    """The backbone without a classifier, and whether it takes pictures of any size."""
+def _backbone(config: TimmConfig) -> nn.Module:
+    """The backbone without a classifier. Raises ValueError when it does not take pictures of the image size."""
     import timm
 
-    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"img_size": config.image_size}, {}]
+    side = config.image_size
+    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True}, {}, {"img_size": side}]
     depths: list[dict[str, Any]] = [{"drop_path_rate": config.stochdepth_rate}, {}]
     for size, depth in itertools.product(sizes, depths):  # not every model takes every option
+        create = partial(timm.create_model, config.timm, pretrained=False, num_classes=0, **size, **depth)
         try:
-            model = timm.create_model(config.timm, pretrained=False, num_classes=0, **size, **depth)
-            return model, "img_size" not in size
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
-    raise AssertionError(f"{config.timm} takes no options at all")
+            with torch.device("meta"):
+                create().eval()(torch.empty(1, 3, side, side))
+        except (TypeError, ValueError, AssertionError, RuntimeError):  # whatever it has against options or size
+            continue
+        return create()
+    raise ValueError(f"image_size: {config.timm} does not take pictures of {side} pixels")
 
 
 Config = ViTConfig | TimmConfig
@@ -430,7 +431,7 @@ def training_flop(config: Config, image_size: int) -> int:
     Counted by torch's FlopCounterMode on the meta device, so nothing is allocated or computed.
     """
     with torch.device("meta"):
-        model = config.build()
+        model = config.build().eval()
         images = torch.empty(1, 3, image_size, image_size)
     with FlopCounterMode(display=False) as counter:
         model(images).sum().backward()

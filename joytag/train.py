@@ -264,7 +264,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
     """
     config = run.config
     state = load_state(resume, run) if resume else initial_state(run)
-    with Interrupts() as interrupts, start_tracker(run, state.samples) as tracker:
+    with Interrupts(distributed.failed) as interrupts, start_tracker(run, state.samples) as tracker:
         learn(state, run, tracker, interrupts)
         if config.retain:
             finetune.retain(state.released, run.dataset.tags.names, *source(run), config.retain)

@@ -263,9 +263,9 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(write, tmp_path
         (["loss.frequency_power=0.5"], "loss.frequency_power: only for name: bce, not focal"),
         (["model.timm=convnext_bse"], "model.timm: 'convnext_bse' is no model there; nearest: convnext_base"),
         (["model.timm=test_vit", "model.num_blocks=3"], "model.num_blocks: not for a backbone of timm"),
-        (["model.timm=test_vit", "stages.0.image_size=225"], "stages: test_vit cannot take 225 pixels"),
+        (["model.timm=test_vit", "stages.0.image_size=225"], "stages: test_vit does not take these image sizes"),
         (["model.timm=hiera_tiny_224", "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]"],
-         "stages: hiera_tiny_224 cannot take 448 pixels"),
+         "stages: hiera_tiny_224 does not take these image sizes"),
         (["micro_batch=most"], "micro_batch"),
     ],
 )  # fmt: skip
