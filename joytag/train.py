@@ -329,7 +329,7 @@ def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Int
     code = agreed(interrupts.code)
     if saved < samples and (ended or code or schedule.due(every.checkpoint, saved, samples)):
         save_state(state, run, required=code > 0 or samples == max(ends))
-        saved = samples
+        saved, code = samples, agreed(interrupts.code)  # a signal may have come meanwhile
     if code:
         raise Exit(f"stopped after {samples:,} samples, as asked; go on with --resume auto", code)
     return saved

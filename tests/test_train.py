@@ -1,11 +1,15 @@
 """Training: exact resume, exact batches, and every process agreeing."""
 
+import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torchvision.ops import sigmoid_focal_loss
 
-from joytag import checkpoint, release, schedule, train
+from joytag import checkpoint, evaluate, release, schedule, settings, train
 from joytag.cli import Exit
 from joytag.config import RunSettings
 from joytag.data import Pictures, training_keys
@@ -64,14 +68,14 @@ def train_killed_at(run: train.Run, samples: int, monkeypatch) -> None:
 # before an epoch ends inside the next batch, 104 the end of the first stage, 128 inside the second.
 @pytest.mark.parametrize("stop", [0, 8, 40, 48, 56, 104, 112, 128, 176])
 def test_a_killed_and_resumed_run_ends_bit_identical(run_values, tmp_path, monkeypatch, stop):
-    whole = train.train(run_of(run_values), None)
-    killed = run_of(run_values, output=str(tmp_path / "killed"))
+    whole = train.train(run_of(run_values, average=0.9), None)
+    killed = run_of(run_values, average=0.9, output=str(tmp_path / "killed"))
     train_killed_at(killed, stop, monkeypatch)
     resumed = train.train(killed, checkpoint.newest(killed.root))
     assert resumed.samples == whole.samples == 184
-    assert_same(weights(resumed), weights(whole))
-    tensors = [checkpoint.pack_optimizer(state.optimizer)[0] for state in (resumed, whole)]
-    assert_same(*tensors)
+    roots = [checkpoint.newest(Path(run) / "checkpoints") for run in (killed.config.output, run_values["output"])]
+    files = [{path.name: path.read_bytes() for path in root.iterdir()} for root in roots]
+    assert files[0] == files[1]
     logs = [
         [{k: v for k, v in line.items() if k not in MEASURED} for line in read_log(Path(run) / "log.jsonl")]
         for run in (killed.config.output, run_values["output"])
@@ -130,15 +134,194 @@ def test_a_stage_augments_as_its_config_says(run_values, augment):
 
 
 def test_micro_batches_change_nothing_but_rounding(run_values, tmp_path):
-    model = run_values["model"] | {"stochdepth_rate": 0.0}  # drawn per micro-batch
-    short = [{"image_size": 8, "samples": 24}]
-    runs = [
-        run_of(run_values, output=str(tmp_path / str(micro)), micro_batch=micro, model=model, stages=short)
-        for micro in (8, 4, 1)
-    ]
+    changes = {"data": run_values["data"] | {"mixup": 0.4}, "stages": [{"image_size": 8, "samples": 24}]}
+    runs = [run_of(run_values, output=str(tmp_path / str(micro)), micro_batch=micro, **changes) for micro in (8, 4, 2)]
     first, *others = [weights(train.train(run, None)) for run in runs]
     for other in others:
         torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-5)
+
+
+def test_an_overflow_halves_the_scale_and_leaves_all_else_as_it_was(run_values, monkeypatch):
+    """fp16's scaler, on a CPU."""
+    run = run_of(run_values, stages=[{"image_size": 8, "samples": 48}], loss={"multiplier": 1.0})
+    run = dataclasses.replace(run, dtype=torch.float16)
+    take_step, batch_loss, seen = train.train_step, train.batch_loss, []
+
+    def watched(state, *arguments):
+        factor = float("inf") if len(seen) == 2 else 1.0
+        monkeypatch.setattr(train, "batch_loss", lambda *given: batch_loss(*given) * factor)
+        before = weights(state)
+        result = take_step(state, *arguments)
+        group = state.optimizer.param_groups[0]
+        same = all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+        seen.append((state.scaler.get_scale(), int(group["step"]), group["lr"], same, state.samples))
+        return result
+
+    monkeypatch.setattr(train, "train_step", watched)
+    train.train(run, None)
+    assert [scale for scale, *_ in seen] == [65536.0] * 2 + [32768.0] * 5
+    assert [step for _, step, *_ in seen] == [1, 2, 2, 3, 4, 5, 6]
+    assert [same for *_, same, _ in seen] == [False] * 2 + [True] + [False] * 4
+    assert [samples for *_, samples in seen] == [8, 16, 16, 24, 32, 40, 48]
+    expected = [schedule.learning_rate(samples, run.stages, 0.004) for samples in (0, 8, 16, 16, 24, 32, 40)]
+    assert [rate for _, _, rate, *_ in seen] == pytest.approx(expected)
+
+
+def test_a_loss_out_of_the_ordinary_is_told_with_its_pictures_and_nothing_else_is(run_values, monkeypatch):
+    run = run_of(run_values, stages=[{"image_size": 8, "samples": 800}], every={"evaluate": 10_000})
+    take_step, batch_loss = train.train_step, train.batch_loss
+
+    def once_large(state, *arguments):
+        factor = 1000.0 if state.samples == 640 else 1.0
+        monkeypatch.setattr(train, "batch_loss", lambda *given: batch_loss(*given) * factor)
+        return take_step(state, *arguments)
+
+    monkeypatch.setattr(train, "train_step", once_large)
+    train.train(run, None)
+    [event] = read_log(Path(run.config.output) / "events.jsonl")
+    assert (event["event"], event["samples"]) == ("loss spike", 648) and event["score"] > 100
+    keys = next(training_keys(0, 0, 50, 640, 8, 8, 0, 1))
+    assert event["ids"] == [row for _, row in keys], "rows are ids in this dataset"
+
+
+@pytest.fixture
+def spoilt(dataset_directory, tmp_path) -> tuple[Path, dict[int, str]]:
+    """A copy of the dataset, some pictures of which are bad in the ways of disks and downloads; and which, and why."""
+    directory = tmp_path / "spoilt"
+    shutil.copytree(dataset_directory, directory)
+    dataset = Dataset.open(directory)
+    paths = [dataset.image_path(sha256.tobytes()) for sha256 in dataset.posts("train").hashes]
+    paths[3].unlink()
+    paths[11].write_bytes(b"")
+    paths[19].write_bytes(paths[19].read_bytes()[:200])
+    paths[27].write_bytes(b"<html>not found</html>")
+    paths[35].unlink()
+    paths[35].mkdir()
+    (tmp_path / "huge.ppm").write_bytes(b"P6 60000 60000 255\n")
+    paths[43].write_bytes((tmp_path / "huge.ppm").read_bytes())
+    return directory, {3: "no such file", 11: "", 19: "", 27: "", 35: "", 43: ""}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_pictures_are_replaced_and_listed_each_once(run_values, spoilt, workers):
+    directory, bad = spoilt
+    loading = run_values["data"] | {"directory": str(directory), "workers": workers, "max_bad": 0.12}
+    run = run_of(run_values, data=loading)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = train.train(run, None)
+    assert state.samples == 184
+    lines = read_log(Path(run.config.output) / "quarantine.jsonl")
+    assert sorted(line["row"] for line in lines) == sorted(bad)
+    assert all(
+        line["post_id"] == line["row"] and line["source"] == ["drawn", "photo"][line["row"] % 2] for line in lines
+    )
+    assert all(line["reason"] for line in lines)
+
+
+def test_too_many_bad_pictures_end_the_run(run_values, spoilt):
+    run = run_of(run_values, data=run_values["data"] | {"directory": str(spoilt[0]), "max_bad": 0.05})
+    with pytest.raises(ValueError, match=r"^data\.max_bad: \d+\.0% of the pictures cannot be decoded, see .*"):
+        train.train(run, None)
+
+
+def interrupt_at(call_number: int, owner, name: str, number: int, monkeypatch):
+    """Have a signal come in the middle of the n-th call of a function."""
+    function, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(None)
+        if len(calls) == call_number:
+            os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+PLACES = {  # what is going on when the signal comes, and after how many samples the run then ends
+    "step": (train, "train_step", 5, 40),
+    "validation": (evaluate, "predict", 2, 48),
+    "save": (checkpoint, "_write", 2, 32),
+    "end of a save": (checkpoint, "_sync", 9, 32),
+}
+SIGNALS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [*((place, signal.SIGTERM) for place in PLACES), ("step", signal.SIGUSR1), ("step", signal.SIGINT)],
+)
+def test_a_signal_ends_the_run_after_a_checkpoint_and_it_goes_on_bit_identical(
+    run_values, tmp_path, monkeypatch, place, number
+):
+    owner, name, call, samples = PLACES[place]
+    whole = train.train(run_of(run_values, output=str(tmp_path / "whole")), None)
+    run = run_of(run_values)
+    with monkeypatch.context() as patch, pytest.raises(Exit, match="as asked; go on with --resume auto") as end:
+        interrupt_at(call, owner, name, number, patch)
+        train.train(run, None)
+    assert end.value.code == SIGNALS[number]
+    found = checkpoint.newest(run.root)
+    assert found.name == f"{samples:012d}" and all(map(checkpoint.is_whole, checkpoint.checkpoints(run.root)))
+    assert not (Path(run.config.output) / "release").exists()
+    assert_same(weights(train.train(run, found)), weights(whole))
+    lines = [line["samples"] for line in read_log(Path(run.config.output) / "log.jsonl") if "val_loss" in line]
+    assert lines == [48, 96, 104, 144, 184], "each validation once, one that was interrupted when the run goes on"
+
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_in_miniature(path, dataset_directory, tmp_path):
+    """The same choices, on a smaller model, smaller pictures and fewer samples."""
+    values = settings.read(path)
+    overrides = {
+        "output": tmp_path, "data.directory": dataset_directory, "data.workers": 0, "batch_size": 8, "device": "cpu",
+        "micro_batch": "auto", "tracking.wandb": "disabled", "every": "{log: 8, evaluate: 80, checkpoint: 80}",
+    }  # fmt: skip
+    config = settings.load(RunSettings, path, [f"{key}={value}" for key, value in overrides.items()])
+    model, stages = config.model, config.stages
+    sizes = {stage.image_size: 32 * (1 + number) for number, stage in enumerate(stages)}
+    small = {"num_blocks": 2, "d_model": 32, "mlp_dim": 64, "num_heads": 2, "patch_size": 16}
+    stem = model.cnn_stem and "conv:c=8,s=4;ln;relu;conv:c=32,s=4"
+    small |= {"stochdepth_rate": model.stochdepth_rate, "cnn_stem": stem}
+    changed = config.model_dump() | {
+        "model": {"timm": "test_convnext", "stochdepth_rate": 0.1} if model.timm else small,
+        "stages": [
+            {"image_size": sizes[stage.image_size], "samples": 24, "restart": stage.restart} for stage in stages
+        ],
+        "init_from": None,
+        "retain": 0.0,
+    }
+    assert values.keys() <= {*RunSettings.model_fields, "base"}
+    run = train.settled(run_of(changed))
+    state = train.train(run, None)
+    lines = read_log(tmp_path / "log.jsonl")
+    assert state.samples == 24 * len(stages) and all(math.isfinite(line.get("loss", 0)) for line in lines)
+    assert run.config.micro_batch == 8
+
+
+def test_the_micro_batch_is_found_once_and_recorded(run_values, monkeypatch, capsys):
+    """On a make-believe GPU, whose memory takes 6 samples."""
+    run = dataclasses.replace(run_of(run_values, micro_batch="auto", batch_size=48), device=torch.device("cuda"))
+    tried = []
+    monkeypatch.setattr(train, "fits", lambda run, micro: tried.append(micro) or micro <= 6)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    assert train.settled(run).config.micro_batch == 6 and len(tried) <= 5
+    assert "micro_batch: 6 samples at once on a GPU" in capsys.readouterr().out
+    tried.clear()
+    assert train.settled(run).config.micro_batch == 6 and not tried
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a smaller GPU")
+    monkeypatch.setattr(train, "fits", lambda run, micro: False)
+    with pytest.raises(ValueError, match="micro_batch: not even 1 fits"):
+        train.settled(run)
+
+
+def test_a_step_of_the_size_in_question_is_what_is_tried(run_values):
+    run = run_of(run_values, average=0.9)
+    assert train.fits(run, 8)
 
 
 def test_a_restart_begins_with_fresh_optimizer_state_and_keeps_the_weights(run_values, monkeypatch):
@@ -211,10 +394,7 @@ def test_diverged_weights_do_not_replace_a_good_checkpoint(run_values):
 
 
 def test_two_processes_train_the_same_model_as_one(run_values, tmp_path):
-    values = run_values | {
-        "model": run_values["model"] | {"stochdepth_rate": 0.0},
-        "stages": [{"image_size": 8, "samples": 24}],
-    }
+    values = run_values | {"stages": [{"image_size": 8, "samples": 24}]}
     alone = weights(train.train(run_of(values, output=str(tmp_path / "alone")), None))
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
