@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -66,6 +67,8 @@ def process_group(device: torch.device, timeout: int) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     patience = timedelta(seconds=timeout)
     store, number, world = next(dist.rendezvous("env://", timeout=patience))
+    # Of this attempt alone: torchrun may keep the store, with what processes since killed have left in it.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group(backend, timeout=patience, world_size=world, rank=number, store=store)
     roll_call, _store = dist.new_group(backend="gloo"), store
     try:
@@ -103,7 +106,12 @@ def _missing(group: Any, error: RuntimeError) -> str:
 
 def parallel(model: nn.Module) -> nn.Module:
     """The model, its gradients averaged over all processes if there are several."""
-    return DistributedDataParallel(model) if world_size() > 1 else model
+    if world_size() == 1:
+        return model
+    warnings.filterwarnings("ignore", ".*did not find any unused parameters")
+    # Not that there are unused ones: gradients are else laid out anew after the first step, and more than two
+    # processes would add them up in another order than before a run was resumed.
+    return DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def synchronized(model: nn.Module, now: bool) -> AbstractContextManager[None]:

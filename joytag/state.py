@@ -143,7 +143,7 @@ def initial_state(run: Run) -> TrainState:
     Otherwise the rare positives drown in the first steps (Lin et al. 2017, section 4.1).
     """
     model = new_model(run)
-    model.head.bias.data = run.frequencies.float().logit().to(run.device)
+    model.head.bias.data = run.frequencies.logit().to(model.head.bias)
     if run.config.init_from is not None:
         fate = finetune.carry_over(model, run.dataset.tags.names, *source(run))
         if distributed.rank() == 0:

@@ -55,8 +55,7 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         if self.enabled:
             self.progress.stop()
-            if self.wandb is not None:
-                _quietly(self.wandb.finish)
+            self._tell_wandb("finish")
 
     def advance(self, samples: int) -> None:
         """Move the progress bar."""
@@ -76,8 +75,7 @@ class Tracker:
         self.console.print(f"{samples:>11,}  {text}", highlight=False, soft_wrap=True)
         figures = figures | (details or {})
         _append(self.path, {"samples": samples, **figures})
-        if self.wandb is not None:
-            _quietly(self.wandb.log, figures, step=samples)
+        self._tell_wandb("log", figures, step=samples)
 
     def pictures(self, samples: int, pictures: np.ndarray, captions: list[str]) -> None:
         """Send pictures, uint8 [B, height, width, 3], with their captions to wandb."""
@@ -85,7 +83,16 @@ class Tracker:
             import wandb
 
             images = [wandb.Image(array, caption=text) for array, text in zip(pictures, captions, strict=True)]
-            _quietly(self.wandb.log, {"validation": images}, step=samples)
+            self._tell_wandb("log", {"validation": images}, step=samples)
+
+    def _tell_wandb(self, name: str, *arguments: Any, **options: Any) -> None:
+        """Call a method of wandb's run; once that fails, do without it, since each further try would take seconds."""
+        if self.wandb is not None:
+            try:
+                getattr(self.wandb, name)(*arguments, **options)
+            except Exception as error:
+                warnings.warn(f"wandb: {error}; the run goes on without it", stacklevel=2)
+                self.wandb = None
 
     def event(self, samples: int, kind: str, facts: dict[str, Any]) -> None:
         """Record something out of the ordinary, in events.jsonl and, without its lists, on the terminal."""
@@ -163,6 +170,7 @@ def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any
             return wandb.init(mode=mode, **arguments)
         except Exception as error:
             warnings.warn(f"wandb cannot be reached ({error}); recording offline", stacklevel=2)
+            wandb.teardown()  # it holds the run's id
             return wandb.init(mode="offline", **arguments)
     except Exception as error:
         warnings.warn(f"wandb is of no use here ({error}); log.jsonl has all figures", stacklevel=2)
@@ -178,10 +186,3 @@ def _has_account() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _quietly(call: Any, *arguments: Any, **options: Any) -> None:
-    try:
-        call(*arguments, **options)
-    except Exception as error:
-        warnings.warn(f"wandb: {error}; the run goes on", stacklevel=2)

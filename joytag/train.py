@@ -308,7 +308,7 @@ def optimizer_figures(state: TrainState) -> dict[str, float]:
     figures = {"scale": state.scaler.get_scale()} if state.scaler.is_enabled() else {}
     for part, found in ratios.items():
         levels = torch.tensor([0.1, 0.5, 0.9], device=found[0].device)
-        quantiles = torch.stack(found).quantile(levels).tolist()
+        quantiles = torch.stack(found).float().quantile(levels).tolist()
         figures |= {f"trust_{part}_{name}": value for name, value in zip(("p10", "p50", "p90"), quantiles, strict=True)}
     return figures
 
