@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from joytag import augment, image, records
+from joytag.cli import Exit
 from joytag.distributed import Purpose, generator
 
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # pictures that are tried one after the other
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(Exit):
     """A decoding process has died or hangs; one line that names it."""
 
 

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from joytag import records
 
-FINISH_TIMEOUT = 60  # seconds that wandb may take to send the rest of a run; `wandb sync` sends it later
+INIT_TIMEOUT = 30  # seconds that wandb may take to reach its server
+FINISH_TIMEOUT = 60  # and to send the rest of a run; `wandb sync` sends it later
 
 
 class Tracker:
@@ -154,7 +155,7 @@ def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any
         if not id_file.exists():
             records.write_text(id_file, uuid.uuid4().hex[:12])
         settings = wandb.Settings(
-            silent=True, console="off", init_timeout=30, finish_timeout=FINISH_TIMEOUT, x_disable_stats=True
+            silent=True, console="off", init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, x_disable_stats=True
         )
         run_id = id_file.read_text(encoding="utf-8").strip()
         arguments: dict[str, Any] = {

@@ -347,7 +347,7 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
         with distributed.process_group(device, config.timeout), data.worker_errors():
             checkpoint_path = starting_point(run, resume)
             return train(settled(run), checkpoint_path)
-    except (distributed.ProcessLost, data.WorkerLost) as error:
+    except distributed.ProcessLost as error:
         raise Exit(str(error)) from None
 
 

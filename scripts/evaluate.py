@@ -31,7 +31,8 @@ def main() -> None:
     workers = data.default_workers(device, 1) if arguments.workers is None else arguments.workers
     pictures = data.Pictures(dataset, arguments.split, model.config.image_size)
     threshold = arguments.threshold
-    counts = evaluate(model.to(device), pictures, arguments.batch_size, workers, threshold, device, dtype)
+    with data.worker_errors():
+        counts = evaluate(model.to(device), pictures, arguments.batch_size, workers, threshold, device, dtype)
 
     output = arguments.output or arguments.model
     facts = {

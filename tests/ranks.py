@@ -115,8 +115,7 @@ def in_double(output: str) -> None:
     nn.utils.clip_grad_norm_ = keep
 
 
-def main() -> None:
-    jobs = json.loads(Path(sys.argv[1]).read_text())
+def main(jobs: list[dict]) -> None:
     torch.set_num_threads(1)
     configs = [settings.load(RunSettings, Path(job["config"])) for job in jobs]
     if len(jobs) == 1:
@@ -135,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(lambda: main(json.loads(Path(sys.argv[1]).read_text())))

@@ -41,6 +41,30 @@ def test_asymmetric_is_timms(batch):
     assert loss.asymmetric(logits, targets).item() == pytest.approx(theirs.item() / targets.shape[1], rel=1e-4)
 
 
+def test_focal_of_mixed_labels_is_torchvisions(batch):
+    logits, targets = batch
+    soft = loss.smooth(targets.double(), 0.3)
+    expected = sigmoid_focal_loss(logits.double(), soft, alpha=-1, gamma=2, reduction="mean")
+    assert loss.focal(logits.double(), soft).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert loss.focal(logits.double(), soft).dtype == torch.float64
+
+
+def test_smoothing_is_towards_one_half():
+    torch.testing.assert_close(loss.smooth(torch.tensor([0.0, 1.0]), 0.1), torch.tensor([0.05, 0.95]))
+
+
+def test_at_power_one_positives_and_negatives_of_a_tag_weigh_the_same():
+    frequencies = torch.tensor([0.5, 0.1, 0.001], dtype=torch.float64)
+    weight = loss.frequency_weight(frequencies, 1.0)
+    torch.testing.assert_close(weight.double() * frequencies, 1 - frequencies)
+    assert torch.equal(loss.frequency_weight(frequencies, 0.0), torch.ones(3))
+    logits = torch.zeros(1, 3)
+    ratio = loss.binary_cross_entropy(logits, torch.ones(1, 3), weight) / loss.binary_cross_entropy(
+        logits, torch.ones(1, 3)
+    )
+    assert float(ratio) == pytest.approx(float(weight.mean()))
+
+
 @pytest.mark.parametrize("criterion", [loss.focal, loss.binary_cross_entropy, loss.asymmetric])
 def test_extreme_half_precision_logits_stay_finite(criterion):
     logits = torch.tensor([[-6e4, 6e4, -6e4, 6e4]], dtype=torch.float16, requires_grad=True)

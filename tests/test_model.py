@@ -1,13 +1,15 @@
 """The model against the released definition's outputs, and its counts against the published figures."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from joytag import release
-from joytag.model import ViT, ViTConfig, count_parameters, drop_tokens, parse_stem, training_flop
+from joytag.model import TimmConfig, ViT, ViTConfig, count_parameters, drop_tokens, parse_stem, training_flop
 
 TINY = Path(__file__).parent / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k=1,p=0"
@@ -113,3 +115,48 @@ def test_wrong_picture_sizes_are_refused():
         ViT(small())(torch.randn(1, 3, 18, 16))
     with pytest.raises(ValueError, match="learned positions"):
         ViT(small(use_sine=False))(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_byobnet", "test_efficientnet"])
+def test_a_backbone_of_timm_is_that_of_timm_under_our_head(name):
+    model = TimmConfig(n_tags=5, timm=name, image_size=64, stochdepth_rate=0.0).build().eval()
+    theirs = timm.create_model(name, num_classes=0, **({"dynamic_img_size": True} if "vit" in name else {})).eval()
+    theirs.load_state_dict(model.backbone.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = theirs(images)
+        torch.testing.assert_close(model.embed(images), features)
+        torch.testing.assert_close(model(images), features @ model.head.weight.T + model.head.bias)
+        assert model(torch.randn(1, 3, 96, 96)).shape == (1, 5), "of any size"
+
+
+def test_stochastic_depth_of_a_backbone_is_its_drop_path_rate():
+    rates = [
+        [
+            module.drop_prob
+            for module in TimmConfig(5, "test_vit", 64, rate).build().modules()
+            if hasattr(module, "drop_prob")
+        ]
+        for rate in (0.0, 0.3)
+    ]
+    assert max(rates[1]) == pytest.approx(0.3) and not any(rates[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"timm": "resnet5"}, "timm: 'resnet5' is no model there; nearest: resnet50"),
+        ({"timm": "hf-hub:someone/model"}, "timm: 'hf-hub:someone/model' is no model there"),
+        ({"n_tags": 0}, "n_tags: 0 is not positive"),
+        ({"image_size": 10**6}, "image_size: 1000000"),
+        ({"stochdepth_rate": 1.0}, "stochdepth_rate: 1.0"),
+    ],
+)
+def test_an_impossible_backbone_names_the_field(values, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        TimmConfig(**{"n_tags": 5, "timm": "test_vit"} | values)
+
+
+def test_a_backbone_that_cannot_take_the_size_says_so():
+    with pytest.raises(ValueError, match="image_size: test_vit does not take pictures of 65 pixels"):
+        TimmConfig(5, "test_vit", 65).build()

@@ -42,6 +42,34 @@ def reference(name: str, gradients: list[torch.Tensor], p: torch.Tensor) -> list
 
 
 @pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
+def test_trust_ratios_are_those_of_the_step(name):
+    """Known from how far a step went, in a direction that is known from the moments."""
+    generator = torch.Generator().manual_seed(2)
+    parameters = [torch.nn.Parameter(torch.randn(size, generator=generator, dtype=torch.float64)) for size in (3, 50)]
+    unused = torch.nn.Parameter(torch.ones(2))
+    optimizer = optim.build([*parameters, unused], name, **RECIPE | {"lr": 1e-9})
+    gradients, starts = [], [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.randn(len(parameter), generator=generator, dtype=torch.float64)
+        gradients.append([parameter.grad.clone()])
+    optimizer.step()
+    ratios = dict(optim.trust_ratios(optimizer))
+    if name == "adamw":
+        assert ratios == {}
+        return
+    assert ratios.keys() == set(parameters)
+    for parameter, start, given in zip(parameters, starts, gradients, strict=True):
+        [after] = reference(name, given, start)
+        (beta1, beta2), eps, decay = RECIPE["betas"], RECIPE["eps"], RECIPE["weight_decay"]
+        m, v = ((1 - beta1) * given[0], (1 - beta2) * given[0] ** 2)
+        if name == "lamb":
+            m, v = given[0], given[0] ** 2
+        update = m / (v.sqrt() + eps) + decay * start
+        expected = (after - start).norm() / update.norm() / RECIPE["lr"]
+        assert float(ratios[parameter]) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
 def test_steps_follow_the_formula(name):
     gradients, after, start = steps(name)
     for ours, expected in zip(after, reference(name, gradients, start), strict=True):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from joytag import release
-from joytag.model import ViT, ViTConfig
+from joytag.model import TimmConfig, ViT, ViTConfig
 
 TINY = Path(__file__).parent / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=12,k=5,p=2;bn;gelu;conv:c=16,s=1,k=1,p=0"
@@ -248,7 +248,9 @@ def content(name: str, data: bytes):
         (config(cnn_stem="conv:c=9999999,k=3,s=2;conv:c=16,s=2"), r"tensor patch_embeddings"),
         (config(momentum=0.9), "momentum: unknown key"),
         (config(use_sine="yes"), "use_sine"),
-        (config(**{"class": "CNN"}), "class: not ViT"),
+        (config(**{"class": "CNN"}), "class: not ViT or timm"),
+        (config(**{"class": ["ViT"]}), "class: not ViT or timm"),
+        (config(**{"class": "timm"}), "cnn_stem: unknown key"),
     ],
     ids=lambda value: re.sub(r"\W+", "-", value) if isinstance(value, str) else "",
 )
@@ -259,6 +261,24 @@ def test_a_wrong_release_is_refused_in_one_line_that_names_the_file(tmp_path, ch
         release.load(tmp_path)
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_byobnet", "test_vit2"])
+def test_a_release_of_a_timm_backbone_is_read_back_to_the_bit(tmp_path, name):
+    config = TimmConfig(7, name, 64)
+    model = config.build()
+    model(torch.randn(4, 3, 64, 64))  # for running statistics that are not the first ones
+    release.save(tmp_path, model, TAGS)
+    found, tags = release.load(tmp_path)
+    assert tags == TAGS and found.config == config and not found.training
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found(images), model.eval()(images))
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["class"] == "timm" and values["timm"] == name
+    (tmp_path / "config.json").write_text(json.dumps(values | {"timm": "hf-hub:someone/model"}))
+    with pytest.raises(release.ReleaseError, match=r"config\.json: timm: .* is no model there"):
+        release.load(tmp_path)
 
 
 def test_a_missing_key_is_named(tmp_path):
