@@ -144,8 +144,10 @@ def load(directory: Path) -> tuple[Model, list[str], dict[str, Tensor], dict[str
     try:
         tensors = load_file(directory / "train_state.safetensors")
         facts = json.loads((directory / "train_state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{directory}: cannot be read ({error})") from None
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{directory / 'train_state.json'}: holds no facts by name")
     return model, tags, tensors, facts
 
 

@@ -8,7 +8,7 @@ import torch
 
 from joytag import finetune, optim, records, release, settings
 from joytag.config import RunSettings
-from joytag.model import ViT, ViTConfig
+from joytag.model import TimmConfig, ViT, ViTConfig
 from joytag.train import Run, initial_state, train
 
 STEM = "conv:c=8;bn;relu;conv:c=16;ln;relu;conv:c=16,s=1,k=1,p=0"
@@ -77,6 +77,20 @@ def test_rates_fall_from_the_head_to_the_stem():
                 "pos_embedding": 0.125}  # fmt: skip
     for name, scale in scales.items():
         assert scale == next(value for prefix, value in expected.items() if name.startswith(prefix + ".")), name
+
+
+def test_rates_of_a_timm_backbone_fall_by_its_own_layers():
+    model = TimmConfig(3, "test_convnext", 64).build()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {}
+    for group in finetune.layer_groups(model, 0.5):
+        scales |= {names[id(parameter)]: group["lr_scale"] for parameter in group["params"]}
+    assert scales.keys() == set(names.values()), "each parameter is in one group"
+    assert scales["head.weight"] == scales["head.bias"] == 1
+    order = [
+        scales[f"backbone.{name}"] for name in ("stem.0.weight", "stages.0.blocks.0.gamma", "stages.3.blocks.0.gamma")
+    ]
+    assert order == sorted(set(order)) and order[-1] <= 0.5
 
 
 @pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])

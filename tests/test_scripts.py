@@ -1,10 +1,13 @@
 """The command lines as people call them: what they print, write, and exit with."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import pickle
 import re
 import runpy
+import struct
 import subprocess
 import sys
 import warnings
@@ -13,15 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from data_prep import benchmark as preparation
 from data_prep import synthetic
-from joytag import benchmark
+from joytag import benchmark, checkpoint
+from joytag.config import RunSettings
 from joytag.model import ViTConfig
+from joytag.records import Dataset
+from joytag.state import Run, initial_state, save_state
 
 ROOT = Path(__file__).parents[1]
+CPU, FLOAT = torch.device("cpu"), torch.float32
 TINY = ROOT / "tests" / "fixtures" / "release_tiny"
 
 # Loaded at start by `offline`: only this machine can be reached.
@@ -117,6 +125,61 @@ def test_training_without_data_says_what_is_missing_and_what_builds_it(call):
 )
 def test_a_mistake_ends_in_one_line(call, arguments, parts):
     assert_one_line(call("train", *arguments), *parts)
+
+
+def damaged_checkpoint(root: Path, run_values: dict, damage) -> Path:
+    """A checkpoint that its manifest vouches for, whatever was done to its files."""
+    run = Run(RunSettings.model_validate(run_values), Dataset.open(Path(run_values["data"]["directory"])), CPU, FLOAT)
+    save_state(initial_state(run), run, required=True)
+    [path] = checkpoint.checkpoints(run.root)
+    damage(path)
+    files = [file for file in path.iterdir() if file.name != checkpoint.MANIFEST]
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(files)]
+    (path / checkpoint.MANIFEST).write_text("".join(lines))
+    return path
+
+
+class Evil:
+    """Whose unpickling leaves a file behind."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("evil"),))
+
+
+HUGE_HEADER = struct.pack("<Q", 2**40) + b"{}"
+LONG_SHAPE = b'{"x":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,399999999996]}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train_state.safetensors", pickle.dumps(Evil())),
+        ("train_state.safetensors", HUGE_HEADER),
+        ("train_state.safetensors", struct.pack("<Q", len(LONG_SHAPE)) + LONG_SHAPE),
+        ("model.safetensors", pickle.dumps(Evil())),
+        ("model.safetensors", HUGE_HEADER),
+        ("train_state.json", b"[" * 100_000),
+        ("train_state.json", b'{"samples": "many"}'),
+        ("train_state.json", b"[]"),
+        ("config.json", b"{}"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_hostile_checkpoint_is_refused_in_one_line(call, run_values, tmp_path, name, content):
+    path = damaged_checkpoint(tmp_path, run_values, lambda path: (path / name).write_bytes(content))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_values))
+    done = call("train", "--config", tmp_path / "run.yaml", "--resume", path)
+    assert_one_line(done, str(path))
+    assert not (ROOT / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["output: !!python/object/apply:os.system [touch evil]\n", "a: &a [*a]\n", "output: [\n", "\0", "- 1\n"]
+)
+def test_a_hostile_config_is_refused_in_one_line(call, tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
+    assert_one_line(call("train", "--config", tmp_path / "run.yaml"), str(tmp_path / "run.yaml"))
+    assert not (ROOT / "evil").exists()
 
 
 def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values, dataset_directory, tmp_path):

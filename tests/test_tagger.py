@@ -185,6 +185,19 @@ def test_int8_agrees_with_float32_whatever_the_batch(pictures, tmp_path):
             np.testing.assert_allclose(result.scores, exact(path).scores, atol=0.01)
 
 
+def test_a_timm_backbone_tags_like_any_model(pictures, tmp_path):
+    model = TimmConfig(30, "test_convnext", 64).build().eval()
+    release.save(tmp_path, model, [f"tag_{i}" for i in range(30)])
+    tagger = Tagger.load(tmp_path, "cpu")
+    assert str(tagger) == "fp32 on cpu, batches of 64"
+    for path, result in zip(pictures, tagger.stream(pictures), strict=True):
+        if not result.error:
+            expected = model(image.normalize(torch.from_numpy(prepare(path, 64)[None]))).sigmoid()[0]
+            np.testing.assert_allclose(result.scores, expected.detach(), atol=1e-5)
+    with pytest.raises(ValueError, match="precision int8: not for a backbone of timm"):
+        Tagger.load(tmp_path, "cpu", "int8")
+
+
 def test_reading_ahead_is_ordered_bounded_and_stops():
     started = []
 

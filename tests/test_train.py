@@ -19,11 +19,12 @@ import yaml
 from safetensors.torch import load_file
 from torchvision.ops import sigmoid_focal_loss
 
-from joytag import checkpoint, evaluate, release, schedule, settings, train
+from joytag import checkpoint, evaluate, loss, release, schedule, settings, train
 from joytag.cli import Exit
 from joytag.config import RunSettings
 from joytag.data import Pictures, training_keys
 from joytag.image import normalize
+from joytag.interrupts import Interrupts
 from joytag.records import Dataset
 from joytag.tracker import read_log
 
@@ -416,3 +417,13 @@ def test_two_processes_train_the_same_model_as_one(run_values, tmp_path):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     log = (Path(values["output"]) / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["samples"] for line in log] == sorted(json.loads(line)["samples"] for line in log)
+
+
+def test_the_validation_loss_is_that_of_the_whole_split(run_values):
+    run = run_of(run_values, loss={"name": "asymmetric", "multiplier": 3.0})
+    state = train.initial_state(run)
+    state.model.eval()
+    batch = Pictures(run.dataset, "validation", 8).__getitems__([(0, row) for row in range(12)])
+    expected = 3 * loss.asymmetric(state.model(normalize(batch.images)), batch.labels)
+    figures = train.validate(state, run, Interrupts())
+    assert figures["val_loss"] == pytest.approx(expected.item(), rel=1e-5)
