@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from joytag import image, quantize, release
-from joytag.model import ViT, ViTConfig
-from joytag.tagger import Tagger, batches, pick_precision, read_ahead
+from joytag.model import TimmConfig, ViT, ViTConfig
+from joytag.tagger import Tagger, batches, pick_precision, prepare, read_ahead
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = FIXTURES / "release_tiny"
