@@ -6,7 +6,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test check-finetune check-data format clean
+.PHONY: help install quickstart test test-faults check-finetune check-data format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,6 +28,9 @@ check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
 	$(BIN)/pytest -m slow tests/test_synthetic.py tests/test_shards.py
+
+test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes: a quarter of an hour
+	$(BIN)/pytest -m faults tests/test_faults.py
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .

@@ -62,29 +62,29 @@ def metrics_table(summary: dict[str, dict[str, float]], threshold: float) -> Tab
 
 
 def plot_curves(log: Path, path: Path) -> None:
-    """Draw a run's log.jsonl: training loss, learning rate and validation F1 against samples."""
+    """Draw a run's log.jsonl against samples: loss, gradient norm, learning rate and validation F1."""
     from matplotlib.figure import Figure  # here, since importing matplotlib writes a font cache
     from matplotlib.ticker import EngFormatter
 
     lines = read_log(log)
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    panels = (
-        ("Training loss", ("loss",)),
-        ("Learning rate", ("lr",)),
-        ("Validation F1", ("val_micro_f1", "val_macro_f1")),
-    )
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
-        for name in names:
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    panels = {
+        "Loss": {"loss": "training", "val_loss": "validation"},
+        "Gradient norm": {"grad_norm": ""},
+        "Learning rate": {"lr": ""},
+        "Validation F1": {"val_micro_f1": "micro", "val_macro_f1": "macro"},
+    }
+    for axes, (title, names) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+        for name, label in names.items():
             points = [(line["samples"], line[name]) for line in lines if name in line]
-            axes.plot(
-                *zip(*points, strict=True) if points else ((), ()), marker="." if len(names) > 1 else "", label=name
-            )
-        axes.set(title=title, xlabel="samples", ylim=(0, 1) if len(names) > 1 else None)
+            style = {"marker": "." if name.startswith("val_") else "", "label": label}
+            axes.plot(*zip(*points, strict=True) if points else ((), ()), **style)
+        axes.set(title=title, xlabel="samples", ylim=(0, 1) if title.endswith("F1") else None)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
-            axes.legend([name.removeprefix("val_").replace("_f1", "") for name in names], frameon=False)
+            axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -31,13 +31,18 @@ class TrainState:
     scaler: torch.amp.GradScaler
     average: ModelEmaV3 | None = None  # of the weights
     samples: int = 0  # learned from so far, over all stages
-    skipped: int = 0  # in this stage, beyond those: of steps whose gradients were not finite
+    skipped: int = 0  # beyond those, over all stages: of steps whose gradients were not finite
     validated: int = 0  # the samples at the last validation
 
     @property
     def released(self) -> Model:
         """The model with the weights that are validated and published."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def drawn(self) -> int:
+        """The samples taken from the data so far, learned from or skipped; they number the checkpoints."""
+        return self.samples + self.skipped
 
     def advance(self, samples: int, taken: bool) -> None:
         """Count a step's samples: learned from, or skipped."""
@@ -170,8 +175,8 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
     """
     if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
         raise Exit(
-            f"{run.root}: the weights are no longer finite after {state.samples} samples; the checkpoints before "
-            "stay; lower optimizer.lr",
+            f"{run.root}: the weights are no longer finite after {state.samples} samples; the checkpoints before stay; "
+            "branch off one with --resume PATH output=DIR and a lower optimizer.lr",
             DIVERGED,
         )
     failure = ""
@@ -190,7 +195,7 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
         loss_type, tags = release.LOSS_TYPES[run.config.loss.name], run.dataset.tags.names
         keep = run.config.keep_last, run.config.keep_every
         try:
-            checkpoint.save(run.root, state.samples, state.released, tags, loss_type, tensors, facts, *keep)
+            checkpoint.save(run.root, state.drawn, state.released, tags, loss_type, tensors, facts, *keep)
         except checkpoint.CheckpointError as error:
             failure = str(error)
     if distributed.total([bool(failure)])[0]:
@@ -201,9 +206,14 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
 
 
 def course(run: Run) -> dict[str, Any]:
-    """What decides how a run goes on: it must not change between a checkpoint and its resuming."""
-    chosen = {"seed", "batch_size", "stages", "optimizer", "loss", "average", "init_from"}
+    """What decides how a run goes on: it must not change between a checkpoint and its resuming.
+
+    Only the peak rate may, in a run that branches off into a directory of its own.
+    """
+    chosen = {"seed", "batch_size", "stages", "loss", "average", "init_from"}
     return run.config.model_dump(mode="json", include=chosen) | {
+        "optimizer": run.config.optimizer.model_dump(mode="json", exclude={"lr"}),
+        "lr": run.config.optimizer.lr,
         "augment": run.config.data.augment,
         "mixup": run.config.data.mixup,
         "dtype": str(run.dtype),
@@ -219,8 +229,9 @@ def load_state(path: Path, run: Run) -> TrainState:
         raise ValueError(f"{path}: was trained on another vocabulary than {run.dataset.directory}; start a new run")
     for key, value in course(run).items():
         before = facts.get("course", {}).get(key)
-        if before != value:
-            raise ValueError(f"{path}: {key}: was {before} there, is {value} now; start a new run")
+        if before != value and (key != "lr" or path.parent.resolve() == run.root.resolve()):
+            remedy = "add output=DIR to branch off" if key == "lr" else "start a new run"
+            raise ValueError(f"{path}: {key}: was {before} there, is {value} now; {remedy}")
     model = new_model(run)
     state = TrainState(model, *fresh_optimizer(model, run), averaged(model, run))
     weights = {name.removeprefix("model."): tensors.pop(name) for name in [*tensors] if name.startswith("model.")}

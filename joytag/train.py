@@ -137,10 +137,8 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[data.Batch], Mete
     """Make the state ready for the stage that it is in; returns the rest of this process's micro-batches, metered."""
     index, done = schedule.locate(state.samples, run.stages)
     stage, config = run.stages[index], run.config
-    if done == 0:
-        state.skipped = 0
-        if stage.restart:
-            state.optimizer, state.scaler = fresh_optimizer(state.model, run)
+    if done == 0 and stage.restart:
+        state.optimizer, state.scaler = fresh_optimizer(state.model, run)
     state.set_image_size(stage.image_size)
     state.model.train()
     pictures = data.Pictures(run.dataset, "train", stage.image_size, (config.seed, index), config.data.augment)
@@ -246,7 +244,8 @@ class Watch:
             save_state(state, self.run, required=True)
             raise Exit(
                 f"{self.run.root}: {self.skips} steps in a row had no finite gradients; the last good state is saved, "
-                f"the pictures' ids are in {self.tracker.events}; lower optimizer.lr or look at them",
+                f"the pictures' ids are in {self.tracker.events}; --resume auto goes on after them, --resume PATH "
+                "output=DIR branches off an older checkpoint, perhaps with a lower optimizer.lr",
                 DIVERGED,
             )
 

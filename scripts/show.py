@@ -1,18 +1,18 @@
-"""Draw a finished run: a contact sheet of validation pictures, its training curves, and a short summary."""
+"""Draw a run, finished or not: a contact sheet of validation pictures, its training curves, a short summary."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
-from joytag import image, records, report
+from joytag import checkpoint, image, records, report
 from joytag.cli import Parser, command_line, fraction, positive
 from joytag.tagger import Tagger
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--run", required=True, type=Path, help="a run's directory, with release/ in it")
+    parser.add_argument("--run", required=True, type=Path, help="a run's directory")
     parser.add_argument("--data", required=True, type=Path, help="a dataset directory")
     parser.add_argument("--pictures", type=positive, default=15)
     parser.add_argument("--seed", type=int, default=0, help="chooses the pictures")
@@ -20,7 +20,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     dataset = records.Dataset.open(arguments.data)
-    tagger = Tagger.load(arguments.run / "release")
+    released = arguments.run / "release"
+    model = released if released.is_dir() else checkpoint.newest(arguments.run / "checkpoints")
+    if model is None:
+        raise ValueError(f"{arguments.run}: holds neither a release nor a checkpoint yet")
+    tagger = Tagger.load(model)
     posts = dataset.posts("validation")
     rows = np.random.default_rng(arguments.seed).choice(len(posts), min(arguments.pictures, len(posts)), replace=False)
     paths = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]
@@ -35,7 +39,10 @@ def main() -> None:
     sheet.save(arguments.run / "contact-sheet.png")
     report.plot_curves(arguments.run / "log.jsonl", arguments.run / "curves.png")
 
-    metrics = json.loads((arguments.run / "release" / "metrics.json").read_text(encoding="utf-8"))["metrics"]["all"]
+    if model != released:
+        print(f"Drawn: {arguments.run}/contact-sheet.png, by the model of {model}, and {arguments.run}/curves.png")
+        return
+    metrics = json.loads((model / "metrics.json").read_text(encoding="utf-8"))["metrics"]["all"]
     print(f"""
 The model names {len(tagger.tags)} tags with micro F1 {metrics["micro_f1"]:.3f} and macro F1 {metrics["macro_f1"]:.3f}.
 

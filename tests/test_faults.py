@@ -144,7 +144,9 @@ def test_not_a_number_on_one_process_is_skipped_by_all_and_the_third_in_a_row_en
     shares = [[line["rows"] for line in steps(tmp_path / "run", rank)] for rank in (0, 1)]
     ids = [[*first, *second] for first, second in zip(*shares, strict=True)]  # which are the rows in this dataset
     assert [event["ids"] for event in events] == [ids[i] for i in (2, 5, 6, 7)]
-    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{32:012d}"
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{64:012d}", "32 learned from, 32 skipped"
+    assert call([poisoned | {"resume": "auto"}], 2).returncode == 0
+    assert [line["place"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "it goes on after them"
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,10 @@ def test_another_vocabulary_or_model_is_refused(run_values):
         train.load_state(path, wider)
     with pytest.raises(ValueError, match="optimizer: was"):
         train.load_state(path, run_of(run_values, optimizer={"weight_decay": 0.5}))
+    with pytest.raises(ValueError, match=r"lr: was 0\.004 there, is 0\.002 now; add output=DIR to branch off"):
+        train.load_state(path, run_of(run_values, optimizer={"lr": 0.002}))
+    branch = run_of(run_values, optimizer={"lr": 0.002}, output=run_values["output"] + "-slower")
+    assert train.load_state(path, branch).samples == 184
     with pytest.raises(ValueError, match="batch_size: was 8 there, is 4 now"):
         train.load_state(path, run_of(run_values, batch_size=4))
     checkpoint.save(
@@ -427,3 +431,25 @@ def test_the_validation_loss_is_that_of_the_whole_split(run_values):
     expected = 3 * loss.asymmetric(state.model(normalize(batch.images)), batch.labels)
     figures = train.validate(state, run, Interrupts())
     assert figures["val_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_job_that_was_started_again_goes_on_by_itself(run_values, monkeypatch, name):
+    run = run_of(run_values)
+    monkeypatch.setenv(name, "0")
+    assert train.starting_point(run, None) is None
+    train.train(run, None)
+    with pytest.raises(ValueError, match="holds checkpoints; add --resume auto"):
+        train.starting_point(run, None)
+    monkeypatch.setenv(name, "1")
+    assert train.starting_point(run, None) == checkpoint.newest(run.root)
+
+
+def test_a_run_does_not_go_on_beside_newer_checkpoints(run_values, tmp_path):
+    run = run_of(run_values)
+    train.train(run, None)
+    older, newer = checkpoint.checkpoints(run.root)[-2:]
+    assert train.starting_point(run, str(newer)) == newer
+    with pytest.raises(ValueError, match="holds newer checkpoints than"):
+        train.starting_point(run, str(older))
+    assert train.starting_point(run_of(run_values, output=str(tmp_path / "other")), str(older)) == older
