@@ -118,13 +118,12 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(job, tmp_path, pro
 
 def test_one_process_that_is_told_to_stop_stops_all_after_the_same_step(job, tmp_path):
     stopped = job("run", job={"faults": {"40": "term"}}, timeout=20)
-    begun = time.monotonic()
     done = call([stopped], 2)
+    assert time.time() - (tmp_path / "run" / "fault-40").stat().st_mtime < 10
     assert done.returncode != 0 and len(re.findall(r"exitcode +: 75", done.stderr)) == 2, done.stderr
     assert done.stderr.count("stopped after 48 samples, as asked; go on with --resume auto") == 1
     assert [line["samples"] for line in steps(tmp_path / "run", 0)] == [*range(0, 48, 8)]
     assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{48:012d}"
-    assert time.monotonic() - begun < 60, "most of which is the start"
 
 
 def test_not_a_number_on_one_process_is_skipped_by_all_and_the_third_in_a_row_ends_the_run(job, tmp_path):

@@ -65,7 +65,7 @@ def length(path: Path, function: str) -> int:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_imports_of_the_library_only_fall(path):
-    assert path.stem in LEVEL, f"joytag/{path.name} has no level: give it one in LEVELS, here and in DESIGN.md"
+    assert path.stem in LEVEL, f"joytag/{path.name} has no level: give it one, here in LEVELS and in README.md's tree"
     for line, package, module in imports(path):
         place = f"joytag/{path.name}:{line} imports {package}.{module}"
         assert package == "joytag", f"{place}, but the library stands on its own"

@@ -224,7 +224,9 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
     shutil.move(run / "release", tmp_path / "finished")  # as in the middle of a run
     done = call("show", "--run", run, "--data", dataset_directory)
     assert done.returncode == 0 and f"by the model of {checkpoint}" in done.stdout
-    assert_one_line(call("show", "--run", dataset_directory, "--data", dataset_directory), "neither a release nor a checkpoint")
+    assert_one_line(
+        call("show", "--run", dataset_directory, "--data", dataset_directory), "neither a release nor a checkpoint"
+    )
 
 
 def test_predict_and_evaluate_name_what_they_cannot_use(call, dataset_directory, tmp_path):
