@@ -188,9 +188,9 @@ def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
     pictures = data.Pictures(run.dataset, "validation", model.config.image_size)
     batch = pictures.__getitems__([(0, row) for row in range(min(SHOWN, len(pictures)))])
     if isinstance(batch, data.Batch) and len(batch):
-        model.eval()
-        scores = predict(model, batch.images, run.device, run.dtype).sigmoid().cpu()
-        model.train()
+        was_training = model.training
+        scores = predict(model.eval(), batch.images, run.device, run.dtype).sigmoid().cpu()
+        model.train(was_training)
         captions = []
         for row, labels in zip(scores, batch.labels, strict=True):
             best = row.topk(min(10, len(tags))).indices.tolist()

@@ -35,3 +35,17 @@ with Interrupts():
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
     assert done.returncode == -signal.SIGINT and done.stdout == "still there\n"
+
+
+def test_a_signal_ends_the_process_at_once_when_there_is_nothing_to_wait_for():
+    program = """
+import os, signal
+from joytag.interrupts import Interrupts
+with Interrupts(hopeless=lambda: True):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("too late", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 75 and not done.stdout
