@@ -127,7 +127,9 @@ def test_one_process_that_is_told_to_stop_stops_all_after_the_same_step(job, tmp
 
 
 def test_not_a_number_on_one_process_is_skipped_by_all_and_the_third_in_a_row_ends_the_run(job, tmp_path):
-    poisoned = job("run", job={"faults": {"16": "nan", "40": "nan", "48": "nan", "56": "nan"}})
+    stages = [{"image_size": 64, "samples": 104}, {"image_size": 64, "samples": 80}]
+    faults = {"16": "nan", "40": "nan", "48": "nan", "56": "nan"}  # which must not get into running statistics either
+    poisoned = job("run", job={"faults": faults}, model=BACKBONE, stages=stages)
     done = call([poisoned], 2)
     assert done.returncode != 0 and len(re.findall(r"exitcode +: 3 ", done.stderr)) == 2, done.stderr
     assert done.stderr.count("3 steps in a row had no finite gradients") == 1
