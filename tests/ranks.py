@@ -87,7 +87,8 @@ def recorded(job: dict):
             "lr": state.optimizer.param_groups[0]["lr"],
             "rows": rows,
             "pixels": [digest(picture) for batch in pixels for picture in batch],
-            "weights": digest(*state.model.state_dict().values()),
+            "weights": digest(*state.model.parameters()),
+            "buffers": digest(*state.model.buffers()),
         }
         with (Path(run.config.output) / f"steps.{distributed.rank()}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
