@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -104,14 +103,19 @@ def _missing(group: Any, error: RuntimeError) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def parallel(model: nn.Module) -> nn.Module:
-    """The model, its gradients averaged over all processes if there are several."""
+def parallel(model: nn.Module, example: Tensor) -> nn.Module:
+    """The model, its gradients averaged over all processes if there are several; `example` is an input of it."""
     if world_size() == 1:
         return model
-    warnings.filterwarnings("ignore", ".*did not find any unused parameters")
-    # Not that there are unused ones: gradients are else laid out anew after the first step, and more than two
-    # processes would add them up in another order than before a run was resumed.
-    return DistributedDataParallel(model, find_unused_parameters=True)
+    wrapped = DistributedDataParallel(model)
+    # After its first backward pass it lays out the gradients anew. That pass is done here, since otherwise more
+    # than two processes would add them up in another order in the first step, and so after each resume.
+    was_training = model.training
+    model.eval()
+    wrapped(example).sum().backward()
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return wrapped
 
 
 def synchronized(model: nn.Module, now: bool) -> AbstractContextManager[None]:

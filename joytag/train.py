@@ -277,7 +277,8 @@ def train(run: Run, resume: Path | None) -> TrainState:
 def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts) -> None:
     """Take all the steps that are left, with what is due between them."""
     ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.pictures, tracker)
-    watch, model = Watch(run, tracker, quarantine, Spikes()), distributed.parallel(state.model)
+    watch, size = Watch(run, tracker, quarantine, Spikes()), state.model.config.image_size
+    model = distributed.parallel(state.model, torch.zeros(1, 3, size, size, device=run.device))
     saved, batches, meter = state.samples, None, None
     while True:
         saved = between_steps(state, run, tracker, interrupts, saved)
@@ -285,6 +286,7 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
             return
         if batches is None or meter is None:
             batches, meter = begin_stage(state, run)
+            watch.spikes = Spikes()  # a restart's losses are not those from before it
         with meter.step(run.config.batch_size):
             step = train_step(state, model, batches, run)
         watch.heed(step, state)
@@ -345,7 +347,12 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
     try:
         with distributed.process_group(device, config.timeout), data.worker_errors():
             checkpoint_path = starting_point(run, resume)
-            return train(settled(run), checkpoint_path)
+            try:
+                return train(settled(run), checkpoint_path)
+            except Exit as end:
+                if end.code != 1:  # all end; the first, which has the most to tidy up, is not left behind
+                    distributed.barrier()
+                raise
     except distributed.ProcessLost as error:
         raise Exit(str(error)) from None
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from joytag import records
+from joytag import interrupts, records
 from joytag.config import RunSettings
 
 N_TAGS = 6
@@ -20,6 +21,15 @@ PICTURES = {"train": 50, "validation": 12}
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A run that ends with an exception leaves its signal handlers, since it ends its process."""
+    before = {number: signal.getsignal(number) for number in interrupts.CODES}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,16 @@ def test_an_overflow_halves_the_scale_and_leaves_all_else_as_it_was(run_values, 
     assert [rate for _, _, rate, *_ in seen] == pytest.approx(expected)
 
 
+def test_the_jump_at_a_restart_is_no_spike(run_values, monkeypatch):
+    stages = [{"image_size": 8, "samples": 400}, {"image_size": 16, "samples": 400}]
+    run, batch_loss = run_of(run_values, stages=stages, every={"evaluate": 10_000}), train.batch_loss
+    monkeypatch.setattr(
+        train, "batch_loss", lambda *given: batch_loss(*given) * (1 if given[1].images.shape[-1] == 8 else 100)
+    )
+    train.train(run, None)
+    assert read_log(Path(run.config.output) / "events.jsonl") == []
+
+
 def test_a_loss_out_of_the_ordinary_is_told_with_its_pictures_and_nothing_else_is(run_values, monkeypatch):
     run = run_of(run_values, stages=[{"image_size": 8, "samples": 800}], every={"evaluate": 10_000})
     take_step, batch_loss = train.train_step, train.batch_loss
