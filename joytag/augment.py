@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -105,98 +106,153 @@ def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
 
 
 def apply(images: Tensor, draws: Draws) -> Tensor:
-    """Apply each picture's own operation to a uint8 [B, 3, S, S] batch; returns a new batch like it."""
-    result = images.clone()
-    names = [OPERATIONS[i] for i in draws.operations.tolist()]
-    moved = [i for i, name in enumerate(names) if name in GEOMETRIC]
-    if moved:
-        matrices = [_inverse_matrix(names[i], float(draws.magnitudes[i]), images.shape[-1]) for i in moved]
-        result[moved] = _warp(images[moved], torch.tensor(matrices, device=images.device))
-    for name, function in _COLOUR.items():
-        chosen = [i for i, n in enumerate(names) if n == name]
-        if chosen:
-            strength = draws.magnitudes[chosen].to(images.device).view(-1, 1, 1, 1)
-            result[chosen] = function(images[chosen], strength)
+    """Apply each picture's own operation to a uint8 [B, 3, S, S] batch, on its device; returns a new batch like it.
+
+    It is channels last, and so works fastest on batches that are. Pictures with the same operation are worked on
+    together; nothing waits for the device.
+    """
+    order = torch.argsort(draws.operations, stable=True)
+    names = [OPERATIONS[i] for i in draws.operations[order].tolist()]
+    amounts = draws.magnitudes[order]
+    there, back = (index.to(images.device, non_blocking=True) for index in (order, torch.argsort(order)))
+    pixels = images.permute(0, 2, 3, 1).index_select(0, there)
+    for name, group in groupby(range(len(names)), key=names.__getitem__):
+        members = list(group)
+        chosen = slice(members[0], members[-1] + 1)
+        if name != "identity":
+            pixels[chosen] = _perform(name, pixels[chosen], amounts[chosen])
+    return pixels.index_select(0, back).permute(0, 3, 1, 2)
+
+
+# All that follows works on uint8 pixels_BYXC, whose rows lie in memory one after the other. Arithmetic goes on in
+# place, and over whole rows rather than the three channels of a pixel, since that is what CPUs are fast at.
+
+
+def _perform(name: str, pixels_BYXC: Tensor, amounts: Tensor) -> Tensor:
+    if name in ("translate_x", "translate_y"):
+        return _translate(pixels_BYXC, amounts.tolist(), 1 if name == "translate_x" else 0)
+    if name in GEOMETRIC:
+        matrices = torch.tensor([_inverse_matrix(name, amount) for amount in amounts.tolist()], dtype=torch.float32)
+        return _warp(pixels_BYXC, matrices.to(pixels_BYXC.device, non_blocking=True))
+    return _COLOUR[name](pixels_BYXC, amounts.to(pixels_BYXC.device, non_blocking=True).view(-1, 1, 1, 1))
+
+
+def _translate(pixels_BYXC: Tensor, amounts: list[float], dim: int) -> Tensor:
+    result, size = torch.full_like(pixels_BYXC, 255), pixels_BYXC.shape[1]
+    for moved, picture, amount in zip(result, pixels_BYXC, amounts, strict=True):
+        shift = max(-size, min(size, int(amount)))
+        kept = size - abs(shift)
+        moved.narrow(dim, max(0, shift), kept).copy_(picture.narrow(dim, max(0, -shift), kept))
     return result
 
 
-def _inverse_matrix(operation: str, amount: float, size: int) -> list[list[float]]:
+def _inverse_matrix(operation: str, amount: float) -> list[list[float]]:
     """Where an output position comes from, in coordinates from -1 to 1 over the picture."""
     if operation == "shear_x":  # about the top left corner
         return [[1, amount, amount], [0, 1, 0]]
     if operation == "shear_y":
         return [[1, 0, 0], [amount, 1, amount]]
-    if operation == "translate_x":
-        return [[1, 0, -2 * int(amount) / size], [0, 1, 0]]
-    if operation == "translate_y":
-        return [[1, 0, 0], [0, 1, -2 * int(amount) / size]]
-    angle = np.deg2rad(amount)
-    return [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]]
+    cosine, sine = np.cos(np.deg2rad(amount)), np.sin(np.deg2rad(amount))
+    return [[cosine, -sine, 0], [sine, cosine, 0]]
 
 
-def _warp(images: Tensor, matrices: Tensor) -> Tensor:
-    grid = F.affine_grid(matrices.float(), list(images.shape), align_corners=False)
+def _warp(pixels_BYXC: Tensor, matrices: Tensor) -> Tensor:
+    """Resample bilinearly at the positions to which `matrices`, float32 [B, 2, 3], send each output position."""
+    size = pixels_BYXC.shape[1]
+    position = (torch.arange(size, device=pixels_BYXC.device) * 2 + 1) / size - 1
+    # Positions as complex numbers, so that x and y are added in one go.
+    along_x, along_y, offset = torch.view_as_complex(matrices.transpose(1, 2).contiguous()).unsqueeze(-1).unbind(1)
+    grid = torch.view_as_real((along_x * position)[:, None, :] + (along_y * position + offset)[:, :, None])
     # Sampled as distance from white, so that the zeros outside become white.
-    moved = F.grid_sample(images.float() - 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (moved + 255).round().clamp(0, 255).to(torch.uint8)
+    images = (pixels_BYXC ^ 255).float().permute(0, 3, 1, 2)
+    moved = F.grid_sample(images, grid, align_corners=False).add_(0.5).to(torch.uint8)
+    return torch.stack(moved.unbind(1), dim=-1) ^ 255
 
 
-def _blend(images: Tensor, other: Tensor, strength: Tensor) -> Tensor:
-    factor = 1 + strength
-    return (factor * images + (1 - factor) * other).clamp(0, 255).to(torch.uint8)
+def _levels(values: Tensor) -> Tensor:
+    """Float values to uint8, rounded down, in place until then."""
+    return values.clamp_(0, 255).to(torch.uint8)
 
 
-def _grey(images: Tensor) -> Tensor:
-    red, green, blue = images.float().chunk(3, dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()
+def _grey(planes: Sequence[Tensor]) -> Tensor:
+    """The whole grey levels of red, green and blue; float32."""
+    red, green, blue = planes
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
 
-def _brightness(images: Tensor, strength: Tensor) -> Tensor:
-    return _blend(images, torch.zeros_like(images), strength)
+def _planes(pixels_BYXC: Tensor) -> list[Tensor]:
+    return [plane.float() for plane in pixels_BYXC.unbind(-1)]
 
 
-def _color(images: Tensor, strength: Tensor) -> Tensor:
-    return _blend(images, _grey(images), strength)
+def _brightness(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
+    return _levels(pixels_BYXC.float().mul_(1 + strength))
 
 
-def _contrast(images: Tensor, strength: Tensor) -> Tensor:
-    return _blend(images, _grey(images).mean(dim=(1, 2, 3), keepdim=True), strength)
+def _color(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
+    planes, strength = _planes(pixels_BYXC), strength.squeeze(-1)
+    grey = _grey(planes).mul_(strength)
+    return torch.stack([_levels(plane.mul_(1 + strength).sub_(grey)) for plane in planes], dim=-1)
 
 
-def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
-    kernel = torch.ones(3, 1, 3, 3, device=images.device)
-    kernel[:, :, 1, 1] = 5
-    blurred = images.float()
-    blurred[..., 1:-1, 1:-1] = F.conv2d(blurred, kernel / kernel[0].sum(), groups=3).round()
-    return _blend(images, blurred, strength)
+def _contrast(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
+    mean = _grey(_planes(pixels_BYXC)).mean(dim=(1, 2)).view_as(strength)
+    return _levels(pixels_BYXC.float().mul_(1 + strength).sub_(strength * mean))
 
 
-def _posterize(images: Tensor, bits: Tensor) -> Tensor:
-    return images & (256 - 2 ** (8 - bits)).to(torch.uint8)
+def _sharpness(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
+    """Blend with the picture blurred by a 3x3 kernel of ones around a five; the outermost pixels stay."""
+    result = pixels_BYXC.clone()
+    levels = pixels_BYXC.to(torch.int16)
+    rows = (levels[:, :-2] + levels[:, 1:-1]).add_(levels[:, 2:])
+    inner = levels[:, 1:-1, 1:-1]
+    sums = (rows[:, :, :-2] + rows[:, :, 1:-1]).add_(rows[:, :, 2:]).add_(inner, alpha=4)
+    blurred = sums.float().mul_(1 / 13).round_()
+    result[:, 1:-1, 1:-1] = _levels(inner.float().mul_(1 + strength).sub_(blurred.mul_(strength)))
+    return result
 
 
-def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where(images >= threshold, 255 - images, images)
+def _posterize(pixels_BYXC: Tensor, bits: Tensor) -> Tensor:
+    return pixels_BYXC & (256 - 2 ** (8 - bits)).to(torch.uint8)
 
 
-def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
-    low, high = (f(images, dim=(2, 3), keepdim=True).float() for f in (torch.amin, torch.amax))
+def _solarize(pixels_BYXC: Tensor, threshold: Tensor) -> Tensor:
+    below = threshold.ceil().to(torch.int16) - 1
+    bright = (below - pixels_BYXC) >> 15  # the sign: all ones from the threshold on, else zero
+    return pixels_BYXC ^ bright.to(torch.uint8)
+
+
+def _autocontrast(pixels_BYXC: Tensor, _: Tensor) -> Tensor:
+    rows = pixels_BYXC.flatten(2)
+    low, high = (f(f(rows, dim=1).view(len(rows), -1, 3), dim=1).float() for f in (torch.amin, torch.amax))
     flat = high == low
     low, scale = torch.where(flat, 0, low), torch.where(flat, 1, 255 / (high - low))
-    return ((images - low) * scale).clamp(0, 255).to(torch.uint8)
+    low, scale = (value.repeat(1, pixels_BYXC.shape[2]).unsqueeze(1) for value in (low, scale))
+    return _levels((rows - low).mul_(scale)).view_as(pixels_BYXC)
 
 
-def _equalize(images: Tensor, _: Tensor) -> Tensor:
+def _equalize(pixels_BYXC: Tensor, _: Tensor) -> Tensor:
     """Map each channel through its cumulative histogram, as Pillow's ImageOps.equalize does."""
-    channels = images.flatten(2).flatten(0, 1).long()  # [B * 3, pixels]
-    histogram = torch.zeros(len(channels), 256, dtype=torch.long, device=images.device)
-    histogram.scatter_add_(1, channels, torch.ones_like(channels))
-    last = histogram.gather(1, channels.amax(dim=1, keepdim=True))
-    step = (channels.shape[1] - last) // 255
-    before = histogram.cumsum(dim=1) - histogram
+    batch, height, width, channels = pixels_BYXC.shape
+    histogram = _histogram(pixels_BYXC)
+    occurs = histogram > 0
+    last = histogram.gather(2, 255 - occurs.flip(2).int().argmax(dim=2, keepdim=True))
+    step = (height * width - last) // 255
+    before = histogram.cumsum(dim=2) - histogram
     table = (before + step // 2).div(step.clamp(min=1), rounding_mode="floor").clamp(0, 255)
-    table = torch.where(step == 0, torch.arange(256, device=images.device), table)
-    return table.gather(1, channels).to(torch.uint8).view(images.shape)
+    table = torch.where(step == 0, torch.arange(256, device=table.device), table).to(torch.uint8)
+    first = torch.arange(0, table.numel(), 256, device=table.device, dtype=torch.int32).view(batch, 1, channels)
+    places = pixels_BYXC.flatten(2) + first.repeat(1, 1, width)
+    return table.flatten().index_select(0, places.flatten()).view_as(pixels_BYXC)
+
+
+def _histogram(pixels_BYXC: Tensor) -> Tensor:
+    """How often each level occurs in each channel; int64 [B, 3, 256]."""
+    channels = pixels_BYXC.flatten(1, 2).transpose(1, 2)
+    if channels.device.type == "cpu":  # elsewhere bincount would wait for the device
+        counts = [torch.bincount(channel, minlength=256) for channel in channels.flatten(0, 1)]
+        return torch.stack(counts).view(-1, 3, 256)
+    zeros = torch.zeros(*channels.shape[:2], 256, dtype=torch.int64, device=channels.device)
+    return zeros.scatter_add_(2, channels.long(), torch.ones_like(channels, dtype=torch.int64))
 
 
 def mixup(images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import active_children
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from joytag import augment, image, records
 from joytag.cli import Exit
-from joytag.distributed import Purpose, generator
+from joytag.distributed import Purpose, generator, keep_memory
 
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # pictures that are tried one after the other
@@ -30,9 +30,9 @@ class WorkerLost(Exit):
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures uint8 [B, 3, S, S], labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
+    """Pictures uint8 [B, 3, S, S] (channels last), labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
 
-    `bad` are the rows that were asked for but cannot be decoded, and why.
+    `bad` are the rows that were asked for but cannot be decoded, and why; `draws` the augmentation still to be done.
     """
 
     images: Tensor
@@ -40,6 +40,7 @@ class Batch:
     sources: Tensor
     rows: Tensor
     bad: list[tuple[int, str]]
+    draws: list[augment.Draws] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,7 +55,7 @@ class Pictures(Dataset[Batch]):
 
     In training `draw`, (seed, stage), decides what is random: a picture is augmented as drawn from (seed, stage,
     epoch, row), if that is wanted, and one that cannot be decoded is replaced by another, drawn likewise.
-    Otherwise such a picture is left out.
+    Otherwise such a picture is left out. What is `deferred`, the device is to do.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Pictures(Dataset[Batch]):
         size: int,
         draw: tuple[int, int] | None = None,
         augmentation: str = "none",
+        deferred: bool = False,
     ) -> None:
-        self.dataset, self.size, self.draw, self.augmentation = dataset, size, draw, augmentation
+        self.dataset, self.size, self.draw = dataset, size, draw
+        self.augmentation, self.deferred = augmentation, deferred
         self.posts = dataset.posts(split)
 
     def __len__(self) -> int:
@@ -79,21 +82,25 @@ class Pictures(Dataset[Batch]):
         except records.DatasetError as error:
             return error
         rows = np.array([row for row, _ in found], dtype=np.int64)
-        images = torch.from_numpy(np.array([picture for _, picture in found], dtype=np.uint8))
+        pixels = torch.stack([picture for _, picture in found]) if found else torch.empty(0, dtype=torch.uint8)
+        images = pixels.view(-1, self.size, self.size, 3).permute(0, 3, 1, 2)
+        draws: list[augment.Draws] = []
         if self.augmentation != "none":
             assert self.draw is not None, "augmentation is for training"
             places = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
-            for draws in augment.draw(places, augment.SPACES[self.augmentation], self.size):
-                images = augment.apply(images, draws)
+            draws = augment.draw(places, augment.SPACES[self.augmentation], self.size)
+        while draws and not self.deferred:
+            images = augment.apply(images, draws.pop(0))
         return Batch(
-            images.view(-1, 3, self.size, self.size),
+            images,
             torch.from_numpy(self.posts.labels(rows, len(self.dataset.tags))),
             torch.from_numpy(self.posts.sources[rows].astype(np.int64)),
             torch.from_numpy(rows),
             bad,
+            draws,
         )
 
-    def _read(self, key: Key, bad: list[tuple[int, str]]) -> tuple[int, np.ndarray] | None:
+    def _read(self, key: Key, bad: list[tuple[int, str]]) -> tuple[int, Tensor] | None:
         """A picture, or what stands for it, and its row; None if nothing does. Bad ones are added to the list.
 
         Raises DatasetError when there is no end to them.
@@ -102,7 +109,7 @@ class Pictures(Dataset[Batch]):
         for attempt in range(MAX_SUBSTITUTES):
             path = self.dataset.image_path(self.posts.hashes[row].tobytes())
             try:
-                return row, image.to_array(image.square(image.decode(path), self.size))
+                return row, image.read_square(path, self.size)
             except image.ImageError as error:
                 bad.append((row, str(error)))
             if self.draw is None:
@@ -161,7 +168,7 @@ def batches(
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_stand_alone,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # it draws a seed when it starts, and must not take it from the model's
     )
     found = iter(loader)
@@ -192,9 +199,10 @@ def _alarm(seconds: int) -> Iterator[None]:
             signal.signal(signal.SIGALRM, before)
 
 
-def _stand_alone(_: int) -> None:
+def _start_worker(_: int) -> None:
     """Leave signals to a whole process group, such as Ctrl-C, to the parent, which still has a step to finish."""
     os.setpgid(0, 0)
+    keep_memory()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -190,6 +191,18 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def keep_memory() -> None:
+    """Have the C library keep the memory that is freed, for what is allocated next.
+
+    Otherwise it returns the large arrays of a step or a batch to the system, and gets new pages for the next one's,
+    whose first touch costs a tenth of the time on a CPU. Only glibc is told.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((-1, -1), (-2, 1 << 26), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+            mallopt(parameter, value)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+try:
+    import simplejpeg
+except ImportError:  # Pillow does everything that it does
+    simplejpeg = None
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -173,6 +178,48 @@ def fit(image: Image.Image, longest: int) -> Image.Image:
 def _fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
     scale = longest / max(size)
     return size if scale >= 1 else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+
+
+def read_square(path: Path, size: int) -> Tensor:
+    """The picture at a path as a bilinear square on white, uint8 [size, size, 3].
+
+    As `decode` and `square` have it, to within two levels, but several times faster. A JPEG at least twice as large is
+    decoded at 1/2, 1/4 or 1/8 of its size, which moves it by up to half an output pixel. Raises ImageError.
+    """
+    import torch
+
+    pixels = _read_jpeg(path, size)
+    if pixels is None:
+        pixels = np.asarray(decode(path))
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    if side**2 > MAX_PIXELS:
+        pixels = np.asarray(square(Image.fromarray(pixels), size))
+    elif height != width:
+        top, left = (side - height) // 2, (side - width) // 2
+        canvas = np.full((side, side, 3), 255, dtype=np.uint8)
+        canvas[top : top + height, left : left + width] = pixels
+        pixels = canvas
+    if len(pixels) == size:
+        return torch.from_numpy(pixels)
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1)[0]
+
+
+def _read_jpeg(path: Path, size: int) -> np.ndarray | None:
+    """A plain JPEG's pixels [height, width, 3], perhaps reduced; None for whatever needs Pillow or its messages."""
+    if simplejpeg is None:
+        return None
+    try:
+        data = path.read_bytes()
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if b"Exif\0" in data or colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+            return None
+        divisor = next(d for d in (8, 4, 2, 1) if max(height, width) >= d * size or d == 1)
+        return simplejpeg.decode_jpeg(data, min_height=-(-height // divisor), min_width=-(-width // divisor))
+    except (OSError, ValueError):
+        return None
 
 
 def to_array(image: Image.Image) -> np.ndarray:

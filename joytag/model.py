@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -164,14 +165,27 @@ class CNNStem(nn.Module):
         return self.conv(images_BCYX)
 
 
-def stochastic_depth(x_BTD: Tensor, rate: float, noise_B: Tensor | None) -> Tensor:
-    """Drop a branch for a share `rate` of the samples, and rescale the others (Huang et al. 2016, arXiv:1603.09382).
+def add_branch(
+    base: Tensor, rate: float, noise_B: Tensor | None, branch: Callable[..., Tensor], *inputs: Any
+) -> Tensor:
+    """`base`, [B, T, D] or a bias [D], plus a branch of a network that stochastic depth may drop.
 
-    Which ones, `noise_B` tells, numbers between 0 and 1; without them nothing is dropped.
+    It is dropped for a share `rate` of the samples, and rescaled for the others (Huang et al. 2016,
+    arXiv:1603.09382). Which ones, `noise_B` tells, numbers between 0 and 1; without them nothing is dropped. A CPU
+    does not compute what is dropped.
     """
     if noise_B is None:
-        return x_BTD
-    return x_BTD * ((noise_B >= rate).to(x_BTD.dtype) / (1 - rate)).view(-1, 1, 1)
+        return base + branch(*inputs)
+    kept_B, scale = noise_B >= rate, 1 / (1 - rate)
+    partly = kept_B.device.type == "cpu" and not kept_B.all()  # elsewhere asking would mean to wait
+    added = branch(*(value[kept_B] if partly else value for value in inputs))
+    base = base if base.dim() > 1 else base.to(added.dtype)
+    if partly:
+        whole = base.to(torch.result_type(base, added)).expand(len(kept_B), *added.shape[1:])
+        return whole.index_add(0, kept_B.nonzero().squeeze(1), added.to(whole.dtype), alpha=scale)
+    if kept_B.device.type == "cpu":
+        return torch.add(base, added, alpha=scale)
+    return torch.addcmul(base, added, kept_B.to(added.dtype).view(-1, 1, 1), value=scale)
 
 
 class LayerScale(nn.Module):
@@ -195,7 +209,12 @@ class MLP(nn.Module):
         self.linear2 = nn.Linear(config.mlp_dim, config.d_model)
 
     def forward(self, x_BTD: Tensor, noise_B: Tensor | None = None) -> Tensor:
-        return self.linear2(stochastic_depth(F.gelu(self.linear1(x_BTD)), self.rate, noise_B))
+        if noise_B is None:
+            return self.linear2(F.gelu(self.linear1(x_BTD)))
+        return add_branch(self.linear2.bias, self.rate, noise_B, self._without_bias, x_BTD)
+
+    def _without_bias(self, x_BTD: Tensor) -> Tensor:
+        return F.linear(F.gelu(self.linear1(x_BTD)), self.linear2.weight)
 
 
 class Block(nn.Module):
@@ -229,8 +248,14 @@ class Block(nn.Module):
         noise2_B: Tensor | None = None,
         noise3_B: Tensor | None = None,
     ) -> Tensor:
-        x_BTD = x_BTD + stochastic_depth(self.skip_init1(self.attention(self.norm1(x_BTD))), self.rate, noise1_B)
-        return x_BTD + stochastic_depth(self.skip_init2(self.mlp(self.norm2(x_BTD), noise2_B)), self.rate, noise3_B)
+        x_BTD = add_branch(x_BTD, self.rate, noise1_B, self._attend, x_BTD)
+        return add_branch(x_BTD, self.rate, noise3_B, self._transform, x_BTD, noise2_B)
+
+    def _attend(self, x_BTD: Tensor) -> Tensor:
+        return self.skip_init1(self.attention(self.norm1(x_BTD)))
+
+    def _transform(self, x_BTD: Tensor, noise_B: Tensor | None) -> Tensor:
+        return self.skip_init2(self.mlp(self.norm2(x_BTD), noise_B))
 
 
 def sine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:

@@ -53,7 +53,10 @@ class Step:
 def batch_loss(model: nn.Module, batch: data.Batch, chance: Chance, run: Run) -> Tensor:
     """The mean loss of a micro-batch, times the multiplier; on the device."""
     settings = run.config.loss
-    images = image.normalize(batch.images.to(run.device, non_blocking=True))
+    images = batch.images.to(run.device, non_blocking=True)
+    for draws in batch.draws:
+        images = augment.apply(images, draws)
+    images = image.normalize(images)
     labels = batch.labels.to(run.device, non_blocking=True)
     if settings.label_smoothing:
         labels = loss.smooth(labels.float(), settings.label_smoothing)
@@ -141,7 +144,8 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[data.Batch], Mete
         state.optimizer, state.scaler = fresh_optimizer(state.model, run)
     state.set_image_size(stage.image_size)
     state.model.train()
-    pictures = data.Pictures(run.dataset, "train", stage.image_size, (config.seed, index), config.data.augment)
+    draw, deferred = (config.seed, index), run.device.type != "cpu"
+    pictures = data.Pictures(run.dataset, "train", stage.image_size, draw, config.data.augment, deferred)
     where = distributed.rank(), distributed.world_size()
     keys = data.training_keys(
         config.seed, index, len(pictures), done + state.skipped, config.batch_size, run.micro_batch, *where
@@ -344,6 +348,8 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
     dataset = records.Dataset.open(Path(config.data.directory))
     device = distributed.pick_device(config.device)
     run = Run(config, dataset, device, distributed.pick_dtype(config.precision, device))
+    if device.type == "cpu":
+        distributed.keep_memory()
     try:
         with distributed.process_group(device, config.timeout), data.worker_errors():
             checkpoint_path = starting_point(run, resume)

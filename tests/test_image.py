@@ -213,3 +213,80 @@ def test_pictures_of_a_folder_are_found_by_suffix_in_order(tmp_path):
         (tmp_path / name).touch()
     assert image.find(tmp_path) == [tmp_path / name for name in ("a/c.jpeg", "a/d.webp", "b.PNG")]
     assert image.find(tmp_path / "a.txt") == [tmp_path / "a.txt"]
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Something smooth with an edge."""
+    coarse = Image.fromarray(np.random.default_rng(width).integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    result = coarse.resize((width, height), Image.Resampling.BICUBIC)
+    result.paste((200, 30, 30), (width // 3, height // 4, width // 2, height // 2))
+    return result
+
+
+def by_pillow(path: Path, size: int) -> np.ndarray:
+    return np.asarray(image.square(image.decode(path), size)).astype(int)
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 96), quality=st.integers(60, 100))
+@settings(max_examples=60, deadline=None)
+def test_squares_for_training_are_those_of_pillow(tmp_path_factory, width, height, size, quality):
+    """Where nothing is decoded at a fraction of its size, to within the rounding of two passes."""
+    path = tmp_path_factory.mktemp("pictures") / "picture.jpg"
+    picture(width, height).save(path, quality=quality)
+    size = max(size, max(width, height) // 2 + 1)
+    ours = image.read_square(path, size)
+    assert ours.shape == (size, size, 3) and ours.dtype == torch.uint8
+    difference = np.abs(ours.numpy() - by_pillow(path, size))
+    assert difference.max() <= 2 and difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+@pytest.mark.parametrize(("width", "height", "bound"), [(512, 384, 0.5), (509, 333, 2.0)], ids=["even", "shifted"])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, divisor, width, height, bound, monkeypatch):
+    path = tmp_path / "picture.jpg"
+    picture(width, height).save(path, quality=95)
+    size = width // divisor - 3
+    shapes = []
+    decode = image.simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        image.simplejpeg, "decode_jpeg", lambda *a, **k: shapes.append((found := decode(*a, **k)).shape) or found
+    )
+    difference = np.abs(image.read_square(path, size).numpy() - by_pillow(path, size))
+    assert shapes == [(-(-height // divisor), -(-width // divisor), 3)]
+    assert difference.mean() < bound, "levels, on average"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "L", {}),
+        ("JPEG", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 2}),
+        ("PNG", "RGBA", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+    ],
+)
+@pytest.mark.parametrize("without", [False, True], ids=["simplejpeg", "pillow alone"])
+def test_squares_for_training_of_every_kind(tmp_path, monkeypatch, kind, mode, options, without):
+    path = tmp_path / "picture"
+    picture(60, 40).convert(mode).save(path, kind, **options)
+    if without:
+        monkeypatch.setattr(image, "simplejpeg", None)
+    assert np.abs(image.read_square(path, 48).numpy() - by_pillow(path, 48)).max() <= 1
+
+
+def test_what_cannot_be_used_is_refused_in_pillows_words(tmp_path, monkeypatch):
+    path = tmp_path / "picture.jpg"
+    data = encode(picture(60, 40), "JPEG")
+    for damaged, message in ((data[:200], "cannot be decoded"), (data[:-300], "cannot be decoded"), (b"", "not a pic")):
+        path.write_bytes(damaged)
+        with pytest.raises(ImageError, match=message):
+            image.read_square(path, 48)
+    with pytest.raises(ImageError, match="no such file"):
+        image.read_square(tmp_path / "gone.jpg", 48)
+    path.write_bytes(data)
+    monkeypatch.setattr(image, "MAX_PIXELS", 2000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(ImageError, match="larger than"):
+        image.read_square(path, 48)

@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
 from joytag import release
-from joytag.model import TimmConfig, ViT, ViTConfig, count_parameters, drop_tokens, parse_stem, training_flop
+from joytag.model import (
+    TimmConfig,
+    ViT,
+    ViTConfig,
+    add_branch,
+    count_parameters,
+    drop_tokens,
+    parse_stem,
+    training_flop,
+)
+from joytag.reference import EagerViT
 
 TINY = Path(__file__).parent / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k=1,p=0"
@@ -78,6 +89,41 @@ def test_stochastic_depth_acts_in_training_alone_and_per_sample():
     image = torch.randn(1, 3, 16, 16).expand(16, -1, -1, -1)
     assert len(model(image).unique(dim=0)) > 1
     torch.testing.assert_close(*model.eval()(image[:2]).split(1))
+
+
+@pytest.mark.parametrize("noise", [[0.9, 0.9, 0.9], [0.9, 0.1, 0.5], [0.1, 0.0, 0.2]], ids=["none", "some", "all"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_dropped_is_not_computed_and_leaves_the_same_result_and_gradients(noise, bias):
+    layer, x = nn.Linear(4, 4), torch.randn(3, 2, 4)
+    base = torch.randn(4) if bias else torch.randn(3, 2, 4)
+    leaves = [base, x, layer.weight, layer.bias]
+    seen, gradients = [], []
+
+    def branch(x):
+        seen.append(len(x))
+        return layer(x)
+
+    kept = (torch.tensor(noise) >= 0.25).float()
+    for ours in (True, False):
+        for leaf in leaves:
+            leaf.requires_grad_(True).grad = None
+        if ours:
+            result = add_branch(base, 0.25, torch.tensor(noise), branch, x)
+        else:
+            torch.testing.assert_close(result, base + layer(x) * kept.view(-1, 1, 1) / 0.75)
+            result = base + layer(x) * kept.view(-1, 1, 1) / 0.75
+        (result * torch.arange(24).view(3, 2, 4)).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*gradients)
+    assert seen == [int(kept.sum())]
+
+
+def test_the_reference_of_the_benchmark_is_the_same_model():
+    config = small(layerscale_init=0.1, cnn_stem="conv:c=8;ln;relu;conv:c=16,s=2,p=1")
+    ours, theirs = ViT(config).eval(), EagerViT(config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(ours(images), theirs(images))
 
 
 def test_dropped_tokens_are_a_subset_in_the_stated_share():

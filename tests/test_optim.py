@@ -1,6 +1,9 @@
 """Optimizers against their formulas, written plainly."""
 
+from functools import partial
+
 import pytest
+import timm.optim
 import torch
 
 from joytag import optim
@@ -74,3 +77,23 @@ def test_steps_follow_the_formula(name):
     gradients, after, start = steps(name)
     for ours, expected in zip(after, reference(name, gradients, start), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_lamb_is_timms():
+    """Over groups with rates of their own, a parameter without a gradient and one that is zero."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, runs = [(6, 4), (3,), (2, 2), (5,)], []
+    starts = [torch.randn(size, generator=generator) for size in sizes[:3]] + [torch.zeros(5)]
+    gradients = [[torch.randn(size, generator=generator) for size in sizes] for _ in range(20)]
+    for make in (
+        partial(optim.build, name="lamb", **RECIPE),
+        partial(timm.optim.Lamb, max_grad_norm=None, **RECIPE),
+    ):
+        parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = make([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.02}])
+        for given in gradients:
+            for number, (parameter, gradient) in enumerate(zip(parameters, given, strict=True)):
+                parameter.grad = None if number == 1 else gradient.clone()
+            optimizer.step()
+        runs.append([parameter.detach() for parameter in parameters])
+    torch.testing.assert_close(*runs, rtol=1e-5, atol=1e-7)
