@@ -178,11 +178,12 @@ def add_branch(
         return base + branch(*inputs)
     kept_B, scale = noise_B >= rate, 1 / (1 - rate)
     partly = kept_B.device.type == "cpu" and not kept_B.all()  # elsewhere asking would mean to wait
-    added = branch(*(value[kept_B] if partly else value for value in inputs))
+    rows = kept_B.nonzero().squeeze(1) if partly else None
+    added = branch(*(value if rows is None else value.index_select(0, rows) for value in inputs))
     base = base if base.dim() > 1 else base.to(added.dtype)
-    if partly:
+    if rows is not None:
         whole = base.to(torch.result_type(base, added)).expand(len(kept_B), *added.shape[1:])
-        return whole.index_add(0, kept_B.nonzero().squeeze(1), added.to(whole.dtype), alpha=scale)
+        return whole.index_add(0, rows, added.to(whole.dtype), alpha=scale)
     if kept_B.device.type == "cpu":
         return torch.add(base, added, alpha=scale)
     return torch.addcmul(base, added, kept_B.to(added.dtype).view(-1, 1, 1), value=scale)

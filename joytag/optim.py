@@ -40,7 +40,7 @@ class Lamb(torch.optim.AdamW):
         for rate, parameter, before in moved:
             norm, length = before.norm(), parameter.sub_(before).norm()
             ratio = torch.where((norm > 0) & (length > 0), norm / length, 1.0)
-            parameter.mul_(rate * ratio).add_(before)
+            torch.addcmul(before, parameter, rate * ratio, out=parameter)
             self.trust_ratios[parameter] = ratio
 
 
