@@ -107,23 +107,28 @@ def scanning(pictures: int, rounds: int) -> str:
     return "\n".join(lines)
 
 
+def copies_of_originals(pictures: int) -> list[Image.Image]:
+    """Pictures of `LONGEST` px, as a dataset stores them."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [image.fit(image.decode(path), LONGEST) for path in originals(Path(folder), pictures, "JPEG")]
+
+
+def stored(copies: list[Image.Image], format: scan.Format) -> list[bytes]:
+    """The files of stored copies."""
+    return [scan.encode(copy, format, hashlib.sha256(b"%d" % n).digest()) for n, copy in enumerate(copies)]
+
+
 def formats(pictures: int, rounds: int) -> str:
     """What the formats of stored copies cost to keep and to decode, against JPEG, and what they lose."""
-    with tempfile.TemporaryDirectory() as folder:
-        copies = [image.fit(image.decode(path), LONGEST) for path in originals(Path(folder), pictures, "JPEG")]
-    digests = [hashlib.sha256(b"%d" % number).digest() for number in range(pictures)]
+    copies = copies_of_originals(pictures)
     lines = [f"formats: {pictures} copies of {LONGEST} px, {rounds} rounds"]
-
-    def files(format: scan.Format) -> list[bytes]:
-        return [scan.encode(copy, format, digest) for copy, digest in zip(copies, digests, strict=True)]
-
-    jpeg = files("jpeg")
+    jpeg = stored(copies, "jpeg")
     for format in scan.FORMATS:
-        stored = files(format)
-        decoding = side_by_side(lambda: [*map(image.decode, stored)], lambda: [*map(image.decode, jpeg)], rounds)  # noqa: B023
-        encoding = side_by_side(lambda: files(format), lambda: files("jpeg"), 1)  # noqa: B023
-        loss = [_psnr(copy, image.decode(data)) for copy, data in zip(copies, stored, strict=True)]
-        size = sum(map(len, stored))
+        files = stored(copies, format)
+        decoding = side_by_side(lambda: [*map(image.decode, files)], lambda: [*map(image.decode, jpeg)], rounds)  # noqa: B023
+        encoding = side_by_side(lambda: stored(copies, format), lambda: stored(copies, "jpeg"), 1)  # noqa: B023
+        loss = [_psnr(copy, image.decode(data)) for copy, data in zip(copies, files, strict=True)]
+        size = sum(map(len, files))
         lines.append(
             f"  {format:<6}{size / pictures / 1000:6.0f} kB a picture ({size / sum(map(len, jpeg)):.2f} of JPEG's), "
             f"{np.median(loss):.1f} dB; decodes {decoding} times as fast, encodes {encoding}"

@@ -165,8 +165,8 @@ def _warp(pixels_BYXC: Tensor, matrices: Tensor) -> Tensor:
     grid = torch.view_as_real((along_x * position)[:, None, :] + (along_y * position + offset)[:, :, None])
     # Sampled as distance from white, so that the zeros outside become white.
     images = (pixels_BYXC ^ 255).float().permute(0, 3, 1, 2)
-    moved = F.grid_sample(images, grid, align_corners=False).add_(0.5).to(torch.uint8)
-    return torch.stack(moved.unbind(1), dim=-1) ^ 255
+    moved = 255.5 - F.grid_sample(images, grid, align_corners=False)
+    return torch.stack(moved.to(torch.uint8).unbind(1), dim=-1)
 
 
 def _levels(values: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -10,6 +13,51 @@ import yaml
 from joytag import records, schedule
 from joytag.config import RunSettings
 from joytag.model import count_parameters, training_flop
+
+RATES = Path("runs/rates.json")  # of this machine, measured by `benchmark.py all`
+H100 = 0.40 * 989e12  # FLOP/s of fp16 in training: a share of the peak that is usual for such models, not measured
+
+
+def write_rates(machine: str, workers: int, loading: dict[int, float], flop: float) -> None:
+    """Keep what was measured on a machine.
+
+    Pictures a second of one loading process by image size, of which training would start `workers`, none to load in
+    its own; and FLOP/s of a step.
+    """
+    facts = {"date": str(date.today()), "machine": machine, "workers": workers, "loading": loading, "flop": flop}
+    records.write_text(RATES, json.dumps(facts, indent=1) + "\n")
+
+
+def read_rates() -> dict[str, Any] | None:
+    """What `write_rates` kept, if anything. Raises ValueError when it is damaged."""
+    if not RATES.is_file():
+        return None
+    try:
+        facts = json.loads(RATES.read_text(encoding="utf-8"))
+        return {
+            "date": str(facts["date"]),
+            "machine": str(facts["machine"]),
+            "workers": int(facts["workers"]),
+            "loading": {int(size): float(rate) for size, rate in facts["loading"].items()},
+            "flop": float(facts["flop"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{RATES}: cannot be read; remove it, or run scripts/benchmark.py all again") from None
+
+
+def time_of_stage(samples: int, image_size: int, flop: int, workers: int, rates: dict[str, Any]) -> str:
+    """How long a stage takes on a machine with these rates, and what bounds it.
+
+    A step's rate in FLOP/s is taken to be the same at every size, and a picture's loading to cost as its pixels do.
+    """
+    stepping = samples * flop / rates["flop"] / 3600
+    nearest = min(rates["loading"], key=lambda size: abs(size - image_size))
+    rate = rates["loading"][nearest] * (nearest / image_size) ** 2
+    loading = samples / rate / 3600 / max(1, workers)
+    if workers == 0:
+        return f"{stepping + loading:,.1f} h: steps {stepping:,.1f}, and loading {loading:,.1f} in the same process"
+    bound = "the steps" if stepping >= loading else f"loading; {-(-loading // stepping * workers):.0f} workers would do"
+    return f"{max(stepping, loading):,.1f} h, bound by {bound}: steps {stepping:,.1f} h, loading {loading:,.1f} h"
 
 
 def vocabulary_size(config: RunSettings) -> int:
@@ -32,19 +80,30 @@ def describe(config: RunSettings) -> str:
         f"Parameters             {parameters:,} with {n_tags:,} tags",
         f"Checkpoint             about {12 * parameters:,} bytes (weights and two moments, float32)",
     ]
+    rates = read_rates()
     done = 0
     for number, stage in enumerate(stages):
         flop = training_flop(config.architecture(n_tags, stage.image_size), stage.image_size)
         steps = stage.samples // config.batch_size
-        rates = []
+        levels = []
         for share in (0, 0.25, 0.5, 0.75):
             at = done + schedule.whole_batches(int(stage.samples * share), config.batch_size)
-            rates.append(f"{share:.0%}: {schedule.learning_rate(at, stages, config.optimizer.lr):.3g}")
+            levels.append(f"{share:.0%}: {schedule.learning_rate(at, stages, config.optimizer.lr):.3g}")
         done += stage.samples
         lines += [
             f"Stage {number}                {stage.image_size} px{', restart' if stage.restart else ''}",
             f"  optimizer steps      {steps:,} of {config.batch_size:,} samples: {stage.samples:,} samples",
             f"  training cost        {flop / 1e9:.1f} GFLOP an image, {flop * stage.samples:.2e} FLOP in all",
-            f"  learning rate        {', '.join(rates)}, end: 0",
+            f"  learning rate        {', '.join(levels)}, end: 0",
+            f"  on one H100          {stage.samples * flop / H100 / 3600:,.1f} h at {H100 / flop:,.0f} pictures/s, "
+            "if it reaches 40 % of its 989 TFLOP/s",
         ]
+        if rates is not None:
+            workers = rates["workers"] if config.data.workers is None else config.data.workers
+            time = time_of_stage(stage.samples, stage.image_size, flop, workers, rates)
+            lines.append(f"  here                 {time}")
+    if rates is not None:
+        lines.append(f"Rates of {rates['machine']}, measured {rates['date']} ({RATES})")
+    else:
+        lines.append("For the time that it takes here, measure this machine first: python scripts/benchmark.py all")
     return "\n".join(lines)

@@ -20,12 +20,17 @@ from joytag.image import MEAN, STD, WHITE
 from joytag.model import ViTConfig, parse_stem, sine_positions
 
 
+def trivial_augment() -> TrivialAugmentWide:
+    """torchvision's, as the recipe has it: bilinear, white outside."""
+    return TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=list(WHITE))
+
+
 class PillowPictures(Dataset[Tensor]):
     """Picture files, one at a time: decode, pad, resize, augment by torchvision, float tensor [3, size, size]."""
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths, self.size = paths, size
-        self.augment = TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=list(WHITE))
+        self.augment = trivial_augment()
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,63 @@ class Timings:
 
     def __str__(self) -> str:
         """How many times faster ours is: `2.19 (median; 2.10 to 2.46)`."""
-        ratios = [theirs / mine for mine, theirs in zip(self.ours, self.reference, strict=True)]
-        return f"{statistics.median(ratios):.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})"
+        return "{median:.2f} (median; {least:.2f} to {most:.2f})".format(**spread(self.ratios))
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times faster ours is, round by round."""
+        return [theirs / mine for mine, theirs in zip(self.ours, self.reference, strict=True)]
 
     def rates(self, count: int) -> tuple[float, float]:
         """Items a second of ours and of the reference, each of which did `count` a round."""
         return count / statistics.median(self.ours), count / statistics.median(self.reference)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours and a named reference at the same work, of which they do `count` units (`pictures`, `steps`) a round."""
+
+    work: str
+    reference: str
+    count: int
+    unit: str
+    timings: Timings
+
+    def figures(self) -> dict[str, Any]:
+        """Units a second of both and the ratio, each as median, least and most; for JSON."""
+        ours, theirs = (
+            [self.count / second for second in some] for some in (self.timings.ours, self.timings.reference)
+        )
+        return {
+            "work": self.work,
+            "reference": self.reference,
+            "unit": f"{self.unit}/s",
+            "ours_rate": spread(ours),
+            "reference_rate": spread(theirs),
+            "ratio": spread(self.timings.ratios),
+        }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median, the least and the most of some values."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """Comparisons as the lines of a table; medians, with the least and the most of all rounds."""
+    rows: list[tuple[str, ...]] = [("work", "ours", "reference", "ratio", "the reference")]
+    for comparison in comparisons:
+        figures = comparison.figures()
+        cells = [
+            "{median:.4g} ({least:.4g} to {most:.4g})".format(**figures[name]) + unit
+            for name, unit in (("ours_rate", f" {figures['unit']}"), ("reference_rate", ""))
+        ]
+        ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**figures["ratio"])
+        rows.append((comparison.work, *cells, ratio, comparison.reference))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def side_by_side(ours: Callable[[], object], reference: Callable[[], object], rounds: int) -> Timings:

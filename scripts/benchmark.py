@@ -2,14 +2,32 @@
 
 from pathlib import Path
 
-import data_prep.benchmark
 import joytag.benchmark
+from data_prep import benchmark as preparation
 from joytag.cli import Parser, command_line, positive
+
+TRAINING = {
+    "loader": "loading and augmenting pictures, against Pillow and torchvision",
+    "augment": "TrivialAugment of a batch, against torchvision's on Pillow pictures",
+    "step": "a training step of the released model, against the eager one",
+    "optimizer": "a step of LAMB, against a loop",
+    "all": "the four above; also writes the rates that --dry-run of train.py reckons with",
+}
+
+PREPARATION = dict(scan=preparation.scanning, formats=preparation.formats, metadata=preparation.metadata,
+                   groups=preparation.grouping)  # fmt: skip
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
+    for subject, text in TRAINING.items():
+        training = subjects.add_parser(subject, help=text)
+        training.add_argument("--device", default="auto", help="of the step")
+        training.add_argument("--batch", type=positive, default=8, help="samples of a step (default: %(default)s)")
+        training.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
+        training.add_argument("--quick", action="store_true", help="fewer pictures and rounds, in under three minutes")
+        training.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     tag = subjects.add_parser("tag", help="tagging pictures, against the released model's published example")
     tag.add_argument("--device", default="auto")
     tag.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16", "int8"))
@@ -19,24 +37,20 @@ def main() -> None:
         subject.add_argument("--pictures", type=positive, default=pictures, help="in a round (default: %(default)s)")
         subject.add_argument("--rounds", type=positive, default=rounds, help="default: %(default)s")
     metadata = subjects.add_parser("metadata", help="from a mirror's JSON to tags and splits, against dicts of sets")
-    metadata.add_argument(
-        "--posts", type=positive, default=500_000, help="of a synthetic mirror (default: %(default)s)"
-    )
+    metadata.add_argument("--posts", type=positive, default=500_000, help="of a synthetic mirror (%(default)s)")
     metadata.add_argument("--mirror", type=Path, help="use this one")
     groups = subjects.add_parser("groups", help="finding look-alikes among pHashes, against all pairs")
-    groups.add_argument("--hashes", type=positive, default=4_900_000, help="default: %(default)s")
+    groups.add_argument("--hashes", dest="count", type=positive, default=4_900_000, help="default: %(default)s")
     groups.add_argument("--few", type=positive, default=50_000, help="for all pairs (default: %(default)s)")
-    given = parser.parse_args()
-    if given.subject == "tag":
-        print(joytag.benchmark.tag(given.pictures, given.rounds, given.device, given.precision))
-    elif given.subject == "scan":
-        print(data_prep.benchmark.scanning(given.pictures, given.rounds))
-    elif given.subject == "formats":
-        print(data_prep.benchmark.formats(given.pictures, given.rounds))
-    elif given.subject == "metadata":
-        print(data_prep.benchmark.metadata(given.posts, given.mirror))
+    given = vars(parser.parse_args())
+    subject = given.pop("subject")
+    if subject in TRAINING:
+        copies = preparation.copies_of_originals(32) if subject in ("loader", "augment", "all") else []
+        print(joytag.benchmark.training(subject, copies, **given))
+    elif subject == "tag":
+        print(joytag.benchmark.tag(**given))
     else:
-        print(data_prep.benchmark.grouping(given.hashes, given.few))
+        print(PREPARATION[subject](**given))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ LEVELS = (
     "config data optim release quantize tracker reference",
     "checkpoint evaluate finetune report plan",
     "state tagger",
-    "train folder benchmark",
+    "train folder",
+    "benchmark",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 OPEN_TO_DATA_PREP = {"records", "image", "settings", "cli", "timing"}
