@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from joytag import augment, image, records
 from joytag.cli import Exit
@@ -22,6 +22,7 @@ from joytag.distributed import Purpose, generator, keep_memory
 
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # pictures that are tried one after the other
+PREFETCH = 4  # batches that each decoding process is ahead
 
 
 class WorkerLost(Exit):
@@ -70,6 +71,7 @@ class Pictures(Dataset[Batch]):
         self.dataset, self.size, self.draw = dataset, size, draw
         self.augmentation, self.deferred = augmentation, deferred
         self.posts = dataset.posts(split)
+        self._buffers: list[Tensor] = []  # of a decoding process, the least recently used first
 
     def __len__(self) -> int:
         return len(self.posts)
@@ -82,15 +84,17 @@ class Pictures(Dataset[Batch]):
         except records.DatasetError as error:
             return error
         rows = np.array([row for row, _ in found], dtype=np.int64)
-        pixels = torch.stack([picture for _, picture in found]) if found else torch.empty(0, dtype=torch.uint8)
-        images = pixels.view(-1, self.size, self.size, 3).permute(0, 3, 1, 2)
+        pixels = self._memory(len(found))
+        if found:
+            torch.stack([picture for _, picture in found], out=pixels)
+        images = pixels.permute(0, 3, 1, 2)
         draws: list[augment.Draws] = []
         if self.augmentation != "none":
             assert self.draw is not None, "augmentation is for training"
             places = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
             draws = augment.draw(places, augment.SPACES[self.augmentation], self.size)
         while draws and not self.deferred:
-            images = augment.apply(images, draws.pop(0))
+            augment.apply(images, draws.pop(0))
         return Batch(
             images,
             torch.from_numpy(self.posts.labels(rows, len(self.dataset.tags))),
@@ -99,6 +103,21 @@ class Pictures(Dataset[Batch]):
             bad,
             draws,
         )
+
+    def _memory(self, pictures: int) -> Tensor:
+        """Room for so many pictures, uint8 [pictures, S, S, 3]; in a decoding process shared memory, used in turn.
+
+        Fresh shared memory would cost as much as a sixth of all the work. Of a process's batches, one is being made
+        and at most PREFETCH are waiting or in use; so what comes up again is no longer used.
+        """
+        shape = (pictures, self.size, self.size, 3)
+        if get_worker_info() is None:
+            return torch.empty(shape, dtype=torch.uint8)
+        buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
+        if len(buffer) < pictures:
+            buffer = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        self._buffers.append(buffer)
+        return buffer[:pictures]
 
     def _read(self, key: Key, bad: list[tuple[int, str]]) -> tuple[int, Tensor] | None:
         """A picture, or what stands for it, and its row; None if nothing does. Bad ones are added to the list.
@@ -156,7 +175,7 @@ def evaluation_keys(rows: int, batch: int, rank: int = 0, world: int = 1) -> lis
 def batches(
     pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bool, timeout: int = 600
 ) -> Iterator[Batch]:
-    """Load batches in order, ahead of their use.
+    """Load batches in order, ahead of their use; each may be used until the next is asked for.
 
     Raises DatasetError when no picture can be decoded at all, and what `worker_errors` translates when a decoding
     process dies or has not delivered for `timeout` seconds.
@@ -167,7 +186,7 @@ def batches(
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # it draws a seed when it starts, and must not take it from the model's
     )

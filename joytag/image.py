@@ -191,20 +191,41 @@ def read_square(path: Path, size: int) -> Tensor:
     pixels = _read_jpeg(path, size)
     if pixels is None:
         pixels = np.asarray(decode(path))
+    if max(pixels.shape[:2]) ** 2 > MAX_PIXELS:
+        return torch.from_numpy(np.array(square(Image.fromarray(pixels), size)))
+    return _squared(pixels, size)
+
+
+def _squared(pixels: np.ndarray, size: int) -> Tensor:
+    """`square` in torch, uint8 [height, width, 3] to [size, size, 3]; most of the white is neither laid nor resized.
+
+    Stretches of `side / gcd(side, size)` pixels become `size / gcd(side, size)` whole ones, so the resizing may begin
+    and end at any multiple of them. Two of white around the picture are more than the filter sees.
+    """
+    import torch
+
     height, width = pixels.shape[:2]
-    side = max(height, width)
-    if side**2 > MAX_PIXELS:
-        pixels = np.asarray(square(Image.fromarray(pixels), size))
-    elif height != width:
-        top, left = (side - height) // 2, (side - width) // 2
-        canvas = np.full((side, side, 3), 255, dtype=np.uint8)
-        canvas[top : top + height, left : left + width] = pixels
+    side, short, axis = max(height, width), min(height, width), int(height > width)
+    stretches = math.gcd(side, size)
+    length, before = side // stretches, (side - short) // 2
+    first, last = max(0, before // length - 2), min(stretches, -(-(before + short) // length) + 2)
+    if short < side:
+        shape = [side, side, 3]
+        shape[axis] = (last - first) * length
+        canvas = np.full(shape, 255, dtype=np.uint8)
+        canvas.swapaxes(0, axis)[before - first * length :][:short] = pixels.swapaxes(0, axis)
         pixels = canvas
-    if len(pixels) == size:
-        return torch.from_numpy(pixels)
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
-    return resized.permute(0, 2, 3, 1)[0]
+    image = torch.from_numpy(pixels)
+    if side != size:
+        shape = [size, size]
+        shape[axis] = (last - first) * size // stretches
+        planes = image[None].permute(0, 3, 1, 2)
+        image = torch.nn.functional.interpolate(planes, shape, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    if last - first == stretches:
+        return image
+    result = torch.full((size, size, 3), 255, dtype=torch.uint8)
+    result.narrow(axis, first * size // stretches, image.shape[axis]).copy_(image)
+    return result
 
 
 def _read_jpeg(path: Path, size: int) -> np.ndarray | None:

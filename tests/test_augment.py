@@ -25,7 +25,7 @@ def picture(seed: int, size: int = 48) -> torch.Tensor:
 
 def apply(images: torch.Tensor, operation: str, magnitude: float) -> torch.Tensor:
     index = torch.full((len(images),), augment.OPERATIONS.index(operation))
-    return augment.apply(images, augment.Draws(index, torch.full((len(images),), magnitude)))
+    return augment.apply(images.clone(), augment.Draws(index, torch.full((len(images),), magnitude)))
 
 
 def draw(keys: list[tuple[int, ...]], size: int = 48) -> augment.Draws:
@@ -108,9 +108,9 @@ def test_equalize_and_autocontrast_of_flat_pictures_change_nothing():
 def test_a_picture_is_augmented_alike_in_any_batch():
     images = torch.stack([picture(seed) for seed in range(40)])
     keys = [(0, 0, 1, row) for row in range(40)]
-    whole = augment.apply(images, draw(keys))
+    whole = augment.apply(images.clone(), draw(keys))
     for row in range(40):
-        alone = augment.apply(images[row : row + 1], draw(keys[row : row + 1]))
+        alone = augment.apply(images[row : row + 1].clone(), draw(keys[row : row + 1]))
         assert torch.equal(alone[0], whole[row])
 
 
