@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+WIDE = 384  # layers; in narrower ones a CPU loses to conversions what it gains by shorter numbers
+
 _store: dist.Store | None = None  # of the process group, for what cannot wait for a collective
 
 
@@ -108,7 +110,7 @@ def parallel(model: nn.Module, example: Tensor) -> nn.Module:
     """The model, its gradients averaged over all processes if there are several; `example` is an input of it."""
     if world_size() == 1:
         return model
-    wrapped = DistributedDataParallel(model)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     # After its first backward pass it lays out the gradients anew. That pass is done here, since otherwise more
     # than two processes would add them up in another order in the first step, and so after each resume.
     was_training = model.training
@@ -205,19 +207,30 @@ def keep_memory() -> None:
             mallopt(parameter, value)
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+def pick_dtype(precision: str, device: torch.device, width: int) -> torch.dtype:
     """What to compute in: `fp16`, `bf16` or `fp32` as given, `auto` by what is fast and sound on the device.
 
-    fp16 on CUDA, as in the recipe; on a CPU bf16 where its matrix units take it (AMX), else float32,
-    which is faster there.
+    fp16 on CUDA, as in the recipe. On a CPU bf16 where its matrix units take it (AMX), or where AMD's vector units do,
+    at twice float32's rate, and the model is WIDE enough to gain from that; else float32. `width` is that of the
+    model's layers, 0 when unknown.
     """
     if precision != "auto":
         return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _has_amx() else torch.float32
+    fast = device.type == "cpu" and (has_amx() or (width >= WIDE and _amd_takes_bf16()))
+    return torch.bfloat16 if fast else torch.float32
 
 
-def _has_amx() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in every version of torch
-    return capabilities is not None and bool(capabilities().get("amx_bf16"))
+def has_amx() -> bool:
+    """Whether this CPU has units that multiply matrices in bf16."""
+    return bool(_capabilities().get("amx_bf16"))
+
+
+def _amd_takes_bf16() -> bool:
+    # Intel's CPUs with the same instructions, but without AMX, were slower in bf16 than in float32.
+    return bool(_capabilities().get("avx512_bf16")) and "AMD" in str(_capabilities().get("cpu_name"))
+
+
+def _capabilities() -> dict[str, Any]:
+    return getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch

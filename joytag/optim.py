@@ -27,7 +27,7 @@ class Lamb(torch.optim.AdamW):
         assert closure is None
         rates = [group["lr"] for group in self.param_groups]
         moved = [
-            (rate, parameter, parameter.clone())
+            (parameter, parameter.clone(), rate)
             for rate, group in zip(rates, self.param_groups, strict=True)
             for parameter in group["params"]
             if parameter.grad is not None
@@ -37,11 +37,19 @@ class Lamb(torch.optim.AdamW):
         super().step()
         for rate, group in zip(rates, self.param_groups, strict=True):
             group["lr"] = rate
-        for rate, parameter, before in moved:
-            norm, length = before.norm(), parameter.sub_(before).norm()
-            ratio = torch.where((norm > 0) & (length > 0), norm / length, 1.0)
-            torch.addcmul(before, parameter, rate * ratio, out=parameter)
-            self.trust_ratios[parameter] = ratio
+        # A GPU wants few and large operations, a CPU those on what is in its cache.
+        at_once = len(moved) if moved and moved[0][0].is_cuda else 1
+        for first in range(0, len(moved), at_once):
+            self._scale(*map(list, zip(*moved[first : first + at_once], strict=True)))
+
+    def _scale(self, parameters: list[Tensor], before: list[Tensor], rates: list[float]) -> None:
+        """Multiply the way from `before` to the parameters by the rates and trust ratios."""
+        torch._foreach_sub_(parameters, before)
+        norms, lengths = torch.stack(torch._foreach_norm(before)), torch.stack(torch._foreach_norm(parameters))
+        ratios = torch.where((norms > 0) & (lengths > 0), norms / lengths, 1.0)
+        torch._foreach_mul_(parameters, (ratios * ratios.new_tensor(rates)).unbind())
+        torch._foreach_add_(parameters, before)
+        self.trust_ratios.update(zip(parameters, ratios.unbind(), strict=True))
 
 
 def build(

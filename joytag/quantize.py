@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from joytag.model import Block, Model, ViT
 
-MIN_WIDTH = 384  # narrower models lose more to the conversions than they gain
-
 
 def supported() -> bool:
     """Whether this CPU multiplies 8-bit integers exactly (x86 with VNNI or AMX), and this torch can have it do so."""

@@ -61,7 +61,9 @@ class Tagger:
         self.batch_size = 1 if precision == "int8" else max(1, BATCH_TOKENS[device.type] // tokens)
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # as the stem computes
         self._at_once = sys.maxsize
-        self._dtype = torch.float32 if precision == "int8" else distributed.pick_dtype(precision, device)
+        self._dtype = (
+            torch.float32 if precision == "int8" else distributed.pick_dtype(precision, device, quantize.width(model))
+        )
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Tagger:
@@ -180,10 +182,9 @@ def pick_precision(precision: str, device: torch.device, width: int) -> str:
     if precision != "auto":
         return precision
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    chosen = names[distributed.pick_dtype("auto", device)]
-    if device.type == "cpu" and chosen == "fp32" and width >= quantize.MIN_WIDTH and quantize.supported():
+    if device.type == "cpu" and width >= distributed.WIDE and quantize.supported() and not distributed.has_amx():
         return "int8"
-    return chosen
+    return names[distributed.pick_dtype("auto", device, width)]
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

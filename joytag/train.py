@@ -20,7 +20,7 @@ from joytag.evaluate import Interrupted, autocast, evaluate, predict
 from joytag.health import Meter, Spikes
 from joytag.interrupts import INTERRUPTED, REQUEUE, Interrupts
 from joytag.metrics import summarize
-from joytag.model import training_flop
+from joytag.model import ViT, training_flop
 from joytag.state import (
     DIVERGED,
     Run,
@@ -282,6 +282,9 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
     """Take all the steps that are left, with what is due between them."""
     ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.pictures, tracker)
     watch, size = Watch(run, tracker, quarantine, Spikes()), state.model.config.image_size
+    if run.config.compile:
+        for part in state.model.blocks if isinstance(state.model, ViT) else [state.model.backbone]:
+            part.compile()
     model = distributed.parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
     saved, batches, meter = state.samples, None, None
     while True:
@@ -347,7 +350,8 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
     """
     dataset = records.Dataset.open(Path(config.data.directory))
     device = distributed.pick_device(config.device)
-    run = Run(config, dataset, device, distributed.pick_dtype(config.precision, device))
+    width = config.model.d_model if config.model.timm is None else 0
+    run = Run(config, dataset, device, distributed.pick_dtype(config.precision, device, width))
     if device.type == "cpu":
         distributed.keep_memory()
     try:

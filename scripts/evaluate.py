@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from joytag import data, distributed, records, release, report
+from joytag import data, distributed, quantize, records, release, report
 from joytag.cli import Parser, command_line, fraction, positive
 from joytag.evaluate import evaluate
 
@@ -27,7 +27,7 @@ def main() -> None:
     if tags != dataset.tags.names:
         raise ValueError(f"{arguments.model}: its {len(tags)} tags are not those of {arguments.data}")
     device = distributed.pick_device(arguments.device)
-    dtype = distributed.pick_dtype(arguments.precision, device)
+    dtype = distributed.pick_dtype(arguments.precision, device, quantize.width(model))
     workers = data.default_workers(device, 1) if arguments.workers is None else arguments.workers
     pictures = data.Pictures(dataset, arguments.split, model.config.image_size)
     threshold = arguments.threshold

@@ -83,6 +83,7 @@ def run_values(dataset_directory, tmp_path) -> dict:
         "batch_size": 8,
         "micro_batch": 4,
         "device": "cpu",
+        "precision": "fp32",
         "every": {"log": 16, "evaluate": 48, "checkpoint": 16},
         "tracking": {"wandb": "disabled"},
     }  # fmt: skip

@@ -154,7 +154,7 @@ def test_no_memory_at_all_is_one_line(pictures, monkeypatch):
 
 def test_precision_is_chosen_by_device_and_size(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr("joytag.distributed._has_amx", lambda: False)
+    monkeypatch.setattr("joytag.distributed.has_amx", lambda: False)
     monkeypatch.setattr(quantize, "supported", lambda: True)
     assert pick_precision("auto", cpu, 768) == "int8"
     assert pick_precision("auto", cpu, 192) == "fp32"
@@ -164,10 +164,11 @@ def test_precision_is_chosen_by_device_and_size(monkeypatch):
     with pytest.raises(ValueError, match="precision int8"):
         pick_precision("int8", torch.device("cuda"), 768)
     monkeypatch.setattr(quantize, "supported", lambda: False)
+    monkeypatch.setattr("joytag.distributed._capabilities", dict)
     assert pick_precision("auto", cpu, 768) == "fp32"
     with pytest.raises(ValueError, match="needs a CPU with VNNI"):
         pick_precision("int8", cpu, 768)
-    monkeypatch.setattr("joytag.distributed._has_amx", lambda: True)
+    monkeypatch.setattr("joytag.distributed.has_amx", lambda: True)
     assert pick_precision("auto", cpu, 768) == "bf16"
 
 

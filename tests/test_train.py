@@ -464,3 +464,13 @@ def test_a_run_does_not_go_on_beside_newer_checkpoints(run_values, tmp_path):
     with pytest.raises(ValueError, match="holds newer checkpoints than"):
         train.starting_point(run, str(older))
     assert train.starting_point(run_of(run_values, output=str(tmp_path / "other")), str(older)) == older
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_alike(run_settings):
+    compiled = run_settings.model_copy(update={"compile": True, "output": f"{run_settings.output}-compiled"})
+    losses = []
+    for config in (run_settings, compiled):
+        train.start(config, None)
+        losses.append([line["loss"] for line in read_log(Path(config.output) / "log.jsonl") if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
