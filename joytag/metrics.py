@@ -1,10 +1,17 @@
-"""Additive counts to precision, recall and F1, per tag and averaged."""
+"""Figures from scores and labels: exact, in one pass, per tag and averaged.
+
+SKELETON: what is here now goes on working until evaluate.py and report.py have moved to what is below;
+then Counts holds numpy int64 arrays, and precision_recall_f1 takes and returns numpy (float32).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse import csc_array
 from torch import Tensor
 
 EPSILON = 1e-8  # of the original's definition, which makes 0/0 count as 0
@@ -78,3 +85,85 @@ def averages(counts: Counts) -> dict[str, float]:
 def summarize(counts: Counts, sources: list[str]) -> dict[str, dict[str, float]]:
     """Averages over all pictures, under `all`, and over each source's, of [sources, tags] counts."""
     return {"all": averages(counts.sum(0))} | {name: averages(counts[i]) for i, name in enumerate(sources)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From here on: the skeleton of what will be.
+
+LEVELS = 15_361  # float16 numbers from 0 to 1; a score's level is its bit pattern, which preserves order
+VALUES = np.arange(LEVELS, dtype=np.uint16).view(np.float16).astype(np.float64)  # what the levels stand for
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many pictures have which score, for each tag: int32 [2, N, LEVELS], without and with the label; additive.
+
+    `table` may be on any device and may be summed over processes as it is.
+    """
+
+    table: Tensor
+
+    @classmethod
+    def zeros(cls, n_tags: int, device: torch.device | str = "cpu") -> Histogram:
+        """The histogram of no pictures."""
+        return cls(torch.zeros(2, n_tags, LEVELS, dtype=torch.int32, device=device))
+
+    def add(self, scores: Tensor, labels: Tensor) -> None:
+        """Count a batch in place, without waiting for the device.
+
+        Takes scores [B, N] in [0, 1] of any float type, which are rounded to float16, and bool labels [B, N], both on
+        the histogram's device. A score that is NaN counts as 0, which no threshold predicts.
+        """
+        raise NotImplementedError
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram(self.table + other.table)
+
+    def __getitem__(self, tags: slice) -> Histogram:
+        """The histogram of some tags; shares memory."""
+        return Histogram(self.table[:, tags])
+
+    def counts(self, threshold: float | np.ndarray) -> Counts:
+        """Counts [N], numpy int64, at one threshold or at one a tag [N]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Figures at every possible threshold; index l stands for "predicted when the level is at least l".
+
+    Per tag, [N]: positives int64; ap, best_f1, best_threshold, ece float64. Over all tags, [LEVELS]: micro_tp, micro_fp
+    int64; macro_precision, macro_recall, macro_f1 float64, over the tags with positives.
+    """
+
+    pictures: int
+    positives: np.ndarray
+    ap: np.ndarray
+    best_f1: np.ndarray
+    best_threshold: np.ndarray
+    ece: np.ndarray
+    micro_tp: np.ndarray
+    micro_fp: np.ndarray
+    macro_precision: np.ndarray
+    macro_recall: np.ndarray
+    macro_f1: np.ndarray
+
+
+def curves(histogram: Histogram | Iterable[Histogram]) -> Curves:
+    """The curves of one histogram, or of parts of it, one group of tags after another (which saves memory)."""
+    raise NotImplementedError
+
+
+def histograms(scores: np.ndarray, labels: csc_array, rows: np.ndarray | None = None) -> Iterable[Histogram]:
+    """Histograms of stored scores, float16 [P, N], with labels bool [P, N], a few tags after the other."""
+    raise NotImplementedError
+
+
+def predicted(scores: np.ndarray, threshold: float | np.ndarray) -> csc_array:
+    """Which scores, float16 [P, N], are above one threshold, or above one a tag [N]: bool [P, N]."""
+    raise NotImplementedError
+
+
+def validation_figures(histogram: Histogram, threshold: float) -> dict[str, float]:
+    """What training logs: micro_f1, macro_f1, macro_precision, macro_recall, map."""
+    raise NotImplementedError
