@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = (
     "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts",
-    "config data optim release quantize tracker reference",
+    "config data optim release quantize tracker reference predictions",
     "checkpoint evaluate finetune report plan",
     "state tagger",
     "train folder",
