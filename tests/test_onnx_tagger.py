@@ -84,7 +84,7 @@ def test_ratings_are_skipped_wherever_they_are(tmp_path):
     weights, biases = np.zeros((3, 4), dtype=np.float32), np.array([-1, 0, 1, 2], dtype=np.float32)
     wd.write_mean_colour(tmp_path, [], weights, biases, SIZE)
     lines = ["1,sensitive,9,1", "2,long hair,0,70", "3,explicit,9,1", '4,"a,b_(c)",4,30']
-    (tmp_path / "selected_tags.csv").write_text("﻿" + wd.HEADER + "\n".join(lines), encoding="utf-8")
+    (tmp_path / "selected_tags.csv").write_text("\ufeff" + wd.HEADER + "\n".join(lines), encoding="utf-8")
     tagger = OnnxTagger.load(tmp_path)
     assert tagger.tags.names == ["long_hair", "a,b_(c)"]
     assert tagger.tags.categories.tolist() == [0, 4] and tagger.tags.counts.tolist() == [70, 30]
