@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
 
 _store: dist.Store | None = None  # of the process group, for what cannot wait for a collective
 
@@ -77,7 +79,7 @@ def process_group(device: torch.device, timeout: int) -> Iterator[None]:
         store.set("failed", str(number))
         if not isinstance(error, RuntimeError) or not _is_of_communication(error):
             raise
-        raise ProcessLost(f"rank {number}: {_missing(roll_call, error)}; go on with --resume auto") from None
+        raise ProcessLost(f"rank {number}: {_missing(roll_call, error)}") from None
     finally:
         dist.destroy_process_group()
         _store = None
@@ -158,6 +160,14 @@ def gathered(value: list[tuple[int, str]]) -> list[tuple[int, str]]:
     lists: list[list[tuple[int, str]]] = [[] for _ in range(world_size())]
     dist.all_gather_object(lists, value)
     return [entry for entries in lists for entry in entries]
+
+
+def shared(value: Value) -> Value:
+    """Rank 0's value, on all processes."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def barrier() -> None:

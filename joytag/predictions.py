@@ -231,8 +231,7 @@ class Work:
         line = {"block": block, "crc": zlib.crc32(content.data), "bad": bad}
         try:
             with self._scores.open("r+b") as file:
-                start = self._scores.stat().st_size - 2 * self.rows * self.n_tags  # after the header
-                file.seek(start + 2 * first * self.n_tags)
+                file.seek(self._open().offset + 2 * first * self.n_tags)
                 file.write(content.data)
             with (self._scores.parent / f"done.{writer}.jsonl").open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps(line))  # the line before may have been cut off
@@ -248,7 +247,7 @@ class Work:
                 blocks[line["block"]] = [(int(row), str(reason)) for row, reason in line["bad"]]
         return blocks
 
-    def _open(self) -> np.ndarray:
+    def _open(self) -> np.memmap:
         try:
             scores = _load(self._scores, *ARRAYS["scores"])
         except PredictionsError as error:
@@ -337,7 +336,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _load(path: Path, dtype: Any, dimensions: int) -> np.ndarray:
+def _load(path: Path, dtype: Any, dimensions: int) -> np.memmap:
     """A memory-mapped array. Raises PredictionsError, without a remedy."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
