@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts",
+    "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts charts",
     "config data optim release quantize tracker reference predictions",
-    "checkpoint evaluate finetune report plan",
-    "state tagger",
-    "train folder",
+    "checkpoint evaluate finetune plan",
+    "state tagger page",
+    "train folder report",
     "benchmark",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
