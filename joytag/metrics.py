@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 LEVELS = 15_361  # float16 numbers from 0 to 1; a score's level is its bit pattern, which preserves their order
@@ -42,9 +42,6 @@ class Counts:
     def predicted(self) -> np.ndarray:
         """For how many pictures the tag is predicted."""
         return self.tp + self.fp
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def __getitem__(self, tags: Any) -> Counts:
         """The counts of some tags."""
@@ -192,15 +189,21 @@ def histograms(
 
 def predicted(scores: np.ndarray, threshold: float | np.ndarray) -> csc_array:
     """Which scores, float16 [P, N], are above one threshold, or above one a tag [N]: bool [P, N]."""
-    n_pictures, n_tags = scores.shape
-    cuts = np.broadcast_to(cut(threshold), n_tags).astype(np.uint16)
-    rows, columns = [], []
-    for start in range(0, n_pictures, 256):
-        row, column = np.nonzero(np.asarray(scores[start : start + 256]).view(np.uint16) >= cuts)
-        rows.append((row + start).astype(np.int32))
-        columns.append(column.astype(np.int32))
-    where = np.concatenate(rows), np.concatenate(columns)
-    return csc_array((np.ones(len(where[0]), dtype=bool), where), shape=scores.shape)
+    cuts = np.broadcast_to(cut(threshold), scores.shape[1]).astype(np.uint16)
+    tags, ends = [], [np.zeros(1, dtype=np.int64)]
+    for start in range(0, len(scores), 256):
+        rows, columns = np.nonzero(np.asarray(scores[start : start + 256]).view(np.uint16) >= cuts)
+        tags.append(columns.astype(np.int32))
+        ends.append(np.bincount(rows, minlength=len(scores[start : start + 256])))
+    found = np.concatenate(tags)
+    return csr_array((np.ones(len(found), dtype=bool), found, np.concatenate(ends).cumsum()), scores.shape).tocsc()
+
+
+def count(labels: csc_array, decisions: csc_array) -> Counts:
+    """Counts [N], int64, of labels and what is predicted, bool [P, N]."""
+    hits = labels.multiply(decisions).tocsc()
+    tp, positives, predictions = (np.diff(made.indptr).astype(np.int64) for made in (hits, labels, decisions))
+    return Counts(tp, predictions - tp, positives - tp, labels.shape[0] - predictions - positives + tp)
 
 
 @dataclass(frozen=True)
@@ -358,12 +361,13 @@ def thresholds(curves: Curves) -> dict[str, float]:
     """
     occurring = np.diff(curves.micro_tp + curves.micro_fp, append=0) != 0
     micro = curves.micro
-    macro = {name: getattr(curves, f"macro_{name}") for name in ("precision", "recall", "f1")}
-    found = {}
-    for name, figure in (("micro", micro), ("macro", macro)):
-        found[f"{name}_break_even"] = threshold_at(_break_even(figure["precision"], figure["recall"]), occurring)
-        found[f"best_{name}_f1"] = threshold_at(best_level(figure["f1"]), occurring)
-    return found
+    levels = {
+        "macro_break_even": _break_even(curves.macro_precision, curves.macro_recall),
+        "micro_break_even": _break_even(micro["precision"], micro["recall"]),
+        "best_micro_f1": best_level(micro["f1"]),
+        "best_macro_f1": best_level(curves.macro_f1),
+    }
+    return {name: threshold_at(level, occurring) for name, level in levels.items()}
 
 
 def best_level(f1: np.ndarray) -> int | None:

@@ -127,18 +127,21 @@ def test_thresholds_of_averages_are_those_of_a_search(pair):
         return
     points = {t: metrics.averages(counted(scores, labels, t)) for t in candidates(scores)}
     for kind in ("micro", "macro"):
-        best = max(point[f"{kind}_f1"] for point in points.values())
-        expected = max(t for t, point in points.items() if point[f"{kind}_f1"] > best - 1e-12)
-        assert found[f"best_{kind}_f1"] == pytest.approx(expected, abs=1e-7)
+        f1 = {t: point[f"{kind}_f1"] for t, point in points.items()}
+        assert found[f"best_{kind}_f1"] in nearly(f1, max(f1.values()))
 
         gaps = {t: points[t][f"{kind}_precision"] - points[t][f"{kind}_recall"] for t in sorted(points)}
-        crossed = [t for t, gap in gaps.items() if gap >= 0]
+        crossed = [t for t, gap in gaps.items() if gap >= -1e-12]
         if not crossed:
             assert np.isnan(found[f"{kind}_break_even"])
             continue
-        lower = [t for t in gaps if t < crossed[0]][-1:]
-        expected = min([crossed[0], *lower], key=lambda t: abs(gaps[t]))
-        assert found[f"{kind}_break_even"] == pytest.approx(expected, abs=1e-7)
+        around = {t: abs(gaps[t]) for t in [*[t for t in gaps if t < crossed[0]][-1:], crossed[0]]}
+        assert found[f"{kind}_break_even"] in nearly(around, min(around.values()))
+
+
+def nearly(figures, wanted):
+    """The thresholds at which a figure is what is wanted, but for rounding: averages are not added up in one order."""
+    return [t for t, figure in figures.items() if abs(figure - wanted) < 1e-12]
 
 
 @settings(max_examples=100, deadline=None)
@@ -187,10 +190,12 @@ def test_streamed_and_stored_scores_give_the_same(pair, batch):
     stored = np.concatenate([table for _, table in metrics.histograms(scores, csc_array(labels))], axis=1)
     np.testing.assert_array_equal(both.table, stored)
     for threshold in (0.4, np.linspace(0, 1, labels.shape[1])):
-        found, expected = both.counts(threshold), counted(scores, labels, threshold)
-        for name in ("tp", "fp", "fn", "tn"):
-            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-        np.testing.assert_array_equal(metrics.predicted(scores, threshold).toarray(), scores.astype(float) > threshold)
+        decisions = metrics.predicted(scores, threshold)
+        np.testing.assert_array_equal(decisions.toarray(), scores.astype(float) > threshold)
+        expected = counted(scores, labels, threshold)
+        for found in (both.counts(threshold), metrics.count(csc_array(labels), decisions)):
+            for name in ("tp", "fp", "fn", "tn"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     logged = metrics.validation_figures(both, 0.4)
     means = metrics.averages(both.counts(0.4))
     np.testing.assert_equal({name: means[name] for name in logged if name != "map"} | {"map": logged["map"]}, logged)
@@ -223,7 +228,6 @@ def test_of_several_columns_of_counts_each_is_averaged():
         expected = metrics.averages(many[:, column])
         assert expected.pop("tags") == 30
         assert {name: pytest.approx(found[name][column]) for name in expected} == expected
-    same((many + many).tp, 2 * many.tp)
 
 
 def test_undefined_figures_are_nan():
