@@ -188,6 +188,14 @@ def provenance(
     }
 
 
+def dataset_of(found: predictions.Predictions) -> records.Dataset | None:
+    """The dataset that was predicted, if it is still where it was."""
+    try:
+        return records.Dataset.open(Path(str(found.provenance.get("dataset"))))
+    except records.DatasetError:
+        return None
+
+
 def on_first(action: Callable[[], Value]) -> Value:
     """What an action gives on rank 0, where alone it is done; on all processes, which all end when it fails there."""
     found: Any = None

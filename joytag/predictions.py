@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ TAGS_SCHEMA = pa.schema(
 # changes the scores by rounding at most, and is no reason to do it again.
 MOVABLE = {"version", "model", "dataset", "date", "versions", "undecodable", "sha256"}
 ROUNDING = {"device", "batch"}
+WORDS = {"model_files": "model", "split_sha256": "dataset", "dtype": "precision"}
 CHUNK = 4096  # rows that are read or written at once
 
 
@@ -284,6 +286,9 @@ class Work:
             {"id": int(posts.ids[row]), "hash": posts.hashes[row].tobytes().hex(), "reason": reason}
             for row, reason in bad
         ]
+        if bad:
+            told = f"{len(bad)} of {self.rows} pictures are left out, the first since {bad[0][1]}"
+            warnings.warn(f"{told}; {self.directory / PROVENANCE} lists them", stacklevel=2)
         provenance = _read_json(self._facts) | {"undecodable": undecodable}
         sources = posts.sources.astype(np.int64)
         write(self.directory, self._open(), posts.ids, posts.hashes, sources, labels, tags, provenance, kept)
@@ -305,7 +310,8 @@ def _compare(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any],
         if before.get(key) != now[key]:
             told = f" ({before.get(key)} there, {now[key]} now)" if isinstance(now[key], str | int) else ""
             raise PredictionsError(
-                f"{directory}: holds predictions of another {key}{told:.80}; remove it, or give another --output"
+                f"{directory}: holds predictions of another {WORDS.get(key, key)}{told:.80}; "
+                "remove it, or give another --output"
             )
 
 

@@ -20,6 +20,8 @@ from scipy.sparse import csc_array
 from joytag import predictions, records
 from joytag.predictions import Predictions, PredictionsError, Work, labels_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* are left out")
+
 ROWS, TAGS, BATCH = 11, 5, 4
 FACTS = {"model_files": {"model.safetensors": "ab"}, "dtype": "float32", "batch": BATCH, "device": "cpu",
          "sources": ["drawn", "photo"], "date": "today"}  # fmt: skip
@@ -208,9 +210,9 @@ def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, va
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"model_files": {"model.safetensors": "cd"}}, "another model_files;"),
-        ({"dtype": "float16"}, r"another dtype \(float32 there, float16 now\);"),
-        ({"split_sha256": "12"}, "another split_sha256"),
+        ({"model_files": {"model.safetensors": "cd"}}, "another model;"),
+        ({"dtype": "float16"}, r"another precision \(float32 there, float16 now\);"),
+        ({"split_sha256": "12"}, "another dataset"),
     ],
 )
 def test_predictions_of_something_else_are_neither_taken_nor_gone_on_with(directory, tmp_path, change, told):
