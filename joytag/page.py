@@ -60,17 +60,16 @@ def report(analysis: Analysis, predictions: Predictions, dataset: records.Datase
     """The page about an analysis of these predictions, HTML; with pictures if there is a dataset that has them."""
     table, facts = analysis.per_tag, analysis.facts
     judged = table.filter(pc.greater_equal(table["positives"], ENOUGH))
-    mistakes = [*analysis.false_positives[:CARDS], *analysis.misses[:CARDS]]
-    cards = gallery(mistakes, predictions, dataset)
-    split = len(analysis.false_positives[:CARDS])
+    few = min(MOST, -(-len(judged) // 2))
     return render("report.html", {
         "title": f"Evaluation of {facts['model']}" if "model" in facts else "Evaluation",
         "analysis": analysis, "charts": _charts(analysis), "sections": SECTIONS.items(), "threshold_names": THRESHOLDS,
         "interval": interval, "unit": UNIT, "groups": _groups(analysis),
         "judged": len(judged), "enough": ENOUGH, "most": MOST, "shown": SHOWN,
-        "best": judged.sort_by([("f1", "descending"), ("positives", "descending")]).slice(0, MOST).to_pylist(),
-        "worst": judged.sort_by([("f1", "ascending"), ("positives", "descending")]).slice(0, MOST).to_pylist(),
-        "false_positives": cards[:split], "misses": cards[split:],
+        "best": judged.sort_by([("f1", "descending"), ("positives", "descending")]).slice(0, few).to_pylist(),
+        "worst": judged.sort_by([("f1", "ascending"), ("positives", "descending")]).slice(0, few).to_pylist(),
+        "false_positives": gallery(analysis.false_positives[:CARDS], predictions, dataset),
+        "misses": gallery(analysis.misses[:CARDS], predictions, dataset),
         "label_errors": [describe(mistake, predictions) for mistake in analysis.label_errors[:ERRORS]],
         "all_tags": _all_tags(table), "undefined": _undefined(table), "undefined_f1": table["f1"].null_count,
         "provenance": list(_flat(facts)),

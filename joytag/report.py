@@ -167,6 +167,21 @@ def write_metrics(path: Path, analysis: Analysis) -> None:
     records.write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
+def summary(path: Path) -> str:
+    """What metrics.json says in two sentences: the headline, and the weakest groups of tags. Raises ReportError."""
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        headline = metrics["headline"]["fixed"]
+        micro, macro = (f"{headline[f'{kind}_f1']['value']:.3f}" for kind in ("micro", "macro"))
+        skill = {name: row["macro_f1"] for name, row in metrics["groups"].items() if row["macro_f1"] is not None}
+        tags = f"{metrics['facts']['tags']:,}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path}: no metrics.json of evaluate.py ({error!r}); write it again with that") from None
+    weakest = ", ".join(f"{name} ({skill[name]:.3f})" for name in sorted(skill, key=skill.__getitem__)[:3])
+    groups = f" Its weakest groups of tags, by macro F1: {weakest}." if weakest else ""
+    return f"The model names {tags} tags with micro F1 {micro} and macro F1 {macro}.{groups}"
+
+
 def jsonable(value: Any) -> Any:
     """A value as JSON has it: an Interval as value, low and high, an array as a list, NaN as null."""
     if isinstance(value, Interval):

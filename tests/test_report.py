@@ -184,6 +184,20 @@ def test_metrics_json_holds_all_averages_with_intervals_and_null_where_undefined
     assert written["split_half"]["per_tag"]["verdict"] == analysis.split_half["per_tag"]["verdict"]
 
 
+def test_the_summary_names_the_weakest_groups(reports, tmp_path):
+    directory, analysis = reports
+    skill = {name: row["macro_f1"] for name, row in analysis.groups.items() if name != "empty"}
+    weakest = ", ".join(f"{name} ({skill[name]:.3f})" for name in sorted(skill, key=skill.get)[:3])
+    micro, macro = (analysis.headline["fixed"][f"{kind}_f1"].value for kind in ("micro", "macro"))
+    assert report.summary(directory / "metrics.json") == (
+        f"The model names 80 tags with micro F1 {micro:.3f} and macro F1 {macro:.3f}. "
+        f"Its weakest groups of tags, by macro F1: {weakest}."
+    )
+    (tmp_path / "metrics.json").write_text('{"metrics": {}}')
+    with pytest.raises(ReportError, match=r"metrics.json: no metrics.json of evaluate.py \(KeyError\('headline'\)\)"):
+        report.summary(tmp_path / "metrics.json")
+
+
 def test_tables_hold_every_tag_and_nothing_where_a_figure_is_undefined(reports):
     directory, analysis = reports
     assert pq.read_table(directory / "per_tag.parquet") == analysis.per_tag
