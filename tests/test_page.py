@@ -207,7 +207,7 @@ def path(html, tmp_path_factory):
 # Whether text runs into text in any chart, or leaves the window: the charts' numbers, as many as are hit.
 OVERLAPS = """[...document.querySelectorAll('.chart')].map(chart => {
     const boxes = [...chart.querySelectorAll('text')].map(text => text.getBoundingClientRect());
-    return boxes.filter((a, i) => a.left < 0 || a.right > innerWidth || boxes.some((b, j) => j > i
+    return boxes.filter((a, i) => a.left < 0 || a.right > WIDTH || boxes.some((b, j) => j > i
         && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)).length;
 })"""
 
@@ -218,14 +218,14 @@ OVERLAPS = """[...document.querySelectorAll('.chart')].map(chart => {
 def test_in_a_browser_all_is_drawn_and_nothing_is_wrong(browser, path, width, dark):
     view = browser.open(path, width=width, dark=dark)
     assert view.problems == [] and view.requests == []
-    assert view.value("document.documentElement.scrollWidth <= innerWidth")
+    assert view.value("document.documentElement.scrollWidth") <= width
     sizes = view.value("[...document.querySelectorAll('.chart > svg')].map(s => [s.clientWidth, s.clientHeight])")
     assert len(sizes) == 7 and all(across >= 280 and down >= 200 for across, down in sizes)
     marks = ("polyline", ".dots circle", ".bars rect")
     drawn = view.value(f"{list(marks)}.map(m => [...document.querySelectorAll('.chart ' + m)].filter("
                        "e => e.getBoundingClientRect().width > 0).length)")  # fmt: skip
     assert drawn[0] >= 20 and drawn[1] >= 60 and drawn[2] >= 10
-    assert view.value(OVERLAPS) == [0] * 7
+    assert view.value(OVERLAPS.replace("WIDTH", str(width))) == [0] * 7
     light = view.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 150) == dark
 
