@@ -22,7 +22,7 @@ from rich.table import Table
 from joytag import image, page, records
 from joytag.analysis import Analysis
 from joytag.bootstrap import Interval
-from joytag.metrics import Counts, precision_recall_f1
+from joytag.metrics import VALUES, Counts, precision_recall_f1
 from joytag.predictions import Predictions
 from joytag.tracker import read_log
 
@@ -205,9 +205,13 @@ def write_csv(path: Path, table: pa.Table) -> None:
 
 
 def write_thresholds(path: Path, table: pa.Table) -> None:
-    """Write thresholds.csv for `predict.py --thresholds`, from the rows of per_tag that have a threshold."""
+    """Write thresholds.csv for `predict.py --thresholds`, from the rows of per_tag that have a threshold.
+
+    Where it pays to predict a tag for every picture, the threshold is the smallest that a float16 score can pass.
+    """
     chosen = table.filter(table["threshold"].is_valid())
-    write_csv(path, pa.table({"tag": chosen["name"], **{name: chosen[name] for name in ("threshold", "positives")}}))
+    threshold = np.maximum(chosen["threshold"].to_numpy(), VALUES[1] / 2)
+    write_csv(path, pa.table({"tag": chosen["name"], "threshold": threshold, "positives": chosen["positives"]}))
 
 
 def metrics_table(analysis: Analysis) -> Table:

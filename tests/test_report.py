@@ -216,6 +216,14 @@ def test_thresholds_are_those_that_predict_reads(reports):
     np.testing.assert_array_equal(thresholds, np.array(expected, dtype=np.float32))
 
 
+def test_a_tag_of_every_picture_gets_a_threshold_that_predict_takes(tmp_path):
+    table = analyses.analysis(60).per_tag.slice(1, 1)
+    table = table.set_column(table.column_names.index("threshold"), "threshold", [[-0.5]])
+    report.write_thresholds(tmp_path / "thresholds.csv", table)
+    names = table["name"].to_pylist()
+    assert 0 < read_thresholds(tmp_path / "thresholds.csv", names, 0.4)[0] < np.nextafter(np.float16(0), np.float16(1))
+
+
 def test_label_errors_are_a_list_to_correct(reports):
     directory, analysis = reports
     rows = pyarrow.csv.read_csv(directory / "label_errors.csv").to_pylist()
