@@ -39,14 +39,15 @@ class OnnxTagger:
     _session: Any
 
     @classmethod
-    def load(cls, directory: Path) -> OnnxTagger:
-        """Read a directory. Raises OnnxError when a file is missing or damaged, or the model is of another layout.
+    def load(cls, directory: Path, device: str = "cpu") -> OnnxTagger:
+        """Read a directory, to compute on a cuda `device` if onnxruntime can, else on the CPU.
 
-        The layout: one input float32 [batch, side, side, 3], one output [batch, rows of selected_tags.csv].
+        The layout: one input float32 [batch, side, side, 3], one output [batch, rows of selected_tags.csv]. Raises
+        OnnxError when the model is of another, or a file is missing or damaged.
         """
         path = directory / FILES[0]
         tags, outputs, rows = read_tags(directory / FILES[1])
-        session = _open(path)
+        session = _open(path, device)
         if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
             raise OnnxError(f"{path}: has several inputs or outputs; a tagger of the WD layout has one of each")
         given, made = session.get_inputs()[0], session.get_outputs()[0]
@@ -130,8 +131,8 @@ def read_tags(path: Path) -> tuple[records.TagTable, np.ndarray, int]:
     return records.TagTable(list(seen), categories, counts, counts), outputs, len(rows)
 
 
-def _open(path: Path) -> Any:
-    """A session of onnxruntime, on a CUDA device if it can use one. Raises OnnxError."""
+def _open(path: Path, device: str) -> Any:
+    """A session of onnxruntime. Raises OnnxError."""
     try:
         import onnxruntime
     except ImportError:
@@ -141,7 +142,8 @@ def _open(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is raised, too
     available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
+    providers = [name for name in (*wanted, "CPUExecutionProvider") if name in available]
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # of a dozen classes that share no other base
