@@ -143,7 +143,7 @@ class Bars(Mark):
 
 @dataclass(frozen=True)
 class Rule(Mark):
-    """An upright line across the chart, with a few words at its head."""
+    """An upright line across the chart, with a few words at its foot."""
 
     x: float
     text: str
@@ -154,7 +154,7 @@ class Rule(Mark):
         place, anchor, shift = number(across), ("end" if across > 50 else "start"), (-5 if across > 50 else 5)
         return (
             f'<g class="rule"><line x1="{place}%" x2="{place}%" y2="100%"/>'
-            f'<text x="{place}%" dx="{shift}" dy="11" text-anchor="{anchor}">{escape(self.text)}</text></g>'
+            f'<text x="{place}%" y="100%" dx="{shift}" dy="-6" text-anchor="{anchor}">{escape(self.text)}</text></g>'
         )
 
 
@@ -208,12 +208,15 @@ def iso_f1(levels: Sequence[float] = (0.2, 0.4, 0.6, 0.8)) -> list[Line]:
     return lines
 
 
-def running_median(x: Floats, y: Floats, windows: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Medians of y [N] in windows of as many points each, by x, at the windows' geometric mean x; NaN are left out."""
+def running_median(x: Floats, y: Floats, windows: int = 24, fewest: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of y [N] in up to so many windows, by x, of as many points each, at their geometric mean x.
+
+    No window has fewer than `fewest` points, if there are as many; those that are NaN are left out.
+    """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     known = np.isfinite(x) & np.isfinite(y) & (x > 0)
     order = np.flatnonzero(known)[np.argsort(x[known], kind="stable")]
-    parts = [part for part in np.array_split(order, min(windows, max(1, len(order) // 8))) if len(part)]
+    parts = [part for part in np.array_split(order, min(windows, max(1, len(order) // fewest))) if len(part)]
     return (
         np.array([np.exp(np.log(x[part]).mean()) for part in parts]),
         np.array([np.median(y[part]) for part in parts]),

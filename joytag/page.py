@@ -72,7 +72,7 @@ def report(analysis: Analysis, predictions: Predictions, dataset: records.Datase
         "misses": gallery(analysis.misses[:CARDS], predictions, dataset),
         "label_errors": [describe(mistake, predictions) for mistake in analysis.label_errors[:ERRORS]],
         "all_tags": _all_tags(table), "undefined": _undefined(table), "undefined_f1": table["f1"].null_count,
-        "provenance": list(_flat(facts)),
+        "provenance": list(_flat({name: value for name, value in facts.items() if name not in ("version", "sha256")})),
     })  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def _is_undefined(value: float | None) -> bool:
 
 def figure(value: float | None, digits: int = 3) -> str:
     """A figure, or the word."""
-    return UNDEFINED if _is_undefined(value) else f"{value:.{digits}f}"
+    return UNDEFINED if _is_undefined(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def count(value: int | None) -> str:

@@ -220,13 +220,13 @@ def metrics_table(analysis: Analysis) -> Table:
     table = Table(title=f"Threshold {analysis.facts['threshold']:g}", title_justify="left", box=SIMPLE,
                   padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column("")
-    for name in ("micro P", "micro R", "micro F1", "macro P", "macro R", "macro F1", "mAP", "tags"):
+    for name in ("micro\nP", "micro\nR", "micro\nF1", "macro\nP", "macro\nR", "macro\nF1", "\nmAP", "\ntags"):
         table.add_column(name, justify="right")
     headline = {**analysis.headline["fixed"], **analysis.headline["ranking"]}
     shown = [headline[name] for name in (*figures, "map")]
     tags = f"{analysis.facts['tags_with_positives']}/{analysis.facts['tags']}"
     table.add_row("all", *(_figure(interval.value) for interval in shown), tags)
-    spreads = ("" if math.isnan(i.value) else f"±{(i.high - i.low) / 2:.4f}" for i in shown)
+    spreads = ("" if math.isnan(i.value) else f"±{(i.high - i.low) / 2:.3f}" for i in shown)
     table.add_row("", *spreads, style="dim")
     for rows in (analysis.sources, analysis.categories):
         for name, row in rows.items():
@@ -236,7 +236,7 @@ def metrics_table(analysis: Analysis) -> Table:
 
 
 def _figure(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.4f}"
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
 def plot_curves(log: Path, path: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_terminal_s_table_has_a_row_for_everything_sources_and_categories():
     rows = [list(column.cells) for column in table.columns]
     assert rows[0] == ["all", "", "danbooru", "photographs", *analyses.CATEGORIES]
     value = analysis.headline["fixed"]["macro_f1"].value
-    assert rows[6][:2] == [f"{value:.4f}", "±0.0100"] and rows[7][3] == "undefined"
+    assert rows[6][:2] == [f"{value:.3f}", "±0.010"] and rows[7][3] == "undefined"
 
 
 def test_contact_sheet_and_curves_are_pictures(tmp_path):
