@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import analyses
 import numpy as np
@@ -11,11 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.sparse import csc_array
 from sklearn.metrics import f1_score
 
 from joytag import report
+from joytag.analysis import analyse
 from joytag.captions import read_thresholds
 from joytag.metrics import Counts
+from joytag.predictions import Predictions
+from joytag.records import TagTable
 from joytag.report import ReportError, read_full_metrics, write_full_metrics
 
 # Two blocks in the published format.
@@ -230,6 +236,39 @@ def test_label_errors_are_a_list_to_correct(reports):
     assert len(rows) == len(analysis.label_errors)
     first, names = analysis.label_errors[0], analyses.names(80)
     assert (rows[0]["id"], rows[0]["tag"], rows[0]["labelled"]) == (first.row * 7, names[first.tag], first.labelled)
+
+
+def small(kind: str) -> Predictions:
+    """Predictions of 40 pictures and 12 tags that leave this or that undefined."""
+    rng = np.random.default_rng(0)
+    labels = rng.random((40, 12)) < np.linspace(0.6, 0, 12)
+    scores = (0.7 * labels + 0.3 * rng.random((40, 12))).astype(np.float16)
+    if kind == "never":
+        scores[:] = 0
+    if kind == "unlabelled":
+        labels[:] = False
+    if kind == "always":
+        labels[:], scores[:] = True, 1
+    if kind == "single":
+        labels, scores = labels[:1], scores[:1]
+    n = len(labels)
+    counts = np.arange(12)[::-1] * 90
+    tags = TagTable(analyses.names(12), np.zeros(12, dtype=np.int8), counts, counts)
+    return Predictions(Path(), scores, np.arange(n), rng.integers(0, 256, (n, 32), dtype=np.uint8),
+                       np.zeros(n, dtype=np.int64), ["all"], csc_array(labels), tags, {"model": "m"})  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["usual", "never", "unlabelled", "always", "single"])
+def test_whatever_is_undefined_all_reports_are_written(tmp_path, kind):
+    predictions = small(kind)
+    analysis = analyse(predictions, 0.4, {"half": analyses.names(12)[:6]}, resamples=20)
+    report.write_reports(tmp_path, analysis, predictions)
+    html = (tmp_path / "report.html").read_text()
+    assert not re.search(r"\b(nan|None|inf)\b", html) and "What is undefined" in html
+    json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    read_thresholds(tmp_path / "thresholds.csv", predictions.tags.names, 0.4)
+    assert read_full_metrics(tmp_path / "full-metrics.txt").names == predictions.tags.names
+    report.metrics_table(analysis)
 
 
 def test_the_terminal_s_table_has_a_row_for_everything_sources_and_categories():
