@@ -181,11 +181,18 @@ def test_a_dataset_without_pictures_is_no_reason_to_fail(dataset_directory):
     assert page.thumbnail(dataset, bytes(32)) == ""
 
 
-def test_the_page_stays_small(html):
-    """At 5,813 tags it has under 15 MB, pictures included; those of the galleries have a few kB each."""
-    large = page.report(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768))
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The page of a model as large as the release."""
+    path = tmp_path_factory.mktemp("large") / "report.html"
+    path.write_text(page.report(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768)), "utf-8")
+    return path
+
+
+def test_the_page_stays_small(html, large):
+    """Without pictures, of which the galleries have 48 of a few kB each."""
     assert len(html.encode()) < 300_000
-    assert len(large.encode()) < 3_000_000
+    assert large.stat().st_size < 3_000_000
 
 
 # From here on: in a browser.
@@ -245,6 +252,19 @@ def test_the_table_is_searched_and_sorted(browser, path):
     rows = "[...document.querySelectorAll('.sortable tbody tr')].filter(row => row.checkVisibility())"
     assert view.value(f"{rows}.map(row => row.cells[0].textContent)") == ["blue_red"]
     assert view.problems == []
+
+
+@needs_chromium
+def test_5813_tags_are_drawn_and_sorted(browser, large):
+    view = browser.open(large)
+    defined = 5_813 - analyses.analysis(5_813, 32_768).per_tag["f1"].null_count
+    assert view.value("document.querySelectorAll('.cloud .dots circle[cx$=\\'%\\']').length") >= defined
+    view.value("document.querySelector('details:has(.sortable)').open = true")
+    view.value("document.querySelectorAll('.sortable th button')[2].click()")
+    column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[2].textContent)"
+    trained = [int(text.replace(",", "")) for text in view.value(column)]
+    assert len(trained) == 5_813 and trained == sorted(trained, reverse=True)
+    assert view.problems == [] and view.requests == []
 
 
 @needs_chromium
