@@ -35,13 +35,17 @@ class EntrantError(ValueError):
 
 @dataclass(frozen=True)
 class Entrant:
-    """A tagger that was given: `kind` is predictions, release or ONNX, `path` its directory, `letter` short for it."""
+    """A tagger that was given: `kind` is predictions, release or ONNX, `path` its directory, `letter` short for it.
+
+    Predictions are opened, and an ONNX tagger is loaded.
+    """
 
     letter: str
     name: str
     kind: str
     path: Path
     threshold: float
+    predictions: Predictions | None = None
     onnx: OnnxTagger | None = None
 
 
@@ -59,10 +63,13 @@ def enter(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str =
     where, entrants = distributed.pick_device(device), []
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True)):
         kind, path = _find(path)
+        made = Predictions.open(path) if kind == "predictions" else None
         onnx = OnnxTagger.load(path, where.type) if kind == "ONNX" else None
+        if kind == "release":
+            release.read_config(path), release.read_tags(path)
         usual = onnx_tagger.THRESHOLD if onnx else THRESHOLD
         threshold = thresholds[number % len(thresholds)] if thresholds else usual
-        entrants.append(Entrant(string.ascii_uppercase[number], name, kind, path, threshold, onnx))
+        entrants.append(Entrant(string.ascii_uppercase[number], name, kind, path, threshold, made, onnx))
     return entrants
 
 
@@ -109,8 +116,8 @@ def predict(
 
     Raises ValueError with what is wrong about the tagger or the dataset, and Exit when a signal asked to stop.
     """
-    if entrant.kind == "predictions":
-        return Predictions.open(entrant.path)
+    if entrant.predictions is not None:
+        return entrant.predictions
     if dataset is None:
         raise EntrantError(f"{entrant.path}: its predictions have to be made; give --data")
     size = entrant.onnx.size if entrant.onnx else release.read_config(entrant.path).image_size

@@ -99,13 +99,6 @@ def test_what_is_no_picture_is_named(tmp_path):
         OnnxTagger.load(tmp_path).read(tmp_path / "text.png")
 
 
-def identity() -> list:
-    return [
-        helper.make_node("Reshape", ["pictures", "shape"], ["flat"]),
-        helper.make_node("Cast", ["flat"], ["scores"], to=TensorProto.FLOAT),
-    ]
-
-
 @pytest.mark.parametrize(
     ("inputs", "outputs", "element", "message"),
     [
@@ -120,7 +113,7 @@ def identity() -> list:
 )
 def test_other_layouts_are_refused_in_one_line(tmp_path, inputs, outputs, element, message):
     wd.write_copier(tmp_path, SIZE)
-    wd.write_model(tmp_path, identity(), {"shape": np.array([0, -1])}, inputs, outputs, element)
+    wd.write_flattener(tmp_path, inputs, outputs, element)
     with pytest.raises(OnnxError, match=message) as error:
         OnnxTagger.load(tmp_path)
     assert "\n" not in str(error.value) and "model.onnx" in str(error.value)
@@ -129,7 +122,7 @@ def test_other_layouts_are_refused_in_one_line(tmp_path, inputs, outputs, elemen
 @pytest.mark.parametrize("columns", [192, "columns"])
 def test_values_that_are_no_scores_are_refused(tmp_path, columns):
     wd.write_copier(tmp_path, SIZE)
-    wd.write_model(tmp_path, identity(), {"shape": np.array([0, -1])}, ["n", 8, 8, 3], ["n", columns])
+    wd.write_flattener(tmp_path, ["n", 8, 8, 3], ["n", columns])
     tagger = OnnxTagger.load(tmp_path)
     with pytest.raises(OnnxError, match="from 0 to 255, not scores from 0 to 1"):
         tagger(np.full((2, 8, 8, 3), [0, 7, 255], dtype=np.uint8))
@@ -137,7 +130,10 @@ def test_values_that_are_no_scores_are_refused(tmp_path, columns):
 
 def test_outputs_whose_number_only_computing_tells_are_counted(tmp_path):
     wd.write_copier(tmp_path, SIZE)
-    nodes = [identity()[0], helper.make_node("Compress", ["flat", "kept"], ["scores"], axis=1)]
+    nodes = [
+        helper.make_node("Reshape", ["pictures", "shape"], ["flat"]),
+        helper.make_node("Compress", ["flat", "kept"], ["scores"], axis=1),
+    ]
     constants = {"shape": np.array([0, -1]), "kept": np.ones(48, dtype=bool)}
     wd.write_model(tmp_path, nodes, constants, ["n", 4, 4, 3], ["n", "columns"])
     with pytest.raises(OnnxError, match=r"gives \(48,\) values a picture, not 192"):

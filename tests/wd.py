@@ -64,3 +64,14 @@ def write_copier(directory: Path, size: int, batch: int | str = "batch") -> None
     constants = {"shape": np.array([-1, n]), "most": np.array(255, dtype=np.float32)}
     write_model(directory, nodes, constants, [batch, size, size, 3], [batch, n])
     write_tags(directory, [f"number {i}" for i in range(2, n)])
+
+
+def write_flattener(
+    directory: Path, inputs: list[int | str], outputs: list[int | str], element: int = TensorProto.FLOAT
+) -> None:
+    """A model, without a table of tags, that gives back what it is given, whatever its shape, in one row a picture."""
+    nodes = [
+        helper.make_node("Reshape", ["pictures", "shape"], ["flat"]),
+        helper.make_node("Cast", ["flat"], ["scores"], to=TensorProto.FLOAT),
+    ]
+    write_model(directory, nodes, {"shape": np.array([0, -1])}, inputs, outputs, element)
