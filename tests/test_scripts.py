@@ -198,13 +198,14 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
 
     done = call("evaluate", "--model", run / "release", "--data", dataset_directory, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]
-    assert metrics.keys() == {"all", "drawn", "photo"}
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["sources"].keys() == {"drawn", "photo"}
+    macro_f1 = metrics["headline"]["fixed"]["macro_f1"]["value"]
     text = (tmp_path / "out" / "full-metrics.txt").read_text()
     f1 = [float(value) for value in re.findall(r"^F1: ([\d.]+)$", text, re.MULTILINE)]
-    assert sum(f1) / len(f1) == pytest.approx(metrics["all"]["macro_f1"], abs=5e-5)
+    assert sum(f1) / len(f1) == pytest.approx(macro_f1, abs=5e-5)
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
-    assert last["val_macro_f1"] == pytest.approx(metrics["all"]["macro_f1"])
+    assert last["val_macro_f1"] == pytest.approx(macro_f1)
 
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     picture = tmp_path / "a picture.png"
@@ -220,6 +221,7 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
     done = call("show", "--run", run, "--data", dataset_directory)
     assert done.returncode == 0, done.stderr
     assert (run / "contact-sheet.png").exists() and (run / "curves.png").exists()
+    assert "The model names 6 tags with micro F1" in done.stdout
 
     shutil.move(run / "release", tmp_path / "finished")  # as in the middle of a run
     done = call("show", "--run", run, "--data", dataset_directory)
