@@ -86,7 +86,7 @@ def analyse(
     `map` is over tags with at least `minimum_positives`. Raises ValueError when groups share no tag with the
     vocabulary.
     """
-    scores, labels, tags = predictions.scores, predictions.labels, predictions.tags
+    scores, labels, tags = metrics.by_tag(predictions.scores), predictions.labels, predictions.tags
     resample = partial(bootstrap.replicates, seed=seed, resamples=resamples)
     members = {
         "categories": by_category(tags.categories),
@@ -103,7 +103,7 @@ def analyse(
     mean, ranked = metrics.mean_average_precision(curves.ap, curves.positives, minimum_positives)
     headline["ranking"] = {"map": interval(mean, bootstrap.ap_replicates(mean, influence, seed, resamples))}
     rows, gaps = _groups(members, counts, curves.ap, labels, fixed, minimum_positives, resample)
-    rows["sources"], gaps["sources"] = _sources(predictions, fixed, curves, minimum_positives, resample)
+    rows["sources"], gaps["sources"] = _sources(predictions, scores, fixed, curves, minimum_positives, resample)
     disagreements = mistakes.disagreements(scores, labels, fixed)
     common, by_share = mistakes.confusions(labels, fixed, tags.names)
     false_positives, misses = mistakes.gallery(disagreements)
@@ -207,10 +207,15 @@ def _gap(rows: Mapping[str, Mapping[str, Any]], sampled: Mapping[str, np.ndarray
 
 
 def _sources(
-    predictions: Predictions, decisions: csc_array, curves: Curves, minimum: int, resample: Resample
+    predictions: Predictions,
+    scores: np.ndarray,
+    decisions: csc_array,
+    curves: Curves,
+    minimum: int,
+    resample: Resample,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rows of the sources, and the gap; each is resampled by itself, since they share no picture."""
-    scores, labels = predictions.scores, predictions.labels
+    labels = predictions.labels
     rows, sampled = {}, {}
     for number, name in enumerate(predictions.source_names):
         where = np.flatnonzero(predictions.sources == number)

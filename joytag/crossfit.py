@@ -65,9 +65,11 @@ def shrunk_thresholds(
     """
     macro = prior * np.nan_to_num(curves.macro_f1)[::-1]
     levels = []
-    for _, table in metrics.histograms(scores, labels, rows):
-        fp, tp = np.cumsum(table[:, :, ::-1].astype(np.float64), axis=2)
-        n = tp[:, -1:]
-        levels.append(LEVELS - 1 - np.argmax(n * 2 * tp / np.maximum(tp + fp + n, 1) + macro, axis=1))
+    for _, (predicted, tp, scratch) in metrics.cumulated(t for _, t in metrics.histograms(scores, labels, rows)):
+        n = tp[:, -1:].copy()
+        np.divide(tp, np.maximum(np.add(predicted, n, out=predicted), 1, out=predicted), out=scratch)
+        scratch *= 2 * n
+        scratch += macro
+        levels.append(LEVELS - 1 - scratch.argmax(axis=1))
     level = np.concatenate(levels)
     return (VALUES[level] + np.append(VALUES, metrics.BELOW)[level - 1]) / 2

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array
 from torch import Tensor
 
 LEVELS = 15_361  # float16 numbers from 0 to 1; a score's level is its bit pattern, which preserves their order
@@ -157,28 +157,36 @@ def cut(threshold: float | np.ndarray) -> np.ndarray:
     return np.searchsorted(VALUES, threshold, side="right")
 
 
-def tag_levels(scores: np.ndarray, tags: slice, rows: np.ndarray | None = None) -> np.ndarray:
-    """The levels of some tags of stored scores, float16 [P, N]: uint16 [tags, P or rows], C-contiguous.
+def by_tag(scores: np.ndarray) -> np.ndarray:
+    """A copy of scores, float16 [P, N], in which those of a tag lie together (Fortran order): for going over often."""
+    copy = np.empty(scores.shape, dtype=np.float16, order="F")
+    for start in range(0, len(scores), 64):  # a square of the cache's size
+        copy[start : start + 64] = scores[start : start + 64]
+    return copy
 
-    Raises ValueError for a score that is not a number from 0 to 1.
-    """
-    block = scores[:, tags] if rows is None else scores[rows, tags]
-    levels = np.ascontiguousarray(block).view(np.uint16).T.copy()  # two copies: faster than one across the rows
+
+def _levels(scores: np.ndarray, tags: slice, rows: np.ndarray | None = None) -> np.ndarray:
+    """The levels of some tags of stored scores, float16 [P, N]: uint16 [tags, P or rows], C-contiguous."""
+    columns = scores[:, tags]
+    if not columns.flags.f_contiguous:
+        columns = np.ascontiguousarray(columns)  # two copies: faster than one across the rows
+    levels = np.ascontiguousarray(columns.T).view(np.uint16)
     if levels.size and levels.max() >= LEVELS:
         raise ValueError("scores: hold numbers outside 0 to 1; predict again")
-    return levels
+    return levels if rows is None else levels.take(rows, axis=1)
 
 
 def histograms(
     scores: np.ndarray, labels: csc_array, rows: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Levels, as `tag_levels` has them, and `Histogram.table`s of stored scores, of a few tags after the other.
+    """Levels, uint16 [few, P], and `Histogram.table`s, int32 [2, few, LEVELS], of stored scores, tag after tag.
 
-    Takes scores float16 [P, N] (a memory map will do), labels bool [P, N] and which rows to count, all if None.
+    Takes scores float16 [P, N] (a memory map will do; `by_tag`'s copy is faster), labels bool [P, N] and which rows to
+    count, all if None. Raises ValueError for a score that is not a number from 0 to 1.
     """
     labels = labels if rows is None else labels[rows].tocsc()
     for start in range(0, scores.shape[1], TAGS):
-        levels = tag_levels(scores, slice(start, start + TAGS), rows)
+        levels = _levels(scores, slice(start, start + TAGS), rows)
         table = np.empty((2, len(levels), LEVELS), dtype=np.int32)
         for i, row in enumerate(levels):
             carriers = labels.indices[labels.indptr[start + i] : labels.indptr[start + i + 1]]
@@ -190,13 +198,12 @@ def histograms(
 def predicted(scores: np.ndarray, threshold: float | np.ndarray) -> csc_array:
     """Which scores, float16 [P, N], are above one threshold, or above one a tag [N]: bool [P, N]."""
     cuts = np.broadcast_to(cut(threshold), scores.shape[1]).astype(np.uint16)
-    tags, ends = [], [np.zeros(1, dtype=np.int64)]
-    for start in range(0, len(scores), 256):
-        rows, columns = np.nonzero(np.asarray(scores[start : start + 256]).view(np.uint16) >= cuts)
-        tags.append(columns.astype(np.int32))
-        ends.append(np.bincount(rows, minlength=len(scores[start : start + 256])))
-    found = np.concatenate(tags)
-    return csr_array((np.ones(len(found), dtype=bool), found, np.concatenate(ends).cumsum()), scores.shape).tocsc()
+    rows = []
+    for start in range(0, len(cuts), TAGS):
+        levels = _levels(scores, slice(start, start + TAGS))
+        rows += [np.flatnonzero(own >= cuts[start + i]).astype(np.int32) for i, own in enumerate(levels)]
+    found, ends = np.concatenate(rows), np.cumsum([0, *map(len, rows)])
+    return csc_array((np.ones(len(found), dtype=bool), found, ends), scores.shape)
 
 
 def count(labels: csc_array, decisions: csc_array) -> Counts:
@@ -239,8 +246,8 @@ class Curves:
 def curves(tables: Iterable[np.ndarray]) -> Curves:
     """The curves of the tables of a few tags after the other, from `Histogram.tables` or `histograms`."""
     of_tags, at_levels, pictures = [], np.zeros((6, LEVELS)), 0
-    for table, cumulated in _cumulated(tables):
-        tags, levels = _curves(table, *cumulated)
+    for table, work in cumulated(tables):
+        tags, levels = _curves(table, *work)
         of_tags.append(tags)
         at_levels += levels
         pictures = int(table[:, 0].sum())
@@ -253,7 +260,7 @@ def curves(tables: Iterable[np.ndarray]) -> Curves:
     return Curves(pictures, positives, ap, best_f1, best_threshold, ece, tp, fp, *macro, over)
 
 
-def _cumulated(tables: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def cumulated(tables: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tables, each with float64 [3, N, LEVELS], the highest level first: predictions, true positives, and scratch.
 
     In the same memory each time: asking the system for it anew would take as long as the arithmetic.
@@ -308,7 +315,7 @@ def average_precision(tables: Iterable[np.ndarray]) -> np.ndarray:
 
     At each one's own score, ties together (scikit-learn's average_precision_score: no interpolation).
     """
-    found = [_average_precision(table, _precision(*work[:2])) for table, work in _cumulated(tables)]
+    found = [_average_precision(table, _precision(*work[:2])) for table, work in cumulated(tables)]
     return np.concatenate(found)
 
 
@@ -372,11 +379,11 @@ def thresholds(curves: Curves) -> dict[str, float]:
 
 def best_level(f1: np.ndarray) -> int | None:
     """The highest level at which F1, [LEVELS], is best; None if it is nowhere above 0."""
-    return None if not (f1 > 0).any() else LEVELS - 1 - int(np.nanargmax(f1[::-1]))
+    return None if not (f1 > 0).any() else LEVELS - 1 - int(np.nanargmax(f1[::-1].round(12)))
 
 
 def _break_even(precision: np.ndarray, recall: np.ndarray) -> int | None:
-    gap = precision - recall
+    gap = (precision - recall).round(12)  # since the order of adding up should not decide
     if not (gap >= 0).any():
         return None
     first = int(np.argmax(gap >= 0))
