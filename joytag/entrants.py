@@ -133,7 +133,7 @@ def predict(
         return Predictions.open(own)
     lasting = {key: facts[key] for key in sorted(facts.keys() - predictions.MOVABLE - predictions.ROUNDING)}
     digest = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12]
-    directory = output / "predictions" / f"{entrant.path.name}-{digest}"
+    directory = output / "predictions" / digest
     if not predictions.is_finished(directory, facts):
         if entrant.onnx is None and release.read_tags(entrant.path) == dataset.tags.names:
             evaluate.predict_release(directory, entrant.path, dataset, SPLIT, BATCH, None, device, precision)

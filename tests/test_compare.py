@@ -1,12 +1,16 @@
 """Comparisons: figures against scikit-learn, and that what is better wins while what is noise is called noise."""
 
+import dataclasses
 import json
 from collections import Counter
 
+import analyses
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from browser import CHROMIUM, Browser
+from rich.console import Console
 from scipy.sparse import csc_array
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
@@ -207,10 +211,40 @@ def test_files_say_what_was_found(comparison, tmp_path):
 
 
 def test_the_terminal_shows_everyone_and_every_pair(comparison, capsys):
-    from rich.console import Console
-
     for table in compare_report.tables(comparison):
         Console(width=100).print(table)
     text = capsys.readouterr().out
     assert text.count("A is better than B in") == 1 and text.count("No difference between A and C") == 1
     assert "macro precision" in text and set(FIGURES.values()) <= {name for name in FIGURES.values() if name in text}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """compare.html about tags and taggers with names that would break out of it."""
+    contenders, labels, tags = contest([2.5, 2.0, 1.5], pictures=300)
+    named = dataclasses.replace(tags, names=[*tags.names[len(analyses.HOSTILE) :], *analyses.HOSTILE])
+    path = tmp_path_factory.mktemp("page") / "compare.html"
+    found = compare(contenders, labels, named, {"labels": "<img src=x>"}, resamples=50)
+    path.write_text(compare_report.compare_page(found), encoding="utf-8")
+    return path
+
+
+def test_what_strangers_wrote_stays_text(hostile):
+    html = hostile.read_text(encoding="utf-8")
+    for name in (*analyses.HOSTILE[:3], "tagger <A>", "<img src=x>"):
+        assert name not in html
+    assert "tagger &lt;A&gt;" in html and "&lt;script&gt;alert" in html
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_all_is_drawn_and_nothing_is_asked_for(hostile, tmp_path, width):
+    with Browser(tmp_path) as browser:
+        page = browser.open(hostile, width=width)
+        assert page.problems == [] and page.requests == []
+        assert page.value("document.documentElement.scrollWidth") <= width
+        assert page.value("document.querySelectorAll('.chart polyline.s3').length") == 4  # the third tagger's curves
+        assert page.value("document.querySelectorAll('.chart').length") == 4 + 3
+        assert page.value("document.querySelectorAll('.zero .interval .bar').length") == 3 * 11
+        rows = "document.querySelectorAll('.sortable tbody tr').length"
+        assert page.value(rows) == 12
