@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from joytag import analysis, evaluate, records, report
+from joytag import analysis, evaluate, groups, records, report
 from joytag.cli import Parser, command_line, fraction, positive
 from joytag.predictions import Predictions
 
@@ -32,7 +32,7 @@ def main() -> None:
     if given.data is None and given.model is not None:
         raise ValueError("--model: needs --data, a dataset directory; see --help")
 
-    groups = None if given.groups is None else analysis.read_groups(given.groups)
+    chosen = {} if given.groups is None else groups.read(given.groups)
     dataset = None if given.data is None else records.Dataset.open(given.data)
     output = given.output or given.model or given.predictions.absolute().parent
     directory = given.predictions or output / "predictions"
@@ -43,7 +43,7 @@ def main() -> None:
     predictions = Predictions.open(directory)
     if dataset is None:
         dataset = evaluate.dataset_of(predictions)
-    found = analysis.analyse(predictions, given.threshold, groups)
+    found = analysis.analyse(predictions, given.threshold, chosen)
     report.write_reports(output, found, predictions, dataset)
     Console().print(report.metrics_table(found))
     print(f"Written: {output / 'report.html'}, metrics.json, full-metrics.txt, per_tag.csv, thresholds.csv ...")

@@ -257,14 +257,18 @@ def test_pictures_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, w
     assert content(tmp_path / "shared") == content(tmp_path / "predictions")
 
 
-def test_a_disk_that_is_full_is_one_line_and_then_it_goes_on(run, whole, tmp_path):
-    """A limit on the size of files stands for it."""
+@pytest.mark.parametrize("moment", ["begin", "write", "finish"])
+def test_a_disk_that_is_full_is_one_line_and_then_it_goes_on(run, whole, tmp_path, monkeypatch, moment):
+    """A limit on the size of files, from some moment on, stands for it; scores.npy takes 12,140."""
+    step = getattr(predictions.Work, moment)
 
-    def cramped():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))  # scores.npy takes 12,140
-        run(tmp_path / "predictions")
+    def cramped(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+        return step(*arguments)
 
-    codes, errors = together(cramped, 1, tmp_path / "errors")
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions.Work, moment, cramped)
+        codes, errors = together(lambda: run(tmp_path / "predictions"), 1, tmp_path / "errors")
     assert codes == [2] and errors[0].count("\n") == 1 and "cannot be written" in errors[0]
     assert "make room, then the same command goes on" in errors[0]
     assert run(tmp_path / "predictions")
@@ -300,16 +304,17 @@ def test_training_sees_the_figures_of_the_predictions(dataset, model, whole, tmp
     assert stored.table[:, 0].sum() == PICTURES
 
 
-def test_the_model_is_left_in_the_mode_that_it_was_in(dataset, model):
+def test_the_model_is_in_evaluation_mode_and_then_in_the_one_that_it_was_in(dataset, model, monkeypatch):
     network = release.load(model)[0].train()
-    pictures = data.Pictures(dataset, "train", 16)
+    pictures, modes, predict = data.Pictures(dataset, "train", 16), [], evaluate.predict
+    monkeypatch.setattr(evaluate, "predict", lambda *given: modes.append(given[0].training) or predict(*given))
     evaluate.histogram(network, pictures, BATCH, 0, CPU, FLOAT)
     assert network.training
     with pytest.raises(evaluate.Interrupted):
         evaluate.histogram(network, pictures, BATCH, 0, CPU, FLOAT, stopping=lambda: True)
     assert network.training
     evaluate.histogram(network.eval(), pictures, BATCH, 0, CPU, FLOAT)
-    assert not network.training
+    assert not network.training and modes and not any(modes)
 
 
 def test_validation_logs_what_is_defined_of_the_pictures_that_can_be_decoded(run_values, monkeypatch):

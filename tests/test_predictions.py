@@ -190,6 +190,15 @@ def test_blocks_with_pictures_that_could_not_be_decoded_are_done_again(tmp_path,
     np.testing.assert_array_equal(Predictions.open(work.directory).scores, scores)
 
 
+def test_a_block_that_is_lost_before_the_end_is_not_passed_over(tmp_path, posts, scores):
+    work = Work(tmp_path / "predictions", ROWS, TAGS, BATCH)
+    work.begin(FACTS)
+    for block in (0, 2):
+        do_block(work, block, scores)
+    with pytest.raises(PredictionsError, match="1 blocks are not as they were written; evaluate again"):
+        work.finish(posts, labels_of(posts, TAGS), vocabulary())
+
+
 def test_when_no_picture_is_left_one_line_says_so(tmp_path, posts, scores):
     gone = [(row, f"{row}.jpg: gone") for row in range(ROWS)]
     with pytest.raises(PredictionsError, match=r"^0\.jpg: gone, and 10 others neither; is the disk there\?$"):
