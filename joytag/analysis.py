@@ -37,8 +37,8 @@ class Analysis:
     under `ranking` `map`. `macro_over`: threshold name -> over how many tags macro_precision is the mean (the other
     macro figures are over `tags_with_positives`).
     `split_half`: `fixed`, `global` and `per_tag`, each with macro_f1 and micro_f1 Intervals, the last two also with
-    `difference` (Interval of macro F1 minus that of `fixed`), `directions` (that difference for either half) and
-    `verdict` (a sentence).
+    `difference` (Interval of macro F1 minus that of `fixed`), `directions` (that difference on either half alone) and
+    `verdict` (a sentence). Each picture is decided once, at thresholds chosen on the other half.
     `per_tag`: a row a tag: index, name, category (word), band, train_count, positives, predicted, tp, fp, fn, tn,
     precision, recall, f1, mcc, ap, best_threshold, best_f1, threshold (for use: shrunk, see `shrunk_thresholds`),
     ece, undefined (words, or ""). Figures that are undefined are null.
@@ -235,24 +235,24 @@ def _split_half(
     """What Analysis says of thresholds that were chosen on the other half of the pictures."""
     fit = crossfit.cross_fit(scores, labels, seed)
     decisions = {"fixed": fixed, "global": fit.shared, "per_tag": fit.own}
-
-    def measured(rows: np.ndarray) -> dict[str, dict[str, tuple[float, np.ndarray]]]:
-        own, made = labels[rows].tocsc(), {name: of[rows].tocsc() for name, of in decisions.items()}
-        sampled = resample(own, made)
-        averages = {name: metrics.averages(metrics.count(own, of)) for name, of in made.items()}
-        names = ("macro_f1", "micro_f1")
-        return {name: {n: (of[n], sampled[name][n]) for n in names} for name, of in averages.items()}
-
-    def difference(found: Mapping[str, Any], name: str) -> Interval:
-        (value, sampled), (base, sampled_base) = found[name]["macro_f1"], found["fixed"]["macro_f1"]
-        return interval(value - base, sampled - sampled_base)
-
-    whole, *parts = (measured(np.flatnonzero(rows)) for rows in (fit.first | True, fit.first, ~fit.first))
-    result: dict[str, Any] = {name: {n: interval(*both) for n, both in of.items()} for name, of in whole.items()}
+    averages = {name: metrics.averages(metrics.count(labels, made)) for name, made in decisions.items()}
+    sampled = resample(labels, decisions)
+    halves = [np.flatnonzero(half) for half in (fit.first, ~fit.first)]
+    of_halves = {
+        name: [metrics.averages(metrics.count(labels[rows].tocsc(), made[rows].tocsc()))["macro_f1"] for rows in halves]
+        for name, made in decisions.items()
+    }
+    result: dict[str, Any] = {
+        name: {figure: interval(found[figure], sampled[name][figure]) for figure in ("macro_f1", "micro_f1")}
+        for name, found in averages.items()
+    }
     for name, words in (("global", "One threshold for all tags"), ("per_tag", "A threshold for each tag")):
-        gained = difference(whole, name)
+        gained = interval(
+            averages[name]["macro_f1"] - averages["fixed"]["macro_f1"],
+            sampled[name]["macro_f1"] - sampled["fixed"]["macro_f1"],
+        )
         result[name]["difference"] = gained
-        result[name]["directions"] = [difference(part, name) for part in parts]
+        result[name]["directions"] = (np.subtract(of_halves[name], of_halves["fixed"])).tolist()
         result[name]["verdict"] = _verdict(f"{words}, chosen on the other half,", threshold, gained)
     return result
 

@@ -17,7 +17,7 @@ from scipy.sparse import csc_array
 from joytag.metrics import Counts, averages, histograms
 
 RESAMPLES = 1000
-BLOCK = 100  # resamples at a time, so that their weights stay in the cache
+BLOCK = 25  # resamples at a time, so that what is worked on stays in the cache
 Measure = Callable[[Counts], Mapping[str, Any]]
 
 
@@ -105,27 +105,23 @@ def ap_influence(scores: np.ndarray, labels: csc_array, tags: np.ndarray) -> np.
         for i in np.flatnonzero(share[first : first + len(levels)]):
             carriers = labels.indices[labels.indptr[first + i] : labels.indptr[first + i + 1]]
             with_tag, without = _ap_slopes(*table[:, i])
-            influence -= share[first + i] * without[levels[i]]
-            influence[carriers] += share[first + i] * with_tag[levels[i, carriers]]
+            without *= share[first + i]
+            influence -= without.take(levels[i])
+            influence[carriers] += share[first + i] * with_tag.take(levels[i, carriers])
         first += len(levels)
     return influence
 
 
 def _ap_slopes(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a picture's weight adds to a tag's AP if it has the tag, and what it takes away if it has not: times the
-    positives, by level, float64 [LEVELS]; the first is on top of the second. Takes how many pictures have each level.
+    """What a picture's weight adds to a tag's AP, if it has the tag, and what it takes away in any case, both times the
+    positives: float64 [LEVELS]. Takes how many pictures without and with the tag have each level.
     """
-    tp = positive[::-1].cumsum(dtype=np.float64)[::-1]
-    predicted = negative[::-1].cumsum(dtype=np.float64)[::-1]
-    predicted += tp
-    np.maximum(predicted, 1, out=predicted)
-    precision = tp / predicted
-    without = positive / predicted
-    with_tag = without.cumsum()
-    with_tag += precision
-    with_tag -= (positive * precision).sum() / tp[0]
-    without *= precision
-    return with_tag, without.cumsum()
+    positive = positive.astype(np.float64)
+    tp, predicted = (count[::-1].cumsum()[::-1] for count in (positive, positive + negative))
+    precision = tp / np.maximum(predicted, 1)
+    without = positive / np.maximum(predicted, 1)
+    with_tag = without.cumsum() + precision - (positive * precision).sum() / tp[0]
+    return with_tag, (without * precision).cumsum()
 
 
 def ap_replicates(value: float, influence: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

@@ -295,7 +295,8 @@ def _curves(
     precision = _precision(predicted, tp)
     of_tags = np.stack([n, _average_precision(table, precision), best_f1, (values[best] + values[following]) / 2, ece])
     of_tags[2:4, n == 0] = np.nan
-    recall = np.divide(1, n, out=np.zeros_like(n), where=n > 0) @ tp
+    # Not by BLAS: its threads would wait for each other at every table, which takes long where the cores are shared.
+    recall = np.einsum("n,nl->l", np.divide(1, n, out=np.zeros_like(n), where=n > 0), tp)
     return of_tags, np.stack([sum_tp, sum_predicted - sum_tp, precision.sum(0), recall, mean_f1, over])
 
 
@@ -331,7 +332,8 @@ def _calibration_error(table: np.ndarray, tp: np.ndarray, scratch: np.ndarray) -
     np.add(table[0], table[1], out=scratch)
     pictures = scratch.sum(1)
     scratch *= VALUES
-    return np.abs(positive - np.add.reduceat(scratch, starts, axis=1)).sum(1) / pictures
+    with np.errstate(invalid="ignore"):
+        return np.abs(positive - np.add.reduceat(scratch, starts, axis=1)).sum(1) / pictures
 
 
 def calibration(curves: Curves) -> dict[str, Any]:

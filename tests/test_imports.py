@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts charts "
     "swaps",
-    "config data optim release quantize tracker reference predictions onnx_tagger",
-    "checkpoint evaluate finetune plan compare",
+    "config data optim release quantize tracker reference predictions onnx_tagger bootstrap crossfit mistakes groups",
+    "checkpoint evaluate finetune plan compare analysis",
     "state tagger page",
     "train folder report entrants",
     "benchmark arena compare_report",
