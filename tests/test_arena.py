@@ -278,9 +278,16 @@ def test_pictures_that_cannot_be_decoded_are_left_out(place, tmp_path):
 # What is common
 
 
-def made(directory: Path, ids: list[int], names: list[str], scores: np.ndarray, labels: np.ndarray) -> Predictions:
-    """Predictions of made-up pictures, written and opened."""
-    hashes = np.stack([np.full(32, number % 256, dtype=np.uint8) for number in ids])
+def made(
+    directory: Path,
+    ids: list[int],
+    names: list[str],
+    scores: np.ndarray,
+    labels: np.ndarray,
+    files: list[int] | None = None,
+) -> Predictions:
+    """Predictions of made-up pictures, written and opened; `files` are numbers of theirs, which are else as the ids."""
+    hashes = np.stack([np.full(32, number, dtype=np.uint8) for number in files or ids])
     n = np.zeros(len(names), dtype=np.int64)
     tags = records.TagTable(names, n.astype(np.int8), n, n)
     sources = np.zeros(len(ids), dtype=np.int64)
@@ -326,13 +333,14 @@ def test_what_is_all_there_is_not_copied(predicted):
     assert all(c.scores is one.scores for c, one in zip(made.contenders, found, strict=True))
 
 
-def test_the_same_id_of_another_file_is_another_picture(tmp_path):
-    zeros = np.zeros((2, 1), dtype=bool)
-    found = [made(tmp_path / str(n), [1, 2 + 256 * n], ["a"], zeros, zeros) for n in range(2)]
-    assert arena.assemble(entered(*found), found).labels.shape == (1, 1)
-    found[1] = made(tmp_path / "2", [3, 4], ["a"], zeros, zeros)
+def test_the_same_picture_has_the_same_id_and_the_same_file(tmp_path):
+    zeros = np.zeros((3, 1), dtype=bool)
+    first = made(tmp_path / "1", [1, 2, 3], ["a"], zeros, zeros)
+    second = made(tmp_path / "2", [1, 2, 4], ["a"], zeros, zeros, files=[1, 9, 3])
+    assert arena.assemble(entered(first, second), [first, second]).labels.shape == (1, 1)
+    third = made(tmp_path / "3", [1, 2, 4], ["a"], zeros, zeros, files=[2, 9, 3])
     with pytest.raises(arena.ArenaError, match=r"no common picture \(the same id and the same file\)"):
-        arena.assemble(entered(*found), found)
+        arena.assemble(entered(first, third), [first, third])
 
 
 def test_labels_that_disagree_are_refused_unless_a_dataset_decides(place, predicted, tmp_path):
