@@ -135,9 +135,6 @@ class Histogram:
         ones = torch.ones((), dtype=torch.int32, device=scores.device)
         self.table.view(-1).scatter_add_(0, places, ones.expand(len(places)))
 
-    def __add__(self, other: Histogram) -> Histogram:
-        return Histogram(self.table + other.table)
-
     def tables(self) -> Iterator[np.ndarray]:
         """The table of a few tags after the other."""
         return (part.cpu().numpy() for part in self.table.split(TAGS, dim=1))
@@ -222,7 +219,6 @@ class Curves:
     `macro_f1` float64 and `tags_predicted` int64, as in `averages`.
     """
 
-    pictures: int
     positives: np.ndarray
     ap: np.ndarray
     best_f1: np.ndarray
@@ -245,19 +241,18 @@ class Curves:
 
 def curves(tables: Iterable[np.ndarray]) -> Curves:
     """The curves of the tables of a few tags after the other, from `Histogram.tables` or `histograms`."""
-    of_tags, at_levels, pictures = [], np.zeros((6, LEVELS)), 0
+    of_tags, at_levels = [], np.zeros((6, LEVELS))
     for table, work in cumulated(tables):
         tags, levels = _curves(table, *work)
         of_tags.append(tags)
         at_levels += levels
-        pictures = int(table[:, 0].sum())
     positives, ap, best_f1, best_threshold, ece = np.concatenate(of_tags, axis=1)
     tp, fp, precision, recall, f1, over = at_levels[:, ::-1]
     n = np.float64(np.count_nonzero(positives))
     with np.errstate(invalid="ignore"):
         macro = precision / over, recall / n, f1 / n
     positives, tp, fp, over = (count.astype(np.int64) for count in (positives, tp, fp, over))
-    return Curves(pictures, positives, ap, best_f1, best_threshold, ece, tp, fp, *macro, over)
+    return Curves(positives, ap, best_f1, best_threshold, ece, tp, fp, *macro, over)
 
 
 def cumulated(tables: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -292,17 +287,12 @@ def _curves(
     highest = [np.searchsorted(row, 0, side="right") for row in predicted[n > 0]]
     over = np.cumsum(np.bincount(highest, minlength=LEVELS))
     sum_tp, sum_predicted = tp.sum(0), predicted.sum(0)
-    precision = _precision(predicted, tp)
+    precision = np.divide(tp, np.maximum(predicted, 1, out=predicted), out=predicted)
     of_tags = np.stack([n, _average_precision(table, precision), best_f1, (values[best] + values[following]) / 2, ece])
     of_tags[2:4, n == 0] = np.nan
     # Not by BLAS: its threads would wait for each other at every table, which takes long where the cores are shared.
     recall = np.einsum("n,nl->l", np.divide(1, n, out=np.zeros_like(n), where=n > 0), tp)
     return of_tags, np.stack([sum_tp, sum_predicted - sum_tp, precision.sum(0), recall, mean_f1, over])
-
-
-def _precision(predicted: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    """Precision at every level, 0 where nothing is predicted; overwrites `predicted`."""
-    return np.divide(tp, np.maximum(predicted, 1, out=predicted), out=predicted)
 
 
 def _average_precision(table: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -316,8 +306,7 @@ def average_precision(tables: Iterable[np.ndarray]) -> np.ndarray:
 
     At each one's own score, ties together (scikit-learn's average_precision_score: no interpolation).
     """
-    found = [_average_precision(table, _precision(*work[:2])) for table, work in cumulated(tables)]
-    return np.concatenate(found)
+    return np.concatenate([_average_precision(t, tp / np.maximum(made, 1)) for t, (made, tp, _) in cumulated(tables)])
 
 
 def _bins() -> np.ndarray:
@@ -326,7 +315,7 @@ def _bins() -> np.ndarray:
 
 
 def _calibration_error(table: np.ndarray, tp: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-    """Each tag's expected calibration error, float64 [N]; takes `tp` as `_cumulated` has it, overwrites `scratch`."""
+    """Each tag's expected calibration error, float64 [N]; takes `tp` as `cumulated` has it, overwrites `scratch`."""
     starts = np.flatnonzero(np.diff(_bins(), prepend=-1))
     positive = -np.diff(tp[:, LEVELS - 1 - starts], append=0)
     np.add(table[0], table[1], out=scratch)
