@@ -86,10 +86,10 @@ def tables(comparison: Comparison) -> Iterator[Table]:
     for first, second in comparison.pairs():
         verdicts = Table(title=comparison.summary(first, second), title_justify="left", title_style="bold", box=SIMPLE,
                          padding=(0, 1, 0, 0), show_header=False)  # fmt: skip
-        for view, rows in _rows(comparison, first, second):
+        for _, rows in _rows(comparison, first, second):
             for d in rows:
                 if d.figure in (*F1S, "map"):
-                    verdicts.add_row(VIEWS[view].name, FIGURES[d.figure], d.verdict)
+                    verdicts.add_row(VIEWS[d.view].name, FIGURES[d.figure], d.verdict)
         yield verdicts
 
 
