@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts charts "
-    "swaps",
+    "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts "
+    "charts swaps",
     "config data optim release quantize tracker reference predictions onnx_tagger bootstrap crossfit mistakes groups",
     "checkpoint evaluate finetune plan compare analysis",
     "state tagger page",
