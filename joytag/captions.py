@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -88,25 +89,61 @@ def is_kaomoji(tag: str) -> bool:
 
 
 def read_thresholds(path: Path | None, tags: list[str], default: float) -> np.ndarray:
-    """Each tag's threshold, float32 [N]: that of a JSON file `{"tag": threshold}` if there is one, else `default`.
+    """Each tag's threshold, float32 [N]: that of a file if there is one and it names the tag, else `default`.
 
-    Raises ValueError naming the file and the tag when a tag is unknown or a threshold is not in (0, 1).
+    The file is JSON, `{"tag": threshold}`, or, if its name ends in .csv, a table with the columns `tag` and
+    `threshold`, such as an evaluation's thresholds.csv; other columns are ignored. Raises ValueError naming the file
+    and the tag when a tag is unknown or occurs twice, or a threshold is not in (0, 1).
     """
     thresholds = np.full(len(tags), default, dtype=np.float32)
     if path is None:
         return thresholds
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f'{path}: write it as {{"tag": 0.4, ...}}')
     place = {canonical(tag): index for index, tag in enumerate(tags)}
-    for tag, value in values.items():
-        if canonical(tag) not in place:
-            close = difflib.get_close_matches(canonical(tag), place, n=1)
+    seen: set[str] = set()
+    for tag, value in _csv_thresholds(path) if path.suffix.lower() == ".csv" else _json_thresholds(path):
+        name = canonical(tag)
+        if name not in place:
+            close = difflib.get_close_matches(name, place, n=1)
             raise ValueError(f"{path}: {tag}: no tag of the model" + (f"; did you mean {close[0]}?" if close else ""))
+        if name in seen:
+            raise ValueError(f"{path}: {tag}: occurs twice; leave one threshold")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise ValueError(f"{path}: {tag}: {value!r} is not a number between 0 and 1")
-        thresholds[place[canonical(tag)]] = value
+        seen.add(name)
+        thresholds[place[name]] = value
     return thresholds
+
+
+def _json_thresholds(path: Path) -> list[tuple[str, Any]]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, _Pairs):
+        raise ValueError(f'{path}: write it as {{"tag": 0.4, ...}}')
+    return values
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object whose keys may occur twice."""
+
+
+def _csv_thresholds(path: Path) -> list[tuple[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
+            header, *rows = (row for row in csv.reader(file, strict=True) if row)
+        columns = [header.index(name) for name in ("tag", "threshold")]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid CSV in UTF-8 ({error})") from None
+    except ValueError:
+        raise ValueError(f"{path}: line 1: must name the columns tag and threshold, parted by commas") from None
+    pairs: list[tuple[str, Any]] = []
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path}: {','.join(row)!r}: {len(row)} values, but the first line names {len(header)}")
+        tag, value = (row[column] for column in columns)
+        try:
+            pairs.append((tag, float(value)))
+        except ValueError:
+            pairs.append((tag, value))  # which the caller refuses
+    return pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -165,11 +165,17 @@ def training_keys(
             yield keys
 
 
-def evaluation_keys(rows: int, batch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
-    """This process's batches of all rows, each once, in order; as many for each process, the last perhaps empty."""
-    mine = range(rank, rows, world)
-    most = -(-rows // world)
-    return [[(0, row) for row in mine[i : i + batch]] for i in range(0, most, batch)]
+def evaluation_keys(
+    rows: int, batch: int, rank: int = 0, world: int = 1, done: Collection[int] = ()
+) -> list[list[Key]]:
+    """This process's blocks of `batch` consecutive rows, dealt out in turn, without those whose number is `done`.
+
+    There are as many for each process, the last perhaps empty. A row's block, on which the rounding of its scores
+    depends, is the same for any number of processes.
+    """
+    blocks = [range(first, min(first + batch, rows)) for first in range(0, rows, batch) if first // batch not in done]
+    blocks += [range(0)] * (-len(blocks) % world)
+    return [[(0, row) for row in block] for block in blocks[rank::world]]
 
 
 def batches(

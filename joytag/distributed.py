@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+Value = TypeVar("Value")
 WIDE = 384  # layers; in narrower ones a CPU loses to conversions what it gains by shorter numbers
 
 _store: dist.Store | None = None  # of the process group, for what cannot wait for a collective
@@ -79,7 +80,7 @@ def process_group(device: torch.device, timeout: int) -> Iterator[None]:
         store.set("failed", str(number))
         if not isinstance(error, RuntimeError) or not _is_of_communication(error):
             raise
-        raise ProcessLost(f"rank {number}: {_missing(roll_call, error)}; go on with --resume auto") from None
+        raise ProcessLost(f"rank {number}: {_missing(roll_call, error)}") from None
     finally:
         dist.destroy_process_group()
         _store = None
@@ -162,6 +163,14 @@ def gathered(value: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return [entry for entries in lists for entry in entries]
 
 
+def shared(value: Value) -> Value:
+    """Rank 0's value, on all processes."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
@@ -207,7 +216,7 @@ def keep_memory() -> None:
             mallopt(parameter, value)
 
 
-def pick_dtype(precision: str, device: torch.device, width: int) -> torch.dtype:
+def pick_dtype(precision: str, device: torch.device, width: int = 0) -> torch.dtype:
     """What to compute in: `fp16`, `bf16` or `fp32` as given, `auto` by what is fast and sound on the device.
 
     fp16 on CUDA, as in the recipe. On a CPU bf16 where its matrix units take it (AMX), or where AMD's vector units do,

@@ -16,10 +16,10 @@ from joytag import augment, checkpoint, data, distributed, finetune, image, loss
 from joytag.cli import Exit
 from joytag.config import RunSettings
 from joytag.distributed import Purpose, generator
-from joytag.evaluate import Interrupted, autocast, evaluate, predict
+from joytag.evaluate import Interrupted, agreed, autocast, histogram, predict
 from joytag.health import Meter, Spikes
-from joytag.interrupts import INTERRUPTED, REQUEUE, Interrupts
-from joytag.metrics import summarize
+from joytag.interrupts import Interrupts
+from joytag.metrics import validation_figures
 from joytag.model import ViT, training_flop
 from joytag.state import (
     DIVERGED,
@@ -165,23 +165,23 @@ def ids_of_step(samples: int, skipped: int, run: Run) -> list[int]:
 
 
 def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, float] | None:
-    """Loss, macro and micro averages on the validation split at the stage's image size; None when interrupted."""
+    """Loss, averages and mAP on the validation split at the stage's image size, where defined; None if interrupted."""
     model, config = state.released, run.config
     distributed.equalize(model.buffers())
     pictures = data.Pictures(run.dataset, "validation", model.config.image_size)
     where, losses = (run.device, run.dtype), []
     try:
-        counts = evaluate(
-            model, pictures, run.micro_batch, run.workers, config.threshold, *where, config.data.timeout,
+        scores = histogram(
+            model, pictures, run.micro_batch, run.workers, *where, config.data.timeout,
             stopping=lambda: agreed(interrupts.code) > 0,
             seen=lambda logits, labels: losses.append(run.criterion(logits, labels).double() * len(labels)),
         )  # fmt: skip
     except Interrupted:
         return None
     (loss_sum,) = distributed.total([float(sum(losses)) * config.loss.multiplier])
-    averages = summarize(counts, run.dataset.sources)["all"]
-    names = ("micro_f1", "macro_f1", "macro_precision", "macro_recall")
-    return {"val_loss": loss_sum / len(pictures), **{f"val_{name}": averages[name] for name in names}}
+    seen = int(scores.table[:, 0].sum())
+    figures = {"loss": loss_sum / seen if seen else math.nan} | validation_figures(scores, config.threshold)
+    return {f"val_{name}": value for name, value in figures.items() if name == "loss" or not math.isnan(value)}
 
 
 def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
@@ -200,12 +200,6 @@ def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
             best = row.topk(min(10, len(tags))).indices.tolist()
             captions.append(", ".join(f"{tags[i]} {row[i]:.2f}{' (right)' if labels[i] else ''}" for i in best))
         tracker.pictures(state.samples, batch.images.permute(0, 2, 3, 1).numpy(), captions)
-
-
-def agreed(code: int) -> int:
-    """The exit code that is due when any process is asked to stop, 0 if none is."""
-    interrupted, requeued = distributed.total([code == INTERRUPTED, code == REQUEUE])
-    return INTERRUPTED if interrupted else REQUEUE if requeued else 0
 
 
 def start_tracker(run: Run, samples: int) -> Tracker:
@@ -364,7 +358,7 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
                     distributed.barrier()
                 raise
     except distributed.ProcessLost as error:
-        raise Exit(str(error)) from None
+        raise Exit(f"{error}; go on with --resume auto") from None
 
 
 def settled(run: Run) -> Run:

@@ -1,49 +1,52 @@
-"""Measure a model on a dataset's validation split: full-metrics.txt, metrics.json and a table."""
+"""Measure a model on a dataset: predictions, then reports from them; or reports alone, such as at another threshold."""
 
 from pathlib import Path
 
 from rich.console import Console
 
-from joytag import data, distributed, quantize, records, release, report
+from joytag import analysis, evaluate, groups, records, report
 from joytag.cli import Parser, command_line, fraction, positive
-from joytag.evaluate import evaluate
+from joytag.predictions import Predictions
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--model", required=True, type=Path, help="a checkpoint or release directory")
-    parser.add_argument("--data", required=True, type=Path, help="a dataset directory")
-    parser.add_argument("--split", default="validation", choices=records.SPLITS)
-    parser.add_argument("--threshold", type=fraction, default=0.4, help="a tag is predicted above it (default: 0.4)")
-    parser.add_argument("--output", type=Path, help="where to write (default: the model's directory)")
-    parser.add_argument("--batch-size", type=positive, default=64)
-    parser.add_argument("--workers", type=positive, help="decoding processes (default: chosen by device)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
-    arguments = parser.parse_args()
+    parser = Parser(description=__doc__, epilog="To share the work, call it by torchrun. Stop it at will; "
+                    "the same command goes on.")  # fmt: skip
+    add = parser.add_argument
+    add("--model", type=Path, help="a checkpoint or release directory")
+    add("--predictions", type=Path, help="reports alone, from the predictions in this directory")
+    add("--data", type=Path, help="a dataset directory; with --predictions, for the report's pictures (default: the "
+        "dataset predicted, if it is still there)")  # fmt: skip
+    add("--output", type=Path, help="where reports go, and predictions/ (default: the model's directory, or what "
+        "holds the predictions)")  # fmt: skip
+    add("--split", default="validation", choices=records.SPLITS)
+    add("--threshold", type=fraction, default=0.4, help="a tag is predicted above it (default: 0.4)")
+    add("--groups", type=Path, metavar="FILE", help="YAML, {name: [tag, tag]}: groups of tags to compare")
+    add("--batch-size", type=positive, default=64, help="pictures computed at once (default: 64)")
+    add("--workers", type=positive, help="decoding processes (default: chosen by device)")
+    add("--device", default="auto")
+    add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
+    given = parser.parse_args()
+    if (given.model is None) == (given.predictions is None):
+        raise ValueError("give either --model and --data, or --predictions; see --help")
+    if given.data is None and given.model is not None:
+        raise ValueError("--model: needs --data, a dataset directory; see --help")
 
-    dataset = records.Dataset.open(arguments.data)
-    model, tags = release.load(arguments.model)
-    if tags != dataset.tags.names:
-        raise ValueError(f"{arguments.model}: its {len(tags)} tags are not those of {arguments.data}")
-    device = distributed.pick_device(arguments.device)
-    dtype = distributed.pick_dtype(arguments.precision, device, quantize.width(model))
-    workers = data.default_workers(device, 1) if arguments.workers is None else arguments.workers
-    pictures = data.Pictures(dataset, arguments.split, model.config.image_size)
-    threshold = arguments.threshold
-    with data.worker_errors():
-        counts = evaluate(model.to(device), pictures, arguments.batch_size, workers, threshold, device, dtype)
-
-    output = arguments.output or arguments.model
-    facts = {
-        "threshold": threshold,
-        "split": arguments.split,
-        "image_size": model.config.image_size,
-        "dtype": str(dtype),
-    }
-    summary = report.write_reports(output, counts, dataset, **facts)
-    Console().print(report.metrics_table(summary, threshold))
-    print(f"Written: {output / 'full-metrics.txt'} and {output / 'metrics.json'}")
+    chosen = {} if given.groups is None else groups.read(given.groups)
+    dataset = None if given.data is None else records.Dataset.open(given.data)
+    output = given.output or given.model or given.predictions.absolute().parent
+    directory = given.predictions or output / "predictions"
+    if dataset is not None and given.model is not None:
+        computing = (given.split, given.batch_size, given.workers, given.device, given.precision)
+        if not evaluate.predict_release(directory, given.model, dataset, *computing):
+            return  # the first process alone goes on
+    predictions = Predictions.open(directory)
+    if dataset is None:
+        dataset = evaluate.dataset_of(predictions)
+    found = analysis.analyse(predictions, given.threshold, chosen)
+    report.write_reports(output, found, predictions, dataset)
+    Console().print(report.metrics_table(found))
+    print(f"Written: {output / 'report.html'}, metrics.json, full-metrics.txt, per_tag.csv, thresholds.csv ...")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main() -> None:
     add("--output", choices=("txt", "json", "jsonl", "csv", "print"), default="txt",
         help="a .txt or .json beside each picture (default: txt), one tags.jsonl or tags.csv, or print")
     add("--threshold", "--thresh", type=cli.fraction, default=0.4, help="of a tag's score (default: 0.4)")
-    add("--thresholds", type=Path, metavar="FILE", help='thresholds of single tags, JSON: {"1girl": 0.5}')
+    add("--thresholds", type=Path, metavar="FILE", help='of single tags: thresholds.csv, or JSON {"1girl": 0.5}')
     add("--max-tags", type=cli.positive, metavar="N", help="only the N best")
     add("--sort", choices=("score", "vocabulary"), default="score", help="order of the tags (default: score)")
     add("--underscores", choices=("keep", "space"), default="keep", help="space: 'blue hair', but ^_^ stays as it is")

@@ -1,6 +1,5 @@
 """Draw a run, finished or not: a contact sheet of validation pictures, its training curves, a short summary."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +41,10 @@ def main() -> None:
     if model != released:
         print(f"Drawn: {arguments.run}/contact-sheet.png, by the model of {model}, and {arguments.run}/curves.png")
         return
-    metrics = json.loads((model / "metrics.json").read_text(encoding="utf-8"))["metrics"]["all"]
     print(f"""
-The model names {len(tagger.tags)} tags with micro F1 {metrics["micro_f1"]:.3f} and macro F1 {metrics["macro_f1"]:.3f}.
+{report.summary(model / "metrics.json")}
 
+  {arguments.run}/release/report.html        how well it does, tag by tag and group by group: open it in a browser
   {arguments.run}/contact-sheet.png          validation pictures: tags right, wrong and missed
   {arguments.run}/curves.png                 how the training went
   {arguments.run}/release/                   the model: config.json, model.safetensors, top_tags.txt

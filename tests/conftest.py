@@ -35,10 +35,14 @@ def handlers():
 @pytest.fixture(scope="session")
 def dataset_directory(tmp_path_factory) -> Path:
     """A dataset of coloured noise, in the real format: 50 pictures to train on, 12 to validate, 6 tags."""
-    directory = tmp_path_factory.mktemp("dataset")
+    return make_dataset(tmp_path_factory.mktemp("dataset"), PICTURES)
+
+
+def make_dataset(directory: Path, splits: dict[str, int]) -> Path:
+    """Write a dataset with so many pictures in its splits."""
     rng = np.random.default_rng(0)
     counts = {}
-    for split, pictures in PICTURES.items():
+    for split, pictures in splits.items():
         rows = []
         for number in range(pictures):
             tags = np.flatnonzero(rng.random(N_TAGS) < 0.4)

@@ -106,6 +106,8 @@ def test_thresholds_come_from_a_file(tmp_path):
         ('{"solo": 2}', "solo: 2 is not a number"),
         ('{"solo": true}', "True"),
         ('{"sole": 0.5}', "did you mean solo"),
+        ('{"solo": 0.5, "Solo": 0.6}', "Solo: occurs twice"),
+        ('{"solo": {"a": 1}}', "solo: .* is not a number"),
     ],
 )
 def test_wrong_thresholds_are_named(tmp_path, text, message):
@@ -114,3 +116,35 @@ def test_wrong_thresholds_are_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         read_thresholds(path, ["solo", "1girl"], 0.4)
     assert str(path) in str(error.value)
+
+
+def test_thresholds_come_from_a_table(tmp_path):
+    """As a spreadsheet would write it, too; tags that it lacks keep the common threshold."""
+    path = tmp_path / "Thresholds.CSV"
+    path.write_bytes('\ufefff1,tag,threshold\r\n0.5,"b,""c""",0.25\r\n,a,0.1\r\n\r\n'.encode())
+    expected = np.array([0.1, 0.25, 0.4], dtype=np.float32)
+    np.testing.assert_array_equal(read_thresholds(path, ["a", 'b,"c"', "d"], 0.4), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: must name the columns tag and threshold"),
+        ("solo;0.5\n", "line 1: must name the columns tag and threshold"),
+        ("tag,threshold\nsolo,0.5\nsolo,0.6\n", "solo: occurs twice"),
+        ("tag,threshold\nsole,0.5\n", "did you mean solo"),
+        ("tag,threshold\nsolo,half\n", "solo: 'half' is not a number"),
+        ("tag,threshold\nsolo,\n", "solo: '' is not a number"),
+        ("tag,threshold\nsolo,nan\n", "solo: nan is not a number"),
+        ("tag,threshold\nsolo,1\n", "solo: 1.0 is not a number between 0 and 1"),
+        ("tag,threshold\nsolo,0,5\n", "'solo,0,5': 3 values, but the first line names 2"),
+        ('tag,threshold\n"solo,0.5\n', "not valid CSV"),
+        ("tag,threshold\n\xff,0.5\n", "not valid CSV in UTF-8"),
+    ],
+)
+def test_a_wrong_table_of_thresholds_is_named(tmp_path, text, message):
+    path = tmp_path / "thresholds.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message) as error:
+        read_thresholds(path, ["solo", "1girl"], 0.4)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

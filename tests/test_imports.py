@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts",
-    "config data optim release quantize tracker reference",
-    "checkpoint evaluate finetune report plan",
-    "state tagger",
-    "train folder",
-    "benchmark",
+    "settings records image augment model loss schedule metrics distributed captions cli timing health interrupts "
+    "charts swaps",
+    "config data optim release quantize tracker reference predictions onnx_tagger bootstrap crossfit mistakes groups",
+    "checkpoint evaluate finetune plan compare analysis",
+    "state tagger page",
+    "train folder report entrants",
+    "benchmark arena compare_report",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 OPEN_TO_DATA_PREP = {"records", "image", "settings", "cli", "timing"}

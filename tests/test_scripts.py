@@ -23,7 +23,7 @@ from PIL import Image
 
 from data_prep import benchmark as preparation
 from data_prep import synthetic
-from joytag import benchmark, checkpoint
+from joytag import benchmark, checkpoint, release
 from joytag.config import RunSettings
 from joytag.model import ViTConfig
 from joytag.records import Dataset
@@ -198,13 +198,14 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
 
     done = call("evaluate", "--model", run / "release", "--data", dataset_directory, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]
-    assert metrics.keys() == {"all", "drawn", "photo"}
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["sources"].keys() == {"drawn", "photo"}
+    macro_f1 = metrics["headline"]["fixed"]["macro_f1"]["value"]
     text = (tmp_path / "out" / "full-metrics.txt").read_text()
     f1 = [float(value) for value in re.findall(r"^F1: ([\d.]+)$", text, re.MULTILINE)]
-    assert sum(f1) / len(f1) == pytest.approx(metrics["all"]["macro_f1"], abs=5e-5)
+    assert sum(f1) / len(f1) == pytest.approx(macro_f1, abs=5e-5)
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
-    assert last["val_macro_f1"] == pytest.approx(metrics["all"]["macro_f1"])
+    assert last["val_macro_f1"] == pytest.approx(macro_f1)
 
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     picture = tmp_path / "a picture.png"
@@ -220,6 +221,7 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
     done = call("show", "--run", run, "--data", dataset_directory)
     assert done.returncode == 0, done.stderr
     assert (run / "contact-sheet.png").exists() and (run / "curves.png").exists()
+    assert "The model names 6 tags with micro F1" in done.stdout
 
     shutil.move(run / "release", tmp_path / "finished")  # as in the middle of a run
     done = call("show", "--run", run, "--data", dataset_directory)
@@ -240,6 +242,75 @@ def test_predict_and_evaluate_name_what_they_cannot_use(call, dataset_directory,
     assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory, "--threshold", "1.5"), "--threshold")
     assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory, "--batch-size", "0"), "--batch-size")
     assert_one_line(call("evaluate", "--model", TINY), "--data")
+    assert_one_line(call("evaluate"), "either --model and --data, or --predictions")
+    assert_one_line(call("evaluate", "--model", TINY, "--predictions", tmp_path), "either --model and --data, or")
+    assert_one_line(call("evaluate", "--predictions", tmp_path), str(tmp_path), "no predictions here")
+    assert_one_line(call("evaluate", "--predictions", tmp_path, "--groups", tmp_path / "gone.yaml"), "gone.yaml")
+
+
+@pytest.fixture
+def untrained(run_values, tmp_path) -> Path:
+    """A release for the dataset."""
+    config = RunSettings.model_validate(run_values)
+    run = Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
+    release.save(tmp_path / "untrained", initial_state(run).model, run.dataset.tags.names)
+    return tmp_path / "untrained"
+
+
+def reports(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_reports_are_made_anew_without_model_and_pictures(call, untrained, dataset_directory, tmp_path):
+    data = tmp_path / "dataset"
+    shutil.copytree(dataset_directory, data)
+    release_files = {path.name for path in untrained.iterdir()}
+    done = call("evaluate", "--model", untrained, "--data", data)
+    assert done.returncode == 0 and "Threshold 0.4" in done.stdout, done.stderr
+    first = reports(untrained)
+    assert {"full-metrics.txt", "metrics.json", "per_tag.parquet", "per_tag.csv", "thresholds.csv", "label_errors.csv",
+            "report.html", *release_files} == first.keys()  # fmt: skip
+    stored = untrained / "predictions"
+    done = call("evaluate", "--predictions", stored)
+    assert done.returncode == 0 and reports(untrained) == first, "with the pictures of the dataset, which is there"
+    assert b"data:image" in first["report.html"]
+    picture = next(data.glob("images/*/*/*.jpg"))
+    assert call("predict", "--model", untrained, picture, "--output", "print").returncode == 0
+
+    stored.rename(tmp_path / "stored")
+    shutil.rmtree(untrained)
+    shutil.rmtree(data)
+    done = call("evaluate", "--predictions", tmp_path / "stored", "--threshold", "0.35", "--output", tmp_path / "new")
+    assert done.returncode == 0 and "Threshold 0.35" in done.stdout, done.stderr
+    again = reports(tmp_path / "new")
+    assert again.keys() == first.keys() - release_files and b"data:image" not in again["report.html"]
+    assert json.loads(again["metrics.json"])["thresholds"]["fixed"] == 0.35
+    assert again["full-metrics.txt"] != first["full-metrics.txt"]
+    assert again["thresholds.csv"] == first["thresholds.csv"], "which do not depend on it"
+    (tmp_path / "groups.yaml").write_text("even: [tag_0, tag_2, tag_4]\nodd: [tag_1, tag_3, tag_5]\n")
+    done = call("evaluate", "--predictions", tmp_path / "stored", "--groups", tmp_path / "groups.yaml",
+                "--data", dataset_directory, "--output", tmp_path / "new")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text())["groups"].keys() == {"even", "odd"}
+    assert b"data:image" in (tmp_path / "new" / "report.html").read_bytes()
+
+
+def test_torchrun_shares_an_evaluation(call, untrained, dataset_directory, tmp_path):
+    done = call("evaluate", "--model", untrained, "--data", dataset_directory, "--output", tmp_path / "alone",
+                "--batch-size", "4")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, "scripts/evaluate.py", "--model", str(untrained), "--data",
+               str(dataset_directory), "--output", str(tmp_path / "shared"), "--batch-size", "4"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    shared = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert shared.returncode == 0 and shared.stdout.count("Written") == 1, shared.stderr
+    alone, together = (reports(tmp_path / name / "predictions") for name in ("alone", "shared"))
+    assert {k: v for k, v in alone.items() if k != "provenance.json"} == {
+        k: v for k, v in together.items() if k != "provenance.json"
+    }
+    texts = [(tmp_path / name / "full-metrics.txt").read_text() for name in ("alone", "shared")]
+    assert texts[0] == texts[1]
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"use strict";
+// All is there without this: it shows what is pointed at or tapped under its chart, and searches and sorts the table.
+for (const chart of document.querySelectorAll(".chart")) {
+  const readout = document.createElement("p");
+  readout.className = "readout";
+  chart.after(readout);
+  const tell = (event) => {
+    const title = event.target.querySelector?.(":scope > title");
+    if (title) readout.textContent = title.textContent;
+  };
+  chart.addEventListener("pointerover", tell);
+  chart.addEventListener("click", tell);
+}
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  const value = (row, column) => {
+    const text = row.cells[column].textContent;
+    const number = parseFloat(text.replaceAll(",", ""));
+    return heads[column].dataset.text !== undefined ? text : Number.isNaN(number) ? -Infinity : number;
+  };
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const text = head.dataset.text !== undefined;
+      const descending = head.ariaSort ? head.ariaSort === "ascending" : !text;
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.ariaSort = descending ? "descending" : "ascending";
+      const rows = [...body.rows].map((row) => [value(row, column), row]);
+      rows.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (descending ? -1 : 1));
+      body.append(...rows.map(([, row]) => row));
+    });
+  });
+  const search = document.createElement("input");
+  search.type = "search";
+  search.className = "search";
+  search.placeholder = search.ariaLabel = "Search tags";
+  search.addEventListener("input", () => {
+    const wanted = search.value.trim().toLowerCase().replaceAll(" ", "_");
+    for (const row of body.rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+  });
+  table.parentElement.before(search);
+}
