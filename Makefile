@@ -63,4 +63,4 @@ $(RUN)/release/model.safetensors: | $(DATA)/dataset.json
 	$(BIN)/python scripts/train.py --config openmoji.yaml --resume auto
 
 $(RUN)/release/metrics.json: | $(RUN)/release/model.safetensors
-	$(BIN)/python scripts/evaluate.py --model $(RUN)/release --data $(DATA)
+	$(BIN)/python scripts/evaluate.py --model $(RUN)/release --data $(DATA) --groups configs/groups/openmoji.yaml
