@@ -44,13 +44,13 @@ class Analysis:
     ece, undefined (words, or ""). Figures that are undefined are null.
     `sources`, `categories`, `bands`, `groups`: name -> macro_ and micro_ precision, recall, f1, `macro_f1_low`,
     `macro_f1_high`, map, tags, tags_with_positives, pictures (with a label of it). `gaps`: the same four names ->
-    best, worst (names), gap (Interval of the difference of their macro F1).
+    best, worst (names), gap (Interval of the difference of their macro F1); empty where there are not two.
     `curves`: float64 arrays [about 200] over `threshold`: macro_ and micro_ precision, recall, f1; `tags`: tag name
     -> (recall, precision), arrays [up to about 200] of some common, middling and rare tags.
     `calibration`: `mean_score`, `frequency`, `count` arrays of the bins that are not empty, `edges` [bins + 1], `ece`.
     `confusions` are by pictures, `confusions_by_share` by share among those that happened a few times.
-    `false_positives`: the highest-scored; `misses`: the lowest-scored labels; `label_errors`: both kinds, by
-    confidence.
+    `false_positives`: the highest-scored, and `misses`: those that look least like a picture with the tag (by
+    confidence), each of another picture; `label_errors`: both kinds, by confidence.
     """
 
     facts: dict[str, Any]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_array
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, matthews_corrcoef, precision_recall_fscore_support
 
 from joytag import bootstrap, metrics
 from joytag.bootstrap import Interval, interval
@@ -47,6 +47,8 @@ def test_averages_of_resamples_are_scikit_learns_of_the_pictures_drawn(sample):
         some = labels[rows].any(0)
         for t in (0.4, 0.7):
             predicted = scores[rows].astype(float) > t
+            mcc = matthews_corrcoef(labels[rows].ravel(), predicted.ravel())
+            assert found[str(t)]["micro_mcc"][r] == pytest.approx(mcc, abs=1e-9)
             for kind, tags in (("macro", some), ("micro", slice(None))):
                 expected = precision_recall_fscore_support(
                     labels[rows][:, tags], predicted[:, tags], average=kind, zero_division=np.nan
