@@ -14,8 +14,8 @@ TRAINING = {
     "all": "the four above; also writes the rates that --dry-run of train.py reckons with",
 }
 
-PREPARATION = dict(scan=preparation.scanning, formats=preparation.formats, metadata=preparation.metadata,
-                   groups=preparation.grouping)  # fmt: skip
+OTHERS = dict(tag=joytag.benchmark.tag, metrics=joytag.benchmark.measuring, scan=preparation.scanning,
+              formats=preparation.formats, metadata=preparation.metadata, groups=preparation.grouping)  # fmt: skip
 
 
 def main() -> None:
@@ -31,6 +31,10 @@ def main() -> None:
     tag = subjects.add_parser("tag", help="tagging pictures, against the released model's published example")
     tag.add_argument("--device", default="auto")
     tag.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16", "int8"))
+    metrics = subjects.add_parser("metrics", help="exact figures of stored scores, against scikit-learn tag by tag")
+    metrics.add_argument("--pictures", type=positive, default=32_768, help="default: %(default)s")
+    metrics.add_argument("--tags", type=positive, default=5813, help="default: %(default)s")
+    metrics.add_argument("--rounds", type=positive, default=1, help="default: %(default)s")
     scan = subjects.add_parser("scan", help="judging, hashing and resizing originals, against three passes over each")
     formats = subjects.add_parser("formats", help="storing and decoding training copies, against JPEG")
     for subject, pictures, rounds in ((tag, 8, 5), (scan, 40, 3), (formats, 40, 3)):
@@ -47,10 +51,8 @@ def main() -> None:
     if subject in TRAINING:
         copies = preparation.copies_of_originals(32) if subject in ("loader", "augment", "all") else []
         print(joytag.benchmark.training(subject, copies, **given))
-    elif subject == "tag":
-        print(joytag.benchmark.tag(**given))
     else:
-        print(PREPARATION[subject](**given))
+        print(OTHERS[subject](**given))
 
 
 if __name__ == "__main__":

@@ -78,3 +78,9 @@ def test_stored_pictures_are_found_by_their_hashes(tmp_path):
     posts = benchmark.Stored.of(files, n_tags=7).posts("train")
     assert [benchmark.Stored.of(files).image_path(hash.tobytes()) for hash in posts.hashes] == files
     assert posts.labels(np.arange(3), 7).shape == (3, 7)
+
+
+def test_figures_are_those_of_scikit_learn():
+    text = benchmark.measuring(pictures=300, tags=20, rounds=1)
+    assert "300 pictures and 20 tags" in text
+    assert float(text.rpartition(" ")[2]) < 1e-9
