@@ -101,7 +101,7 @@ def tag(pictures: int, rounds: int, device: str, precision: str) -> str:
 
 
 def random_predictions(path: Path, pictures: int, tags: int, seed: int = 0) -> tuple[np.ndarray, csc_array]:
-    """Scores, float16 [P, N], mapped from a file, and labels by Zipf's law, 32 a picture; each tag with its own skill."""
+    """Scores, float16 [P, N], from a file, and labels by Zipf's law, 32 a picture; each tag with its own skill."""
     rng = np.random.default_rng(seed)
     share = np.arange(1, tags + 1) ** -0.9
     share = np.clip(share * 32 / share.sum(), 5 / pictures, 0.7)
