@@ -405,5 +405,6 @@ def _remedy(directory: Path) -> str:
 
 def _unwritten(directory: Path, error: OSError) -> PredictionsError:
     return PredictionsError(
-        f"{error.filename or directory}: cannot be written ({error.strerror}); make room, then the same command goes on"
+        f"{error.filename or directory}: cannot be written ({error.strerror or error}); make room, then the same "
+        "command goes on, or give another --output"
     )
