@@ -303,7 +303,8 @@ def optimizer(rounds: int) -> Comparison:
 def step(size: int, batch: int, rounds: int, device: str) -> tuple[Comparison, float]:
     """A training step of the released model, ours and the eager one each in a process of its own; from equal weights.
 
-    fp16 on CUDA, else float32. Also says how far, on average, the two losses of a round lie apart, as a share.
+    The reference in fp16 on CUDA, else in float32; ours as training would choose. Also says how far, on average, the
+    two losses of a round lie apart, as a share.
     """
     with _Remote(_our_steps, size, batch, device) as ours, _Remote(_reference_steps, size, batch, device) as theirs:
         timings = side_by_side(ours, theirs, rounds)
@@ -345,9 +346,9 @@ def _serve(pipe: Connection, function: Callable[..., Iterator[float]], arguments
 def _run(size: int, batch: int, device: str) -> state.Run:
     values = {"output": "unused", "data": {"directory": "unused"}, "stages": [{"image_size": size, "samples": 10**8}],
               "batch_size": batch, "device": device}  # fmt: skip
-    chosen = distributed.pick_device(device)
-    precision = torch.float16 if chosen.type == "cuda" else torch.float32
-    return state.Run(RunSettings.model_validate(values), Stored.of([Path()] * 1000), chosen, precision)
+    config, chosen = RunSettings.model_validate(values), distributed.pick_device(device)
+    dtype = distributed.pick_dtype("auto", chosen, config.model.d_model)
+    return state.Run(config, Stored.of([Path()] * 1000), chosen, dtype)
 
 
 def _batch(run: state.Run, number: int) -> data.Batch:

@@ -237,7 +237,7 @@ def has_amx() -> bool:
 
 
 def _amd_takes_bf16() -> bool:
-    # Intel's CPUs with the same instructions, but without AMX, were slower in bf16 than in float32.
+    # Another CPU with the same instructions, but neither AMD's nor with AMX, was slower in bf16 than in float32.
     return bool(_capabilities().get("avx512_bf16")) and "AMD" in str(_capabilities().get("cpu_name"))
 
 
