@@ -190,7 +190,7 @@ def read_square(path: Path, size: int) -> Tensor:
 
     pixels = _read_jpeg(path, size)
     if pixels is None:
-        pixels = np.asarray(decode(path))
+        pixels = np.array(decode(path))  # a copy, since torch wants memory that may be written to
     if max(pixels.shape[:2]) ** 2 > MAX_PIXELS:
         return torch.from_numpy(np.array(square(Image.fromarray(pixels), size)))
     return _squared(pixels, size)
