@@ -240,6 +240,16 @@ def test_squares_for_training_are_those_of_pillow(tmp_path_factory, width, heigh
     assert difference.max() <= 2 and difference.mean() < 0.5
 
 
+@given(width=st.integers(1, 120), height=st.integers(1, 120), divisor=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_white_that_is_not_resized_is_white_all_the_same(tmp_path_factory, width, height, divisor):
+    """Also where several pixels become one, and where the picture is no more than a line."""
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    picture(width, height).save(path)
+    size = max(1, max(width, height) // divisor)
+    assert np.abs(image.read_square(path, size).numpy() - by_pillow(path, size)).max() <= 2
+
+
 @pytest.mark.parametrize("divisor", [2, 4, 8])
 @pytest.mark.parametrize(("width", "height", "bound"), [(512, 384, 0.5), (509, 333, 2.0)], ids=["even", "shifted"])
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, divisor, width, height, bound, monkeypatch):
