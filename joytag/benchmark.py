@@ -165,7 +165,7 @@ def training(
 
     `copies` are pictures of 512 px. `all` also leaves what `plan` reckons with in its RATES.
     """
-    pictures, rounds = (192, 2) if quick else (1024, rounds)
+    pictures, rounds = (448, 2) if quick else (1024, rounds)
     found: list[Comparison] = []
     chosen = distributed.pick_device(device)
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()})"
