@@ -231,26 +231,24 @@ def _autocontrast(pixels_BYXC: Tensor, _: Tensor) -> Tensor:
 def _equalize(pixels_BYXC: Tensor, _: Tensor) -> Tensor:
     """Map each channel through its cumulative histogram, as Pillow's ImageOps.equalize does."""
     batch, height, width, channels = pixels_BYXC.shape
-    histogram = _histogram(pixels_BYXC)
+    first = torch.arange(0, batch * channels * 256, 256, device=pixels_BYXC.device, dtype=torch.int32)
+    places = (pixels_BYXC.flatten(2) + first.view(batch, 1, channels).repeat(1, 1, width)).flatten()
+    histogram = _histogram(places, batch * channels * 256).view(batch, channels, 256)
     occurs = histogram > 0
     last = histogram.gather(2, 255 - occurs.flip(2).int().argmax(dim=2, keepdim=True))
     step = (height * width - last) // 255
     before = histogram.cumsum(dim=2) - histogram
     table = (before + step // 2).div(step.clamp(min=1), rounding_mode="floor").clamp(0, 255)
     table = torch.where(step == 0, torch.arange(256, device=table.device), table).to(torch.uint8)
-    first = torch.arange(0, table.numel(), 256, device=table.device, dtype=torch.int32).view(batch, 1, channels)
-    places = pixels_BYXC.flatten(2) + first.repeat(1, 1, width)
-    return table.flatten().index_select(0, places.flatten()).view_as(pixels_BYXC)
+    return table.flatten().index_select(0, places).view_as(pixels_BYXC)
 
 
-def _histogram(pixels_BYXC: Tensor) -> Tensor:
-    """How often each level occurs in each channel; int64 [B, 3, 256]."""
-    channels = pixels_BYXC.flatten(1, 2).transpose(1, 2)
-    if channels.device.type == "cpu":  # elsewhere bincount would wait for the device
-        counts = [torch.bincount(channel, minlength=256) for channel in channels.flatten(0, 1)]
-        return torch.stack(counts).view(-1, 3, 256)
-    zeros = torch.zeros(*channels.shape[:2], 256, dtype=torch.int64, device=channels.device)
-    return zeros.scatter_add_(2, channels.long(), torch.ones_like(channels, dtype=torch.int64))
+def _histogram(places: Tensor, length: int) -> Tensor:
+    """How often each place occurs; int64 [length]."""
+    if places.device.type == "cpu":  # elsewhere bincount would wait for the device
+        return torch.bincount(places, minlength=length)
+    zeros = torch.zeros(length, dtype=torch.int64, device=places.device)
+    return zeros.scatter_add_(0, places.long(), torch.ones_like(places, dtype=torch.int64))
 
 
 def mixup(images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

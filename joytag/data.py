@@ -79,15 +79,15 @@ class Pictures(Dataset[Batch]):
     def __getitems__(self, keys: Sequence[Key]) -> Batch | records.DatasetError:
         # An error is returned, not raised, since torch would wrap it in a worker's whole traceback.
         bad: list[tuple[int, str]] = []
+        found: list[int] = []
+        pixels = self._memory(len(keys))
         try:
-            found = [row_picture for key in keys if (row_picture := self._read(key, bad)) is not None]
+            for key in keys:
+                found += self._read(key, pixels[len(found)], bad)
         except records.DatasetError as error:
             return error
-        rows = np.array([row for row, _ in found], dtype=np.int64)
-        pixels = self._memory(len(found))
-        if found:
-            torch.stack([picture for _, picture in found], out=pixels)
-        images = pixels.permute(0, 3, 1, 2)
+        rows = np.array(found, dtype=np.int64)
+        images = pixels[: len(rows)].permute(0, 3, 1, 2)
         draws: list[augment.Draws] = []
         if self.augmentation != "none":
             assert self.draw is not None, "augmentation is for training"
@@ -119,8 +119,8 @@ class Pictures(Dataset[Batch]):
         self._buffers.append(buffer)
         return buffer[:pictures]
 
-    def _read(self, key: Key, bad: list[tuple[int, str]]) -> tuple[int, Tensor] | None:
-        """A picture, or what stands for it, and its row; None if nothing does. Bad ones are added to the list.
+    def _read(self, key: Key, out: Tensor, bad: list[tuple[int, str]]) -> list[int]:
+        """Read a picture, or what stands for it; its row, none if nothing does. Bad ones are added to the list.
 
         Raises DatasetError when there is no end to them.
         """
@@ -128,11 +128,12 @@ class Pictures(Dataset[Batch]):
         for attempt in range(MAX_SUBSTITUTES):
             path = self.dataset.image_path(self.posts.hashes[row].tobytes())
             try:
-                return row, image.read_square(path, self.size)
+                image.read_square(path, self.size, out)
+                return [row]
             except image.ImageError as error:
                 bad.append((row, str(error)))
             if self.draw is None:
-                return None
+                return []
             place = generator(Purpose.SUBSTITUTE, *self.draw, *key, attempt)
             row = int(place.integers(len(self.posts)))
         raise records.DatasetError(f"{bad[-1][1]}, and {MAX_SUBSTITUTES - 1} others neither; is the disk there?")

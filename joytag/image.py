@@ -180,8 +180,8 @@ def _fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
     return size if scale >= 1 else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
-def read_square(path: Path, size: int) -> Tensor:
-    """The picture at a path as a bilinear square on white, uint8 [size, size, 3].
+def read_square(path: Path, size: int, out: Tensor | None = None) -> Tensor:
+    """The picture at a path as a bilinear square on white, uint8 [size, size, 3]; written to `out`, if it is given.
 
     As `decode` and `square` have it, to within two levels, but several times faster. A JPEG at least twice as large is
     decoded at 1/2, 1/4 or 1/8 of its size, which moves it by up to half an output pixel. Raises ImageError.
@@ -190,42 +190,43 @@ def read_square(path: Path, size: int) -> Tensor:
 
     pixels = _read_jpeg(path, size)
     if pixels is None:
-        pixels = np.array(decode(path))  # a copy, since torch wants memory that may be written to
+        pixels = np.asarray(decode(path))
     if max(pixels.shape[:2]) ** 2 > MAX_PIXELS:
-        return torch.from_numpy(np.array(square(Image.fromarray(pixels), size)))
-    return _squared(pixels, size)
+        pixels = np.asarray(square(Image.fromarray(pixels), size))
+    out = torch.empty(size, size, 3, dtype=torch.uint8) if out is None else out
+    _write_square(pixels, out)
+    return out
 
 
-def _squared(pixels: np.ndarray, size: int) -> Tensor:
-    """`square` in torch, uint8 [height, width, 3] to [size, size, 3]; most of the white is neither laid nor resized.
+def _write_square(pixels: np.ndarray, out: Tensor) -> None:
+    """`square` in torch, uint8 [height, width, 3] to [size, size, 3]; most of the white is not resized.
 
     Stretches of `side / gcd(side, size)` pixels become `size / gcd(side, size)` whole ones, so the resizing may begin
     and end at any multiple of them. Two of white around the picture are more than the filter sees.
     """
     import torch
 
-    height, width = pixels.shape[:2]
+    size, (height, width) = len(out), pixels.shape[:2]
     side, short, axis = max(height, width), min(height, width), int(height > width)
     stretches = math.gcd(side, size)
     length, before = side // stretches, (side - short) // 2
     first, last = max(0, before // length - 2), min(stretches, -(-(before + short) // length) + 2)
-    if short < side:
-        shape = [side, side, 3]
-        shape[axis] = (last - first) * length
+    shape = [side, side, 3]
+    shape[axis] = (last - first) * length
+    canvas = pixels
+    if short < side or not pixels.flags.writeable:  # torch wants memory that may be written to
         canvas = np.full(shape, 255, dtype=np.uint8)
         canvas.swapaxes(0, axis)[before - first * length :][:short] = pixels.swapaxes(0, axis)
-        pixels = canvas
-    image = torch.from_numpy(pixels)
+    image = torch.from_numpy(canvas)
+    start, end = first * size // stretches, last * size // stretches
     if side != size:
-        shape = [size, size]
-        shape[axis] = (last - first) * size // stretches
+        target = [size, size]
+        target[axis] = end - start
         planes = image[None].permute(0, 3, 1, 2)
-        image = torch.nn.functional.interpolate(planes, shape, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    if last - first == stretches:
-        return image
-    result = torch.full((size, size, 3), 255, dtype=torch.uint8)
-    result.narrow(axis, first * size // stretches, image.shape[axis]).copy_(image)
-    return result
+        image = torch.nn.functional.interpolate(planes, target, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    out.narrow(axis, 0, start).fill_(255)
+    out.narrow(axis, start, end - start).copy_(image)
+    out.narrow(axis, end, size - end).fill_(255)
 
 
 def _read_jpeg(path: Path, size: int) -> np.ndarray | None:
