@@ -236,12 +236,22 @@ def _read_jpeg(path: Path, size: int) -> np.ndarray | None:
     try:
         data = path.read_bytes()
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if b"Exif\0" in data or colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+        if _may_be_turned(data) or colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
             return None
         divisor = next(d for d in (8, 4, 2, 1) if max(height, width) >= d * size or d == 1)
         return simplejpeg.decode_jpeg(data, min_height=-(-height // divisor), min_width=-(-width // divisor))
     except (OSError, ValueError):
         return None
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether there is EXIF before the scan, or anything out of the ordinary; looks at the heads of segments alone."""
+    place = 2
+    while (marker := jpeg[place : place + 2]) != b"\xff\xda":  # start of scan
+        if marker[:1] != b"\xff" or (marker == b"\xff\xe1" and jpeg[place + 4 : place + 8] == b"Exif"):
+            return True
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+    return False
 
 
 def to_array(image: Image.Image) -> np.ndarray:
