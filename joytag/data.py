@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -200,7 +201,11 @@ def batches(
     found = iter(loader)
     while True:
         with _alarm(timeout if workers else 0):
-            batch = next(found, None)
+            try:
+                batch = next(found, None)
+            except (ConnectionError, EOFError) as error:  # of a process that died as it was handing a batch over
+                time.sleep(1)  # in which torch, told of its death, raises an error that names it
+                raise RuntimeError(f"DataLoader worker has gone ({error})") from None
         if batch is None:
             return
         if isinstance(batch, records.DatasetError):

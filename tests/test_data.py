@@ -145,3 +145,14 @@ def test_a_dataset_without_pictures_says_so_in_one_line(dataset_directory):
     dataset = records.Dataset(opened.directory, opened.sources, "none", opened.tags)
     with pytest.raises(records.DatasetError, match=r"built with `pictures: false`; build it with pictures$"):
         list(data.batches(data.Pictures(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
+
+
+def test_a_process_that_dies_as_it_hands_a_batch_over_is_lost_like_any_other(dataset_directory, monkeypatch):
+    def loader(*arguments, **options):
+        raise ConnectionResetError("reset by peer")
+        yield
+
+    monkeypatch.setattr(data, "DataLoader", loader)
+    pictures = data.Pictures(records.Dataset.open(dataset_directory), "train", 16)
+    with pytest.raises(data.WorkerLost, match=r"has gone \(reset by peer\).*lower data\.workers"), data.worker_errors():
+        next(data.batches(pictures, [[(0, 0)]], 1, pin=False))

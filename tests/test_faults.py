@@ -189,8 +189,7 @@ def test_a_job_that_is_restarted_goes_on_by_itself_as_often_as_is_allowed(job, t
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("fault", ["kill worker", "stop worker"])
 def test_a_decoding_process_that_dies_or_hangs_is_named_and_ends_the_run(job, run_values, processes, fault):
-    # A killed process is noticed by its death; on busy cores a short wait for it would end first.
-    loading = run_values["data"] | {"workers": 1, "timeout": 20 if fault == "kill worker" else 4}
+    loading = run_values["data"] | {"workers": 1, "timeout": 4}
     lost = job("run", job={"faults": {"24": fault}}, data=loading, timeout=10)
     process = subprocess.Popen(
         command([lost], processes), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
