@@ -112,7 +112,7 @@ class Pictures(Dataset[Batch]):
         and at most PREFETCH are waiting or in use; so what comes up again is no longer used.
         """
         shape = (pictures, self.size, self.size, 3)
-        if get_worker_info() is None:
+        if pictures == 0 or get_worker_info() is None:
             return torch.empty(shape, dtype=torch.uint8)
         buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
         if len(buffer) < pictures:

@@ -75,7 +75,7 @@ def recorded(job: dict):
         def tap():
             for batch in batches:
                 rows.extend(batch.rows.tolist())
-                pixels.append(batch.images)
+                pixels.append(batch.images.clone())  # valid until the next one
                 yield batch
 
         result = take_step(state, model, tap(), run)

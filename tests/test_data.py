@@ -125,9 +125,11 @@ def test_a_bad_picture_is_replaced_by_the_same_other_wherever_it_comes(without_t
     assert pictures.__getitems__([(1, 2)]).rows != pictures.__getitems__([(0, 2)]).rows
 
 
-def test_a_bad_picture_is_left_out_of_an_evaluation(without_three):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_left_out_of_an_evaluation(without_three, workers):
     pictures = data.Pictures(without_three, "train", 16)
-    some, none = data.batches(pictures, [[(0, 1), (0, 2)], [(0, 3), (0, 5)]], 0, pin=False)
+    some, none, nothing = data.batches(pictures, [[(0, 1), (0, 2)], [(0, 3), (0, 5)], []], workers, pin=False)
+    assert len(nothing) == 0 and nothing.images.shape == (0, 3, 16, 16)
     assert some.rows.tolist() == [1] and [row for row, _ in some.bad] == [2]
     assert len(none) == 0 and none.images.shape == (0, 3, 16, 16) and none.labels.shape == (0, 6)
 
