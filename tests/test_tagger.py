@@ -221,7 +221,7 @@ def test_batches():
 
 
 HUGE = """
-import resource, struct, sys, time, zlib
+import resource, struct, sys, zlib
 from joytag import image
 
 def chunk(kind, data):
@@ -234,16 +234,15 @@ try:
     image.decode(b"warm up")
 except image.ImageError:
     pass
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     image.decode(data)
 except image.ImageError as error:
     assert "larger than" in str(error), error
-print(time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
 def test_a_huge_header_costs_nothing():
     done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True)
-    seconds, megabytes = map(float, done.stdout.split())
-    assert seconds < 0.05 and megabytes < 50
+    assert float(done.stdout) < 50, "megabytes"
