@@ -263,8 +263,8 @@ def normalize(images: Tensor) -> Tensor:
     """uint8 [..., 3, height, width] to float32, scaled to [0, 1] and by CLIP's mean and deviation."""
     import torch  # here, since preparing data needs none of it, and its workers none of its memory
 
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    constants = torch.tensor([MEAN, STD]).view(2, 3, 1, 1)
+    mean, std = constants.to(images.device, non_blocking=True)  # made there, a GPU would be waited for
     return (images.float() / 255 - mean) / std
 
 

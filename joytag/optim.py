@@ -47,7 +47,8 @@ class Lamb(torch.optim.AdamW):
         torch._foreach_sub_(parameters, before)
         norms, lengths = torch.stack(torch._foreach_norm(before)), torch.stack(torch._foreach_norm(parameters))
         ratios = torch.where((norms > 0) & (lengths > 0), norms / lengths, 1.0)
-        torch._foreach_mul_(parameters, (ratios * ratios.new_tensor(rates)).unbind())
+        rates_there = torch.tensor(rates, dtype=ratios.dtype).to(ratios.device, non_blocking=True)
+        torch._foreach_mul_(parameters, (ratios * rates_there).unbind())
         torch._foreach_add_(parameters, before)
         self.trust_ratios.update(zip(parameters, ratios.unbind(), strict=True))
 

@@ -125,12 +125,14 @@ def chances(state: TrainState, run: Run) -> Iterator[Chance]:
     place = config.seed, state.samples, state.skipped
     shape, alpha = (config.batch_size, state.model.noise_sites), config.data.mixup
     noise = torch.from_numpy(generator(Purpose.DEPTH, *place).random(shape, dtype=np.float32))
-    shares = generator(Purpose.MIXUP, *place).beta(alpha, alpha, len(noise)) if alpha else None
+    shares = (
+        torch.from_numpy(generator(Purpose.MIXUP, *place).beta(alpha, alpha, len(noise))).float() if alpha else None
+    )
     first = distributed.rank() * run.share
     for start in range(first, first + run.share, micro):
         yield Chance(
             noise[start : start + micro].to(run.device, non_blocking=True),
-            None if shares is None else torch.from_numpy(shares[start : start + micro]).float().to(run.device),
+            None if shares is None else shares[start : start + micro].to(run.device, non_blocking=True),
             sum(place) + start,
             start + micro == first + run.share,
         )

@@ -1,0 +1,115 @@
+"""What is to run on a GPU, on an imagined one: devices are not mixed, and nothing waits where nothing has to."""
+
+from pathlib import Path
+
+import gpu
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from joytag import augment, data, evaluate, optim, state, train
+from joytag.config import RunSettings
+from joytag.metrics import Histogram
+from joytag.records import Dataset
+
+MICRO_STEPS = {
+    "recipe": {},
+    "mixup and smoothing": {"data": {"mixup": 0.2}, "loss": {"label_smoothing": 0.1}},
+    "RandAugment": {"data": {"augment": "rand"}},
+    "weighted cross-entropy": {"loss": {"name": "bce", "frequency_power": 0.5}},
+    "asymmetric": {"loss": {"name": "asymmetric"}},
+    "dropped patches": {"model": {"patch_dropout": 0.5}},
+    "timm": {"model": {"timm": "test_convnext"}},
+}
+
+
+def run_on_gpu(values: dict, changes: dict) -> state.Run:
+    values = values | {"stages": [{"image_size": 32, "samples": 104}]}
+    for key, value in changes.items():
+        values[key] = value if "timm" in value else values.get(key, {}) | value  # a backbone is all there is to it
+    settings = RunSettings.model_validate(values)
+    return state.Run(settings, Dataset.open(Path(settings.data.directory)), gpu.DEVICE, torch.float16)
+
+
+def test_an_imagined_gpu_tells_what_would_wait_and_what_cannot_be():
+    with gpu.imagined() as device:
+        there = torch.zeros(3, device=gpu.DEVICE)
+        torch.zeros(3).to(gpu.DEVICE, non_blocking=True).add_(there).copy_(torch.ones(3), non_blocking=True)
+        assert not device.waits
+        torch.tensor([1.0], device=gpu.DEVICE), torch.zeros(3).to(gpu.DEVICE), there.copy_(torch.ones(3))
+        there.to("cpu", non_blocking=True)
+        assert len(device.waits) == 4
+        with pytest.raises(RuntimeError, match="same device"):
+            there + torch.zeros(3)
+        with pytest.raises(DataDependentOutputException):
+            there.sum().item()
+
+
+@pytest.mark.parametrize("changes", MICRO_STEPS.values(), ids=MICRO_STEPS.keys())
+def test_a_micro_step_does_not_wait_for_the_gpu(run_values, changes):
+    run = run_on_gpu(run_values, changes)
+    pictures = data.Pictures(run.dataset, "train", 32, (0, 0), run.config.data.augment, deferred=True)
+    batch = pictures.__getitems__([(0, row) for row in range(run.micro_batch)])
+    assert isinstance(batch, data.Batch) and batch.draws
+    with gpu.imagined() as device:
+        current = state.initial_state(run)
+        current.model.train()
+        assert run.criterion  # what it is made of goes to the GPU once
+        device.waits.clear()
+        loss = train.batch_loss(current.model, batch, next(train.chances(current, run)), run)
+        assert loss.device == gpu.DEVICE and loss.dtype == torch.float32 and not loss.dim()
+        assert not device.waits
+
+
+@pytest.mark.parametrize("space", augment.SPACES.values(), ids=augment.SPACES.keys())
+def test_augmenting_does_not_wait_for_the_gpu(space):
+    pictures = 140
+    draws = augment.draw([(row,) for row in range(pictures)], space, 16)
+    assert len(draws[0].operations.unique()) == len(augment.OPERATIONS)
+    with gpu.imagined() as device:
+        images = torch.zeros(pictures, 3, 16, 16, dtype=torch.uint8).to(gpu.DEVICE, non_blocking=True)
+        for some in draws:
+            assert augment.apply(images, some).device == gpu.DEVICE
+        assert device.launched and not device.waits
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_an_optimizer_does_not_wait_for_the_gpu(name):
+    with gpu.imagined() as device:
+        parameters = [torch.nn.Parameter(torch.zeros(4, size, device=gpu.DEVICE)) for size in (1, 2, 3)]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = optim.build(parameters, name, lr=0.1, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
+        optimizer.step()
+        assert device.launched and not device.waits
+        assert all(ratio.device == gpu.DEVICE for _, ratio in optim.trust_ratios(optimizer))
+
+
+def test_lamb_works_on_all_tensors_at_once_on_a_gpu():
+    """The number of operations does not grow with the number of tensors, but for views and copies."""
+
+    def operations(tensors: int) -> int:
+        with gpu.imagined() as device:
+            parameters = [torch.nn.Parameter(torch.zeros(4, device=gpu.DEVICE)) for _ in range(tensors)]
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer = optim.build(parameters, "lamb", lr=0.1, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
+            optimizer.step()
+            device.launched.clear()
+            optimizer.step()
+            return sum("foreach" in name or "fused" in name for name in device.launched)
+
+    assert operations(3) == operations(30)
+
+
+def test_validation_counts_without_waiting_for_the_gpu(run_values):
+    run = run_on_gpu(run_values, {})
+    labels = torch.zeros(8, len(run.dataset.tags), dtype=torch.bool)
+    with gpu.imagined() as device:
+        model = state.new_model(run).eval()
+        counted = Histogram.zeros(labels.shape[1], gpu.DEVICE)
+        device.waits.clear()
+        images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+        logits = evaluate.predict(model, images, gpu.DEVICE, torch.float16)
+        counted.add(logits.sigmoid(), labels.to(gpu.DEVICE, non_blocking=True))
+        assert logits.dtype == torch.float32 and not device.waits
