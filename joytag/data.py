@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -182,7 +182,7 @@ def evaluation_keys(
 
 def batches(
     pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bool, timeout: int = 600
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Load batches in order, ahead of their use; each may be used until the next is asked for.
 
     Raises DatasetError when no picture can be decoded at all, and what `worker_errors` translates when a decoding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ RATES = Path("runs/rates.json")  # of this machine, measured by `benchmark.py al
 H100 = 0.40 * 989e12  # FLOP/s of fp16 in training: a share of the peak that is usual for such models, not measured
 
 
-def write_rates(machine: str, workers: int, loading: dict[int, float], flop: float) -> None:
-    """Keep what was measured on a machine.
+def write_rates(machine: str, workers: int, loading: dict[int, float], flop: dict[int, float]) -> None:
+    """Keep what was measured on a machine, by image size.
 
-    Pictures a second of one loading process by image size, of which training would start `workers`, none to load in
-    its own; and FLOP/s of a step.
+    Pictures a second of one loading process, of which training would start `workers`, none to load in its own; and
+    FLOP/s of a step.
     """
     facts = {"date": str(date.today()), "machine": machine, "workers": workers, "loading": loading, "flop": flop}
     records.write_text(RATES, json.dumps(facts, indent=1) + "\n")
@@ -39,7 +40,7 @@ def read_rates() -> dict[str, Any] | None:
             "machine": str(facts["machine"]),
             "workers": int(facts["workers"]),
             "loading": {int(size): float(rate) for size, rate in facts["loading"].items()},
-            "flop": float(facts["flop"]),
+            "flop": {int(size): float(rate) for size, rate in facts["flop"].items()},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{RATES}: cannot be read; remove it, or run scripts/benchmark.py all again") from None
@@ -48,16 +49,21 @@ def read_rates() -> dict[str, Any] | None:
 def time_of_stage(samples: int, image_size: int, flop: int, workers: int, rates: dict[str, Any]) -> str:
     """How long a stage takes on a machine with these rates, and what bounds it.
 
-    A step's rate in FLOP/s is taken to be the same at every size, and a picture's loading to cost as its pixels do.
+    At sizes that were not measured, a step's rate in FLOP/s is taken to be that of the nearest, and a picture's
+    loading to cost as its pixels do.
     """
-    stepping = samples * flop / rates["flop"] / 3600
-    nearest = min(rates["loading"], key=lambda size: abs(size - image_size))
+    stepping = samples * flop / rates["flop"][_nearest(rates["flop"], image_size)] / 3600
+    nearest = _nearest(rates["loading"], image_size)
     rate = rates["loading"][nearest] * (nearest / image_size) ** 2
     loading = samples / rate / 3600 / max(1, workers)
     if workers == 0:
         return f"{stepping + loading:,.1f} h: steps {stepping:,.1f}, and loading {loading:,.1f} in the same process"
     bound = "the steps" if stepping >= loading else f"loading; {-(-loading // stepping * workers):.0f} workers would do"
     return f"{max(stepping, loading):,.1f} h, bound by {bound}: steps {stepping:,.1f} h, loading {loading:,.1f} h"
+
+
+def _nearest(sizes: Iterable[int], size: int) -> int:
+    return min(sizes, key=lambda other: abs(other - size))
 
 
 def vocabulary_size(config: RunSettings) -> int:

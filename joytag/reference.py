@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,20 +122,25 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    images: Tensor,
-    labels: Tensor,
+    batches: Sequence[tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """A step on normalized float pictures and float labels; fp16 where the scaler is enabled, else float32."""
+    """A step on micro-batches of normalized float pictures and float labels.
+
+    In fp16 where the scaler is enabled, else in float32.
+    """
     optimizer.zero_grad()
-    with torch.autocast(images.device.type, torch.float16, enabled=scaler.is_enabled()):
-        logits = model(images)
-    loss = focal(logits.float(), labels)
-    scaler.scale(loss).backward()
+    total = torch.zeros(())
+    for images, labels in batches:
+        with torch.autocast(images.device.type, torch.float16, enabled=scaler.is_enabled()):
+            logits = model(images)
+        loss = focal(logits.float(), labels) / len(batches)
+        scaler.scale(loss).backward()
+        total = total.to(loss.device) + loss.detach()
     scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     scaler.step(optimizer)
     scaler.update()
-    return loss.detach()
+    return total
 
 
 class LoopedLamb(torch.optim.Optimizer):

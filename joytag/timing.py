@@ -32,13 +32,21 @@ class Timings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours and a named reference at the same work, of which they do `count` units (`pictures`, `steps`) a round."""
+    """Ours and a named reference at the same work, of which they do `count` units (`pictures`, `steps`) a round.
+
+    `note` is what else there is to say.
+    """
 
     work: str
     reference: str
     count: int
     unit: str
     timings: Timings
+    note: str = ""
+
+    def rates(self) -> tuple[float, float]:
+        """Units a second of ours and of the reference, the medians."""
+        return self.timings.rates(self.count)
 
     def figures(self) -> dict[str, Any]:
         """Units a second of both and the ratio, each as median, least and most; for JSON."""
@@ -52,6 +60,7 @@ class Comparison:
             "ours_rate": spread(ours),
             "reference_rate": spread(theirs),
             "ratio": spread(self.timings.ratios),
+            "note": self.note,
         }
 
 

@@ -20,7 +20,7 @@ from joytag.evaluate import Interrupted, agreed, autocast, histogram, predict
 from joytag.health import Meter, Spikes
 from joytag.interrupts import Interrupts
 from joytag.metrics import validation_figures
-from joytag.model import ViT, training_flop
+from joytag.model import Model, ViT, training_flop
 from joytag.state import (
     DIVERGED,
     Run,
@@ -278,9 +278,7 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
     """Take all the steps that are left, with what is due between them."""
     ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.pictures, tracker)
     watch, size = Watch(run, tracker, quarantine, Spikes()), state.model.config.image_size
-    if run.config.compile:
-        for part in state.model.blocks if isinstance(state.model, ViT) else [state.model.backbone]:
-            part.compile()
+    compile_parts(state.model, run)
     model = distributed.parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
     saved, batches, meter = state.samples, None, None
     while True:
@@ -301,6 +299,13 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
             tracker.log(state.samples, figures, optimizer_figures(state))
         if ended:
             batches = None
+
+
+def compile_parts(model: Model, run: Run) -> None:
+    """Have torch.compile make kernels for each block, one set for all of them, or for a backbone, if that is wanted."""
+    if run.config.compile:
+        for part in model.blocks if isinstance(model, ViT) else [model.backbone]:
+            part.compile()
 
 
 def optimizer_figures(state: TrainState) -> dict[str, float]:

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
-import joytag.benchmark
 from data_prep import benchmark as preparation
+from joytag import benchmark, pace
 from joytag.cli import Parser, command_line, positive
 
 TRAINING = {
     "loader": "loading and augmenting pictures, against Pillow and torchvision",
-    "augment": "TrivialAugment of a batch, against torchvision's on Pillow pictures",
-    "step": "a training step of the released model, against the eager one",
+    "augment": "TrivialAugment of a batch, against torchvision's on Pillow pictures; on a GPU, against a training step",
     "optimizer": "a step of LAMB, against a loop",
-    "all": "the four above; also writes the rates that --dry-run of train.py reckons with",
+    "step": "a training step of the released model, against the eager one",
+    "feed": "loading with as many processes as there are cores, against what a training step takes",
+    "all": "these, on a CPU without feed; also writes the rates that --dry-run of train.py reckons with",
 }
 
-OTHERS = dict(tag=joytag.benchmark.tag, metrics=joytag.benchmark.measuring, scan=preparation.scanning,
+OTHERS = dict(tag=benchmark.tag, metrics=benchmark.measuring, scan=preparation.scanning,
               formats=preparation.formats, metadata=preparation.metadata, groups=preparation.grouping)  # fmt: skip
 
 
@@ -23,11 +24,12 @@ def main() -> None:
     subjects = parser.add_subparsers(dest="subject", required=True)
     for subject, text in TRAINING.items():
         training = subjects.add_parser(subject, help=text)
-        training.add_argument("--device", default="auto", help="of the step")
-        training.add_argument("--batch", type=positive, default=8, help="samples of a step (default: %(default)s)")
+        training.add_argument("--device", default="auto")
+        training.add_argument("--batch", type=positive, help="samples of a step (default: 8; GPU: 256 or 64, by size)")
         training.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
         training.add_argument("--quick", action="store_true", help="fewer pictures and rounds, in under three minutes")
         training.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+        training.add_argument("settings", nargs="*", metavar="key=value", help="of the steps, such as compile=true")
     tag = subjects.add_parser("tag", help="tagging pictures, against the released model's published example")
     tag.add_argument("--device", default="auto")
     tag.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16", "int8"))
@@ -46,11 +48,10 @@ def main() -> None:
     groups = subjects.add_parser("groups", help="finding look-alikes among pHashes, against all pairs")
     groups.add_argument("--hashes", dest="count", type=positive, default=4_900_000, help="default: %(default)s")
     groups.add_argument("--few", type=positive, default=50_000, help="for all pairs (default: %(default)s)")
-    given = vars(parser.parse_args())
-    subject = given.pop("subject")
+    subject = (given := vars(parser.parse_args())).pop("subject")
     if subject in TRAINING:
-        copies = preparation.copies_of_originals(32) if subject in ("loader", "augment", "all") else []
-        print(joytag.benchmark.training(subject, copies, **given))
+        copies = [] if subject in ("step", "optimizer") else preparation.copies_of_originals(32)
+        print(pace.measure(subject, copies, **given))
     else:
         print(OTHERS[subject](**given))
 

@@ -16,8 +16,8 @@ LEVELS = (
     "config data optim release quantize tracker reference predictions onnx_tagger bootstrap crossfit mistakes groups",
     "checkpoint evaluate finetune plan compare analysis",
     "state tagger page",
-    "train folder report entrants",
-    "benchmark arena compare_report",
+    "train folder report entrants benchmark",
+    "pace arena compare_report",
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules.split()}
 OPEN_TO_DATA_PREP = {"records", "image", "settings", "cli", "timing"}

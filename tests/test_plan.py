@@ -4,7 +4,7 @@ import pytest
 
 from joytag import plan
 
-RATES = {"date": "2026-11-23", "machine": "it", "workers": 2, "loading": {224: 100.0, 448: 50.0}, "flop": 1e9}
+RATES = {"date": "2026-11-23", "machine": "it", "workers": 2, "loading": {224: 100.0, 448: 50.0}, "flop": {224: 1e9}}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_the_time_of_a_stage_and_what_bounds_it(samples, size, flop, workers, ex
 def test_rates_are_read_as_they_were_written(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "RATES", tmp_path / "rates.json")
     assert plan.read_rates() is None
-    plan.write_rates("it", 2, {224: 100.0, 448: 50.0}, 1e9)
+    plan.write_rates("it", 2, {224: 100.0, 448: 50.0}, {224: 1e9})
     assert plan.read_rates() | {"date": RATES["date"]} == RATES
     for damaged in ("", "[]", "{}", '{"loading": 1}'):
         plan.RATES.write_text(damaged)
