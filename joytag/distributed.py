@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -111,6 +112,7 @@ def parallel(model: nn.Module, example: Tensor) -> nn.Module:
     """The model, its gradients averaged over all processes if there are several; `example` is an input of it."""
     if world_size() == 1:
         return model
+    warnings.filterwarnings("ignore", "Grad strides")  # those of a 1x1 convolution differ, but mean the same
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     # After its first backward pass it lays out the gradients anew. That pass is done here, since otherwise more
     # than two processes would add them up in another order in the first step, and so after each resume.

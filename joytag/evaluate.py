@@ -86,8 +86,9 @@ def histogram(
             bad += loaded.bad
             if len(loaded):
                 logits = predict(model, loaded.images, device, dtype)
-                seen(logits, loaded.labels.to(device))
-                counted.add(logits.sigmoid().to(where), loaded.labels.to(where))
+                labels = loaded.labels.to(device, non_blocking=True)
+                seen(logits, labels)
+                counted.add(logits.sigmoid().to(where), labels.to(where))
             if stopping():
                 raise Interrupted
     if bad:

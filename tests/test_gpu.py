@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from joytag import augment, data, evaluate, optim, state, train
 from joytag.config import RunSettings
 from joytag.metrics import Histogram
+from joytag.model import ViTConfig
 from joytag.records import Dataset
 
 MICRO_STEPS = {
@@ -113,3 +114,25 @@ def test_validation_counts_without_waiting_for_the_gpu(run_values):
         logits = evaluate.predict(model, images, gpu.DEVICE, torch.float16)
         counted.add(logits.sigmoid(), labels.to(gpu.DEVICE, non_blocking=True))
         assert logits.dtype == torch.float32 and not device.waits
+
+
+def test_the_blocks_compile_to_whole_graphs_that_they_share():
+    """For a GPU, where nothing depends on which branches are dropped; the first block alone gets half precision."""
+    graphs = []
+
+    def collect(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    config = ViTConfig(n_tags=5, image_size=32, num_blocks=9, d_model=16, mlp_dim=32, num_heads=2, patch_size=4,
+                       cnn_stem="conv:c=8;relu;conv:c=16")  # fmt: skip
+    torch._dynamo.reset()
+    with gpu.imagined():
+        model = config.build().to(gpu.DEVICE).train()
+        for block in model.blocks:
+            block.compile(backend=collect, fullgraph=True)
+        for size in (32, 16):
+            with evaluate.autocast(gpu.DEVICE, torch.float16):
+                model(torch.zeros(4, 3, size, size, device=gpu.DEVICE))
+    torch._dynamo.reset()
+    assert 2 <= len(graphs) <= 4
