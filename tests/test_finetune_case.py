@@ -17,8 +17,8 @@ import pytest
 import yaml
 from sklearn.metrics import f1_score
 
-from data_prep import sidecar
 from data_prep.openmoji import ALIASES
+from data_prep.posts import split
 from joytag import records
 from joytag.tagger import Tagger
 
@@ -48,7 +48,7 @@ def case(tmp_path_factory) -> tuple[Path, list[str]]:
         digest = hashlib.sha256(picture.read_bytes()).digest()
         if digest in known:
             tags[picture] = known[digest]
-            for tag in set(sidecar.read_tags(text)) - set(dataset.tags.names) - ALIASES.keys():
+            for tag in set(split(text.read_text(encoding="utf-8"))) - set(dataset.tags.names) - ALIASES.keys():
                 uses[tag].add(picture)
     new: list[str] = []
     for tag in sorted(uses, key=lambda tag: (-len(uses[tag]), tag)):
