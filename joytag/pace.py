@@ -288,8 +288,10 @@ def _run(case: Case) -> state.Run:
     given = ["output=unused", "data.directory=unused", f"device={case.device}", f"batch_size={case.batch}"]
     given += ["micro_batch=null", f"stages.0.image_size={case.size}", *case.settings]
     config = settings.load(RunSettings, settings.find("b16_448.yaml"), given)
-    if config.micro_batch == "auto":
-        raise ValueError("micro_batch: auto is what is to be measured; give a number")
+    if config.micro_batch == "auto" or config.model.timm is not None:
+        raise ValueError(
+            "a measured step takes a number as micro_batch, and no model.timm, which has no reference here"
+        )
     chosen = distributed.pick_device(case.device)
     dtype = distributed.pick_dtype(config.precision, chosen, config.model.d_model)
     return state.Run(config, Stored.of([Path()] * 1000), chosen, dtype)

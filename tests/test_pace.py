@@ -57,8 +57,9 @@ def test_steps_are_compared_with_what_comes_before_them(copies):
 def test_settings_that_the_recipe_cannot_have_are_told_first(copies):
     with pytest.raises(ValueError, match=r"optimizer\.lrr: .*optimizer\.lr"):
         pace.measure("step", [], "cpu", 8, 1, quick=True, json=None, settings=["optimizer.lrr=1"])
-    with pytest.raises(ValueError, match="micro_batch: auto"):
-        pace.measure("step", [], "cpu", 8, 1, quick=True, json=None, settings=["micro_batch=auto"])
+    for setting in ("micro_batch=auto", "model.timm=resnet18"):
+        with pytest.raises(ValueError, match="a measured step takes a number as micro_batch, and no model.timm"):
+            pace.measure("step", [], "cpu", 8, 1, quick=True, json=None, settings=[setting])
 
 
 def test_all_leaves_the_rates_that_a_plan_reckons_with(copies, monkeypatch, tmp_path):
