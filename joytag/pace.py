@@ -290,7 +290,7 @@ def _run(case: Case) -> state.Run:
     config = settings.load(RunSettings, settings.find("b16_448.yaml"), given)
     if config.micro_batch == "auto" or config.model.timm is not None:
         raise ValueError(
-            "a measured step takes a number as micro_batch, and no model.timm, which has no reference here"
+            "a measured step takes a number as micro_batch, and no model.timm, of which there is no reference"
         )
     chosen = distributed.pick_device(case.device)
     dtype = distributed.pick_dtype(config.precision, chosen, config.model.d_model)
