@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import active_children
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from joytag.distributed import Purpose, generator, keep_memory
 
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # pictures that are tried one after the other
-PREFETCH = 4  # batches that each decoding process is ahead
+PREFETCH = 2  # batches that each decoding process is ahead
+SHARED = Path("/dev/shm")  # where Linux has the memory that processes share
 
 
 class WorkerLost(Exit):
@@ -81,8 +84,8 @@ class Pictures(Dataset[Batch]):
         # An error is returned, not raised, since torch would wrap it in a worker's whole traceback.
         bad: list[tuple[int, str]] = []
         found: list[int] = []
-        pixels = self._memory(len(keys))
         try:
+            pixels = self._memory(len(keys))
             for key in keys:
                 found += self._read(key, pixels[len(found)], bad)
         except records.DatasetError as error:
@@ -116,7 +119,13 @@ class Pictures(Dataset[Batch]):
             return torch.empty(shape, dtype=torch.uint8)
         buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
         if len(buffer) < pictures:
-            buffer = torch.empty(shape, dtype=torch.uint8).share_memory_()
+            buffer = torch.empty(shape, dtype=torch.uint8)
+            if SHARED.is_dir() and shutil.disk_usage(SHARED).free < buffer.nbytes:  # whose first use would be fatal
+                raise records.DatasetError(
+                    f"{SHARED}: no room for a batch of {buffer.nbytes / 1e6:.0f} MB; give the container more "
+                    "(docker run --shm-size 16g), or lower data.workers or micro_batch"
+                )
+            buffer.share_memory_()
         self._buffers.append(buffer)
         return buffer[:pictures]
 
@@ -242,7 +251,7 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader" not in str(error):
+        if not any(name in str(error) for name in ("DataLoader", "Pin memory thread")):
             raise
         left = active_children()
         processes = ", ".join(str(process.pid) for process in left)
@@ -254,9 +263,10 @@ def worker_errors() -> Iterator[None]:
         ) from None
 
 
-def default_workers(device: torch.device, processes: int) -> int:
-    """None on a CPU, which training keeps busy itself; else this process's share of the cores, 16 at most."""
-    return 0 if device.type == "cpu" else max(1, min(16, (os.cpu_count() or 1) // processes))
+def default_workers(device: torch.device) -> int:
+    """None on a CPU, which training keeps busy itself; else this process's share of the machine's cores, 16 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if device.type == "cpu" else max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class _Once:

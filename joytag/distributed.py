@@ -74,16 +74,18 @@ def process_group(device: torch.device, timeout: int) -> Iterator[None]:
     # Of this attempt alone: torchrun may keep the store, with what processes since killed have left in it.
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group(backend, timeout=patience, world_size=world, rank=number, store=store)
-    roll_call, _store = dist.new_group(backend="gloo"), store
+    roll_call, _store, ended = dist.new_group(backend="gloo"), store, False
     try:
         yield
+        ended = True
     except BaseException as error:
         store.set("failed", str(number))
         if not isinstance(error, RuntimeError) or not _is_of_communication(error):
             raise
         raise ProcessLost(f"rank {number}: {_missing(roll_call, error)}") from None
     finally:
-        dist.destroy_process_group()
+        if ended or backend == "gloo":  # NCCL's end waits for the others, which may be waiting for this process
+            dist.destroy_process_group()
         _store = None
 
 

@@ -64,7 +64,7 @@ def enter(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str =
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True)):
         kind, path = _find(path)
         made = Predictions.open(path) if kind == "predictions" else None
-        onnx = OnnxTagger.load(path, where.type) if kind == "ONNX" else None
+        onnx = OnnxTagger.load(path, where) if kind == "ONNX" else None
         if kind == "release":
             release.read_config(path), release.read_tags(path)
         usual = onnx_tagger.THRESHOLD if onnx else THRESHOLD
@@ -172,7 +172,7 @@ def _predict_foreign(
         if entrant.onnx:
             _predict_onnx(work, done, entrant.onnx, pictures, interrupts)
         else:
-            workers = data.default_workers(device, 1)
+            workers = data.default_workers(device)
             evaluate.predict_blocks(work, done, network.to(device), pictures, workers, device, dtype, interrupts)
     labels = merged(predictions.labels_of(posts, len(known)), _places(known.names, tags.names))
     work.finish(posts, labels, tags)

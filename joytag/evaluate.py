@@ -125,7 +125,7 @@ def predict_release(
             if not on_first(lambda: predictions.is_finished(directory, facts)):
                 network = release.load(model)[0].to(device)
                 done = on_first(lambda: work.begin(facts))
-                count = data.default_workers(device, distributed.world_size()) if workers is None else workers
+                count = data.default_workers(device) if workers is None else workers
                 with Interrupts(distributed.failed) as interrupts, evaluating(network):
                     predict_blocks(work, done, network, pictures, count, device, dtype, interrupts)
                 if distributed.rank() == 0:

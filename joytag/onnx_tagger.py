@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from joytag import image, records
 
+CPU = torch.device("cpu")
 FILES = ("model.onnx", "selected_tags.csv")
 COLUMNS = ("tag_id", "name", "category", "count")
 RATING = 9  # the layout's number for outputs that tell a picture's rating, which is no tag
@@ -39,8 +42,8 @@ class OnnxTagger:
     _session: Any
 
     @classmethod
-    def load(cls, directory: Path, device: str = "cpu") -> OnnxTagger:
-        """Read a directory, to compute on a cuda `device` if onnxruntime can, else on the CPU.
+    def load(cls, directory: Path, device: torch.device = CPU) -> OnnxTagger:
+        """Read a directory, to compute on a cuda `device` if onnxruntime can, else, with a warning, on the CPU.
 
         The layout: one input float32 [batch, side, side, 3], one output [batch, rows of selected_tags.csv]. Raises
         OnnxError when the model is of another, or a file is missing or damaged.
@@ -131,7 +134,7 @@ def read_tags(path: Path) -> tuple[records.TagTable, np.ndarray, int]:
     return records.TagTable(list(seen), categories, counts, counts), outputs, len(rows)
 
 
-def _open(path: Path, device: str) -> Any:
+def _open(path: Path, device: torch.device) -> Any:
     """A session of onnxruntime. Raises OnnxError."""
     try:
         import onnxruntime
@@ -142,10 +145,15 @@ def _open(path: Path, device: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is raised, too
     available = onnxruntime.get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
-    providers = [name for name in (*wanted, "CPUExecutionProvider") if name in available]
+    on_gpu = ("CUDAExecutionProvider", {"device_id": device.index or 0})
+    wanted = [on_gpu] if device.type == "cuda" and on_gpu[0] in available else []
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
+        if device.type == "cuda" and on_gpu[0] not in session.get_providers():
+            warnings.warn(
+                f"{path}: onnxruntime computes on the CPU; for {device} install onnxruntime-gpu", stacklevel=2
+            )
+        return session
     except Exception as error:  # of a dozen classes that share no other base
         raise OnnxError(f"{path}: damaged, or not for onnxruntime ({_line(error)})") from None
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from joytag import augment, data, distributed, image, optim, plan, records, reference, settings, state, train
@@ -30,6 +31,7 @@ from joytag.timing import Comparison, Timings, side_by_side, table
 
 SIZES = (224, 448)  # of the recipe's stages, pixels
 TURNS = 4  # batches that a measured step gets in turn, so that no time goes into making them
+SETTLING = 20  # steps until a GPU, its kernels and the gradient scaler have settled; those after them are measured
 OPTIMIZER: dict[str, Any] = dict(name="lamb", lr=0.004, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
 
 
@@ -60,7 +62,8 @@ def measure(
     """
     pictures, rounds = (448, 2) if quick else (1024, rounds)
     chosen = distributed.pick_device(device)
-    on_gpu, workers = chosen.type == "cuda", data.default_workers(chosen, 1)
+    on_gpu, workers = chosen.type == "cuda", data.default_workers(chosen)
+    often = 10 * rounds if on_gpu else rounds  # a GPU's steps are short
     cases = [Case(size, batch or (64 * (448 // size) ** 2 if on_gpu else 8), device, tuple(settings))
              for size in (SIZES if on_gpu else SIZES[:1])]  # fmt: skip
     for case in cases:
@@ -68,10 +71,10 @@ def measure(
     measures: dict[str, Callable[[], list[Comparison]]] = {
         "loader": lambda: loader(_encoded(copies), SIZES, pictures, rounds),
         "augment": lambda: (
-            [on_device(case, rounds) for case in cases] if on_gpu else [augmentation(copies, 448, 64, rounds)]
+            [on_device(case, often) for case in cases] if on_gpu else [augmentation(copies, 448, 64, rounds)]
         ),
-        "optimizer": lambda: [optimizer(rounds, chosen)],
-        "step": lambda: [step(case, rounds) for case in cases],
+        "optimizer": lambda: [optimizer(often, chosen)],
+        "step": lambda: [step(case, often) for case in cases],
         "feed": lambda: [feed(copies, case, max(1, workers), rounds) for case in cases],
     }
     wanted = [subject] if subject != "all" else [name for name in measures if name != "feed" or on_gpu]
@@ -231,19 +234,19 @@ def _flop(case: Case) -> int:
 def feed(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -> Comparison:
     """Batches for a step from so many processes that load pictures, against what the step takes."""
     device, ahead, times = _run(case).device, workers * data.PREFETCH, []
-    with tempfile.TemporaryDirectory() as folder, _Remote(_our_steps, case) as step:
+    with tempfile.TemporaryDirectory() as folder, _Remote(_our_steps, case) as steps:
         paths = _write(Path(folder), "JPEG", _encoded(copies)["JPEG"])
         stored = Stored.of([paths[i % len(paths)] for i in range(4096)])
         pictures = data.Pictures(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
         keys = data.training_keys(0, 0, len(pictures), 0, case.batch, case.batch, 0, 1)
         loaded = data.batches(pictures, keys, workers, pin=device.type == "cuda")
-        step()
+        steps()
         for _ in range(rounds):
             sum(1 for _ in islice(loaded, ahead))  # made while the step was timed
             marks = [time.perf_counter()]
             sum(1 for _ in islice(loaded, 2 * ahead))
             marks.append(time.perf_counter())
-            step()
+            steps()
             marks.append(time.perf_counter())
             times.append(((marks[1] - marks[0]) / (2 * ahead), marks[2] - marks[1]))
         loaded.close()
@@ -320,8 +323,8 @@ def _our_steps(case: Case) -> Iterator[float]:
     current = state.initial_state(run)
     current.model.train()
     train.compile_parts(current.model, run)
-    for batches in _batches(run):
-        yield train.train_step(current, current.model, iter(batches), run).loss
+    losses = (train.train_step(current, current.model, iter(batches), run).loss for batches in _batches(run))
+    yield from _settled(losses, run)
 
 
 def _reference_steps(case: Case) -> Iterator[float]:
@@ -332,12 +335,20 @@ def _reference_steps(case: Case) -> Iterator[float]:
     model.load_state_dict(initial.state_dict())
     lamb = reference.LoopedLamb(model.parameters(), OPTIMIZER["lr"])
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.device.type == "cuda")
-    for batches in _batches(run):
-        pairs = [
-            (image.normalize(batch.images.to(run.device)).contiguous(), batch.labels.to(run.device).float())
-            for batch in batches
-        ]
-        yield float(reference.train_step(model, lamb, scaler, pairs))
+
+    def inputs(batch: data.Batch) -> tuple[Tensor, Tensor]:
+        images = image.normalize(batch.images.to(run.device, non_blocking=True)).contiguous()
+        return images, batch.labels.to(run.device, non_blocking=True).float()
+
+    steps = (reference.train_step(model, lamb, scaler, list(map(inputs, batches))) for batches in _batches(run))
+    yield from _settled(map(float, steps), run)
+
+
+def _settled(losses: Iterator[float], run: state.Run) -> Iterator[float]:
+    for loss in islice(losses, SETTLING if run.device.type == "cuda" else 0, None):
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()  # for the optimizer's part, which comes after the loss
+        yield loss
 
 
 def _augmenting(case: Case) -> Iterator[float]:

@@ -80,8 +80,7 @@ def train_step(state: TrainState, model: nn.Module, batches: Iterator[data.Batch
             state.scaler.scale(value).backward()
         loss_sum += value.detach()
         bad += batch.bad
-    state.scaler.unscale_(state.optimizer)
-    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm))
+    norm = clip_gradients(state, config.optimizer.clip_norm)
     mean, wrong, n_bad = distributed.total([float(loss_sum), not math.isfinite(norm), len(bad)])
     step = Step(state.samples, mean / distributed.world_size(), norm, wrong == 0 and math.isfinite(mean),
                 distributed.gathered(bad) if n_bad else [])  # fmt: skip
@@ -96,6 +95,13 @@ def train_step(state: TrainState, model: nn.Module, batches: Iterator[data.Batch
     state.optimizer.zero_grad(set_to_none=True)
     state.advance(config.batch_size, step.taken)
     return step
+
+
+def clip_gradients(state: TrainState, limit: float) -> float:
+    """Unscale the gradients and shrink them to a norm of at most `limit`; returns the norm that they had."""
+    distributed.barrier()  # a process that was lost is noticed here, and not waited for by a GPU
+    state.scaler.unscale_(state.optimizer)
+    return float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
 
 
 def set_rate(state: TrainState, run: Run) -> None:
@@ -278,8 +284,8 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
     """Take all the steps that are left, with what is due between them."""
     ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.pictures, tracker)
     watch, size = Watch(run, tracker, quarantine, Spikes()), state.model.config.image_size
-    compile_parts(state.model, run)
     model = distributed.parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
+    compile_parts(state.model, run)
     saved, batches, meter = state.samples, None, None
     while True:
         saved = between_steps(state, run, tracker, interrupts, saved)
@@ -302,10 +308,15 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
 
 
 def compile_parts(model: Model, run: Run) -> None:
-    """Have torch.compile make kernels for each block, one set for all of them, or for a backbone, if that is wanted."""
+    """Have torch.compile make kernels for stem and blocks, one set for all of these, or for a backbone, if wanted.
+
+    Once for each shape: of two stages in training and validation, and what is left of an epoch there.
+    """
     if run.config.compile:
-        for part in model.blocks if isinstance(model, ViT) else [model.backbone]:
-            part.compile()
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.optimize_ddp = False  # it would cut the blocks at its buckets, of which they are parts
+        for part in [model.patch_embeddings, *model.blocks] if isinstance(model, ViT) else [model.backbone]:
+            part.compile(dynamic=False)
 
 
 def optimizer_figures(state: TrainState) -> dict[str, float]:
@@ -415,8 +426,9 @@ def fits(run: Run, micro_batch: int) -> bool:
         model.train()
         chance = next(chances(state, replace(run, config=run.config.model_copy(update={"micro_batch": micro_batch}))))
         empty = torch.zeros(micro_batch, dtype=torch.int64)
-        state.scaler.scale(batch_loss(model, data.Batch(images, labels, empty, empty, []), chance, run)).backward()
-        state.optimizer.step()
+        for _ in range(2):  # the second beside the first one's gradients and moments
+            state.scaler.scale(batch_loss(model, data.Batch(images, labels, empty, empty, []), chance, run)).backward()
+            state.optimizer.step()
     except torch.OutOfMemoryError:
         return False
     finally:

@@ -1,7 +1,10 @@
 """The order of samples, which depends on nothing but the position."""
 
+import os
+import shutil
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,3 +161,23 @@ def test_a_process_that_dies_as_it_hands_a_batch_over_is_lost_like_any_other(dat
     pictures = data.Pictures(records.Dataset.open(dataset_directory), "train", 16)
     with pytest.raises(data.WorkerLost, match=r"has gone \(reset by peer\).*lower data\.workers"), data.worker_errors():
         next(data.batches(pictures, [[(0, 0)]], 1, pin=False))
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12))
+    assert (data.default_workers(gpu), data.default_workers(torch.device("cpu"))) == (12, 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    assert data.default_workers(gpu) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(128))
+    assert data.default_workers(gpu) == 16
+
+
+def test_too_little_shared_memory_is_told_before_it_kills(dataset_directory, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
+    monkeypatch.setattr(data, "SHARED", dataset_directory)
+    pictures = data.Pictures(records.Dataset.open(dataset_directory), "train", 48)
+    with pytest.raises(records.DatasetError, match=r"no room for a batch of 0 MB; .*--shm-size"):
+        list(data.batches(pictures, [[(0, 0), (0, 1)]], 1, pin=False))
+    assert len(list(data.batches(pictures, [[(0, 0)]], 0, pin=False))) == 1, "this needs none"

@@ -1,5 +1,6 @@
 """What is to run on a GPU, on an imagined one: devices are not mixed, and nothing waits where nothing has to."""
 
+from functools import partialmethod
 from pathlib import Path
 
 import gpu
@@ -10,7 +11,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from joytag import augment, data, evaluate, optim, state, train
 from joytag.config import RunSettings
 from joytag.metrics import Histogram
-from joytag.model import ViTConfig
 from joytag.records import Dataset
 
 MICRO_STEPS = {
@@ -27,7 +27,8 @@ MICRO_STEPS = {
 def run_on_gpu(values: dict, changes: dict) -> state.Run:
     values = values | {"stages": [{"image_size": 32, "samples": 104}]}
     for key, value in changes.items():
-        values[key] = value if "timm" in value else values.get(key, {}) | value  # a backbone is all there is to it
+        merged = isinstance(value, dict) and "timm" not in value  # a backbone is all that there is to it
+        values[key] = values.get(key, {}) | value if merged else value
     settings = RunSettings.model_validate(values)
     return state.Run(settings, Dataset.open(Path(settings.data.directory)), gpu.DEVICE, torch.float16)
 
@@ -116,23 +117,25 @@ def test_validation_counts_without_waiting_for_the_gpu(run_values):
         assert logits.dtype == torch.float32 and not device.waits
 
 
-def test_the_blocks_compile_to_whole_graphs_that_they_share():
-    """For a GPU, where nothing depends on which branches are dropped; the first block alone gets half precision."""
+def test_each_shape_compiles_to_three_whole_graphs(run_values, monkeypatch):
+    """The stem's, the first block's, which gets half precision, and one for all other blocks; there is no limit."""
     graphs = []
 
     def collect(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
-    config = ViTConfig(n_tags=5, image_size=32, num_blocks=9, d_model=16, mlp_dim=32, num_heads=2, patch_size=4,
-                       cnn_stem="conv:c=8;relu;conv:c=16")  # fmt: skip
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, backend=collect, fullgraph=True))
+    run = run_on_gpu(run_values, {"compile": True, "model": {"num_blocks": 10}})
     torch._dynamo.reset()
     with gpu.imagined():
-        model = config.build().to(gpu.DEVICE).train()
-        for block in model.blocks:
-            block.compile(backend=collect, fullgraph=True)
-        for size in (32, 16):
-            with evaluate.autocast(gpu.DEVICE, torch.float16):
-                model(torch.zeros(4, 3, size, size, device=gpu.DEVICE))
+        model = state.new_model(run)
+        train.compile_parts(model, run)
+        shapes = [(size, pictures) for size in (16, 32, 48) for pictures in (4, 3)]
+        for size, pictures in shapes:
+            for mode in (True, False):
+                with torch.set_grad_enabled(mode), evaluate.autocast(gpu.DEVICE, torch.float16):
+                    model.train(mode)(torch.zeros(pictures, 3, size, size, device=gpu.DEVICE))
     torch._dynamo.reset()
-    assert 2 <= len(graphs) <= 4
+    assert len(graphs) == 3 * 2 * len(shapes)

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import wd
 from onnx import TensorProto, helper
 from PIL import Image
@@ -181,3 +182,11 @@ def test_without_onnxruntime_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(OnnxError, match=r"pip install 'joytag\[onnx\]'"):
         OnnxTagger.load(tmp_path)
+
+
+def test_what_should_be_on_a_gpu_but_is_not_is_warned_of(tmp_path):
+    wd.write_copier(tmp_path, SIZE)
+    with pytest.warns(
+        UserWarning, match=r"model\.onnx: onnxruntime computes on the CPU; for cuda:1 install onnxruntime-gpu"
+    ):
+        OnnxTagger.load(tmp_path, torch.device("cuda", 1))

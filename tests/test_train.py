@@ -19,12 +19,13 @@ import yaml
 from safetensors.torch import load_file
 from torchvision.ops import sigmoid_focal_loss
 
-from joytag import checkpoint, evaluate, loss, release, schedule, settings, train
+from joytag import checkpoint, evaluate, loss, release, schedule, settings, state, train
 from joytag.cli import Exit
 from joytag.config import RunSettings
 from joytag.data import Pictures, training_keys
 from joytag.image import normalize
 from joytag.interrupts import Interrupts
+from joytag.model import ViTConfig
 from joytag.records import Dataset
 from joytag.tracker import read_log
 
@@ -143,20 +144,21 @@ def test_micro_batches_change_nothing_but_rounding(run_values, tmp_path):
 
 
 def test_an_overflow_halves_the_scale_and_leaves_all_else_as_it_was(run_values, monkeypatch):
-    """fp16's scaler, on a CPU."""
+    """fp16's scaler, on a CPU, from a scale that does not overflow by itself."""
+    monkeypatch.setattr(state, "FIRST_SCALE", 65536.0)
     run = run_of(run_values, stages=[{"image_size": 8, "samples": 48}], loss={"multiplier": 1.0})
     run = dataclasses.replace(run, dtype=torch.float16)
     take_step, batch_loss, seen = train.train_step, train.batch_loss, []
 
-    def watched(state, *arguments):
+    def watched(current, *arguments):
         factor = float("inf") if len(seen) == 2 else 1.0
         monkeypatch.setattr(train, "batch_loss", lambda *given: batch_loss(*given) * factor)
-        before = weights(state)
-        result = take_step(state, *arguments)
-        group = state.optimizer.param_groups[0]
-        same = all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
-        steps = {int(entry["step"]) for entry in state.optimizer.state.values()}
-        seen.append((state.scaler.get_scale(), *steps, group["lr"], same, state.samples))
+        before = weights(current)
+        result = take_step(current, *arguments)
+        group = current.optimizer.param_groups[0]
+        same = all(torch.equal(value, before[name]) for name, value in current.model.state_dict().items())
+        steps = {int(entry["step"]) for entry in current.optimizer.state.values()}
+        seen.append((current.scaler.get_scale(), *steps, group["lr"], same, current.samples))
         return result
 
     monkeypatch.setattr(train, "train_step", watched)
@@ -329,6 +331,21 @@ def test_the_micro_batch_is_found_once_and_recorded(run_values, monkeypatch, cap
     monkeypatch.setattr(train, "fits", lambda run, micro: False)
     with pytest.raises(ValueError, match="micro_batch: not even 1 fits"):
         train.settled(run)
+
+
+def test_the_first_gradients_in_fp16_are_not_lost_behind_small_layer_scales(run_values):
+    """Of L/14 on eight GPUs, where each has 512 samples of a step; one block of it at half the size."""
+    run = dataclasses.replace(run_of(run_values), dtype=torch.float16)
+    model = ViTConfig(n_tags=5813, image_size=112, patch_size=14, num_blocks=1, d_model=1024, mlp_dim=4096,
+                      num_heads=16, cnn_stem=None, layerscale_init=1e-5).build()  # fmt: skip
+    torch.nn.init.constant_(model.head.bias, -5.2)  # 32 tags a picture
+    with evaluate.autocast(run.device, run.dtype):
+        logits = model(torch.randn(1, 3, 112, 112))
+    labels = torch.arange(5813).expand(1, -1) % 182 == 0
+    scaler = state.fresh_optimizer(model, run)[1]
+    scaler.scale(loss.focal(logits, labels) * 128 / 512).backward()
+    gradient = model.blocks[0].qkv_proj.weight.grad
+    assert gradient.isfinite().all() and (gradient == 0).float().mean() < 0.1
 
 
 def test_a_step_of_the_size_in_question_is_what_is_tried(run_values):
