@@ -188,6 +188,7 @@ def choose_tags(
         chunks[number] = rows[rich], tags.take(rich)
         uses += chunks[number][1].uses(len(names))
     vocabulary = sorted({names[i] for i in np.flatnonzero(uses >= policy.min_count)} | set(keep))
+    _tell_rare(uses, names, set(vocabulary), policy.min_count)
     place = {name: index for index, name in enumerate(vocabulary)}
     mapping = Rows.of([[place[name]] if name in place else [] for name in names])
     known = []
@@ -195,6 +196,14 @@ def choose_tags(
         rows, tags = chunks.pop()
         known.append((rows, tags.mapped(mapping)))
     return *_sorted(known), vocabulary
+
+
+def _tell_rare(uses: np.ndarray, names: list[str], vocabulary: set[str], least: int) -> None:
+    """Say how many tags are not learned, and which of them only just."""
+    rare = sorted((-uses[i], names[i]) for i in np.flatnonzero(uses) if names[i] not in vocabulary)
+    if rare:
+        examples = ", ".join(f"{name} ({-count})" for count, name in rare[:5])
+        print(f"{len(rare):>9,} tags: used less than {least} times, such as {examples}")
 
 
 def _sorted(chunks: Chunks) -> tuple[np.ndarray, Rows]:
@@ -233,7 +242,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     config = settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
     output = build(config, given.backend)
-    print(f"Look at it: python -m data_prep.describe {output}")
+    print(f"Look at it: .venv/bin/python -m data_prep.describe {output}")
 
 
 if __name__ == "__main__":

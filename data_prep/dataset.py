@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -141,8 +142,17 @@ def write_rejected(
         total = train + validation + sum(rejected.values())
         counts[its.name] = {"posts": total, "rejected": rejected, "train": train, "validation": validation}
         for reason, count in rejected.items():
-            print(f"{count:>9,} of {its.name}: {reason}")
+            print(f"{count:>9,} of {its.name}: {reason}{_example(table, number, reason)}")
+    if len(table):
+        print(f"{'':>9} which ones, and why: {output / 'rejected.parquet'}")
     return counts
+
+
+def _example(rejected: pa.Table, source: int, reason: str) -> str:
+    """The path of the first such post, where there is one, and what was wrong with it."""
+    same = pc.and_(pc.equal(rejected.column("source"), source), pc.equal(rejected.column("reason"), reason))
+    first = rejected.filter(same).slice(0, 1).to_pylist()[0]
+    return "".join(f", {text}" for text in (first["path"] and f"such as {first['path']}", first["detail"]) if text)
 
 
 def _refused_rows(ledger: Ledger) -> pa.Table:

@@ -41,7 +41,11 @@ def check(sources: Sequence[Source], output: Path) -> None:
     for number, source in enumerate(sources):
         path, wanted = Path(source.path), "file" if source.kind == "jsonl" else "folder"
         if not (path.is_file() if wanted == "file" else path.is_dir()):
-            hint = "; make it with: python -m data_prep.openmoji" if source.path.startswith("data/raw/openmoji") else ""
+            hint = (
+                "; make it with: .venv/bin/python -m data_prep.openmoji"
+                if source.path.startswith("data/raw/openmoji")
+                else ""
+            )
             raise ValueError(f"sources.{number}.path: {source.path}: no such {wanted}{hint}")
         inside = output.resolve().is_relative_to(path.resolve())
         if (inside and source.kind == "sidecar") or output.resolve() == path.resolve():

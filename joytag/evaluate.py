@@ -116,7 +116,10 @@ def predict_release(
     dtype = distributed.pick_dtype(precision, device)
     names, config = release.read_tags(model), release.read_config(model)
     if names != dataset.tags.names:
-        raise ValueError(f"{model}: its {len(names)} tags are not those of {dataset.directory}")
+        raise ValueError(
+            f"{model}: its {len(names)} tags are not those of {dataset.directory}; "
+            "scripts/compare.py judges taggers by the tags that they share with a dataset"
+        )
     pictures = data.Pictures(dataset, split, config.image_size)
     facts = provenance(model, pictures, split, batch, device, dtype)
     work = predictions.Work(directory, len(pictures), len(names), batch)

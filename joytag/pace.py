@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -78,7 +80,10 @@ def measure(
         "feed": lambda: [feed(copies, case, max(1, workers), rounds) for case in cases],
     }
     wanted = [subject] if subject != "all" else [name for name in measures if name != "feed" or on_gpu]
-    found = {name: measures[name]() for name in wanted}
+    console = Console(stderr=True)
+    found = {
+        name: measures[name]() for name in track(wanted, "Measure", console=console, disable=not console.is_terminal)
+    }
     comparisons = [comparison for some in found.values() for comparison in some]
     machine = f"{torch.cuda.get_device_name(chosen)}, " if on_gpu else ""
     machine += f"{os.cpu_count()} CPU cores ({platform.machine()})"

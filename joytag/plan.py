@@ -57,9 +57,13 @@ def time_of_stage(samples: int, image_size: int, flop: int, workers: int, rates:
     rate = rates["loading"][nearest] * (nearest / image_size) ** 2
     loading = samples / rate / 3600 / max(1, workers)
     if workers == 0:
-        return f"{stepping + loading:,.1f} h: steps {stepping:,.1f}, and loading {loading:,.1f} in the same process"
+        return f"{_time(stepping + loading)}: steps {_time(stepping)}, and loading {_time(loading)} in the same process"
     bound = "the steps" if stepping >= loading else f"loading; {-(-loading // stepping * workers):.0f} workers would do"
-    return f"{max(stepping, loading):,.1f} h, bound by {bound}: steps {stepping:,.1f} h, loading {loading:,.1f} h"
+    return f"{_time(max(stepping, loading))}, bound by {bound}: steps {_time(stepping)}, loading {_time(loading)}"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _nearest(sizes: Iterable[int], size: int) -> int:
@@ -101,7 +105,7 @@ def describe(config: RunSettings) -> str:
             f"  optimizer steps      {steps:,} of {config.batch_size:,} samples: {stage.samples:,} samples",
             f"  training cost        {flop / 1e9:.1f} GFLOP an image, {flop * stage.samples:.2e} FLOP in all",
             f"  learning rate        {', '.join(levels)}, end: 0",
-            f"  on one H100          {stage.samples * flop / H100 / 3600:,.1f} h at {H100 / flop:,.0f} pictures/s, "
+            f"  on one H100          {_time(stage.samples * flop / H100 / 3600)} at {H100 / flop:,.0f} pictures/s, "
             "if it reaches 40 % of its 989 TFLOP/s",
         ]
         if rates is not None:
@@ -111,5 +115,7 @@ def describe(config: RunSettings) -> str:
     if rates is not None:
         lines.append(f"Rates of {rates['machine']}, measured {rates['date']} ({RATES})")
     else:
-        lines.append("For the time that it takes here, measure this machine first: python scripts/benchmark.py all")
+        lines.append(
+            "For the time that it takes here, measure this machine first: .venv/bin/python scripts/benchmark.py all"
+        )
     return "\n".join(lines)

@@ -129,7 +129,7 @@ class Dataset:
             phashes=table.column("phash").to_numpy(),
         )
         if len(posts) == 0:
-            raise DatasetError(f"{path}: holds no pictures; build it with python -m data_prep.build")
+            raise DatasetError(f"{path}: holds no pictures; build it with .venv/bin/python -m data_prep.build")
         for name, values, limit in (("tags", posts.tags, len(self.tags)), ("source", posts.sources, len(self.sources))):
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise DatasetError(f"{path}: {name}: values outside 0 to {limit - 1}; build the dataset again")
@@ -157,9 +157,9 @@ def read_description(directory: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError(
-            f"{directory}: no dataset here (dataset.json is missing); build it with: {_command(directory)}"
-        ) from None
+        inner = directory / "dataset"  # of a run that fine-tunes
+        remedy = f"take {inner}" if (inner / "dataset.json").is_file() else f"build it with: {_command(directory)}"
+        raise DatasetError(f"{directory}: no dataset here (dataset.json is missing); {remedy}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from None
     if not isinstance(description, dict) or description.get("version") != VERSION:
@@ -177,9 +177,9 @@ def read_description(directory: Path) -> dict[str, Any]:
 
 def _command(directory: Path) -> str:
     """The command that builds a dataset directory (again)."""
-    own = directory / CONFIG
-    config = own if own.exists() else f"configs/data/{directory.name}.yaml"
-    return f"python -m data_prep.build --config {config}"
+    usual = Path("configs/data", directory.name).with_suffix(".yaml")
+    config = next((path for path in (directory / CONFIG, usual) if path.exists()), "CONFIG")
+    return f".venv/bin/python -m data_prep.build --config {config}"
 
 
 def write_description(directory: Path, description: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,20 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str = "focal
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
     partial = directory / "model.safetensors.part"
     save_file(state, partial)
+    shutil.copymode(directory / "config.json", partial)  # safetensors would leave it to its owner alone
     partial.replace(directory / "model.safetensors")
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """The directory of a release: one on disk as it is, or that of a model on the Hugging Face hub, downloaded.
+    """The directory of a release: one on disk, a run's, or that of a model on the Hugging Face hub, downloaded.
 
     `source` is a path, or an id like `owner/name` when no such path exists. Raises ReleaseError when it is
     neither, or when the hub cannot give it.
     """
     directory = Path(source)
     if directory.is_dir():
-        return directory
+        finished = directory / "release"
+        return finished if (finished / FILES[0]).is_file() and not (directory / FILES[0]).exists() else directory
     if directory.exists():
         raise ReleaseError(f"{directory}: is a file; give the directory that holds {', '.join(FILES)}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source), re.ASCII):

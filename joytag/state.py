@@ -156,6 +156,9 @@ def initial_state(run: Run) -> TrainState:
         fate = finetune.carry_over(model, run.dataset.tags.names, *source(run))
         if distributed.rank() == 0:
             print(f"{run.config.init_from}: " + ", ".join(f"{len(tags):,} tags {what}" for what, tags in fate.items()))
+            for what in ("new", "dropped"):
+                if fate[what]:
+                    print(f"  {what}: {', '.join(fate[what][:10])}{' ...' if len(fate[what]) > 10 else ''}")
     return TrainState(model, *fresh_optimizer(model, run), averaged(model, run))
 
 

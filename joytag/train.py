@@ -36,6 +36,7 @@ from joytag.state import (
 from joytag.tracker import Quarantine, Tracker, read_log
 
 SHOWN = 8  # validation pictures that go to wandb with their predictions
+GO_ON = "go on with --resume auto"
 CPU_MICRO_BATCH = 32  # of `auto`; there, larger ones are not faster
 
 
@@ -273,7 +274,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
         learn(state, run, tracker, interrupts)
         if config.retain:
             finetune.retain(state.released, run.dataset.tags.names, *source(run), config.retain)
-            tracker.log(state.samples, validate(state, run, interrupts) or {})
+            tracker.log(state.samples, {"retain": config.retain} | (validate(state, run, interrupts) or {}))
     if distributed.rank() == 0:
         loss_type = release.LOSS_TYPES[config.loss.name]
         release.save(Path(config.output) / "release", state.released, run.dataset.tags.names, loss_type)
@@ -351,7 +352,7 @@ def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Int
         save_state(state, run, required=code > 0 or samples == max(ends))
         saved, code = samples, agreed(interrupts.code)  # a signal may have come meanwhile
     if code:
-        raise Exit(f"stopped after {samples:,} samples, as asked; go on with --resume auto", code)
+        raise Exit(f"stopped after {samples:,} samples, as asked; {GO_ON}", code)
     return saved
 
 
@@ -376,7 +377,7 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
                     distributed.barrier()
                 raise
     except distributed.ProcessLost as error:
-        raise Exit(f"{error}; go on with --resume auto") from None
+        raise Exit(f"{error}; {GO_ON}") from None
 
 
 def settled(run: Run) -> Run:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_prep.build import BuildSettings, build
 from joytag import checkpoint, release, settings, train
-from joytag.cli import Parser, command_line
+from joytag.cli import Exit, Parser, command_line
 from joytag.config import RunSettings
 
 
@@ -30,8 +30,11 @@ def main() -> None:
     source = base.sources[0].model_copy(update={"path": str(given.pictures)})
     tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / "top_tags.txt")})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
-    train.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
-    print(f"Next: python scripts/predict.py --model {given.output}/release PICTURES")
+    try:
+        train.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
+    except Exit as end:
+        raise Exit(str(end).replace(train.GO_ON, "the same command goes on"), end.code) from None
+    print(f"Next: .venv/bin/python scripts/predict.py --model {given.output}/release PICTURES")
 
 
 if __name__ == "__main__":

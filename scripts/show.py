@@ -27,20 +27,17 @@ def main() -> None:
     posts = dataset.posts("validation")
     rows = np.random.default_rng(arguments.seed).choice(len(posts), min(arguments.pictures, len(posts)), replace=False)
     paths = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]
-    pictures = [image.decode(path) for path in paths]
-    sheet = report.contact_sheet(
-        pictures,
-        posts.labels(rows, len(dataset.tags)),
-        np.stack([result.scores for result in tagger.stream(pictures)]),
-        tagger.tags,
-        arguments.threshold,
-    )
+    pictures, labels = [image.decode(path) for path in paths], posts.labels(rows, len(dataset.tags))
+    scores = np.stack([result.scores for result in tagger.stream(pictures)])
+    sheet = report.contact_sheet(pictures, labels, scores, tagger.tags, arguments.threshold)
     sheet.save(arguments.run / "contact-sheet.png")
     report.plot_curves(arguments.run / "log.jsonl", arguments.run / "curves.png")
 
     if model != released:
         print(f"Drawn: {arguments.run}/contact-sheet.png, by the model of {model}, and {arguments.run}/curves.png")
         return
+    found = scores > arguments.threshold
+    f1 = 2 * (found & labels).sum(axis=1) / np.maximum(1, found.sum(axis=1) + labels.sum(axis=1))
     print(f"""
 {report.summary(model / "metrics.json")}
 
@@ -51,7 +48,7 @@ def main() -> None:
   {arguments.run}/release/full-metrics.txt   precision, recall and F1 of every tag
 
 Next, tag pictures, this one or a folder of your own:
-  .venv/bin/python scripts/predict.py --model {arguments.run}/release --output print {paths[0]}
+  .venv/bin/python scripts/predict.py --model {arguments.run}/release --output print {paths[f1.argmax()]}
 or change the recipe and train again: see "Train" in README.md.""")
 
 

@@ -288,7 +288,7 @@ def test_a_dataset_of_another_format_is_refused_with_the_command_that_rebuilds_i
     config, _ = built
     (tmp_path / "dataset.json").write_text('{"version": 0}')
     (tmp_path / records.CONFIG).write_text((Path(config.output) / records.CONFIG).read_text())
-    command = f"python -m data_prep.build --config {tmp_path / records.CONFIG}"
+    command = f".venv/bin/python -m data_prep.build --config {tmp_path / records.CONFIG}"
     for refused in (
         lambda: records.Dataset.open(tmp_path),
         lambda: build(config.model_copy(update={"output": str(tmp_path)})),

@@ -10,10 +10,10 @@ RATES = {"date": "2026-11-23", "machine": "it", "workers": 2, "loading": {224: 1
 @pytest.mark.parametrize(
     ("samples", "size", "flop", "workers", "expected"),
     [
-        (360_000, 224, 10_000_000, 0, "2.0 h: steps 1.0, and loading 1.0 in the same process"),
+        (360_000, 224, 10_000_000, 0, "2.0 h: steps 1.0 h, and loading 1.0 h in the same process"),
         (360_000, 224, 20_000_000, 1, "2.0 h, bound by the steps: steps 2.0 h, loading 1.0 h"),
         (360_000, 448, 10_000_000, 1, "2.0 h, bound by loading; 2 workers would do: steps 1.0 h, loading 2.0 h"),
-        (360_000, 112, 40_000_000, 1, "4.0 h, bound by the steps: steps 4.0 h, loading 0.2 h"),
+        (360_000, 112, 40_000_000, 1, "4.0 h, bound by the steps: steps 4.0 h, loading 15.0 min"),
     ],
 )
 def test_the_time_of_a_stage_and_what_bounds_it(samples, size, flop, workers, expected):

@@ -320,3 +320,13 @@ def test_reading_does_not_depend_on_the_file_afterwards(tmp_path):
     before = model.head.weight.clone()
     shutil.copyfile(TINY / "top_tags.txt", tmp_path / "model.safetensors")
     assert torch.equal(model.head.weight, before)
+
+
+def test_a_run_stands_for_its_release(tmp_path):
+    run = tmp_path / "run"
+    (run / "release").mkdir(parents=True)
+    assert release.locate(run) == run, "which will be said to lack its files"
+    (run / "release" / "config.json").touch()
+    assert release.locate(run) == run / "release"
+    (run / "config.json").touch()
+    assert release.locate(run) == run
