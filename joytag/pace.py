@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from json import dumps
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,6 +34,8 @@ from joytag.timing import Comparison, Timings, side_by_side, table
 SIZES = (224, 448)  # of the recipe's stages, pixels
 TURNS = 4  # batches that a measured step gets in turn, so that no time goes into making them
 SETTLING = 20  # steps until a GPU, its kernels and the gradient scaler have settled; those after them are measured
+LOADED = 32  # pictures of a batch where loading is measured
+AHEAD = data.PREFETCH + 1  # batches of a loading process that may be there already, or nearly so
 OPTIMIZER: dict[str, Any] = dict(name="lamb", lr=0.004, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
 
 
@@ -62,7 +64,7 @@ def measure(
     `copies` are pictures of 512 px. `all` also leaves what `plan` reckons with in its RATES. Raises SettingsError for
     `settings` that the recipe cannot have.
     """
-    pictures, rounds = (448, 2) if quick else (1024, rounds)
+    pictures, rounds = (384, 2) if quick else (1024, rounds)
     chosen = distributed.pick_device(device)
     on_gpu, workers = chosen.type == "cuda", data.default_workers(chosen)
     often = 10 * rounds if on_gpu else rounds  # a GPU's steps are short
@@ -144,33 +146,35 @@ class Stored(records.Dataset):
 
 
 def loader(stores: dict[str, list[bytes]], sizes: Sequence[int], pictures: int, rounds: int) -> list[Comparison]:
-    """One process that loads and augments pictures of each size, ours from JPEG files.
+    """One process that loads and augments pictures of each size, ours from JPEG files; without its start.
 
     `stores` holds the same pictures as `JPEG` and as `WebP` files, which the references read.
     """
+    batches = pictures // LOADED
     with tempfile.TemporaryDirectory() as folder:
         paths = {kind: _write(Path(folder), kind, files) for kind, files in stores.items()}
-        asked = {kind: [some[i % len(some)] for i in range(pictures)] for kind, some in paths.items()}
+        asked = {kind: [some[i % len(some)] for i in range(LOADED * (batches + AHEAD))] for kind, some in paths.items()}
         found = []
-        for size in sizes:
-
-            def ours(size: int = size) -> None:
+        for size, kind in product(sizes, stores):
+            ours, theirs = [], []
+            for _ in range(rounds + 1):
+                reading = DataLoader(reference.PillowPictures(asked[kind], size), LOADED, num_workers=1)
+                theirs.append(batches * _pace(iter(reading), AHEAD, batches))
                 ready = data.Pictures(Stored.of(asked["JPEG"]), "train", size, (0, 0), "trivial")
-                keys = [
-                    [(0, row) for row in range(start, min(start + 32, pictures))] for start in range(0, pictures, 32)
-                ]
-                for _ in data.batches(ready, keys, 1, pin=False):
-                    pass
-
-            for kind in stores:
-
-                def theirs(size: int = size, kind: str = kind) -> None:
-                    for _ in DataLoader(reference.PillowPictures(asked[kind], size), 32, num_workers=1):
-                        pass
-
-                timings = side_by_side(ours, theirs, rounds)
-                found.append(Comparison(f"load {size} px", f"Pillow, from {kind}", pictures, "pictures", timings))
+                keys = data.training_keys(0, 0, len(ready), 0, LOADED, LOADED, 0, 1)
+                ours.append(batches * _pace(data.batches(ready, keys, 1, pin=False), AHEAD, batches))
+            timings = Timings(ours[1:], theirs[1:])  # the first round reads the files from the disk
+            work = f"load {size} px"
+            found.append(Comparison(work, f"Pillow, from {kind}", LOADED * batches, "pictures", timings))
     return found
+
+
+def _pace(loaded: Iterator[object], ahead: int, batches: int) -> float:
+    """Seconds that a batch takes, once those that were made ahead are gone."""
+    sum(1 for _ in islice(loaded, ahead))
+    start = time.perf_counter()
+    sum(1 for _ in islice(loaded, batches))
+    return (time.perf_counter() - start) / batches
 
 
 def _write(folder: Path, kind: str, files: list[bytes]) -> list[Path]:
@@ -238,7 +242,8 @@ def _flop(case: Case) -> int:
 
 def feed(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -> Comparison:
     """Batches for a step from so many processes that load pictures, against what the step takes."""
-    device, ahead, times = _run(case).device, workers * data.PREFETCH, []
+    device, ahead = _run(case).device, workers * AHEAD
+    ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder, _Remote(_our_steps, case) as steps:
         paths = _write(Path(folder), "JPEG", _encoded(copies)["JPEG"])
         stored = Stored.of([paths[i % len(paths)] for i in range(4096)])
@@ -247,17 +252,13 @@ def feed(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -
         loaded = data.batches(pictures, keys, workers, pin=device.type == "cuda")
         steps()
         for _ in range(rounds):
-            sum(1 for _ in islice(loaded, ahead))  # made while the step was timed
-            marks = [time.perf_counter()]
-            sum(1 for _ in islice(loaded, 2 * ahead))
-            marks.append(time.perf_counter())
+            ours.append(_pace(loaded, ahead, 2 * ahead))
+            start = time.perf_counter()
             steps()
-            marks.append(time.perf_counter())
-            times.append(((marks[1] - marks[0]) / (2 * ahead), marks[2] - marks[1]))
+            theirs.append(time.perf_counter() - start)
         loaded.close()
-    timings = Timings([ours for ours, _ in times], [reference for _, reference in times])
     work = f"feed {case.size} px by {workers} processes"
-    return Comparison(work, "what a training step takes", case.batch, "pictures", timings)
+    return Comparison(work, "what a training step takes", case.batch, "pictures", Timings(ours, theirs))
 
 
 class _Remote:
