@@ -132,7 +132,7 @@ def test_each_shape_compiles_to_three_whole_graphs(run_values, monkeypatch):
     with gpu.imagined():
         model = state.new_model(run)
         train.compile_parts(model, run)
-        shapes = [(size, pictures) for size in (16, 32, 48) for pictures in (4, 3)]
+        shapes = [(16, 4), (32, 4), (32, 3)]
         for size, pictures in shapes:
             for mode in (True, False):
                 with torch.set_grad_enabled(mode), evaluate.autocast(gpu.DEVICE, torch.float16):

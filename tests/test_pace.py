@@ -27,6 +27,26 @@ SMALL = {
 SETTINGS = tuple(f"model.{name}={value}" for name, value in SMALL.items())
 
 
+@pytest.fixture
+def at_home(monkeypatch):
+    """No processes, whose start takes seconds."""
+
+    class Here:
+        def __init__(self, function, *arguments):
+            self.values, self.results = function(*arguments), []
+
+        def __enter__(self):
+            return self
+
+        def __call__(self):
+            self.results.append(next(self.values))
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(pace, "_Remote", Here)
+
+
 def test_our_steps_have_the_losses_of_the_reference():
     """The whole step, clipping, decay, trust ratios and all; without chance, since the two draw differently."""
     for more in ((), ("micro_batch=4",)):
@@ -46,8 +66,8 @@ def test_the_loader_and_augmentation_are_compared(copies, monkeypatch, tmp_path)
     assert "torchvision" in pace.measure("augment", copies, "cpu", 8, 1, quick=True, json=None)
 
 
-def test_steps_are_compared_with_what_comes_before_them(copies):
-    """Augmentation where the step is, and loading; each in processes of its own."""
+def test_steps_are_compared_with_what_comes_before_them(copies, at_home):
+    """Augmentation where the step is, and loading."""
     case = pace.Case(16, 4, "cpu", SETTINGS)
     assert pace.on_device(case, 1).work == "augment 4 at 16 px"
     fed = pace.feed(copies, case, workers=1, rounds=2)
@@ -68,6 +88,7 @@ def test_all_leaves_the_rates_that_a_plan_reckons_with(copies, monkeypatch, tmp_
     seconds = pace.side_by_side(lambda: None, lambda: None, 1)
     comparison = pace.Comparison("work", "another way", 8, "pictures", seconds)
     monkeypatch.setattr(pace, "step", lambda *arguments: replace(comparison, note="losses 1.0% apart"))
+    monkeypatch.setattr(pace, "loader", lambda *arguments: [comparison] * 4)
     monkeypatch.setattr(pace, "optimizer", lambda *arguments: comparison)
     monkeypatch.setattr(pace, "training_flop", lambda config, size: 1000)
     text = pace.measure("all", copies, "cpu", 8, 1, quick=True, json=None)
@@ -106,7 +127,7 @@ def test_on_a_gpu_all_measures_both_sizes_and_how_they_are_fed(copies, monkeypat
     assert rates["flop"][448] == 64 * training_flop(ViTConfig(n_tags=5813), 448)
 
 
-def test_a_step_tells_its_share_of_the_peak(monkeypatch):
+def test_a_step_tells_its_share_of_the_peak(monkeypatch, at_home):
     monkeypatch.setattr(pace, "peak_flops", lambda device: 1e12)
     case = pace.Case(16, 4, "cpu", SETTINGS)
     taken = pace.step(case, 1)
@@ -120,9 +141,19 @@ def test_a_process_that_dies_is_noticed():
     assert not remote.process.is_alive()
 
 
+def test_a_process_gives_one_value_a_call():
+    with pace._Remote(counting, 3) as remote:
+        remote(), remote()
+    assert remote.results == [3.0, 4.0]
+
+
 def dying():
     raise SystemExit(1)
     yield 0.0
+
+
+def counting(start):
+    yield from (float(start + number) for number in range(9))
 
 
 def test_stored_pictures_are_found_by_their_hashes(tmp_path):
