@@ -311,13 +311,14 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
 def compile_parts(model: Model, run: Run) -> None:
     """Have torch.compile make kernels for stem and blocks, one set for all of these, or for a backbone, if wanted.
 
-    Once for each shape: of two stages in training and validation, and what is left of an epoch there.
+    Once for each shape: of two stages in training and validation, and what is left of an epoch there. On a CPU shapes
+    vary more, with the branches that are dropped.
     """
     if run.config.compile:
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.optimize_ddp = False  # it would cut the blocks at its buckets, of which they are parts
         for part in [model.patch_embeddings, *model.blocks] if isinstance(model, ViT) else [model.backbone]:
-            part.compile(dynamic=False)
+            part.compile(dynamic=None if run.device.type == "cpu" else False)
 
 
 def optimizer_figures(state: TrainState) -> dict[str, float]:
