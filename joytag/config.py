@@ -123,7 +123,7 @@ class RunSettings(Settings):
     loss: Loss = Loss()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
-    compile: bool = False  # stem and blocks by torch.compile; takes a minute at each image size; nothing gained on a CPU
+    compile: bool = False  # stem and blocks by torch.compile; takes a minute at each image size; no gain on a CPU
     threshold: float = Field(default=0.4, gt=0, lt=1)  # of a tag's score, in validation
     every: Every = Every()
     keep_last: PositiveInt = 3  # checkpoints
