@@ -23,14 +23,14 @@ test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/pytest
 
 check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
-	$(BIN)/pytest -m slow -s tests/test_finetune_case.py
+	$(BIN)/pytest -m slow -s tests/training/test_transfer_case.py
 
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
-	$(BIN)/pytest -m slow tests/test_synthetic.py tests/test_shards.py
+	$(BIN)/pytest -m slow tests/data_prep/test_synthetic.py tests/data_prep/test_shards.py
 
 test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes: a quarter of an hour
-	$(BIN)/pytest -m faults tests/test_faults.py
+	$(BIN)/pytest -m faults tests/training/test_faults.py
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
@@ -54,7 +54,7 @@ clean:  ## remove the environment, the embedded dataset and its run
 	touch $@
 
 $(RAW): | .venv/installed
-	$(BIN)/python -m data_prep.openmoji
+	$(BIN)/python -m data_prep.tools.openmoji
 
 $(DATA)/dataset.json: | $(RAW)
 	$(BIN)/python -m data_prep.build --config configs/data/openmoji.yaml

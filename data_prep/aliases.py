@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from data_prep import jsonlines, posts
+from data_prep.sources import json_reader, posts
 from data_prep.tags import resolve_aliases
 
 COLUMNS = ("antecedent_name", "consequent_name")
@@ -44,10 +44,10 @@ def read_aliases(path: Path) -> dict[str, str]:
 
 def _read_json(path: Path) -> list[tuple[str, str]]:
     pairs = []
-    for part in jsonlines.parts(path):
-        for line in jsonlines.read(part, _Alias):
+    for part in json_reader.parts(path):
+        for line in json_reader.read(part, _Alias):
             if line.row is None:
-                (number,) = jsonlines.line_numbers(path, [line.offset])
+                (number,) = json_reader.line_numbers(path, [line.offset])
                 raise ValueError(f"{path}: line {number}: {line.reason}; give one row a line, as mirrors have it")
             if line.row.status == "active" and line.row.antecedent_name and line.row.consequent_name:
                 pairs.append((line.row.antecedent_name, line.row.consequent_name))

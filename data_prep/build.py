@@ -19,14 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep import dataset, dedup, pictures, scan, shards, sources
+from data_prep import dataset, dedup, pictures, scan, shards
 from data_prep.config import BuildSettings, Copies, Source, TagPolicy
 from data_prep.pictures import Pictures
 from data_prep.shards import Backend
+from data_prep.sources import registry
 from data_prep.split import choose_validation
 from data_prep.tags import Policy, Rows, read_names, survey
-from joytag import records, settings
-from joytag.cli import Parser, command_line
+from joytag.core import settings
+from joytag.core.errors import Parser, command_line
+from joytag.data.dataset import read_description, write_text
 
 TOGETHER = 4  # chunks whose tags are settled at once
 FINGERPRINTS = "sources.json"  # in work/
@@ -38,22 +40,22 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     Raises ValueError, naming what is missing or wrong, before anything is overwritten.
     """
     output, work = Path(config.output), Path(config.output) / "work"
-    sources.check(config.sources, output)
+    registry.check(config.sources, output)
     blacklist = [*config.tags.blacklist, *(n for f in config.tags.blacklist_files for n in read_names(Path(f)))]
     keep = [] if config.tags.keep is None else kept_tags(Path(config.tags.keep))
-    fingerprints = [sources.fingerprint(source) for source in config.sources]
+    fingerprints = [registry.fingerprint(source) for source in config.sources]
     if (output / "dataset.json").exists():
         _check_same(output, config, fingerprints)
         print(f"{output} is up to date")
         return output
 
     shutil.rmtree(work / scan.UNFINISHED, ignore_errors=True)
-    parts = [sources.parts(source) for source in config.sources]
+    parts = [registry.parts(source) for source in config.sources]
     posts, listings, scans = [], [], []
     for source, its_parts, fingerprint in zip(config.sources, parts, fingerprints, strict=True):
         place = work / source.name
         posts.append(
-            shards.run(sources.read, its_parts, place / "posts", fingerprint, backend, f"{source.name}: posts")
+            shards.run(registry.read, its_parts, place / "posts", fingerprint, backend, f"{source.name}: posts")
         )
         listings.append(place / "pictures.parquet")
         pictures.write_listing(posts[-1], listings[-1])
@@ -64,7 +66,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
         raise ValueError("sources: not one picture can be used")
 
     keeper, group = merge_copies(found, scans, config.copies)
-    relations, refused = sources.relations(config.sources)
+    relations, refused = registry.relations(config.sources)
     policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated])
     raw = pictures.raw_tags([file for files in posts for file in files], found)
     rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
@@ -79,7 +81,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     dataset.write(output, content, [source.name for source in config.sources])
     ledger = dataset.Ledger(config.sources, list(zip(parts, posts, strict=True)), listings, scans, refused)
     counts = dataset.write_rejected(output, ledger, content, keeper, config.tags.min_tags)
-    records.write_text(work / FINGERPRINTS, json.dumps(fingerprints))
+    write_text(work / FINGERPRINTS, json.dumps(fingerprints))
     oddities = survey(relations.aliases, relations.implications, relations.categories)
     dataset.describe(output, config, counts, oddities)
     return output
@@ -96,7 +98,7 @@ def kept_tags(path: Path) -> list[str]:
 def _check_same(output: Path, config: BuildSettings, fingerprints: list[str]) -> None:
     """Raise ValueError when the dataset that is there is not what this config would build."""
     remedy = f"remove {output / 'dataset.json'} to build it anew (what was scanned is kept), or change `output:`"
-    if records.read_description(output).get("config") != config.model_dump():
+    if read_description(output).get("config") != config.model_dump():
         raise ValueError(f"{output}: holds a dataset of another config; {remedy}")
     path = output / "work" / FINGERPRINTS
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != fingerprints:
@@ -106,12 +108,12 @@ def _check_same(output: Path, config: BuildSettings, fingerprints: list[str]) ->
 def scan_all(source: Source, listing: Path, config: BuildSettings, directory: Path, backend: Backend) -> list[Path]:
     """Scan a source's pictures; the scan's files, in the listing's order."""
     store = scan.Store(Path(config.output), config.longest_side, config.format)
-    folder = sources.folder(source)
+    folder = registry.folder(source)
     identity = hashlib.sha256(repr((scan.VERSION, config.longest_side, config.format)).encode())
     for table in map(pq.ParquetFile(listing).read_row_group, range(pq.read_metadata(listing).num_row_groups)):
         identity.update(repr([table.column(name).to_pylist() for name in ("post_id", "path", "md5")]).encode())
     if source.kind != "danbooru2021":  # whose pictures are never replaced under their id
-        identity.update(sources.fingerprint(source).encode())
+        identity.update(registry.fingerprint(source).encode())
     parts = [scan.Part(listing, group, folder, store) for group in range(pq.read_metadata(listing).num_row_groups)]
     _forget_missing(parts, sorted(directory.glob("*.parquet")))
     return shards.run(scan.scan_part, parts, directory, identity.hexdigest(), backend, f"{source.name}: pictures")
@@ -242,7 +244,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     config = settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
     output = build(config, given.backend)
-    print(f"Look at it: .venv/bin/python -m data_prep.describe {output}")
+    print(f"Look at it: .venv/bin/python -m data_prep.tools.describe {output}")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data_prep.danbooru2021 import Images
 from data_prep.scan import Format
-from joytag.settings import Settings
+from data_prep.sources.danbooru2021 import Images
+from joytag.core.settings import Settings
 
 
 class Source(Settings):

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from data_prep import jsonlines, scan, sources
+from data_prep import scan
 from data_prep.config import BuildSettings, Source
 from data_prep.pictures import Pictures
+from data_prep.sources import json_reader, registry
 from data_prep.tags import Rows
-from joytag import records
+from joytag.data import dataset
 
 ROW_GROUP = 1 << 16
 LIBRARIES = ("duckdb", "imagehash", "numpy", "pillow", "pyarrow", "scipy")
@@ -58,10 +59,10 @@ class Ledger:
     """Where the stages wrote what they found: for each source the parts with their files of posts, listing, scan."""
 
     settings: Sequence[Source]
-    posts: Sequence[tuple[Sequence[sources.Part], Sequence[Path]]]
+    posts: Sequence[tuple[Sequence[registry.Part], Sequence[Path]]]
     listings: Sequence[Path]
     scans: Sequence[Sequence[Path]]
-    refused: Sequence[sources.Refused]
+    refused: Sequence[registry.Refused]
 
 
 def write(output: Path, content: Content, source_names: list[str]) -> None:
@@ -93,11 +94,11 @@ def write(output: Path, content: Content, source_names: list[str]) -> None:
             "count_by_source": counts.sum(axis=0).T[order].tolist(),
         }
     )
-    records.write_table(table, records.TAGS_SCHEMA, output / "tags.parquet")
-    records.write_text(output / "top_tags.txt", "\n".join(vocabulary[i] for i in order))
+    dataset.write_table(table, dataset.TAGS_SCHEMA, output / "tags.parquet")
+    dataset.write_text(output / "top_tags.txt", "\n".join(vocabulary[i] for i in order))
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
         tables = _split_tables(content, np.flatnonzero(chosen), index)
-        records.write_table(tables, records.POSTS_SCHEMA, output / f"{split}.parquet")
+        dataset.write_table(tables, dataset.POSTS_SCHEMA, output / f"{split}.parquet")
         print(f"{chosen.sum():>9,} pictures: {split}")
     print(f"{n_tags:>9,} tags")
 
@@ -131,7 +132,7 @@ def write_rejected(
     table = pa.concat_tables(tables).sort_by(
         [(name, "ascending") for name in ("source", "post_id", "file", "line", "path")]
     )
-    records.write_table(table, REJECTED, output / "rejected.parquet")
+    dataset.write_table(table, REJECTED, output / "rejected.parquet")
     reasons = Counter(zip(table.column("source").to_pylist(), table.column("reason").to_pylist(), strict=True))
     source = content.pictures.source[content.rows]
     counts: dict[str, dict[str, Any]] = {}
@@ -168,15 +169,15 @@ def _refused_rows(ledger: Ledger) -> pa.Table:
             gone[listed.column("row").to_numpy()[order[bounds[shard] : bounds[shard + 1]]]] = False
             for row in table.filter(gone).to_pylist():
                 reason = row["reason"] or "listed twice"
-                line = sources.lines(part), row["offset"]
+                line = registry.lines(part), row["offset"]
                 found.append((number, row["post_id"], row["path"], *line, reason, row["detail"]))
     for refused in ledger.refused:
         found.append((refused.source, None, None, refused.file, refused.offset, "bad row of tags", refused.detail))
     place: dict[tuple[Path, int], int] = {}
     for file in {row[3] for row in found if row[3] is not None}:
         offsets = sorted({row[4] for row in found if row[3] == file})
-        place |= {(file, o): n for o, n in zip(offsets, jsonlines.line_numbers(file, offsets), strict=True)}
-    folders = [sources.folder(source) for source in ledger.settings]
+        place |= {(file, o): n for o, n in zip(offsets, json_reader.line_numbers(file, offsets), strict=True)}
+    folders = [registry.folder(source) for source in ledger.settings]
     rows = [
         (s, i, path, f and f.relative_to(folders[s]).as_posix(), place.get((f, o)), reason, detail)
         for s, i, path, f, o, reason, detail in found
@@ -225,12 +226,12 @@ def describe(output: Path, config: BuildSettings, counts: dict[str, Any], odditi
         "counts": counts,
         "relations": oddities,
         "config": config.model_dump(),
-        "inputs": {source.name: sources.content_hashes(source) for source in config.sources},
+        "inputs": {source.name: registry.content_hashes(source) for source in config.sources},
         "outputs": {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in files},
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
     }
-    records.write_text(
-        output / records.CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    dataset.write_text(
+        output / dataset.CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
     )
-    records.write_description(output, description)
+    dataset.write_description(output, description)
     print(f"Dataset: {output}")

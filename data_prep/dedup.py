@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from joytag.cli import Parser, command_line, positive
+from joytag.core.errors import Parser, command_line, positive
 
 MIN_BITS = 8  # a pHash with fewer bits set, or unset, is that of a flat picture or a plain gradient
 EDGES = 4_000_000  # pairs of look-alikes that are kept before they are merged
@@ -133,13 +133,13 @@ def difference(some: np.ndarray, one: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """The command line."""
-    from data_prep import sheet  # here, since it stands above this module
+    from data_prep.tools import copies_sheet  # here, since it stands above this module
 
     parser = Parser(description="Show which pictures of a dataset count as copies, the doubtful ones first.")
     parser.add_argument("--report", type=Path, required=True, metavar="DIR", help="a dataset directory")
     parser.add_argument("--pairs", type=positive, default=60, help="to show (default: %(default)s)")
     given = parser.parse_args()
-    print(sheet.draw(given.report, given.pairs))
+    print(copies_sheet.draw(given.report, given.pairs))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import scipy.fft
 from PIL import Image
 
-from joytag import image, records
+from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
 VERSION = 1  # of what is found; another one scans again
@@ -94,13 +94,13 @@ def scan(path: Path, md5: str | None, store: Store) -> Scan:
     if md5 is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         return Scan("md5 differs from the metadata")
     try:
-        reduced = image.decode_reduced(data, store.longest, still=True, opaque=True)
+        reduced = images.decode_reduced(data, store.longest, still=True, opaque=True)
         if min(reduced.size) < MIN_SIDE:
             return Scan("too small", f"{reduced.size[0]}x{reduced.size[1]}")
         hashed = reduced_phash(reduced)
         if hashed is None:
-            hashed = phash(image.decode(data))
-    except image.ImageError as error:
+            hashed = phash(images.decode(data))
+    except images.ImageError as error:
         return Scan(error.kind, str(error))
     sha256 = hashlib.sha256(data).digest()
     copy = reduced.fit(store.longest)
@@ -115,7 +115,7 @@ def phash(picture: Image.Image) -> int:
     return int(str(imagehash.phash(picture)), 16)
 
 
-def reduced_phash(reduced: image.Reduced) -> int | None:
+def reduced_phash(reduced: images.Reduced) -> int | None:
     """The pHash of a picture decoded at a fraction of its size, or None if it might differ from the whole picture's.
 
     imagehash compares 64 coefficients of a 32x32 picture's cosine transform with their median. Decoding at
@@ -156,7 +156,7 @@ def encode(picture: Image.Image, format: Format, sha256: bytes) -> bytes:
 
 def _write(data: bytes, store: Store, sha256: bytes) -> None:
     """Write a copy whole or not at all."""
-    path = records.image_path(store.directory, sha256, extension(store.format))
+    path = dataset.image_path(store.directory, sha256, extension(store.format))
     unfinished = store.directory / "work" / UNFINISHED / f"{path.name}.{os.getpid()}"
     for file in (path, unfinished):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from data_prep import benchmark as preparation
-from joytag import benchmark, pace
-from joytag.cli import Parser, command_line, positive
+from data_prep.tools import benchmark as preparation
+from joytag.benchmarks import tagging
+from joytag.benchmarks.training import measure
+from joytag.core.errors import Parser, command_line, positive
 
 TRAINING = {
     "loader": "loading and augmenting pictures, against Pillow and torchvision",
@@ -15,7 +16,7 @@ TRAINING = {
     "all": "these, on a CPU without feed; also writes the rates that --dry-run of train.py reckons with",
 }
 
-OTHERS = dict(tag=benchmark.tag, metrics=benchmark.measuring, scan=preparation.scanning,
+OTHERS = dict(tag=tagging.tag, metrics=tagging.measuring, scan=preparation.scanning,
               formats=preparation.formats, metadata=preparation.metadata, groups=preparation.grouping)  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     subject = (given := vars(parser.parse_args())).pop("subject")
     if subject in TRAINING:
         copies = [] if subject in ("step", "optimizer") else preparation.copies_of_originals(32)
-        print(pace.measure(subject, copies, **given))
+        print(measure(subject, copies, **given))
     else:
         print(OTHERS[subject](**given))
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.aliases import read_aliases
-from joytag import compare_report, entrants, records
-from joytag.arena import assemble
-from joytag.cli import Parser, command_line, fraction, names
-from joytag.compare import compare
+from joytag.core.errors import Parser, command_line, fraction, names
+from joytag.data.dataset import Dataset
+from joytag.evaluation import contenders
+from joytag.evaluation.comparison import compare
+from joytag.evaluation.intersection import assemble
+from joytag.reports.comparison import tables, write
 
 
 def main() -> None:
@@ -28,19 +30,19 @@ def main() -> None:
     add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
     given = parser.parse_args()
 
-    entered = entrants.enter(given.taggers, given.threshold, given.device)
+    entered = contenders.enter(given.taggers, given.threshold, given.device)
     aliases = None if given.aliases is None else read_aliases(given.aliases)
-    dataset = None if given.data is None else records.Dataset.open(given.data)
-    found = [entrants.predict(one, dataset, given.output, given.device, given.precision) for one in entered]
+    dataset = None if given.data is None else Dataset.open(given.data)
+    found = [contenders.predict(one, dataset, given.output, given.device, given.precision) for one in entered]
     arena = assemble(entered, found, dataset, aliases)
     comparison = compare(arena.contenders, arena.labels, arena.tags, arena.facts)
-    compare_report.write(given.output, comparison)
+    write(given.output, comparison)
     for one in entered:
         print(f"{one.letter}: {one.name} ({one.kind}, {one.path})")
     print(
         f"{len(arena.labels.indices):,} labels of {len(arena.tags):,} common tags on {arena.labels.shape[0]:,} pictures"
     )
-    for table in compare_report.tables(comparison):
+    for table in tables(comparison):
         Console().print(table)
     print(f"Written: {given.output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")
 

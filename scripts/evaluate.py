@@ -4,9 +4,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from joytag import analysis, evaluate, groups, records, report
-from joytag.cli import Parser, command_line, fraction, positive
-from joytag.predictions import Predictions
+from joytag.core.errors import Parser, command_line, fraction, positive
+from joytag.data.dataset import SPLITS, Dataset
+from joytag.evaluation import analysis, runner, tag_groups
+from joytag.evaluation.predictions import Predictions
+from joytag.reports import evaluation
 
 
 def main() -> None:
@@ -19,7 +21,7 @@ def main() -> None:
         "dataset predicted, if it is still there)")  # fmt: skip
     add("--output", type=Path, help="where reports go, and predictions/ (default: the model's directory, or what "
         "holds the predictions)")  # fmt: skip
-    add("--split", default="validation", choices=records.SPLITS)
+    add("--split", default="validation", choices=SPLITS)
     add("--threshold", type=fraction, default=0.4, help="a tag is predicted above it (default: 0.4)")
     add("--groups", type=Path, metavar="FILE", help="YAML, {name: [tag, tag]}: groups of tags to compare")
     add("--batch-size", type=positive, default=64, help="pictures computed at once (default: 64)")
@@ -32,20 +34,20 @@ def main() -> None:
     if given.data is None and given.model is not None:
         raise ValueError("--model: needs --data, a dataset directory; see --help")
 
-    chosen = {} if given.groups is None else groups.read(given.groups)
-    dataset = None if given.data is None else records.Dataset.open(given.data)
+    chosen = {} if given.groups is None else tag_groups.read(given.groups)
+    dataset = None if given.data is None else Dataset.open(given.data)
     output = given.output or given.model or given.predictions.absolute().parent
     directory = given.predictions or output / "predictions"
     if dataset is not None and given.model is not None:
         computing = (given.split, given.batch_size, given.workers, given.device, given.precision)
-        if not evaluate.predict_release(directory, given.model, dataset, *computing):
+        if not runner.predict_release(directory, given.model, dataset, *computing):
             return  # the first process alone goes on
     predictions = Predictions.open(directory)
     if dataset is None:
-        dataset = evaluate.dataset_of(predictions)
+        dataset = runner.dataset_of(predictions)
     found = analysis.analyse(predictions, given.threshold, chosen)
-    report.write_reports(output, found, predictions, dataset)
-    Console().print(report.metrics_table(found))
+    evaluation.write_reports(output, found, predictions, dataset)
+    Console().print(evaluation.metrics_table(found))
     print(f"Written: {output / 'report.html'}, metrics.json, full-metrics.txt, per_tag.csv, thresholds.csv ...")
 
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from data_prep.build import BuildSettings, build
-from joytag import checkpoint, release, settings, train
-from joytag.cli import Exit, Parser, command_line
-from joytag.config import RunSettings
+from joytag.core import settings
+from joytag.core.errors import Exit, Parser, command_line
+from joytag.models import checkpoint, release
+from joytag.training import trainer
+from joytag.training.config import RunSettings
 
 
 def main() -> None:
@@ -31,9 +33,9 @@ def main() -> None:
     tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / "top_tags.txt")})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
     try:
-        train.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
+        trainer.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
     except Exit as end:
-        raise Exit(str(end).replace(train.GO_ON, "the same command goes on"), end.code) from None
+        raise Exit(str(end).replace(trainer.GO_ON, "the same command goes on"), end.code) from None
     print(f"Next: .venv/bin/python scripts/predict.py --model {given.output}/release PICTURES")
 
 

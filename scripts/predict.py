@@ -2,38 +2,38 @@
 
 from pathlib import Path
 
-from joytag import cli
-from joytag.captions import Captions, read_thresholds
-from joytag.folder import Job
-from joytag.tagger import Tagger
+from joytag.core import errors
+from joytag.tagging.captions import Captions, read_thresholds
+from joytag.tagging.folder import Job
+from joytag.tagging.tagger import Tagger
 
 
 def main() -> None:
     # fmt: off
-    parser = cli.Parser(description=__doc__, epilog="The flags are also understood as sd-scripts spells them.")
-    add, listed = parser.add_argument, {"type": cli.names, "action": "extend", "default": [], "metavar": "TAG,TAG"}
+    parser = errors.Parser(description=__doc__, epilog="The flags are also understood as sd-scripts spells them.")
+    add, listed = parser.add_argument, {"type": errors.names, "action": "extend", "default": [], "metavar": "TAG,TAG"}
     add("inputs", nargs="+", metavar="PATH", help="a picture, a folder, or a pattern such as 'art/*.png'")
     add("--model", required=True, help="a release or checkpoint directory, or a model's id on the Hugging Face hub")
     add("--recursive", action="store_true", help="also folders within the folders")
     add("--output", choices=("txt", "json", "jsonl", "csv", "print"), default="txt",
         help="a .txt or .json beside each picture (default: txt), one tags.jsonl or tags.csv, or print")
-    add("--threshold", "--thresh", type=cli.fraction, default=0.4, help="of a tag's score (default: 0.4)")
+    add("--threshold", "--thresh", type=errors.fraction, default=0.4, help="of a tag's score (default: 0.4)")
     add("--thresholds", type=Path, metavar="FILE", help='of single tags: thresholds.csv, or JSON {"1girl": 0.5}')
-    add("--max-tags", type=cli.positive, metavar="N", help="only the N best")
+    add("--max-tags", type=errors.positive, metavar="N", help="only the N best")
     add("--sort", choices=("score", "vocabulary"), default="score", help="order of the tags (default: score)")
     add("--underscores", choices=("keep", "space"), default="keep", help="space: 'blue hair', but ^_^ stays as it is")
     add("--remove_underscore", dest="underscores", action="store_const", const="space", help="--underscores space")
     add("--escape-parentheses", action="store_true", help=r"write \( and \), as prompts need them")
     add("--exclude", "--undesired_tags", **listed, help="tags to leave out")
     add("--always-first", "--always_first_tags", **listed, help="tags to put in front, where they are found")
-    add("--replace", "--tag_replacement", type=cli.replacements, action="extend", default=[], metavar="OLD=NEW",
+    add("--replace", "--tag_replacement", type=errors.replacements, action="extend", default=[], metavar="OLD=NEW",
         help="rename a tag (several times: several tags)")
-    add("--separator", "--caption_separator", type=cli.separator, default=", ", help="between tags (default: ', ')")
+    add("--separator", "--caption_separator", type=errors.separator, default=", ", help="between tags (default: ', ')")
     add("--extension", "--caption_extension", help="of the files beside the pictures (default: .txt or .json)")
     add("--append", "--append_tags", action="store_true", help="merge into the texts that are there")
     add("--overwrite", action="store_true", help="tag again what has tags, which is else left as it is")
-    add("--batch-size", "--batch_size", type=cli.batch_size, metavar="auto|N", help="pictures computed at once")
-    add("--workers", "--max_data_loader_n_workers", type=cli.positive, metavar="N", help="threads that decode ahead")
+    add("--batch-size", "--batch_size", type=errors.batch_size, metavar="auto|N", help="pictures computed at once")
+    add("--workers", "--max_data_loader_n_workers", type=errors.positive, metavar="N", help="threads that decode ahead")
     add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
     add("--precision", choices=("auto", "fp32", "fp16", "bf16", "int8"), default="auto", help="to compute in")
     add("--frequency_tags", action="store_true", help="count all tags in the end, not only the 20 commonest")
@@ -57,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.command_line(main)
+    errors.command_line(main)

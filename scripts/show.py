@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from joytag import checkpoint, image, records, report
-from joytag.cli import Parser, command_line, fraction, positive
-from joytag.tagger import Tagger
+from joytag.core.errors import Parser, command_line, fraction, positive
+from joytag.data import images
+from joytag.data.dataset import Dataset
+from joytag.models import checkpoint
+from joytag.reports import evaluation
+from joytag.tagging.tagger import Tagger
 
 
 def main() -> None:
@@ -18,7 +21,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=fraction, default=0.4)
     arguments = parser.parse_args()
 
-    dataset = records.Dataset.open(arguments.data)
+    dataset = Dataset.open(arguments.data)
     released = arguments.run / "release"
     model = released if released.is_dir() else checkpoint.newest(arguments.run / "checkpoints")
     if model is None:
@@ -27,11 +30,11 @@ def main() -> None:
     posts = dataset.posts("validation")
     rows = np.random.default_rng(arguments.seed).choice(len(posts), min(arguments.pictures, len(posts)), replace=False)
     paths = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]
-    pictures, labels = [image.decode(path) for path in paths], posts.labels(rows, len(dataset.tags))
+    pictures, labels = [images.decode(path) for path in paths], posts.labels(rows, len(dataset.tags))
     scores = np.stack([result.scores for result in tagger.stream(pictures)])
-    sheet = report.contact_sheet(pictures, labels, scores, tagger.tags, arguments.threshold)
+    sheet = evaluation.contact_sheet(pictures, labels, scores, tagger.tags, arguments.threshold)
     sheet.save(arguments.run / "contact-sheet.png")
-    report.plot_curves(arguments.run / "log.jsonl", arguments.run / "curves.png")
+    evaluation.plot_curves(arguments.run / "log.jsonl", arguments.run / "curves.png")
 
     if model != released:
         print(f"Drawn: {arguments.run}/contact-sheet.png, by the model of {model}, and {arguments.run}/curves.png")
@@ -39,7 +42,7 @@ def main() -> None:
     found = scores > arguments.threshold
     f1 = 2 * (found & labels).sum(axis=1) / np.maximum(1, found.sum(axis=1) + labels.sum(axis=1))
     print(f"""
-{report.summary(model / "metrics.json")}
+{evaluation.summary(model / "metrics.json")}
 
   {arguments.run}/release/report.html        how well it does, tag by tag and group by group: open it in a browser
   {arguments.run}/contact-sheet.png          validation pictures: tags right, wrong and missed

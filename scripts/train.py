@@ -1,8 +1,10 @@
 """Train a tagger, from scratch or from a checkpoint."""
 
-from joytag import plan, release, settings, train
-from joytag.cli import Parser, command_line
-from joytag.config import RunSettings
+from joytag.core import settings
+from joytag.core.errors import Parser, command_line
+from joytag.models import release
+from joytag.training import dry_run, trainer
+from joytag.training.config import RunSettings
 
 
 def main() -> None:
@@ -17,9 +19,9 @@ def main() -> None:
     if config.init_from is not None:
         config = config.fitted_to(release.read_config(release.locate(config.init_from)))
     if arguments.dry_run:
-        print(plan.describe(config))
+        print(dry_run.describe(config))
     else:
-        train.start(config, arguments.resume)
+        trainer.start(config, arguments.resume)
 
 
 if __name__ == "__main__":

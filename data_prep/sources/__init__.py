@@ -1,0 +1,1 @@
+"""Kinds of sources: where images and their tags come from."""

@@ -1,0 +1,52 @@
+"""A file of JSON lines, `{"path": "a/b.jpg", "tags": ["1girl", "long hair"]}`, to posts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pyarrow as pa
+
+from data_prep.sources import json_reader, posts
+from data_prep.sources.posts import Post
+
+
+class _Row(msgspec.Struct, gc=False):
+    path: str
+    tags: list[str] | str
+
+
+class Part(NamedTuple):
+    """A part of the file, and the folder that its paths start from."""
+
+    lines: json_reader.Part
+    root: Path
+
+
+def parts(file: Path) -> list[Part]:
+    """The file, cut up; its paths are relative to the folder where it lies."""
+    return [Part(lines, file.parent.resolve()) for lines in json_reader.parts(file)]
+
+
+def inputs(file: Path) -> list[Path]:
+    """The file."""
+    return [file]
+
+
+def read(part: Part) -> pa.Table:
+    """The posts of a part; their ids are derived from their paths."""
+    return posts.table(_post(line, part.root) for line in json_reader.read(part.lines, _Row))
+
+
+def _post(line: json_reader.Line[_Row], root: Path) -> Post:
+    row, offset = line.row, line.offset
+    if row is None:
+        return Post(offset=offset, reason="bad row", detail=line.reason)
+    if not posts.is_inside(row.path) or not row.path.isprintable():
+        return Post(offset=offset, reason="bad row", detail=f"path: {row.path[:80]!a} is not one below the file")
+    refused = Post(posts.path_id(row.path), row.path, offset=offset)
+    if not (root / row.path).resolve().is_relative_to(root):
+        return refused._replace(reason="link out of the folder")
+    names = posts.split(row.tags) if isinstance(row.tags, str) else posts.unique(row.tags)
+    return refused._replace(tags=" ".join(names))

@@ -1,0 +1,110 @@
+"""A dataset directory, ours or of the original JoyTag build, to posts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.sources import posts
+from data_prep.sources.posts import Post
+
+FILES = ("train.parquet", "validation.parquet")
+TYPES: dict[str, Callable[[pa.DataType], bool]] = {
+    "post_id": pa.types.is_integer,
+    "tags": lambda type_: pa.types.is_list(type_) and pa.types.is_integer(type_.value_type),
+    "hash": lambda type_: pa.types.is_binary(type_) or pa.types.is_fixed_size_binary(type_),
+}
+
+
+class Part(NamedTuple):
+    """A row group of one of a dataset's files."""
+
+    folder: Path
+    file: str
+    group: int
+
+
+def parts(folder: Path) -> list[Part]:
+    """The row groups of both splits. Raises ValueError when a file or a column is missing."""
+    _layout(folder)
+    found = []
+    for name in FILES:
+        try:
+            file = pq.ParquetFile(folder / name)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{folder / name}: cannot be read ({error}); a dataset directory has it") from None
+        schema = file.schema_arrow
+        for column, is_right in TYPES.items():
+            if column not in schema.names:
+                raise ValueError(f"{folder / name}: {column}: column missing")
+            if not is_right(schema.field(column).type):
+                raise ValueError(f"{folder / name}: {column}: {schema.field(column).type} is not what a dataset has")
+        found += [Part(folder, name, group) for group in range(file.num_row_groups)]
+    _tag_names(folder)
+    return found
+
+
+def inputs(folder: Path) -> list[Path]:
+    """The two splits and the list of tags."""
+    return [folder / name for name in (*FILES, "tags.parquet", "top_tags.txt") if (folder / name).exists()]
+
+
+def read(part: Part) -> pa.Table:
+    """The posts of a part. Ids are the dataset's own, unless it has several sources, where they are not unique."""
+    images, extension, many = _layout(part.folder)
+    names = np.array(_tag_names(part.folder), dtype=object)
+    group = pq.ParquetFile(part.folder / part.file).read_row_group(part.group)
+    ids, tags, hashes = (group.column(name).to_pylist() for name in ("post_id", "tags", "hash"))
+    rows = zip(ids, tags, hashes, strict=True)
+    return posts.table(_post(*row, names=names, images=images, extension=extension, many=many) for row in rows)
+
+
+def _post(
+    post_id: int | None,
+    tags: list[int] | None,
+    sha256: bytes | None,
+    *,
+    names: np.ndarray,
+    images: str,
+    extension: str,
+    many: bool,
+) -> Post:
+    if post_id is None or post_id < 0 or not isinstance(sha256, bytes) or len(sha256) != 32:
+        return Post(reason="bad row", detail=f"post_id {post_id}: no id, or a hash of another length than 32 bytes")
+    if tags is None or not all(tag is not None and 0 <= tag < len(names) for tag in tags):
+        return Post(post_id, reason="bad row", detail=f"tags: not all from 0 to {len(names) - 1}")
+    name = sha256.hex()
+    path = f"{images}{name[:2]}/{name[2:4]}/{name}.{extension}"
+    return Post(posts.path_id(name) if many else post_id, path, tags=" ".join(names[tags]))
+
+
+def _layout(folder: Path) -> tuple[str, str, bool]:
+    """Where the pictures lie, their extension, and whether they are from several sources."""
+    description = folder / "dataset.json"
+    if not description.exists():  # the original build
+        return "", "webp", False
+    try:
+        values = json.loads(description.read_text(encoding="utf-8"))
+        extension, sources = values["extension"], values["sources"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{description}: cannot be read ({error!r})") from None
+    if extension not in ("jpg", "webp"):
+        raise ValueError(f"{description}: extension: {extension!r}: a dataset without pictures is no source")
+    return "images/", extension, len(sources) > 1
+
+
+def _tag_names(folder: Path) -> list[str]:
+    """The name of each output. Raises ValueError when neither list of tags is there."""
+    table, text = folder / "tags.parquet", folder / "top_tags.txt"
+    try:
+        if table.exists():
+            return pq.read_table(table, columns=["name"]).column("name").to_pylist()
+        return text.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{text}: cannot be read ({error}); it names the tags by their numbers") from None

@@ -1,0 +1,1 @@
+"""What looks at datasets, makes corpora and measures the build."""

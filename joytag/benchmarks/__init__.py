@@ -1,0 +1,1 @@
+"""Cost, measured side by side with a plain reference."""

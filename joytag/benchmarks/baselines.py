@@ -1,0 +1,169 @@
+"""What speed is measured against, written plainly: a Pillow pipeline, an eager training step, a looped LAMB."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchvision.ops import StochasticDepth
+from torchvision.transforms import InterpolationMode, TrivialAugmentWide
+from torchvision.transforms.functional import normalize, to_tensor
+
+from joytag.data.images import MEAN, STD, WHITE
+from joytag.models.vit import ViTConfig, parse_stem, sine_positions
+
+
+def trivial_augment() -> TrivialAugmentWide:
+    """torchvision's, as the recipe has it: bilinear, white outside."""
+    return TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=list(WHITE))
+
+
+class PillowPictures(Dataset[Tensor]):
+    """Picture files, one at a time: decode, pad, resize, augment by torchvision, float tensor [3, size, size]."""
+
+    def __init__(self, paths: list[Path], size: int) -> None:
+        self.paths, self.size = paths, size
+        self.augment = trivial_augment()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        picture = Image.open(self.paths[index]).convert("RGB")
+        side = max(picture.size)
+        square = ImageOps.pad(picture, (side, side), color=WHITE)
+        augmented = self.augment(square.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return normalize(to_tensor(augmented), list(MEAN), list(STD))
+
+
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channels of a [B, C, Y, X] map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
+class EagerBlock(nn.Module):
+    """A transformer block with the parameters of `model.Block`."""
+
+    def __init__(self, config: ViTConfig, scale: float) -> None:
+        super().__init__()
+        width = config.d_model
+        self.num_heads = config.num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.ModuleDict(
+            {"linear1": nn.Linear(width, config.mlp_dim), "linear2": nn.Linear(config.mlp_dim, width)}
+        )
+        self.skip_init1 = nn.ParameterDict({"skip": nn.Parameter(torch.full((width,), scale))})
+        self.skip_init2 = nn.ParameterDict({"skip": nn.Parameter(torch.full((width,), scale))})
+        self.drop = StochasticDepth(config.stochdepth_rate, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        heads = [
+            part.view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+            for part in self.qkv_proj(self.norm1(x)).chunk(3, dim=-1)
+        ]
+        attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.drop(self.out_proj(attended) * self.skip_init1["skip"])
+        hidden = self.drop(F.gelu(self.mlp["linear1"](self.norm2(x))))
+        return x + self.drop(self.mlp["linear2"](hidden) * self.skip_init2["skip"])
+
+
+class EagerViT(nn.Module):
+    """The released model's architecture with the tensor names of `model.ViT`, its stem in planes (NCHW)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        assert config.cnn_stem is not None and config.use_sine, "the release has a stem and sine positions"
+        layers: list[nn.Module] = []
+        channels = 3
+        for kind, options in parse_stem(config.cnn_stem):
+            if kind == "conv":
+                layers.append(nn.Conv2d(channels, options["c"], options["k"], options["s"], options["p"]))
+                channels = options["c"]
+            else:
+                layers.append(LayerNorm2d(channels) if kind == "ln" else nn.ReLU())
+        self.config = config
+        self.patch_embeddings = nn.ModuleDict({"conv": nn.Sequential(*layers)})
+        self.blocks = nn.ModuleList(EagerBlock(config, 0.1) for _ in range(config.num_blocks))
+        self.norm, self.head = nn.LayerNorm(config.d_model), nn.Linear(config.d_model, config.n_tags)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embeddings["conv"](images)
+        positions = sine_positions(x.shape[2], x.shape[3], x.shape[1], x.device)
+        x = x.flatten(2).transpose(1, 2) + positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(dim=1))
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss with gamma 2, written out, times 128."""
+    p = torch.sigmoid(logits)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    p_t = p * labels + (1 - p) * (1 - labels)
+    return 128 * (cross_entropy * (1 - p_t) ** 2).mean()
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batches: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """A step on micro-batches of normalized float pictures and float labels.
+
+    In fp16 where the scaler is enabled, else in float32.
+    """
+    optimizer.zero_grad()
+    total = torch.zeros(())
+    for images, labels in batches:
+        with torch.autocast(images.device.type, torch.float16, enabled=scaler.is_enabled()):
+            logits = model(images)
+        loss = focal(logits.float(), labels) / len(batches)
+        scaler.scale(loss).backward()
+        total = total.to(loss.device) + loss.detach()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    return total
+
+
+class LoopedLamb(torch.optim.Optimizer):
+    """LAMB as timm has it (bias correction, decay inside the trust ratio), one tensor and one operation at a time."""
+
+    def __init__(self, parameters: Iterable[Any], lr: float, weight_decay: float = 0.05) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.steps += 1
+        first, second = 1 - 0.9**self.steps, 1 - 0.999**self.steps
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
+                m, v = state["m"], state["v"]
+                m.mul_(0.9).add_(p.grad, alpha=0.1)
+                v.mul_(0.999).addcmul_(p.grad, p.grad, value=0.001)
+                update = (m / first) / ((v.sqrt() / math.sqrt(second)) + 1e-6)
+                update = update + group["weight_decay"] * p
+                norm, length = p.norm(), update.norm()
+                ratio = torch.where((norm > 0) & (length > 0), norm / length, torch.ones_like(norm))
+                p.sub_(group["lr"] * ratio * update)

@@ -1,0 +1,1 @@
+"""Settings, errors, files, processes, devices: what knows nothing of images."""

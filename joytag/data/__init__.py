@@ -1,0 +1,1 @@
+"""A dataset directory to batches."""

@@ -1,0 +1,285 @@
+"""A dataset directory to batches, in an order that is a function of the position alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from joytag.core.distributed import Purpose, generator, keep_memory
+from joytag.core.errors import Exit
+from joytag.data import augment
+from joytag.data import dataset as records
+from joytag.data.images import ImageError, read_square
+
+Key = tuple[int, int]  # epoch, row of the split
+MAX_SUBSTITUTES = 100  # pictures that are tried one after the other
+PREFETCH = 2  # batches that each decoding process is ahead
+SHARED = Path("/dev/shm")  # where Linux has the memory that processes share
+
+
+class WorkerLost(Exit):
+    """A decoding process has died or hangs; one line that names it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures uint8 [B, 3, S, S] (channels last), labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
+
+    `bad` are the rows that were asked for but cannot be decoded, and why; `draws` the augmentation still to be done.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sources: Tensor
+    rows: Tensor
+    bad: list[tuple[int, str]]
+    draws: list[augment.Draws] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked memory (called by torch's DataLoader)."""
+        return replace(self, **{n: getattr(self, n).pin_memory() for n in ("images", "labels", "sources", "rows")})
+
+
+class Pictures(Dataset[Batch]):
+    """The pictures of a split at one size; asked for many (epoch, row) keys at once, it gives a Batch.
+
+    In training `draw`, (seed, stage), decides what is random: a picture is augmented as drawn from (seed, stage,
+    epoch, row), if that is wanted, and one that cannot be decoded is replaced by another, drawn likewise.
+    Otherwise such a picture is left out. What is `deferred`, the device is to do.
+    """
+
+    def __init__(
+        self,
+        dataset: records.Dataset,
+        split: str,
+        size: int,
+        draw: tuple[int, int] | None = None,
+        augmentation: str = "none",
+        deferred: bool = False,
+    ) -> None:
+        self.dataset, self.size, self.draw = dataset, size, draw
+        self.augmentation, self.deferred = augmentation, deferred
+        self.posts = dataset.posts(split)
+        self._buffers: list[Tensor] = []  # of a decoding process, the least recently used first
+
+    def __len__(self) -> int:
+        return len(self.posts)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | records.DatasetError:
+        # An error is returned, not raised, since torch would wrap it in a worker's whole traceback.
+        bad: list[tuple[int, str]] = []
+        found: list[int] = []
+        try:
+            pixels = self._memory(len(keys))
+            for key in keys:
+                found += self._read(key, pixels[len(found)], bad)
+        except records.DatasetError as error:
+            return error
+        rows = np.array(found, dtype=np.int64)
+        images = pixels[: len(rows)].permute(0, 3, 1, 2)
+        draws: list[augment.Draws] = []
+        if self.augmentation != "none":
+            assert self.draw is not None, "augmentation is for training"
+            places = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
+            draws = augment.draw(places, augment.SPACES[self.augmentation], self.size)
+        while draws and not self.deferred:
+            augment.apply(images, draws.pop(0))
+        return Batch(
+            images,
+            torch.from_numpy(self.posts.labels(rows, len(self.dataset.tags))),
+            torch.from_numpy(self.posts.sources[rows].astype(np.int64)),
+            torch.from_numpy(rows),
+            bad,
+            draws,
+        )
+
+    def _memory(self, pictures: int) -> Tensor:
+        """Room for so many pictures, uint8 [pictures, S, S, 3]; in a decoding process shared memory, used in turn.
+
+        Fresh shared memory would cost as much as a sixth of all the work. Of a process's batches, one is being made
+        and at most PREFETCH are waiting or in use; so what comes up again is no longer used.
+        """
+        shape = (pictures, self.size, self.size, 3)
+        if pictures == 0 or get_worker_info() is None:
+            return torch.empty(shape, dtype=torch.uint8)
+        buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
+        if len(buffer) < pictures:
+            buffer = torch.empty(shape, dtype=torch.uint8)
+            if SHARED.is_dir() and shutil.disk_usage(SHARED).free < buffer.nbytes:  # whose first use would be fatal
+                raise records.DatasetError(
+                    f"{SHARED}: no room for a batch of {buffer.nbytes / 1e6:.0f} MB; give the container more "
+                    "(docker run --shm-size 16g), or lower data.workers or micro_batch"
+                )
+            buffer.share_memory_()
+        self._buffers.append(buffer)
+        return buffer[:pictures]
+
+    def _read(self, key: Key, out: Tensor, bad: list[tuple[int, str]]) -> list[int]:
+        """Read a picture, or what stands for it; its row, none if nothing does. Bad ones are added to the list.
+
+        Raises DatasetError when there is no end to them.
+        """
+        row = key[1]
+        for attempt in range(MAX_SUBSTITUTES):
+            path = self.dataset.image_path(self.posts.hashes[row].tobytes())
+            try:
+                read_square(path, self.size, out)
+                return [row]
+            except ImageError as error:
+                bad.append((row, str(error)))
+            if self.draw is None:
+                return []
+            place = generator(Purpose.SUBSTITUTE, *self.draw, *key, attempt)
+            row = int(place.integers(len(self.posts)))
+        raise records.DatasetError(f"{bad[-1][1]}, and {MAX_SUBSTITUTES - 1} others neither; is the disk there?")
+
+
+def permutation(seed: int, stage: int, epoch: int, rows: int) -> np.ndarray:
+    """The order of the rows in an epoch, int64 [rows]."""
+    return generator(Purpose.ORDER, seed, stage, epoch).permutation(rows)
+
+
+def training_keys(
+    seed: int, stage: int, rows: int, start: int, global_batch: int, micro_batch: int, rank: int, world: int
+) -> Iterator[list[Key]]:
+    """This process's micro-batches of (epoch, row) keys, from position `start` of a stage on, without end.
+
+    Position n is row `permutation(n // rows)[n % rows]` of epoch n // rows; global batches run across
+    epochs' ends. Each process takes a contiguous share of every global batch, so that the global
+    batches are the same for any number of processes and any micro-batch.
+    """
+    share = global_batch // world
+    current, order = -1, np.empty(0, dtype=np.int64)
+    for first in count(start, global_batch):
+        for position in range(first + rank * share, first + (rank + 1) * share, micro_batch):
+            keys = []
+            for n in range(position, position + micro_batch):
+                epoch, index = divmod(n, rows)
+                if epoch != current:
+                    current, order = epoch, permutation(seed, stage, epoch, rows)
+                keys.append((epoch, int(order[index])))
+            yield keys
+
+
+def evaluation_keys(
+    rows: int, batch: int, rank: int = 0, world: int = 1, done: Collection[int] = ()
+) -> list[list[Key]]:
+    """This process's blocks of `batch` consecutive rows, dealt out in turn, without those whose number is `done`.
+
+    There are as many for each process, the last perhaps empty. A row's block, on which the rounding of its scores
+    depends, is the same for any number of processes.
+    """
+    blocks = [range(first, min(first + batch, rows)) for first in range(0, rows, batch) if first // batch not in done]
+    blocks += [range(0)] * (-len(blocks) % world)
+    return [[(0, row) for row in block] for block in blocks[rank::world]]
+
+
+def batches(
+    pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bool, timeout: int = 600
+) -> Generator[Batch]:
+    """Load batches in order, ahead of their use; each may be used until the next is asked for.
+
+    Raises DatasetError when no picture can be decoded at all, and what `worker_errors` translates when a decoding
+    process dies or has not delivered for `timeout` seconds.
+    """
+    loader = DataLoader(
+        pictures,
+        batch_sampler=_Once(keys),
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # it draws a seed when it starts, and must not take it from the model's
+    )
+    found = iter(loader)
+    while True:
+        with _alarm(timeout if workers else 0):
+            try:
+                batch = next(found, None)
+            except (ConnectionError, EOFError) as error:  # of a process that died as it was handing a batch over
+                time.sleep(1)  # in which torch, told of its death, raises an error that names it
+                raise RuntimeError(f"DataLoader worker has gone ({error})") from None
+        if batch is None:
+            return
+        if isinstance(batch, records.DatasetError):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    """Raise RuntimeError after so many seconds, if any; DataLoader's own time-out misses workers that hang half-way."""
+
+    def ring(*_: object) -> None:
+        raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring) if seconds else None
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if seconds:
+            signal.signal(signal.SIGALRM, before)
+
+
+def _start_worker(_: int) -> None:
+    """Leave signals to a whole process group, such as Ctrl-C, to the parent, which still has a step to finish."""
+    os.setpgid(0, 0)
+    keep_memory()
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise WorkerLost for torch's errors about decoding processes, which come at any time, not only in `batches`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(name in str(error) for name in ("DataLoader", "Pin memory thread")):
+            raise
+        left = active_children()
+        processes = ", ".join(str(process.pid) for process in left)
+        for process in left:  # one that hangs would be waited for at the end
+            process.kill()
+        raise WorkerLost(
+            f"{str(error).strip().splitlines()[0]} (decoding processes still there: {processes or 'none'}); "
+            "killed ones mostly lacked memory, those that hang a disk; lower data.workers, or data.workers=0 to see why"
+        ) from None
+
+
+def default_workers(device: torch.device) -> int:
+    """None on a CPU, which training keeps busy itself; else this process's share of the machine's cores, 16 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if device.type == "cpu" else max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+class _Once:
+    """A batch sampler over an iterator of key lists."""
+
+    def __init__(self, keys: Iterable[list[Key]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.keys)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

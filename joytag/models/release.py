@@ -1,0 +1,219 @@
+"""The release directory, `config.json` + `model.safetensors` + `top_tags.txt`, read and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from joytag.data import dataset
+from joytag.models.vit import Config, Model, TimmConfig, TimmModel, ViT, ViTConfig
+
+FILES = ("config.json", "model.safetensors", "top_tags.txt")
+OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
+OLD_OUTPUTS = 9  # very old heads end with 3 ratings and 6 scores
+LOSS_TYPES = {"focal": "focal2", "bce": "ce", "asymmetric": "asl"}
+MAX_TEXT = 16 * 2**20  # bytes of config.json or top_tags.txt
+CLASSES: dict[str, tuple[type[Config], type[Model]]] = {"ViT": (ViTConfig, ViT), "timm": (TimmConfig, TimmModel)}
+
+
+class ReleaseError(ValueError):
+    """A release directory that cannot be read: one line with the file, the field and the remedy."""
+
+
+def save(directory: Path, model: Model, tags: list[str], loss_type: str = "focal2") -> None:
+    """Write a model and its tag names as the release's existing loaders expect them, float32.
+
+    The weights come last, since their presence says that the directory is whole.
+    """
+    optional = {"layerscale_init", "head_mean_after", "cnn_stem", "patch_dropout"}
+    defaults = {field.name: field.default for field in dataclasses.fields(ViTConfig)} | {"cnn_stem": None}
+    config = {
+        key: value
+        for key, value in dataclasses.asdict(model.config).items()
+        if key not in optional or value != defaults[key]
+    }
+    kind = next(name for name, (_, cls) in CLASSES.items() if isinstance(model, cls))
+    text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
+    dataset.write_text(directory / "config.json", text + "\n")
+    dataset.write_text(directory / "top_tags.txt", "\n".join(tags))
+    state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
+    partial = directory / "model.safetensors.part"
+    save_file(state, partial)
+    shutil.copymode(directory / "config.json", partial)  # safetensors would leave it to its owner alone
+    partial.replace(directory / "model.safetensors")
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The directory of a release: one on disk, a run's, or that of a model on the Hugging Face hub, downloaded.
+
+    `source` is a path, or an id like `owner/name` when no such path exists. Raises ReleaseError when it is
+    neither, or when the hub cannot give it.
+    """
+    directory = Path(source)
+    if directory.is_dir():
+        finished = directory / "release"
+        return finished if (finished / FILES[0]).is_file() and not (directory / FILES[0]).exists() else directory
+    if directory.exists():
+        raise ReleaseError(f"{directory}: is a file; give the directory that holds {', '.join(FILES)}")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source), re.ASCII):
+        raise ReleaseError(f"{directory}: no such directory")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=[*FILES, OLD_WEIGHTS]))
+    except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ReleaseError(
+            f"{source}: no such directory, and the Hugging Face hub does not give it ({reason}); "
+            "download the release by other means and give its directory"
+        ) from None
+
+
+def load(directory: Path) -> tuple[Model, list[str]]:
+    """Read a model, float32 in evaluation mode on the CPU, and its tag names.
+
+    Raises ReleaseError when a file is missing, damaged or hostile, or when the three do not belong together.
+    Nothing is allocated for a model before the weights were found to fit it.
+    """
+    config, tags = read_config(directory), read_tags(directory)
+    if len(tags) != config.n_tags:
+        raise ReleaseError(
+            f"{directory / 'top_tags.txt'}: {len(tags)} tags, but config.json's n_tags is {config.n_tags}; "
+            "the files are of different releases"
+        )
+    path, state = _read_weights(directory)
+    blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    if (
+        isinstance(config, ViTConfig) and blocks != config.num_blocks
+    ):  # checked first, since a model of a billion blocks takes long to describe
+        raise ReleaseError(f"{path}: holds {blocks} blocks, but config.json's num_blocks is {config.num_blocks}")
+    for name in ("head.weight", "head.bias"):
+        if name in state and len(state[name]) == config.n_tags + OLD_OUTPUTS:
+            state[name] = state[name][: config.n_tags]
+    try:
+        with torch.device("meta"):
+            model: Model = config.build()
+    except (RuntimeError, ValueError) as error:  # sizes beyond what integers count
+        raise ReleaseError(f"{directory / 'config.json'}: describes no model ({str(error).splitlines()[0]})") from None
+    _check(path, state, model.state_dict())
+    if isinstance(model, TimmModel):  # some of its buffers are not in the file
+        model = model.config.build()
+    model.load_state_dict({name: _as_published(value).clone() for name, value in state.items()}, assign=True)
+    return model.eval(), tags
+
+
+def read_tags(directory: Path) -> list[str]:
+    """The tag names, output by output. Raises ReleaseError when `top_tags.txt` is missing or no list of names."""
+    path = directory / "top_tags.txt"
+    tags = [tag.strip() for tag in _read_text(path).split("\n") if tag.strip()]
+    seen: set[str] = set()
+    for tag in tags:
+        if tag in seen:
+            raise ReleaseError(f"{path}: {tag}: given twice")
+        seen.add(tag)
+    return tags
+
+
+def read_config(directory: Path) -> Config:
+    """The architecture in `config.json`. Raises ReleaseError naming the key that is missing, unknown or wrong."""
+    path = directory / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ReleaseError(f"{path}: not valid JSON ({error})") from None
+    kind = values.pop("class", None) if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise ReleaseError(f"{path}: class: not {' or '.join(CLASSES)}")
+    values.pop("loss_type", None)
+    config, _ = CLASSES[kind]
+    fields = dataclasses.fields(config)
+    for key in sorted(values.keys() - {field.name for field in fields}):
+        raise ReleaseError(f"{path}: {key}: unknown key")
+    required = {field.name for field in fields if field.default is dataclasses.MISSING} | {"image_size"}
+    for key in sorted(required - values.keys()):
+        raise ReleaseError(f"{path}: {key}: missing")
+    try:
+        if config is ViTConfig:
+            values.setdefault("cnn_stem", None)
+        return TypeAdapter(config).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        if problem["type"] == "value_error":
+            raise ReleaseError(f"{path}: {problem['ctx']['error']}") from None
+        place = ".".join(map(str, problem["loc"]))
+        raise ReleaseError(f"{path}: {place}: {problem['msg']} (given: {problem['input']!r:.40})") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TEXT:
+            raise ReleaseError(f"{path}: larger than {MAX_TEXT // 2**20} MB; this is no part of a release")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ReleaseError(f"{path}: missing; a release holds {', '.join(FILES)}") from None
+    except UnicodeDecodeError:
+        raise ReleaseError(f"{path}: not UTF-8 text; copy the file again") from None
+
+
+def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The tensors by their published names, and the file that they are from."""
+    path, old = directory / "model.safetensors", directory / OLD_WEIGHTS
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(20) == b"version https://git-":
+                    raise ReleaseError(f"{path}: is a Git LFS pointer, not the weights; run git lfs pull")
+            return path, load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ReleaseError(f"{path}: damaged or cut short ({error}); copy the file again") from None
+    if not old.is_file():
+        raise ReleaseError(f"{path}: missing; a release holds {', '.join(FILES)}")
+    try:
+        path, content = old, torch.load(old, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle makes its reader raise whatever it likes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ReleaseError(f"{old}: damaged, or holds more than weights ({reason})") from None
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise ReleaseError(f"{path}: holds no weights by name")
+    for prefix in ("module.", "_orig_mod."):  # of models saved as DistributedDataParallel or compiled
+        if content and all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return path, content
+
+
+def _check(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise ReleaseError at the first tensor that is missing, unexpected, of another shape or type, or not finite."""
+    for name in sorted(expected.keys() - state.keys()):
+        raise ReleaseError(f"{path}: tensor {name} is missing, which config.json's model has")
+    for name in sorted(state.keys() - expected.keys()):
+        raise ReleaseError(f"{path}: tensor {name} is unexpected, config.json's model has none")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise ReleaseError(
+                f"{path}: tensor {name} has shape {list(value.shape)}, but config.json asks for "
+                f"{list(expected[name].shape)}"
+            )
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise ReleaseError(f"{path}: tensor {name} holds {value.dtype}, not {expected[name].dtype}")
+        if not torch.isfinite(value).all():
+            raise ReleaseError(f"{path}: tensor {name} holds NaN or infinity; the training had diverged")
+
+
+def _as_published(value: Tensor) -> Tensor:
+    """Floating-point numbers as float32; BatchNorm's counters stay integers."""
+    return value.float() if value.is_floating_point() else value

@@ -1,0 +1,368 @@
+"""Folders of pictures to tags on disk: which pictures, where their tags go, and what was done before."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from joytag.data import dataset, images
+from joytag.tagging.captions import Captions
+from joytag.tagging.tagger import Result, Tagger
+
+FAILED = "failed.jsonl"
+
+
+def find(inputs: Sequence[str], recursive: bool = False) -> list[Path]:
+    """The pictures that files, folders and glob patterns name, each once, in the order given.
+
+    Raises ValueError when there is none, or when one of the inputs names nothing.
+    """
+    found: dict[Path, Path] = {}
+    for given in inputs:
+        matches = sorted(glob.iglob(given, recursive=True))  # noqa: PTH207, Path.glob takes no absolute patterns
+        if not matches and not os.path.lexists(given):
+            raise ValueError(f"{given}: no such file or folder")
+        for match in [given] if os.path.lexists(given) else matches:
+            for path in images.find(Path(match), recursive):
+                found.setdefault(path.absolute(), path)
+    if not found:
+        deeper = "" if recursive or not any(images.find(Path(given)) for given in inputs) else "; add --recursive"
+        raise ValueError(f"{inputs[0]}: no pictures here ({', '.join(images.SUFFIXES)}){deeper}")
+    return list(found.values())
+
+
+def common_folder(inputs: Sequence[str], pictures: Sequence[Path]) -> Path:
+    """Where files about all pictures go: the one folder that was given, or the closest above all pictures."""
+    if len(inputs) == 1 and Path(inputs[0]).is_dir():
+        return Path(inputs[0])
+    return Path(os.path.commonpath([path.parent.absolute() for path in pictures]))
+
+
+class Output(Protocol):
+    """Somewhere for tags to go."""
+
+    def pending(self, pictures: Sequence[Path]) -> list[Path]:
+        """The pictures that still need tagging. Raises ValueError before anything is written in vain."""
+
+    def write(self, picture: Path, names: dict[str, float]) -> str:
+        """Keep a picture's names with their scores; says why that is impossible, or nothing."""
+
+    def finish(self) -> None:
+        """All pictures are done; also called when they were done before."""
+
+
+@dataclass
+class Sidecars:
+    """A file beside each picture: names in a text, or with `scores` JSON's `{"tags": {name: score}}`.
+
+    A picture that has one is done, unless `overwrite`; `append` merges into texts, and repeats without harm.
+    Raises ValueError for an extension that could be a picture's.
+    """
+
+    extension: str
+    captions: Captions
+    scores: bool = False
+    append: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        name = self.extension.removeprefix(".")
+        if not name or not name.replace("-", "").replace("_", "").isalnum() or f".{name}".lower() in images.SUFFIXES:
+            raise ValueError(f"--extension {self.extension}: give one like .txt, not a picture's")
+        self.extension = f".{name}"
+
+    def pending(self, pictures: Sequence[Path]) -> list[Path]:
+        """See Output. Pictures that would share a sidecar are named in the error."""
+        owners: dict[str, Path] = {}
+        shared = []
+        for picture in pictures:
+            first = owners.setdefault(os.path.normcase(self.path(picture).absolute()), picture)
+            if first != picture:
+                shared.append(f"{first} and {picture.name}")
+        if shared:
+            more = f" (and {len(shared) - 3} more)" if len(shared) > 3 else ""
+            raise ValueError(
+                f"{'; '.join(shared[:3])}{more}: would share one {self.extension} file; rename one, "
+                "or use --output jsonl or csv"
+            )
+        if self.append or self.overwrite:
+            return list(pictures)
+        return [picture for picture in pictures if not self.path(picture).exists()]
+
+    def __str__(self) -> str:
+        return f"{'merged into' if self.append else 'into'} a {self.extension} file beside each"
+
+    def path(self, picture: Path) -> Path:
+        """A picture's sidecar."""
+        return picture.with_suffix(self.extension)
+
+    def write(self, picture: Path, names: dict[str, float]) -> str:
+        """See Output. Impossible is to merge into what is no text."""
+        path = self.path(picture)
+        if self.scores:
+            dataset.write_text(path, json.dumps({"tags": _rounded(names)}, indent=1) + "\n")
+            return ""
+        chosen = list(names)
+        if self.append and path.exists():
+            try:
+                chosen = self.captions.merge(path.read_text(encoding="utf-8-sig"), names)
+            except UnicodeDecodeError:
+                return f"{path}: not UTF-8 text; save it as UTF-8"
+        dataset.write_text(path, self.captions.separator.join(chosen))
+        return ""
+
+    def finish(self) -> None:
+        """See Output."""
+
+
+class Table:
+    """One file for all pictures, `tags.jsonl` or `tags.csv`, with paths relative to its folder.
+
+    Rows gather in a hidden file of JSON lines, from which an interrupted run goes on; the table appears when
+    it is whole. Pictures of an earlier table are done, unless `overwrite`.
+    """
+
+    def __init__(self, path: Path, captions: Captions, overwrite: bool = False) -> None:
+        self.path, self.captions, self.overwrite = path, captions, overwrite
+        self.rows = path.with_name(f".{path.name}.part")
+        self._file: io.TextIOWrapper | None = None
+
+    def __str__(self) -> str:
+        return f"into {self.path}"
+
+    def pending(self, pictures: Sequence[Path]) -> list[Path]:
+        """See Output."""
+        done = {row["file_name"] for row in self._read()}
+        return [picture for picture in pictures if self._name(picture) not in done]
+
+    def write(self, picture: Path, names: dict[str, float]) -> str:
+        """See Output."""
+        if self._file is None:
+            before = "".join(json.dumps(row) + "\n" for row in self._read())
+            dataset.write_text(self.rows, before)  # without a last line that was cut short
+            self._file = self.rows.open("a", encoding="utf-8")
+        row = {
+            "file_name": self._name(picture),
+            "text": self.captions.separator.join(names),
+            "tags": _rounded(names),
+        }
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        return ""
+
+    def finish(self) -> None:
+        """See Output."""
+        if self._file is not None:
+            self._file.close()
+        if not self.rows.exists():
+            return
+        if self.path.suffix == ".jsonl":
+            self.rows.replace(self.path)
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["file_name", "text"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self._read())
+        # A name that is no UTF-8 is written with escapes, as everywhere in the terminal.
+        dataset.write_text(self.path, text.getvalue().encode("utf-8", "backslashreplace").decode())
+        self.rows.unlink()
+
+    def _name(self, picture: Path) -> str:
+        return relative(picture, self.path.parent)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """The rows of an interrupted run, else of the table."""
+        source = self.rows if self.rows.exists() else self.path
+        if (self.overwrite and source == self.path) or not source.exists():
+            return
+        try:
+            with source.open(encoding="utf-8", newline="") as file:
+                if source.suffix == ".csv":
+                    yield from csv.DictReader(file)
+                    return
+                for line in file:
+                    if line.endswith("\n"):
+                        yield json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            raise ValueError(f"{source}: damaged ({error}); remove it, or add --overwrite") from None
+
+
+class Printer:
+    """Standard output: each picture's path, then its tags with their scores."""
+
+    def __str__(self) -> str:
+        return "onto the terminal"
+
+    def pending(self, pictures: Sequence[Path]) -> list[Path]:
+        """See Output."""
+        return list(pictures)
+
+    def write(self, picture: Path, names: dict[str, float]) -> str:
+        """See Output."""
+        print(picture)
+        for name, score in names.items():
+            print(f"  {score:.3f}  {name}")
+        return ""
+
+    def finish(self) -> None:
+        """See Output."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Pictures to tag: all that were named, those that still need it, and where the tags go."""
+
+    folder: Path
+    pictures: list[Path]
+    pending: list[Path]
+    output: Output
+    captions: Captions
+
+    @classmethod
+    def plan(
+        cls,
+        inputs: Sequence[str],
+        recursive: bool,
+        kind: str,
+        captions: Captions,
+        extension: str | None = None,
+        append: bool = False,
+        overwrite: bool = False,
+    ) -> Job:
+        """Find the pictures, and what is done already, for `kind` txt, json, jsonl, csv or print; write nothing.
+
+        Raises ValueError when there are no pictures, when two would share a sidecar, or when the options
+        contradict one another.
+        """
+        if append and (overwrite or kind != "txt"):
+            raise ValueError("--append: goes with --output txt, and not with --overwrite")
+        if extension and kind not in ("txt", "json"):
+            raise ValueError(f"--extension: goes with --output txt or json, not with {kind}")
+        pictures = find(inputs, recursive)
+        folder = common_folder(inputs, pictures)
+        output: Output = Printer()
+        if kind in ("txt", "json"):
+            output = Sidecars(extension or kind, captions, kind == "json", append, overwrite)
+        elif kind in ("jsonl", "csv"):
+            output = Table(folder / f"tags.{kind}", captions, overwrite)
+        return cls(folder, pictures, output.pending(pictures), output, captions)
+
+    def __str__(self) -> str:
+        done = len(self.pictures) - len(self.pending)
+        return (
+            f"{self.folder}: {len(self.pictures):,} pictures"
+            + (f", {done:,} of them done (--overwrite tags them again)" if done else "")
+            + f"; {len(self.pending):,} to tag, {self.output}"
+        )
+
+    def run(
+        self,
+        tagger: Tagger,
+        threshold: float | np.ndarray,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        most: int | None = 20,
+    ) -> None:
+        """Tag what is pending, show how far it is, and print a summary with the `most` commonest tags (None: all).
+
+        Pictures that cannot be used are listed in `failed.jsonl`, also when this is interrupted. Raises ValueError
+        with the first reason when not a single picture could be used, now or before.
+        """
+        places = {tag: place for place, tag in enumerate(tagger.tags)}
+        failed: dict[Path, str] = {}
+        counts: Counter[str] = Counter()
+        start = time.perf_counter()
+        results = tagger.stream(self.pending, threshold, batch_size, workers)
+        try:
+            for picture, result in zip(self.pending, progress(results, len(self.pending)), strict=True):
+                names = self.captions.choose(result.tags, places)
+                error = result.error or self.output.write(picture, names)
+                if error:
+                    failed[picture] = error.removeprefix(f"{picture}: ")
+                else:
+                    counts.update(names.keys())
+        finally:
+            results.close()
+            if not isinstance(self.output, Printer):
+                write_failed(self.folder, self.pictures, failed)
+        self.output.finish()
+        self._summarize(failed, counts, time.perf_counter() - start, most)
+
+    def _summarize(self, failed: dict[Path, str], counts: Counter[str], seconds: float, most: int | None) -> None:
+        tagged = len(self.pending) - len(failed)
+        if failed:
+            picture, reason = next(iter(failed.items()))
+            more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
+            if len(failed) == len(self.pictures):
+                raise ValueError(f"{picture}: {reason}{more}")
+            print(f"Not tagged: {picture}: {reason}{more}", file=sys.stderr)
+        if isinstance(self.output, Printer):
+            return
+        print(f"{tagged:,} pictures tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
+        if failed:
+            print(f"{len(failed):,} not tagged, listed in {self.folder / FAILED}")
+        for name, count in counts.most_common(most):
+            print(f"{count:>9,}  {name}")
+
+
+def write_failed(folder: Path, pictures: Iterable[Path], failed: dict[Path, str]) -> None:
+    """List those of `pictures` that could not be used in `failed.jsonl`, beside what it says about others that exist.
+
+    There is no such file when there is nothing to say.
+    """
+    path, known = folder / FAILED, {"", *(relative(picture, folder) for picture in pictures)}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    others = [line for line in lines if (name := _file_name(line)) not in known and (folder / name).exists()]
+    rows = [{"file_name": relative(picture, folder), "reason": reason} for picture, reason in failed.items()]
+    text = "".join(f"{line}\n" for line in [*others, *map(json.dumps, rows)])
+    if text:
+        dataset.write_text(path, text)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def relative(picture: Path, folder: Path) -> str:
+    """A picture's path seen from a folder, with forward slashes."""
+    return Path(os.path.relpath(picture, folder)).as_posix()
+
+
+def _file_name(line: str) -> str:
+    try:
+        return str(json.loads(line)["file_name"])
+    except (ValueError, TypeError, KeyError):
+        return ""
+
+
+def _rounded(names: dict[str, float]) -> dict[str, float]:
+    return {name: round(score, 4) for name, score in names.items()}
+
+
+def progress(results: Iterable[Result], total: int) -> Iterator[Result]:
+    """The results as they come, with a bar, pictures a second and the time left, if people watch."""
+    columns = (
+        TextColumn("Tag"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} pictures/s"),
+        TimeRemainingColumn(),
+    )
+    start = time.perf_counter()
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total, rate=0.0)
+        for done, result in enumerate(results, start=1):
+            yield result
+            bar.update(task, completed=done, rate=done / (time.perf_counter() - start))

@@ -1,0 +1,217 @@
+"""`Tagger`: a release directory and pictures to tags."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from joytag.core import distributed
+from joytag.data import images
+from joytag.evaluation.runner import predict
+from joytag.models import int8, release
+from joytag.models.vit import Model
+
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+# Tokens (patches) of a batch. A CPU gains nothing from batches larger than its caches.
+BATCH_TOKENS = {"cpu": 1_024, "mps": 8_192, "cuda": 32_768}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a tagger sees in a picture.
+
+    `tags` maps names to scores, of the tags above the threshold, best first. `scores` holds all, float32 [N]
+    in [0, 1], in the order of `Tagger.tags`. If the picture could not be used, `error` says why, and the
+    others are empty.
+    """
+
+    tags: dict[str, float] = field(default_factory=dict)
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    error: str = ""
+
+
+class Tagger:
+    """A model with its tag names, ready for pictures: paths, encoded bytes, PIL images or uint8 [height, width, 3].
+
+    tagger = Tagger.load("runs/openmoji/release")
+    for tag, score in tagger("picture.jpg").tags.items():
+        print(tag, score)
+
+    `tags` are the names of the outputs, `device` and `precision` (fp32, fp16, bf16 or int8) how it computes.
+    """
+
+    def __init__(self, model: Model, tags: list[str], device: torch.device, precision: str) -> None:
+        self.tags, self.device, self.precision = tags, device, precision
+        self.size = model.config.image_size
+        tokens = (self.size // model.config.patch_size) ** 2
+        # Pictures computed at once; see `quantize` for why there is one in int8.
+        self.batch_size = 1 if precision == "int8" else max(1, BATCH_TOKENS[device.type] // tokens)
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # as the stem computes
+        self._at_once = sys.maxsize
+        self._dtype = (
+            torch.float32 if precision == "int8" else distributed.pick_dtype(precision, device, int8.width(model))
+        )
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Tagger:
+        """Read a release directory, a checkpoint, or a model of the Hugging Face hub by its id.
+
+        Precision `auto` is fp16 on CUDA and float32 on MPS. On a CPU it is bf16 with AMX, else int8 with
+        VNNI if the model is large enough to gain from it, else float32. Raises ReleaseError when there is no
+        sound model, ValueError for a device or precision that this machine lacks.
+        """
+        chosen = distributed.pick_device(device)
+        model, tags = release.load(release.locate(source))
+        precision = pick_precision(precision, chosen, int8.width(model))
+        return cls(int8.quantize(model) if precision == "int8" else model, tags, chosen, precision)
+
+    def __str__(self) -> str:
+        return f"{self.precision} on {self.device}, batches of {self.batch_size}"
+
+    def __call__(self, picture: Picture, threshold: float | np.ndarray = 0.4) -> Result:
+        """Tag one picture. `threshold` is one number, or one a tag, [N]. Raises ImageError when it cannot be used."""
+        return self._result(self._predict(prepare(picture, self.size)[None])[0], threshold)
+
+    def stream(
+        self,
+        pictures: Iterable[Picture],
+        threshold: float | np.ndarray = 0.4,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> Generator[Result]:
+        """Tag many pictures: a result for each, in order; of those that cannot be used, with `error`.
+
+        `workers` threads read ahead. On a CPU each of them also computes, one batch at a time, which keeps the
+        cores busier than sharing each product among them. Batches are filled up to `batch_size`, so that a
+        picture's scores depend on what else there is to tag by rounding alone; in int8, not at all.
+        """
+        size = self.batch_size if batch_size is None or self.precision == "int8" else batch_size
+        if self.device.type != "cpu":
+            workers = workers or max(1, min(16, os.cpu_count() or 1))
+            for group in batches(read_ahead(self._read, pictures, workers, 2 * max(size, workers)), size):
+                yield from self._results(group, size, threshold)
+            return
+
+        def tag(group: list[Picture]) -> list[Result]:
+            return self._results([self._read(picture) for picture in group], size, threshold)
+
+        threads = torch.get_num_threads()
+        workers = workers or min(16, threads)
+        each = partial(torch.set_num_threads, max(1, threads // workers))
+        try:
+            for results in read_ahead(tag, batches(pictures, size), workers, 2 * workers, each):
+                yield from results
+        finally:
+            torch.set_num_threads(threads)
+
+    def _read(self, picture: Picture) -> np.ndarray | str:
+        """The model's input, or why there is none."""
+        try:
+            return prepare(picture, self.size)
+        except images.ImageError as error:
+            return str(error)
+
+    def _results(self, arrays: list[np.ndarray | str], size: int, threshold: float | np.ndarray) -> list[Result]:
+        batch = np.zeros((size, 3, self.size, self.size), dtype=np.uint8)
+        good = [array for array in arrays if not isinstance(array, str)]
+        if good:
+            batch[: len(good)] = good
+        scores = iter(self._predict(batch) if good else ())
+        return [
+            Result(error=array) if isinstance(array, str) else self._result(next(scores), threshold) for array in arrays
+        ]
+
+    def _predict(self, batch: np.ndarray) -> np.ndarray:
+        """Scores, float32 [B, N], of uint8 [B, 3, S, S]; in smaller parts from when the memory did not do."""
+        while True:
+            parts = torch.from_numpy(batch).split(min(self._at_once, len(batch)))
+            try:
+                logits = [predict(self.model, part, self.device, self._dtype) for part in parts]
+                return torch.cat([part.sigmoid().cpu() for part in logits]).numpy()
+            except torch.OutOfMemoryError:
+                if len(parts[0]) == 1:
+                    raise ValueError(f"{self.device}: too little memory for a single picture; use the cpu") from None
+                self._at_once = len(parts[0]) // 2
+                warnings.warn(f"{self.device} is out of memory; {self._at_once} at once from here on", stacklevel=2)
+
+    def _result(self, scores: np.ndarray, threshold: float | np.ndarray) -> Result:
+        above = np.flatnonzero(scores > threshold)
+        above = above[np.argsort(-scores[above], kind="stable")]
+        return Result({self.tags[i]: float(scores[i]) for i in above}, scores)
+
+
+def prepare(picture: Picture, size: int) -> np.ndarray:
+    """A picture to the model's input, uint8 [3, size, size], resized bicubically. Raises ImageError."""
+    if isinstance(picture, np.ndarray):
+        if (
+            picture.dtype != np.uint8
+            or not picture.size
+            or picture.ndim < 2
+            or picture.shape[2:] not in ((), (3,), (4,))
+        ):
+            raise images.ImageError(
+                f"array of {picture.dtype} {picture.shape}: not uint8 [height, width, 3]", "not a picture"
+            )
+        picture = Image.fromarray(picture)
+    if isinstance(picture, Image.Image):
+        picture = images.on_white(ImageOps.exif_transpose(picture))
+    else:
+        picture = images.decode(picture)
+    return images.to_array(images.square(picture, size, Image.Resampling.BICUBIC))
+
+
+def pick_precision(precision: str, device: torch.device, width: int) -> str:
+    """What a tagger computes in; see `Tagger.load`. Raises ValueError when the machine or the model cannot."""
+    if precision == "int8" and not width:
+        raise ValueError("precision int8: not for a backbone of timm; use auto")
+    if precision == "int8" and (device.type != "cpu" or not int8.supported()):
+        raise ValueError(f"precision int8: needs a CPU with VNNI, not {device}; use auto")
+    if precision != "auto":
+        return precision
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+    if device.type == "cpu" and width >= distributed.WIDE and int8.supported() and not distributed.has_amx():
+        return "int8"
+    return names[distributed.pick_dtype("auto", device, width)]
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one perhaps shorter."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def read_ahead(
+    read: Callable[[Item], Value],
+    items: Iterable[Item],
+    workers: int,
+    depth: int,
+    initializer: Callable[[], None] | None = None,
+) -> Iterator[Value]:
+    """`map(read, items)` on `workers` threads, in order, with at most `depth` values waiting."""
+    pool = ThreadPoolExecutor(workers, initializer=initializer)
+    try:
+        waiting: deque[Future[Value]] = deque()
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,1 @@
+"""A config to a trained model."""

@@ -1,0 +1,51 @@
+"""Signals are kept until somebody asks."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from joytag.core.signals import Interrupts
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_a_signal_is_noted_as_its_exit_code(number, code):
+    before = signal.getsignal(number)
+    with Interrupts() as interrupts:
+        assert interrupts.code == 0
+        os.kill(os.getpid(), number)
+        assert interrupts.code == code
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_ctrl_c_ends_the_process_at_once():
+    program = """
+import os, signal
+from joytag.core.signals import Interrupts
+with Interrupts():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still there", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("too late", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == -signal.SIGINT and done.stdout == "still there\n"
+
+
+def test_a_signal_ends_the_process_at_once_when_there_is_nothing_to_wait_for():
+    program = """
+import os, signal
+from joytag.core.signals import Interrupts
+with Interrupts(hopeless=lambda: True):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("too late", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 75 and not done.stdout

@@ -1,0 +1,302 @@
+"""Pictures of every kind become upright RGB squares on white, and bad files are refused quickly."""
+
+import io
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from joytag.data import images
+from joytag.data.images import ImageError
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
+ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")
+
+
+def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int = 24, height: int = 16, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def animation(kind: str) -> bytes:
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("#ff0000", "#0000ff"))
+    return encode(first, kind, save_all=True, append_images=[second])
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A well-formed PNG that claims a size and holds next to nothing."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(99)))]
+    parts = [
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in [*chunks, (b"IEND", b"")]
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_picture_becomes_the_tensor_of_the_published_example(number):
+    fixture = np.load(FIXTURE)
+    picture, expected = fixture[f"image_{number}"], fixture[f"tensor_{number}"]
+    decoded = images.decode(encode(Image.fromarray(picture)))
+    square = images.square(decoded, expected.shape[-1], Image.Resampling.BICUBIC)
+    tensor = images.normalize(torch.from_numpy(images.to_array(square)))
+    assert tensor.dtype == torch.float32
+    np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-6, rtol=0)
+
+
+def test_normalize_treats_every_picture_of_a_batch_alike():
+    pictures = torch.from_numpy(np.stack([images.to_array(Image.fromarray(noise()))] * 2))
+    batch = images.normalize(pictures)
+    assert torch.equal(batch[0], batch[1]) and torch.equal(batch[0], images.normalize(pictures[0]))
+
+
+def test_alpha_is_laid_on_white():
+    pixels = noise(channels=4).astype(int)
+    alpha = pixels[..., 3:] / 255
+    decoded = np.asarray(images.decode(encode(Image.fromarray(pixels.astype(np.uint8)))))
+    assert np.abs(decoded - (pixels[..., :3] * alpha + 255 * (1 - alpha))).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_palette_entry_becomes_white(kind):
+    picture = Image.new("P", (4, 4), 0)
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.putpixel((1, 1), 1)
+    decoded = images.decode(encode(picture, kind, transparency=0))
+    assert decoded.getpixel((0, 0)) == (255, 255, 255) and decoded.getpixel((1, 1)) == (40, 50, 60)
+
+
+@pytest.mark.parametrize("colour", [("L", 7), ("RGB", (7, 8, 9)), ("1", 0)])
+def test_a_transparent_colour_becomes_white(colour):
+    mode, value = colour
+    picture = Image.new(mode, (4, 4), value)
+    assert images.decode(encode(picture, transparency=value)).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_rather_than_clipped(kind):
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    decoded = np.asarray(images.decode(encode(Image.fromarray(grey), kind)))
+    assert decoded.shape == (8, 8, 3)
+    assert np.abs(decoded - grey[..., None] / 257).max() <= 1
+    assert decoded.min() == 0 and decoded.max() == 255
+
+
+def test_cmyk_becomes_rgb():
+    decoded = images.decode(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert decoded.mode == "RGB"
+    np.testing.assert_allclose(decoded.getpixel((4, 4)), (255, 0, 0), atol=3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(noise()), kind, exif=exif)
+    decoded = images.decode(data)
+    np.testing.assert_array_equal(decoded, ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert decoded.size == ((16, 24) if orientation > 4 else (24, 16))
+
+
+@pytest.mark.parametrize("kind", ANIMATED)
+def test_of_an_animation_the_first_frame_counts(kind):
+    np.testing.assert_allclose(images.decode(animation(kind)).getpixel((4, 4)), (255, 0, 0), atol=2)
+
+
+@pytest.mark.parametrize("kind", ANIMATED)
+def test_an_animation_is_refused_where_a_still_is_wanted(kind):
+    with pytest.raises(ImageError, match=r"^animated$"):
+        images.decode(animation(kind), still=True)
+
+
+@pytest.mark.parametrize("kind", ANIMATED)
+def test_a_still_of_a_format_that_can_move_is_a_still(kind):
+    images.decode(encode(Image.fromarray(noise()), kind), still=True)
+
+
+def test_transparency_is_refused_where_it_is_not_wanted_and_only_when_it_shows():
+    picture = Image.new("RGBA", (4, 4), (1, 2, 3, 255))
+    assert images.decode(encode(picture), opaque=True).getpixel((0, 0)) == (1, 2, 3)
+    picture.putpixel((3, 3), (1, 2, 3, 254))
+    with pytest.raises(ImageError, match=r"^transparent$"):
+        images.decode(encode(picture), opaque=True)
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_a_truncated_file_is_refused(kind):
+    data = encode(Image.fromarray(noise(64, 64)), kind)
+    with pytest.raises(ImageError, match=r"cannot be decoded|not a picture"):
+        images.decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.4", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_is_refused(data, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    with pytest.raises(ImageError) as caught:
+        images.decode(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_formats_that_are_not_wanted_are_not_tried(tmp_path):
+    with pytest.raises(ImageError, match="not a picture in one of the formats JPEG"):
+        images.decode(encode(Image.fromarray(noise()), "PPM"))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ImageError) as caught:
+        images.decode(tmp_path / "nowhere.png")
+    assert str(caught.value) == f"{tmp_path / 'nowhere.png'}: no such file"
+
+
+@pytest.mark.parametrize("side", [10_000, 50_000])
+def test_a_decompression_bomb_is_refused_from_its_header(side):
+    started = time.perf_counter()
+    with pytest.raises(ImageError, match=f"larger than {images.MAX_PIXELS} pixels"):
+        images.decode(png_header(side, side))
+    assert time.perf_counter() - started < 2
+
+
+def test_the_content_decides_not_the_name(tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(encode(Image.fromarray(noise())))
+    np.testing.assert_array_equal(images.decode(str(path)), noise())
+
+
+@given(width=st.integers(1, 40), height=st.integers(1, 40))
+@settings(deadline=None)
+def test_square_pads_with_white_around_the_centred_picture(width, height):
+    side = max(width, height)
+    squared = np.asarray(images.square(Image.new("RGB", (width, height), (1, 2, 3)), side))
+    left, top = (side - width) // 2, (side - height) // 2
+    expected = np.full((side, side, 3), 255, np.uint8)
+    expected[top : top + height, left : left + width] = (1, 2, 3)
+    np.testing.assert_array_equal(squared, expected)
+
+
+@given(width=st.integers(1, 40), height=st.integers(1, 40), size=st.integers(1, 50))
+@settings(deadline=None)
+def test_square_resizes_the_padded_picture(width, height, size):
+    picture = Image.fromarray(noise(width, height))
+    padded = images.square(picture, max(width, height))
+    for resample in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+        np.testing.assert_array_equal(images.square(picture, size, resample), padded.resize((size, size), resample))
+
+
+@given(width=st.integers(1, 300), height=st.integers(1, 300), longest=st.integers(1, 150))
+@settings(deadline=None)
+def test_fit_bounds_the_longest_side_keeps_the_shape_and_never_enlarges(width, height, longest):
+    fitted = images.fit(Image.new("RGB", (width, height)), longest)
+    if max(width, height) <= longest:
+        assert fitted.size == (width, height)
+    else:
+        scale = longest / max(width, height)
+        assert max(fitted.size) == longest
+        assert abs(fitted.width - max(1, width * scale)) <= 0.5 and abs(fitted.height - max(1, height * scale)) <= 0.5
+
+
+def test_pictures_of_a_folder_are_found_by_suffix_in_order(tmp_path):
+    for name in ("b.PNG", "a/c.jpeg", "a.txt", "a/d.webp", "e.gif.bak"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert images.find(tmp_path) == [tmp_path / name for name in ("a/c.jpeg", "a/d.webp", "b.PNG")]
+    assert images.find(tmp_path / "a.txt") == [tmp_path / "a.txt"]
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Something smooth with an edge."""
+    coarse = Image.fromarray(np.random.default_rng(width).integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    result = coarse.resize((width, height), Image.Resampling.BICUBIC)
+    result.paste((200, 30, 30), (width // 3, height // 4, width // 2, height // 2))
+    return result
+
+
+def by_pillow(path: Path, size: int) -> np.ndarray:
+    return np.asarray(images.square(images.decode(path), size)).astype(int)
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 96), quality=st.integers(60, 100))
+@settings(max_examples=60, deadline=None)
+def test_squares_for_training_are_those_of_pillow(tmp_path_factory, width, height, size, quality):
+    """Where nothing is decoded at a fraction of its size, to within the rounding of two passes."""
+    path = tmp_path_factory.mktemp("pictures") / "picture.jpg"
+    picture(width, height).save(path, quality=quality)
+    size = max(size, max(width, height) // 2 + 1)
+    ours = images.read_square(path, size)
+    assert ours.shape == (size, size, 3) and ours.dtype == torch.uint8
+    difference = np.abs(ours.numpy() - by_pillow(path, size))
+    assert difference.max() <= 2 and difference.mean() < 0.5
+
+
+@given(width=st.integers(1, 120), height=st.integers(1, 120), divisor=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_white_that_is_not_resized_is_white_all_the_same(tmp_path_factory, width, height, divisor):
+    """Also where several pixels become one, and where the picture is no more than a line."""
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    picture(width, height).save(path)
+    size = max(1, max(width, height) // divisor)
+    assert np.abs(images.read_square(path, size).numpy() - by_pillow(path, size)).max() <= 2
+
+
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+@pytest.mark.parametrize(("width", "height", "bound"), [(512, 384, 0.5), (509, 333, 2.0)], ids=["even", "shifted"])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, divisor, width, height, bound, monkeypatch):
+    path = tmp_path / "picture.jpg"
+    picture(width, height).save(path, quality=95)
+    size = width // divisor - 3
+    shapes = []
+    decode = images.simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        images.simplejpeg, "decode_jpeg", lambda *a, **k: shapes.append((found := decode(*a, **k)).shape) or found
+    )
+    difference = np.abs(images.read_square(path, size).numpy() - by_pillow(path, size))
+    assert shapes == [(-(-height // divisor), -(-width // divisor), 3)]
+    assert difference.mean() < bound, "levels, on average"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "L", {}),
+        ("JPEG", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 2}),
+        ("PNG", "RGBA", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+    ],
+)
+@pytest.mark.parametrize("without", [False, True], ids=["simplejpeg", "pillow alone"])
+def test_squares_for_training_of_every_kind(tmp_path, monkeypatch, kind, mode, options, without):
+    path = tmp_path / "picture"
+    picture(60, 40).convert(mode).save(path, kind, **options)
+    if without:
+        monkeypatch.setattr(images, "simplejpeg", None)
+    assert np.abs(images.read_square(path, 48).numpy() - by_pillow(path, 48)).max() <= 1
+
+
+def test_what_cannot_be_used_is_refused_in_pillows_words(tmp_path, monkeypatch):
+    path = tmp_path / "picture.jpg"
+    data = encode(picture(60, 40), "JPEG")
+    for damaged, message in ((data[:200], "cannot be decoded"), (data[:-300], "cannot be decoded"), (b"", "not a pic")):
+        path.write_bytes(damaged)
+        with pytest.raises(ImageError, match=message):
+            images.read_square(path, 48)
+    with pytest.raises(ImageError, match="no such file"):
+        images.read_square(tmp_path / "gone.jpg", 48)
+    path.write_bytes(data)
+    monkeypatch.setattr(images, "MAX_PIXELS", 2000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(ImageError, match="larger than"):
+        images.read_square(path, 48)

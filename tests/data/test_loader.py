@@ -1,0 +1,186 @@
+"""The order of samples, which depends on nothing but the position."""
+
+import os
+import shutil
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from joytag.data import augment
+from joytag.data import loader as data
+from joytag.data.dataset import Dataset, DatasetError
+from joytag.data.images import square, to_array
+
+
+def keys(rows=10, start=0, stop=48, batch=8, micro=4, rank=0, world=1, seed=0, stage=0):
+    count = -(-(stop - start) // batch) * batch // world // micro
+    return list(islice(data.training_keys(seed, stage, rows, start, batch, micro, rank, world), count))
+
+
+def flat(batches):
+    return [key for batch in batches for key in batch]
+
+
+@given(rows=st.integers(1, 30), stop=st.integers(1, 12), micro=st.sampled_from([1, 2, 4, 8]))
+@settings(max_examples=30)
+def test_every_epoch_is_a_permutation_of_all_rows(rows, stop, micro):
+    seen = flat(keys(rows=rows, stop=stop * 8, micro=micro))
+    assert len(seen) == stop * 8
+    for epoch in range(len(seen) // rows):
+        of_epoch = seen[epoch * rows : (epoch + 1) * rows]
+        assert sorted(of_epoch) == [(epoch, row) for row in range(rows)]
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])
+def test_global_batches_are_the_same_for_any_processes_and_micro_batches(world, micro):
+    expected = keys(micro=8)
+    ranks = [keys(micro=micro, rank=rank, world=world) for rank in range(world)]
+    per_step = 8 // world // micro
+    for step, batch in enumerate(expected):
+        found = [key for rank in ranks for key in flat(rank[step * per_step : (step + 1) * per_step])]
+        assert found == batch
+
+
+@pytest.mark.parametrize("start", [0, 8, 16, 40])
+def test_resuming_continues_the_same_sequence(start):
+    assert keys(start=start) == keys()[start // 4 :]
+
+
+def test_seeds_stages_and_epochs_differ():
+    orders = [flat(keys(rows=100, stop=96, seed=seed, stage=stage)) for seed, stage in ((0, 0), (1, 0), (0, 1))]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert list(data.permutation(0, 0, 0, 100)) != list(data.permutation(0, 0, 1, 100))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_sees_every_row_once(world):
+    shares = [data.evaluation_keys(13, 4, rank, world) for rank in range(world)]
+    assert sorted(row for share in shares for _, row in flat(share)) == list(range(13))
+    assert len({len(share) for share in shares}) == 1, "processes that decide together do so as often"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_the_pictures_labels_and_rows_asked_for(dataset_directory, workers):
+    dataset = Dataset.open(dataset_directory)
+    pictures = data.Pictures(dataset, "train", 16)
+    wanted = [[(0, 3), (0, 1)], [(0, 7)]]
+    found = list(data.batches(pictures, wanted, workers, pin=False))
+    assert [batch.rows.tolist() for batch in found] == [[3, 1], [7]]
+    posts = dataset.posts("train")
+    for row, batch in ((3, found[0]), (7, found[1])):
+        path = dataset.image_path(posts.hashes[row].tobytes())
+        expected = to_array(square(Image.open(path), 16)).astype(int)
+        assert np.abs(batch.images[0].numpy() - expected).max() <= 1
+        assert set(torch.nonzero(batch.labels[0]).flatten().tolist()) == set(
+            posts.tags[posts.offsets[row] : posts.offsets[row + 1]].tolist()
+        )
+        assert batch.sources[0] == posts.sources[row]
+
+
+def test_augmentation_depends_on_epoch_and_row_but_not_on_the_batch(dataset_directory):
+    pictures = data.Pictures(Dataset.open(dataset_directory), "train", 16, (0, 0), "trivial")
+    together = pictures.__getitems__([(2, row) for row in range(8)]).images
+    alone = torch.cat([pictures.__getitems__([(2, row)]).images for row in range(8)])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, pictures.__getitems__([(3, row) for row in range(8)]).images)
+
+
+def test_what_is_deferred_is_done_later_alike(dataset_directory):
+    dataset, keys = Dataset.open(dataset_directory), [(0, row) for row in range(8)]
+    now = data.Pictures(dataset, "train", 16, (0, 0), "rand").__getitems__(keys)
+    later = data.Pictures(dataset, "train", 16, (0, 0), "rand", deferred=True).__getitems__(keys)
+    assert now.draws == [] and len(later.draws) == 2 and not torch.equal(later.images, now.images)
+    images = later.images
+    for draws in later.draws:
+        images = augment.apply(images, draws)
+    assert torch.equal(images, now.images)
+
+
+@pytest.fixture
+def without_three(dataset_directory, monkeypatch) -> Dataset:
+    """The dataset, of whose training pictures 2, 3 and 5 are gone."""
+    dataset = Dataset.open(dataset_directory)
+    gone = {dataset.posts("train").hashes[row].tobytes() for row in (2, 3, 5)}
+    there = Dataset.image_path
+    monkeypatch.setattr(
+        Dataset, "image_path", lambda self, hash: Path("gone.jpg") if hash in gone else there(self, hash)
+    )
+    return dataset
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_replaced_by_the_same_other_wherever_it_comes(without_three, workers):
+    pictures = data.Pictures(without_three, "train", 16, (0, 0), "trivial")
+    keys = [(0, row) for row in range(8)]
+    [together] = data.batches(pictures, [keys], workers, pin=False)
+    assert together.rows.tolist()[4::3] == [4, 7] and not {2, 3, 5} & set(together.rows.tolist())
+    assert {row for row, _ in together.bad} == {2, 3, 5}
+    assert {reason for _, reason in together.bad} == {"gone.jpg: no such file"}
+    alone = [pictures.__getitems__([key]) for key in keys]
+    assert torch.equal(together.images, torch.cat([batch.images for batch in alone]))
+    assert torch.equal(together.labels, torch.cat([batch.labels for batch in alone]))
+    labels = without_three.posts("train").labels(together.rows.numpy(), 6)
+    assert torch.equal(together.labels, torch.from_numpy(labels)), "not those of what is shown"
+    assert pictures.__getitems__([(1, 2)]).rows != pictures.__getitems__([(0, 2)]).rows
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_left_out_of_an_evaluation(without_three, workers):
+    pictures = data.Pictures(without_three, "train", 16)
+    some, none, nothing = data.batches(pictures, [[(0, 1), (0, 2)], [(0, 3), (0, 5)], []], workers, pin=False)
+    assert len(nothing) == 0 and nothing.images.shape == (0, 3, 16, 16)
+    assert some.rows.tolist() == [1] and [row for row, _ in some.bad] == [2]
+    assert len(none) == 0 and none.images.shape == (0, 3, 16, 16) and none.labels.shape == (0, 6)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_when_no_picture_is_there_one_line_says_so(dataset_directory, workers, monkeypatch):
+    dataset = Dataset.open(dataset_directory)
+    monkeypatch.setattr(Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
+    with pytest.raises(DatasetError, match=r"^gone\.jpg: no such file, and 99 others neither"):
+        list(data.batches(data.Pictures(dataset, "train", 16, (0, 0)), [[(0, 0)]], workers, pin=False))
+
+
+def test_a_dataset_without_pictures_says_so_in_one_line(dataset_directory):
+    opened = Dataset.open(dataset_directory)
+    dataset = Dataset(opened.directory, opened.sources, "none", opened.tags)
+    with pytest.raises(DatasetError, match=r"built with `pictures: false`; build it with pictures$"):
+        list(data.batches(data.Pictures(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
+
+
+def test_a_process_that_dies_as_it_hands_a_batch_over_is_lost_like_any_other(dataset_directory, monkeypatch):
+    def loader(*arguments, **options):
+        raise ConnectionResetError("reset by peer")
+        yield
+
+    monkeypatch.setattr(data, "DataLoader", loader)
+    pictures = data.Pictures(Dataset.open(dataset_directory), "train", 16)
+    with pytest.raises(data.WorkerLost, match=r"has gone \(reset by peer\).*lower data\.workers"), data.worker_errors():
+        next(data.batches(pictures, [[(0, 0)]], 1, pin=False))
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12))
+    assert (data.default_workers(gpu), data.default_workers(torch.device("cpu"))) == (12, 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    assert data.default_workers(gpu) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(128))
+    assert data.default_workers(gpu) == 16
+
+
+def test_too_little_shared_memory_is_told_before_it_kills(dataset_directory, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
+    monkeypatch.setattr(data, "SHARED", dataset_directory)
+    pictures = data.Pictures(Dataset.open(dataset_directory), "train", 48)
+    with pytest.raises(DatasetError, match=r"no room for a batch of 0 MB; .*--shm-size"):
+        list(data.batches(pictures, [[(0, 0), (0, 1)]], 1, pin=False))
+    assert len(list(data.batches(pictures, [[(0, 0)]], 0, pin=False))) == 1, "this needs none"

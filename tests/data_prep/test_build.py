@@ -1,0 +1,350 @@
+"""Raw sources become a dataset whose tags, copies and split are what a slow and simple recount says."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mirror import encode, md5, picture, relation, write_mirror
+from PIL import Image
+
+from data_prep import scan
+from data_prep.build import build
+from data_prep.config import BuildSettings
+from data_prep.sources import posts
+from joytag.core.settings import load
+from joytag.data.dataset import CONFIG, SPLITS, Dataset, DatasetError
+
+ALIASES = {"feline": "cat"}
+IMPLICATIONS = {"cat": "animal", "animal": "living"}
+WORDS = ["feline", "cat", "animal", "house", "red", "blue", "rare", "commentary", "hero"]
+
+
+def final_tags(raw: list[str]) -> set[str]:
+    found = {ALIASES.get(name, name) for name in raw} - {"commentary"}
+    for _ in IMPLICATIONS:
+        found |= {IMPLICATIONS[name] for name in found if name in IMPLICATIONS}
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[BuildSettings, dict[tuple[int, int], set[str]]]:
+    """A config that has been built, and the tags that each (source, post) should have ended up with."""
+    root = tmp_path_factory.mktemp("build")
+    rng = np.random.default_rng(0)
+    expected: dict[tuple[int, int], set[str]] = {}
+    lines: list[dict | str] = []
+
+    def draw() -> list[str]:
+        return [str(name) for name in rng.choice(WORDS[:6] + WORDS[7:], rng.integers(3, 6), replace=False)]
+
+    def post(number: int, data: bytes, raw: list[str], **changes: str) -> None:
+        path = root / "mirror" / "original" / f"{number % 1000:04d}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        lines.append({"id": str(number), "md5": md5(data), "file_ext": "png", "tag_string": " ".join(raw)} | changes)
+
+    def with_sidecar(name: str, data: bytes, raw: list[str]) -> int:
+        path = root / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.with_suffix(".txt").write_text(", ".join(raw))
+        return posts.path_id(name)
+
+    for number in range(1, 41):
+        raw = draw()
+        post(1000 * number + number, encode(picture(number)), raw)
+        expected[0, 1000 * number + number] = final_tags(raw)
+    for number in range(41, 56):
+        raw = draw()
+        expected[1, with_sidecar(f"{number}.png", encode(picture(number)), raw)] = final_tags(raw)
+
+    # A larger copy in the other source stays and takes over the tags of the smaller one.
+    large = with_sidecar("large.png", encode(picture(1, 240, 192)), ["house", "red", "rare"])
+    expected[1, large] = final_tags(["house", "red", "rare"]) | expected.pop((0, 1001))
+    # The same file again gives its tags to the first.
+    post(50_002, encode(picture(2)), ["hero", "blue"])
+    expected[0, 2002] |= {"hero", "blue"}
+    # Look-alikes in other colours stay, on one side.
+    darker = encode(picture(3).point(lambda value: value * 0.7))
+    post(50_003, darker, ["red", "house"])
+    expected[0, 50_003] = {"red", "house"}
+    # None of these may appear.
+    post(60_001, encode(picture(61)), ["red", "house"], md5="0" * 32)
+    post(60_002, encode(picture(62), save_all=True, append_images=[picture(63)]), ["red", "house"])
+    post(60_003, b"hello", ["red", "house"])
+    post(60_004, encode(picture(64)), ["commentary", "red"])
+    lines.append({"id": "60005", "md5": "x", "file_ext": "png", "tag_string": "red house"})
+
+    write_mirror(
+        root / "mirror",
+        posts=lines,
+        tags=[{"name": name, "category": "4" if name == "hero" else "0"} for name in WORDS],
+        tag_aliases=[relation(*pair) for pair in ALIASES.items()],
+        tag_implications=[relation(*pair) for pair in IMPLICATIONS.items()],
+    )
+    config = BuildSettings.model_validate(
+        {
+            "output": str(root / "dataset"),
+            "sources": [
+                {"name": "mirror", "kind": "danbooru2021", "path": str(root / "mirror")},
+                {"name": "folder", "kind": "sidecar", "path": str(root / "folder")},
+            ],
+            "longest_side": 64,
+            "tags": {"min_count": 3, "min_tags": 2, "blacklist": ["commentary"]},
+            "validation": {"pictures": 12, "min_per_tag": 2},
+        }
+    )
+    assert build(config) == root / "dataset"
+    return config, {post: names for post, names in expected.items() if len(names) >= 2}
+
+
+def contents(config: BuildSettings) -> dict[str, list[dict]]:
+    return {split: pq.read_table(Path(config.output) / f"{split}.parquet").to_pylist() for split in SPLITS}
+
+
+def test_a_built_dataset_holds_the_expected_pictures_with_the_expected_tags(built):
+    config, expected = built
+    names = Dataset.open(Path(config.output)).tags.names
+    found = {
+        (row["source"], row["post_id"]): {names[i] for i in row["tags"]}
+        for split in contents(config).values()
+        for row in split
+    }
+    assert {post: tags_ - {"rare"} for post, tags_ in expected.items()} == found
+    for split in contents(config).values():
+        assert all(row["tags"] == sorted(set(row["tags"])) for row in split)
+
+
+def test_a_built_dataset_lists_its_tags_as_a_recount_does(built):
+    config, _ = built
+    splits = contents(config)
+    table = pq.read_table(Path(config.output) / "tags.parquet").to_pylist()
+    counts = {split: Counter(i for row in splits[split] for i in row["tags"]) for split in SPLITS}
+    sources = Counter((row["source"], i) for split in splits.values() for row in split for i in row["tags"])
+    for row in table:
+        i = row["index"]
+        assert row["count_train"] == counts["train"][i]
+        assert row["count_validation"] == counts["validation"][i] >= config.validation.min_per_tag
+        assert row["count"] == row["count_train"] + row["count_validation"] >= config.tags.min_count
+        assert row["count_by_source"] == [sources[0, i], sources[1, i]]
+        assert row["category"] == (4 if row["name"] == "hero" else 0)
+    assert {row["name"] for row in table} == {"cat", "animal", "living", "house", "red", "blue", "hero"}
+    assert table == sorted(table, key=lambda row: (-row["count_train"], row["name"]))
+
+
+def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_path):
+    """The shipped configuration on 30 pictures: a tag of 10, one of 4, and a release's three."""
+    (folder := tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        names = ["known"] + ["new_(thing)"] * (number < 10) + ["rare"] * (number < 4)
+        text = ", ".join(names).replace("(", r"\(").replace(")", r"\)")
+        (folder / f"{number}.txt").write_text(text)
+    (tmp_path / "top_tags.txt").write_text("known\nunused\nrare")
+    config = Path(__file__).parents[2] / "configs" / "data" / "folder.yaml"
+    base = load(BuildSettings, config, [f"output={tmp_path / 'dataset'}"])
+    source = base.sources[0].model_copy(update={"path": str(folder)})
+    kept = base.tags.model_copy(update={"keep": str(tmp_path / "top_tags.txt")})
+    dataset = Dataset.open(build(base.model_copy(update={"sources": [source], "tags": kept})))
+    assert sorted(dataset.tags.names) == ["known", "new_(thing)", "rare", "unused"]
+    totals = dict(zip(dataset.tags.names, dataset.tags.totals.tolist(), strict=True))
+    assert totals == {"known": 30, "new_(thing)": 10, "rare": 4, "unused": 0}
+    validation = dataset.posts("validation")
+    assert len(validation) == 3 and len(dataset.posts("train")) == 27
+    assert validation.labels(np.arange(3), 4)[:, dataset.tags.names.index("new_(thing)")].any()
+
+
+def test_a_list_of_tags_to_keep_that_is_missing_is_named(tmp_path):
+    (folder := tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("a")
+    values = {"output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}]}
+    with pytest.raises(ValueError, match=r"tags\.keep: .*gone\.txt"):
+        build(BuildSettings.model_validate(values | {"tags": {"keep": str(tmp_path / "gone.txt")}}))
+
+
+def test_no_validation_picture_looks_like_a_training_picture(built):
+    config, expected = built
+    splits = contents(config)
+    phashes = {split: {row["phash"] for row in splits[split]} for split in SPLITS}
+    assert len(splits["validation"]) >= config.validation.pictures
+    assert not phashes["train"] & phashes["validation"]
+    assert sum(map(len, phashes.values())) == len(expected) - 1, "the two look-alikes should share a pHash"
+
+
+def test_every_picture_of_a_built_dataset_is_there_and_small(built):
+    config, _ = built
+    dataset = Dataset.open(Path(config.output))
+    assert dataset.sources == ["mirror", "folder"]
+    for split in SPLITS:
+        for row in dataset.posts(split).hashes:
+            with Image.open(dataset.image_path(row.tobytes())) as image:
+                assert max(image.size) <= config.longest_side
+
+
+def test_a_second_build_changes_nothing(built, capsys):
+    config, _ = built
+    state = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}
+    assert build(config) == Path(config.output)
+    assert "up to date" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == state
+
+
+def test_a_dataset_of_another_config_is_not_overwritten(built):
+    config, _ = built
+    state = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}
+    with pytest.raises(ValueError, match="dataset: holds a dataset of another config"):
+        build(config.model_copy(update={"longest_side": 48}))
+    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == state
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("tags", {"min_count": 1000}, r"tags\.min_count: no tag is used 1000 times"),
+        ("validation", {"pictures": 500}, r"validation\.pictures: 500 and"),
+    ],
+)
+def test_a_build_that_cannot_succeed_leaves_no_dataset(built, tmp_path, section, changes, message):
+    config, _ = built
+    values = config.model_dump() | {"output": str(tmp_path), section: config.model_dump()[section] | changes}
+    with pytest.raises(ValueError, match=message):
+        build(BuildSettings.model_validate(values))
+    assert not (tmp_path / "dataset.json").exists()
+
+
+def test_two_sources_of_one_name_are_refused(built):
+    config, _ = built
+    values = config.model_dump()
+    with pytest.raises(ValueError, match="two have the same name"):
+        BuildSettings.model_validate(values | {"sources": [values["sources"][1]] * 2})
+
+
+def test_a_dataset_whose_sources_have_changed_is_not_taken_for_new(tmp_path):
+    (folder := tmp_path / "pictures").mkdir()
+    for number in range(4):
+        picture(number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("cat, dog")
+    values = {
+        "output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}],
+        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 1, "min_per_tag": 1},
+    }  # fmt: skip
+    config = BuildSettings.model_validate(values)
+    build(config)
+    (folder / "4.txt").write_text("cat")
+    picture(4).save(folder / "4.png")
+    with pytest.raises(ValueError, match=r"its sources have changed since it was built; remove .*dataset\.json"):
+        build(config)
+    (tmp_path / "out" / "dataset.json").unlink()
+    build(config)
+    assert sum(len(rows) for rows in contents(config).values()) == 5
+
+
+def test_pictures_that_arrive_later_are_found_and_the_others_not_scanned_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "SHARD", 4)
+    lines = []
+    for number in range(1, 11):
+        path = tmp_path / "original" / f"{number:04d}" / f"{number}.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data := encode(picture(number)))
+        lines.append({"id": str(number), "md5": md5(data), "file_ext": "png", "tag_string": "a b"})
+    write_mirror(tmp_path, posts=lines)
+    late = tmp_path / "original" / "0006" / "6.png"
+    late.rename(tmp_path / "late.png")
+    values = {
+        "output": str(tmp_path / "out"), "sources": [{"name": "m", "kind": "danbooru2021", "path": str(tmp_path)}],
+        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1},
+    }  # fmt: skip
+    config = BuildSettings.model_validate(values)
+    build(config)
+    assert sum(len(rows) for rows in contents(config).values()) == 9
+    files = sorted((tmp_path / "out" / "work" / "m" / "scan").glob("*.parquet"))
+    times = [path.stat().st_mtime_ns for path in files]
+    (tmp_path / "late.png").rename(late)
+    (tmp_path / "out" / "dataset.json").unlink()
+    build(config)
+    assert sum(len(rows) for rows in contents(config).values()) == 10
+    assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [True, False, True]
+
+
+def test_without_pictures_there_are_tags_but_nothing_to_train_on(built, tmp_path):
+    config, _ = built
+    values = config.model_dump() | {"output": str(tmp_path / "tags"), "pictures": False}
+    dataset = Dataset.open(build(BuildSettings.model_validate(values)))
+    assert "cat" in dataset.tags.names and not (tmp_path / "tags" / "images").exists()
+    with pytest.raises(DatasetError, match="built with `pictures: false`"):
+        dataset.image_path(bytes(32))
+    assert (tmp_path / "tags" / "top_tags.txt").read_text().split("\n") == dataset.tags.names
+
+
+def test_a_dataset_can_be_built_from_the_config_that_lies_in_it(built):
+    config, _ = built
+    assert load(BuildSettings, Path(config.output) / CONFIG) == config
+
+
+def test_a_dataset_of_another_format_is_refused_with_the_command_that_rebuilds_it(built, tmp_path):
+    config, _ = built
+    (tmp_path / "dataset.json").write_text('{"version": 0}')
+    (tmp_path / CONFIG).write_text((Path(config.output) / CONFIG).read_text())
+    command = f".venv/bin/python -m data_prep.build --config {tmp_path / CONFIG}"
+    for refused in (
+        lambda: Dataset.open(tmp_path),
+        lambda: build(config.model_copy(update={"output": str(tmp_path)})),
+    ):
+        with pytest.raises(ValueError, match=f"version: not 1, .* remove the file and .*{command}"):
+            refused()
+
+
+def test_a_dataset_is_a_source_of_another(built, tmp_path):
+    config, expected = built
+    values = config.model_dump() | {
+        "output": str(tmp_path / "again"),
+        "sources": [{"name": "again", "kind": "parquet", "path": config.output}],
+        "format": "webp",
+        "validation": {"pictures": 5, "min_per_tag": 1},
+    }
+    dataset = Dataset.open(build(BuildSettings.model_validate(values)))
+    posts_ = [dataset.posts(split) for split in SPLITS]
+    assert sum(map(len, posts_)) == sum(len(names - {"rare"}) >= 2 for names in expected.values())
+    assert dataset.image_path(posts_[0].hashes[0].tobytes()).suffix == ".webp"
+
+
+def test_hostile_rows_write_nothing_outside_the_output_and_are_listed(tmp_path):
+    mirror, output = tmp_path / "mirror", tmp_path / "out"
+    digest = "0123456789abcdef0123456789abcdef"
+    strange = ["a,b", '"quoted"', "🦊", "ערבית", "x" * 10_000_000, "n\0l", "../../x", "tab\tbed"]
+    lines: list[dict | str] = [
+        {"id": "../../../1", "md5": digest, "file_ext": "png", "tag_string": "a"},
+        {"id": "2", "md5": "../../etc/passwd", "file_ext": "png", "tag_string": "a"},
+        {"id": "3", "md5": digest, "file_ext": "/../../x", "tag_string": "a"},
+        '{"id": "4", "x": "' + "y" * 100_000_000 + '"}',
+        {"id": "5", "md5": digest, "file_ext": "png", "tag_string": "z" * 10_000_000},
+    ]
+    for number in range(10, 20):
+        data = encode(picture(number))
+        path = mirror / "original" / f"{number:04d}" / f"{number}.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        names = [name for name in strange if len(name) < 1000]
+        lines.append({"id": str(number), "md5": md5(data), "file_ext": "png", "tag_string": " ".join(names)})
+    write_mirror(mirror, posts=lines)
+    (tmp_path / "aux").mkdir()
+    for number in range(20, 24):
+        picture(number).save(tmp_path / "aux" / f"{number}.png")
+        (tmp_path / "aux" / f"{number}.txt").write_text("🦊, " + ("w" * 500_000 if number > 21 else "a b"))
+    before = set(tmp_path.rglob("*"))
+    sources = [
+        {"name": "mirror", "kind": "danbooru2021", "path": str(mirror)},
+        {"name": "aux", "kind": "sidecar", "path": str(tmp_path / "aux")},
+    ]
+    values = {"output": str(output), "sources": sources, "longest_side": 32}
+    values |= {"tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1}}
+    dataset = Dataset.open(build(BuildSettings.model_validate(values)))
+    assert not {p for p in tmp_path.rglob("*") if not p.is_relative_to(output)} - before
+    assert set(dataset.tags.names) == {"a,b", '"quoted"', "🦊", "ערבית", "../../x", "tab", "bed", "a_b"}
+    rejected = pq.read_table(output / "rejected.parquet").to_pylist()
+    places = sorted((row["file"], row["line"], row["reason"]) for row in rejected)
+    assert places == [("metadata/posts000000000000.json", line, "bad row") for line in range(1, 6)]

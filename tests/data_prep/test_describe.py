@@ -1,0 +1,72 @@
+"""A dataset is described by the numbers that it holds, in a table and in pictures that can be looked at."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mirror import encode, picture
+from PIL import Image
+
+from data_prep.build import build
+from data_prep.config import BuildSettings
+from data_prep.tools import copies_sheet, describe
+from joytag.data.dataset import DatasetError, read_description
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Twelve pictures, of which one is a copy of another and one a recoloured one, and a file that is none."""
+    root = tmp_path_factory.mktemp("described")
+    (folder := root / "pictures").mkdir()
+    files = {f"{number}.png": encode(picture(number)) for number in range(12)}
+    files["copy.jpg"] = encode(picture(3), "JPEG", quality=97, subsampling=0)
+    files["dark.png"] = encode(picture(4).point(lambda value: value * 0.7))
+    files["none.png"] = b"hello"
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+        (folder / name).with_suffix(".txt").write_text("cat, dog")
+    values = {
+        "output": str(root / "out"), "sources": [{"name": "mine", "kind": "sidecar", "path": str(folder)}],
+        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1},
+    }  # fmt: skip
+    return build(BuildSettings.model_validate(values))
+
+
+def test_the_command_prints_the_counts_and_draws(dataset):
+    command = [sys.executable, "-m", "data_prep.tools.describe", str(dataset)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"COLUMNS": "80", "PATH": ""})
+    assert done.returncode == 0, done.stderr
+    cells = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in done.stdout.splitlines() if "│" in line}
+    assert cells == {"in the sources": "15", "copy": "1", "not a picture": "1", "train": "11", "validation": "2"}
+    with Image.open(dataset / "dataset.png") as drawn:
+        assert drawn.width > 800 and np.asarray(drawn.convert("L")).std() > 20
+
+
+def test_a_dataset_without_work_is_described_all_the_same(dataset, tmp_path):
+    for path in dataset.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert describe.draw(tmp_path).exists()
+
+
+def test_a_dataset_of_an_old_build_is_refused_in_one_line(dataset_directory):
+    with pytest.raises(DatasetError, match="counts: missing"):
+        describe.table(read_description(dataset_directory))
+
+
+def test_the_sheet_shows_the_doubtful_pairs_first(dataset):
+    with Image.open(copies_sheet.draw(dataset, 9)) as drawn:
+        assert drawn.width == 2 * (2 * copies_sheet.CELL + 12)
+        colours = {colour for _, colour in drawn.getcolors(1 << 24)}
+    assert {(178, 34, 34), (70, 130, 180)} <= colours  # one pair that counts as copies, one that does not
+    command = [sys.executable, "-m", "data_prep.dedup", "--report", str(dataset)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip() == str(dataset / "copies.png"), done.stderr
+
+
+def test_a_sheet_of_nothing_says_so(dataset_directory, tmp_path):
+    with pytest.raises(ValueError, match=r"dataset\.json: config: "):
+        copies_sheet.draw(dataset_directory, 9)

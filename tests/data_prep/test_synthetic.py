@@ -1,0 +1,217 @@
+"""A build of the synthetic mirror makes of every planted fault and copy what the answer key says."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from data_prep import shards
+from data_prep.build import build
+from data_prep.config import BuildSettings
+from data_prep.tools import baseline, synthetic
+from joytag.data import dataset
+
+ROOT = Path(__file__).parents[2]
+OUTPUTS = ("train.parquet", "validation.parquet", "tags.parquet", "top_tags.txt", "rejected.parquet")
+
+
+@pytest.fixture(scope="module", params=[2000, pytest.param(20_000, marks=pytest.mark.slow)])
+def mirror(request, tmp_path_factory) -> tuple[Path, synthetic.Key]:
+    folder = tmp_path_factory.mktemp("mirror")
+    return folder, synthetic.write(folder, request.param)
+
+
+def settings(mirror: Path, output: Path, **changes: object) -> BuildSettings:
+    values = {
+        "output": str(output),
+        "sources": [{"name": "danbooru2021", "kind": "danbooru2021", "path": str(mirror)}],
+        "longest_side": 96,
+        "tags": {"min_count": 40, "min_tags": 5},
+        "validation": {"pictures": 400},
+    }
+    return BuildSettings.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def built(mirror) -> Path:
+    return build(settings(mirror[0], mirror[0] / "out"))
+
+
+def rows(output: Path, name: str) -> list[dict]:
+    return pq.read_table(output / f"{name}.parquet").to_pylist()
+
+
+def digest(output: Path) -> dict[str, str]:
+    """The hashes of all that a build publishes."""
+    files = [output / name for name in OUTPUTS] + sorted((output / "images").rglob("*.*"))
+    return {path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def kept_posts(mirror: Path, key: synthetic.Key) -> dict[int, set[str]]:
+    """The final tags of all pictures that should be kept, by code that the build doesn't share."""
+    posts = baseline.read_posts(mirror)
+    for post_id in {i for reason, ids in key.rejected.items() if reason != "listed twice" for i in ids}:
+        del posts[post_id]
+    for copy, stays in key.copies.items():
+        posts[stays] |= posts.pop(copy)
+    baseline.apply_policy(posts, mirror)
+    return {post_id: names for post_id, names in posts.items() if len(names) >= 5}
+
+
+def test_every_fault_and_copy_is_accounted_for(mirror, built):
+    _, key = mirror
+    assert len(key.rejected) >= 9 and len(key.copies) >= 30 and key.recoloured and key.retouched
+    found = rows(built, "rejected")
+    copies = {row["post_id"]: int(row["detail"].split("/")[1]) for row in found if row["reason"] == "copy"}
+    assert copies == key.copies
+    lines: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    ids: dict[str, list[int]] = defaultdict(list)
+    for row in found:
+        if row["reason"] in key.lines:
+            lines[row["reason"]].append((row["file"], row["line"]))
+        elif row["reason"] not in ("copy", "fewer than 5 tags"):
+            ids[row["reason"]].append(row["post_id"])
+    assert {reason: sorted(places) for reason, places in lines.items()} == {r: sorted(p) for r, p in key.lines.items()}
+    assert {reason: sorted(posts) for reason, posts in ids.items()} == {r: sorted(p) for r, p in key.rejected.items()}
+    assert len(found) + len(rows(built, "train")) + len(rows(built, "validation")) == key.posts
+
+
+def test_tags_and_their_counts_are_those_of_a_plain_recount(mirror, built):
+    expected = kept_posts(*mirror)
+    counts = Counter(name for names in expected.values() for name in names)
+    vocabulary = {name for name, count in counts.items() if count >= 40}
+    table = rows(built, "tags")
+    assert {row["name"]: row["count"] for row in table} == {name: counts[name] for name in vocabulary}
+    names = [row["name"] for row in table]
+    assert (built / "top_tags.txt").read_text().split("\n") == names
+    found = {row["post_id"]: {names[i] for i in row["tags"]} for s in dataset.SPLITS for row in rows(built, s)}
+    assert found == {post_id: tags & vocabulary for post_id, tags in expected.items()}
+    categories = {
+        name: int(category)
+        for i, (name, category) in enumerate(
+            zip(*synthetic.world(400 if len(expected) < 4000 else 2000)[:2], strict=True)
+        )
+        if i % 97
+    }
+    assert all(row["category"] == categories.get(row["name"], 0) for row in table)
+
+
+def test_no_validation_picture_looks_like_a_training_picture(mirror, built):
+    train, validation = (np.array([row["phash"] for row in rows(built, s)], np.uint64) for s in dataset.SPLITS)
+    assert len(validation) >= 400 and not np.isin(validation, train).any()
+    side = {row["post_id"]: split for split in dataset.SPLITS for row in rows(built, split)}
+    pairs = [pair for pair in mirror[1].recoloured if set(pair) <= set(side)]
+    assert len(pairs) >= len(mirror[1].recoloured) / 2 and all(side[a] == side[b] for a, b in pairs)
+
+
+def test_within_a_radius_retouched_pictures_are_copies_and_none_is_apart(mirror, built, tmp_path):
+    folder, key = mirror
+    changed = settings(folder, tmp_path / "near", copies={"radius": 3})
+    (tmp_path / "near").mkdir()
+    for name in ("work", "images"):  # the scan is that of the other build
+        (tmp_path / "near" / name).symlink_to(built / name)
+    output = build(changed)
+    copies = {
+        frozenset((r["post_id"], int(r["detail"].split("/")[1])))
+        for r in rows(output, "rejected")
+        if r["reason"] == "copy"
+    }
+    planted = {frozenset(pair) for pair in key.copies.items()}
+    assert copies - planted <= {frozenset(pair) for pair in key.retouched} and planted <= copies
+    assert len(copies - planted) >= 0.9 * len(key.retouched)
+    train, validation = (np.array([row["phash"] for row in rows(output, s)], np.uint64) for s in dataset.SPLITS)
+    assert all(np.bitwise_count(train ^ phash).min() > 3 for phash in validation)
+
+
+def test_one_worker_builds_the_same(mirror, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert digest(build(settings(mirror[0], tmp_path / "out"))) == digest(built)
+
+
+@pytest.mark.slow
+def test_ray_builds_the_same(mirror, built, tmp_path):
+    pytest.importorskip("ray")
+    assert digest(build(settings(mirror[0], tmp_path / "out"), "ray")) == digest(built)
+
+
+def command(mirror: Path, output: Path) -> list[str]:
+    config = output.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(settings(mirror, output).model_dump()))
+    return [sys.executable, "-m", "data_prep.build", "--config", str(config)]
+
+
+def test_a_build_killed_at_any_moment_ends_the_same(mirror, built, tmp_path):
+    folder, key = mirror
+    kills = 20 if key.posts > 10_000 else 6
+    start = time.monotonic()
+    subprocess.run(command(folder, tmp_path / "whole"), check=True, capture_output=True, cwd=ROOT)
+    whole = time.monotonic() - start
+    rng = random.Random(0)
+    while kills:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command(folder, tmp_path / "out"), cwd=ROOT, **quiet)
+        try:
+            process.wait(rng.uniform(0.1, 0.4) * whole)
+            shutil.rmtree(tmp_path / "out")  # it got through; the next begins anew
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills -= 1
+    done = subprocess.run(command(folder, tmp_path / "out"), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert digest(tmp_path / "out") == digest(built)
+    left = [
+        path
+        for path in (tmp_path / "out").rglob("*")
+        if path.suffix not in (".parquet", ".jpg", ".json", ".jsonl", ".txt", ".yaml")
+    ]
+    assert not [path for path in left if path.is_file()]
+
+
+def test_a_full_disk_is_one_line_and_nothing_incomplete_is_published(mirror, built, tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    done = subprocess.run(
+        command(mirror[0], tmp_path / "out"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "File too large" in done.stderr
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        pq.ParquetFile(path)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    subprocess.run(command(mirror[0], tmp_path / "out"), check=True, capture_output=True, cwd=ROOT)
+    assert digest(tmp_path / "out") == digest(built)
+
+
+def test_the_key_is_written_beside_the_mirror(mirror):
+    folder, key = mirror
+    written = json.loads((folder / "answers.json").read_text())
+    assert written == json.loads(json.dumps(asdict(key)))
+    files = sorted((folder / "metadata").glob("posts*.json"))
+    assert len(files) == synthetic.FILES and sum(path.read_bytes().count(b"\n") for path in files) == key.posts
+
+
+def test_another_config_reuses_the_scan(mirror, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_publish", lambda *_: pytest.fail("scanned again"))
+    values = settings(mirror[0], built).model_dump() | {"tags": {"min_count": 100}}
+    with pytest.raises(ValueError, match="holds a dataset of another config"):
+        build(BuildSettings.model_validate(values))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "work").symlink_to(built / "work")
+    build(BuildSettings.model_validate(values | {"output": str(copy)}))

@@ -1,0 +1,203 @@
+"""What an analysis tells, against scikit-learn on the same decisions, and of predictions that have nothing to tell."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csc_array
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+
+from joytag.data import dataset
+from joytag.evaluation import analysis, metrics
+from joytag.evaluation.bootstrap import Interval
+from joytag.evaluation.predictions import Predictions
+
+PICTURES, TAGS = 500, 40
+NAMES = [f"tag_{i}" for i in range(TAGS)]
+
+
+def predictions(scores, labels, sources=None) -> Predictions:
+    pictures, n_tags = scores.shape
+    counts = np.geomspace(10, 10_000, n_tags).astype(np.int64)
+    categories = np.resize(np.array([0, 0, 4], dtype=np.int8), n_tags)
+    return Predictions(
+        directory=Path("predictions"),
+        scores=scores,
+        ids=np.arange(pictures),
+        hashes=np.zeros((pictures, 32), dtype=np.uint8),
+        sources=np.zeros(pictures, dtype=np.int64) if sources is None else sources,
+        source_names=["danbooru", "photographs", "nothing"],
+        labels=csc_array(labels),
+        tags=dataset.TagTable([f"tag_{i}" for i in range(n_tags)], categories, counts, counts),
+        provenance={"model": "runs/test"},
+    )
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """Rare tags with the lower scores; tag 3 has no label, tag 4 is never predicted, and tag 5 neither."""
+    rng = np.random.default_rng(0)
+    labels = rng.random((PICTURES, TAGS)) < np.geomspace(0.02, 0.4, TAGS)
+    logits = rng.normal(size=labels.shape) + 2.5 * labels + np.linspace(-3, -1, TAGS)
+    scores = (1 / (1 + np.exp(-logits))).astype(np.float16)
+    labels[:, [3, 5]], scores[:, [4, 5]], scores[0, 3] = False, 0, 0.9
+    labels[0, 4] = True
+    return scores, labels, rng.integers(0, 2, PICTURES)
+
+
+@pytest.fixture(scope="module")
+def found(sample):
+    groups = {"rare": ["tag_0", "tag_1", "tag_4"], "common": ["tag_38", "tag_39"]}
+    return analysis.analyse(predictions(*sample), 0.4, groups, resamples=300)
+
+
+def expected(labels, predicted):
+    """scikit-learn's macro and micro averages; macro ones over tags with a label."""
+    result, some = {}, labels.any(0)
+    for kind, tags in (("macro", some), ("micro", slice(None))):
+        values = precision_recall_fscore_support(
+            labels[:, tags], predicted[:, tags], average=kind, zero_division=np.nan
+        )
+        result |= {f"{kind}_{name}": v for name, v in zip(("precision", "recall", "f1"), values, strict=False)}
+    return result
+
+
+def same(row, wanted):
+    assert {name: row[name] for name in wanted} == {name: pytest.approx(v, abs=1e-9) for name, v in wanted.items()}
+
+
+def test_headline_is_scikit_learns_at_every_threshold(sample, found):
+    scores, labels, _ = sample
+    assert list(found.thresholds) == ["fixed", "macro_break_even", "micro_break_even", "best_micro_f1", "best_macro_f1"]
+    for name, threshold in found.thresholds.items():
+        figures = found.headline[name]
+        assert all(f.low < f.value < f.high for f in figures.values())
+        same({n: f.value for n, f in figures.items()}, expected(labels, scores.astype(float) > threshold))
+        assert found.macro_over[name] == np.sum(labels.any(0) & (scores.astype(float) > threshold).any(0))
+    assert {f"{k}_{n}" for k in ("macro", "micro") for n in ("precision", "recall", "f1", "mcc")} == figures.keys()
+    best = found.headline["best_macro_f1"]["macro_f1"].value
+    assert best >= max(of["macro_f1"].value for name, of in found.headline.items() if name != "ranking")
+    enough = labels.sum(0) >= 5
+    wanted = average_precision_score(labels[:, enough], scores[:, enough].astype(float), average="macro")
+    assert found.headline["ranking"]["map"].value == pytest.approx(wanted, abs=1e-9)
+    assert found.facts["tags_ranked"] == enough.sum()
+
+
+def test_parts_are_scikit_learns(sample, found):
+    scores, labels, sources = sample
+    predicted = scores.astype(float) > 0.4
+    assert list(found.sources) == ["danbooru", "photographs"]  # the third has no pictures
+    for number, row in enumerate(found.sources.values()):
+        same(row, expected(labels[sources == number], predicted[sources == number]))
+        assert row["pictures"] == np.sum(sources == number) and row["macro_f1_low"] < row["macro_f1"]
+        enough = labels[sources == number].sum(0) >= 5
+        parts = labels[sources == number][:, enough], scores[sources == number][:, enough].astype(float)
+        assert row["map"] == pytest.approx(average_precision_score(*parts, average="macro"), abs=1e-9)
+    assert list(found.categories) == ["general", "character"]
+    for name, tags in (("general", np.arange(TAGS) % 3 < 2), ("character", np.arange(TAGS) % 3 == 2)):
+        same(found.categories[name], expected(labels[:, tags], predicted[:, tags]))
+        assert found.categories[name]["pictures"] == labels[:, tags].any(1).sum()
+    assert sum(row["tags"] for row in found.bands.values()) == TAGS
+    same(found.groups["rare"], expected(labels[:, [0, 1, 4]], predicted[:, [0, 1, 4]]))
+    gap = found.gaps["groups"]
+    assert (gap["best"], gap["worst"]) == ("common", "rare") and gap["gap"].excludes_zero
+    assert gap["gap"].value == pytest.approx(found.groups["common"]["macro_f1"] - found.groups["rare"]["macro_f1"])
+
+
+def test_a_row_a_tag_with_what_is_undefined_in_words(sample, found):
+    scores, labels, _ = sample
+    rows = found.per_tag.to_pylist()
+    assert [row["name"] for row in rows] == NAMES
+    words = {row["index"]: row["undefined"] for row in rows if row["undefined"]}
+    assert words == {3: "no positives", 4: "never predicted", 5: "no positives, never predicted"}
+    assert (rows[3]["recall"], rows[3]["precision"], rows[3]["f1"], rows[3]["ap"]) == (None, 0, 0, None)
+    assert (rows[4]["recall"], rows[4]["precision"], rows[4]["f1"]) == (0, None, 0)
+    assert [rows[5][name] for name in ("precision", "recall", "f1", "mcc", "ap", "best_threshold")] == [None] * 6
+    for row in rows:
+        i = row["index"]
+        assert row["tp"] + row["fn"] == row["positives"] == labels[:, i].sum()
+        assert row["tp"] + row["fp"] == row["predicted"] == np.sum(scores[:, i].astype(float) > 0.4)
+        assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == PICTURES
+        assert row["threshold"] is not None and row["band"] in found.bands
+        assert row["category"] == ("character" if i % 3 == 2 else "general")
+        assert row["best_f1"] is None or row["best_f1"] >= row["f1"]
+
+
+def test_thresholds_of_the_other_half_are_judged(sample, found):
+    scores, labels, _ = sample
+    fixed, per_tag = found.split_half["fixed"], found.split_half["per_tag"]
+    assert fixed["macro_f1"].value == pytest.approx(found.headline["fixed"]["macro_f1"].value)
+    difference = per_tag["difference"]
+    assert difference.value == pytest.approx(per_tag["macro_f1"].value - fixed["macro_f1"].value)
+    assert difference.low > 0 and min(per_tag["directions"]) > 0
+    words = f"{difference.value:+.4f}, 95 % interval {difference.low:+.4f} to {difference.high:+.4f}."
+    assert per_tag["verdict"] == f"A threshold for each tag, chosen on the other half, beats 0.4 in macro F1: {words}"
+    best = metrics.averages(metrics.count(csc_array(labels), metrics.predicted(scores, found.thresholds["fixed"])))
+    assert per_tag["macro_f1"].value < np.nanmean(found.per_tag["best_f1"].to_numpy())
+    assert best["macro_f1"] < per_tag["macro_f1"].value
+
+
+def test_thresholds_that_gain_nothing_are_said_to():
+    rng = np.random.default_rng(0)
+    labels = rng.random((400, 6)) < 0.3
+    scores = (0.4 + 0.2 * labels + rng.normal(0, 0.05, labels.shape)).clip(0, 1).astype(np.float16)
+    found = analysis.analyse(predictions(scores, labels), 0.5, resamples=300).split_half
+    for name in ("global", "per_tag"):
+        assert found[name]["difference"].high < 0.01
+        assert "does not beat 0.5" in found[name]["verdict"] or "does worse than 0.5" in found[name]["verdict"]
+
+
+def test_curves_run_through_the_averages(sample, found):
+    scores, labels, _ = sample
+    curves = found.curves
+    assert (np.diff(curves["threshold"]) > 0).all() and 150 < len(curves["threshold"]) <= 210
+    for place in range(0, len(curves["threshold"]), 30):
+        threshold = curves["threshold"][place]
+        counts = metrics.count(csc_array(labels), metrics.predicted(scores, threshold))
+        names = curves.keys() - {"tags", "threshold"}
+        same({name: curves[name][place] for name in names}, {name: metrics.averages(counts)[name] for name in names})
+    assert np.abs(np.diff(curves["macro_recall"])).max() < 0.05  # no part of the curve is cut short
+    assert len(curves["tags"]) == analysis.CURVES and "tag_39" in curves["tags"]
+    recall, precision = curves["tags"]["tag_39"]
+    assert recall[-1] == 1 and (np.diff(recall) > 0).all()
+    assert precision[-1] == pytest.approx(
+        labels[:, 39].sum() / np.sum(scores[:, 39] >= scores[labels[:, 39], 39].min())
+    )
+
+
+def test_the_same_seed_gives_the_same(sample, found):
+    again = analysis.analyse(predictions(*sample), 0.4, resamples=300)
+    assert again.headline == found.headline and again.split_half == found.split_half
+    assert analysis.analyse(predictions(*sample), 0.4, resamples=300, seed=1).headline != found.headline
+
+
+@pytest.mark.parametrize("kind", ["no labels", "all labels", "equal scores", "one picture", "no predictions"])
+def test_predictions_with_little_to_tell(sample, kind):
+    scores, labels, _ = (part.copy() for part in sample)
+    scores, labels = scores[:30], labels[:30]
+    if kind.endswith("labels"):
+        labels[:] = kind == "all labels"
+    elif kind == "equal scores":
+        scores[:] = 0.5
+    elif kind == "one picture":
+        scores, labels = scores[:1], labels[:1]
+    else:
+        scores[:] = 0
+    found = analysis.analyse(predictions(scores, labels), 0.4, resamples=50)
+    fixed = found.headline["fixed"]
+    if kind == "no labels":
+        assert all(np.isnan(value) for name, value in found.thresholds.items() if name != "fixed")
+        assert np.isnan(fixed["macro_f1"].value) and fixed["micro_f1"] == Interval(0, 0, 0)
+        assert found.split_half["per_tag"]["verdict"].endswith("cannot be judged: no figure is defined.")
+        assert found.curves["tags"] == {} and found.gaps["categories"] == {}
+    elif kind == "all labels":
+        assert fixed["macro_precision"] == Interval(1, 1, 1) and np.isnan(fixed["macro_mcc"].value)
+    elif kind == "no predictions":
+        assert np.isnan(fixed["macro_precision"].value) and fixed["macro_recall"].value == 0
+        assert found.macro_over["fixed"] == 0
+    assert len(found.per_tag) == TAGS
+
+
+def test_groups_without_a_known_tag_are_refused(sample):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of their tags"):
+        analysis.analyse(predictions(*sample), 0.4, {"hair": ["red_hair"]})

@@ -1,0 +1,262 @@
+"""Every figure against scikit-learn's, or where it has none, against counting in the plainest way."""
+
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.metrics as reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csc_array
+from sklearn.calibration import calibration_curve
+
+from joytag.evaluation import metrics
+from joytag.evaluation.metrics import Counts, Histogram
+
+NAMES = ("precision", "recall", "f1")
+
+
+@st.composite
+def decisions(draw):
+    """Scores float16 [P, N] and labels bool [P, N]: spread or tied, some tags never or always labelled."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    shape = draw(st.integers(1, 60)), draw(st.integers(2, 5))  # of one column scikit-learn makes a binary problem
+    scores = rng.random(shape)
+    kind = draw(st.sampled_from(["spread", "tied", "equal", "extreme"]))
+    if kind == "tied":
+        scores = scores.round(1)
+    elif kind == "equal":
+        scores[:] = draw(st.sampled_from([0, 0.4, 1]))
+    elif kind == "extreme":
+        scores = np.where(scores < 0.5, scores**20, 1 - (1 - scores) ** 20)
+    shares = [draw(st.sampled_from([0, 0.05, 0.3, 0.9, 1])) for _ in range(shape[1])]
+    return scores.astype(np.float16), rng.random(shape) < np.array(shares)
+
+
+def curves(scores, labels, rows=None):
+    return metrics.curves(table for _, table in metrics.histograms(scores, csc_array(labels), rows))
+
+
+def counted(scores, labels, threshold) -> Counts:
+    found = reference.multilabel_confusion_matrix(labels, scores.astype(np.float64) > threshold)
+    return Counts(found[:, 1, 1], found[:, 0, 1], found[:, 1, 0], found[:, 0, 0])
+
+
+def candidates(scores):
+    """Every threshold that makes a difference: between neighbours, and below all."""
+    values = np.unique(scores.astype(np.float64))
+    return (values + np.append(metrics.BELOW, values[:-1])) / 2
+
+
+def same(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="sklearn")
+        yield
+
+
+def check_against_scikit_learn(scores, labels, threshold):
+    n_tags, y, s = labels.shape[1], labels, scores.astype(np.float64)
+    stored = curves(scores, labels)
+    some = labels.any(0)
+    precision = [reference.average_precision_score(y[:, i], s[:, i]) if some[i] else np.nan for i in range(n_tags)]
+    same(stored.ap, precision)
+    same(metrics.average_precision(table for _, table in metrics.histograms(scores, csc_array(labels))), precision)
+
+    counts = counted(scores, labels, threshold)
+    expected = reference.precision_recall_fscore_support(y, s > threshold, average=None, zero_division=np.nan)
+    found = metrics.figures(counts)
+    for name, value in zip(NAMES, expected, strict=False):
+        same(found[name], value)
+    mcc = [reference.matthews_corrcoef(y[:, i], s[:, i] > threshold) for i in range(n_tags)]
+    same(np.nan_to_num(found["mcc"]), mcc)
+
+    means = metrics.averages(counts)
+    arrays = y[:, some], s[:, some] > threshold
+    for kind, part in (("macro", arrays), ("micro", (y, s > threshold))):
+        if some.sum() > 1:
+            expected = reference.precision_recall_fscore_support(*part, average=kind, zero_division=np.nan)
+            for name, value in zip(NAMES, expected, strict=False):
+                same(means[f"{kind}_{name}"], value)
+    assert means["tags_with_positives"] == some.sum()
+    assert means["tags_predicted"] == np.sum(some & (s > threshold).any(0))
+
+
+@settings(max_examples=150, deadline=None)
+@given(decisions(), st.sampled_from([0, 0.05, 0.4, 0.7, 1]))
+def test_figures_are_scikit_learns(pair, threshold):
+    check_against_scikit_learn(*pair, threshold)
+
+
+def test_figures_of_two_thousand_tags_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels = rng.random((300, 2000)) < np.geomspace(1e-4, 0.7, 2000)
+    scores = (0.3 * labels + 0.7 * rng.beta(0.5, 2, labels.shape)).astype(np.float16)
+    assert not labels.any(0).all()
+    check_against_scikit_learn(scores, labels, 0.4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(decisions())
+def test_best_thresholds_of_tags_are_those_of_a_search(pair):
+    scores, labels = pair
+    found = curves(scores, labels)
+    for i in np.flatnonzero(~labels.any(0)):
+        assert np.isnan(found.best_f1[i]) and np.isnan(found.best_threshold[i])
+    for i in np.flatnonzero(labels.any(0)):
+        y, s = labels[:, i], scores[:, i].astype(np.float64)
+        all_f1 = {t: reference.f1_score(y, s > t) for t in candidates(s)}
+        same(found.best_f1[i], max(all_f1.values()))
+        assert found.best_threshold[i] == pytest.approx(
+            max(t for t, f1 in all_f1.items() if f1 > found.best_f1[i] - 1e-12), abs=1e-7
+        )
+
+
+@settings(max_examples=150, deadline=None)
+@given(decisions())
+def test_thresholds_of_averages_are_those_of_a_search(pair):
+    scores, labels = pair
+    found = metrics.thresholds(curves(scores, labels))
+    if not labels.any():
+        assert all(np.isnan(value) for value in found.values())
+        return
+    points = {t: metrics.averages(counted(scores, labels, t)) for t in candidates(scores)}
+    for kind in ("micro", "macro"):
+        f1 = {t: point[f"{kind}_f1"] for t, point in points.items()}
+        assert found[f"best_{kind}_f1"] in nearly(f1, max(f1.values()))
+
+        gaps = {t: points[t][f"{kind}_precision"] - points[t][f"{kind}_recall"] for t in sorted(points)}
+        crossed = [t for t, gap in gaps.items() if gap >= -1e-12]
+        if not crossed:
+            assert np.isnan(found[f"{kind}_break_even"])
+            continue
+        around = {t: abs(gaps[t]) for t in [*[t for t in gaps if t < crossed[0]][-1:], crossed[0]]}
+        assert found[f"{kind}_break_even"] in nearly(around, min(around.values()))
+
+
+def nearly(figures, wanted):
+    """The thresholds at which a figure is what is wanted, but for rounding: averages are not added up in one order."""
+    return [t for t, figure in figures.items() if abs(figure - wanted) < 1e-12]
+
+
+@settings(max_examples=100, deadline=None)
+@given(decisions())
+def test_curves_at_a_level_are_the_averages_there(pair):
+    scores, labels = pair
+    found = curves(scores, labels)
+    for threshold in (0.0, 0.05, 0.4, 0.7):
+        level, expected = metrics.cut(threshold), metrics.averages(counted(scores, labels, threshold))
+        for name in NAMES:
+            same(getattr(found, f"macro_{name}")[level], expected[f"macro_{name}"])
+            same(found.micro[name][level], expected[f"micro_{name}"])
+        assert found.tags_predicted[level] == expected["tags_predicted"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(decisions())
+def test_calibration_is_scikit_learns(pair):
+    scores, labels = pair
+    stored = curves(scores, labels)
+    found = metrics.calibration(stored)
+    y, s = labels.ravel(), scores.ravel().astype(np.float64)
+    frequency, mean_score = calibration_curve(y, s, n_bins=metrics.BINS)
+    same(found["frequency"], frequency)
+    same(found["mean_score"], mean_score)
+    assert found["count"].sum() == y.size
+    same(found["ece"], np.sum(found["count"] * np.abs(frequency - mean_score)) / y.size)
+    for i in range(labels.shape[1]):
+        y, s = labels[:, i], scores[:, i].astype(np.float64)
+        frequency, mean_score = calibration_curve(y, s, n_bins=metrics.BINS)
+        count = np.bincount(np.searchsorted(found["edges"][1:-1], s), minlength=metrics.BINS)
+        same(stored.ece[i], np.sum(count[count > 0] * np.abs(frequency - mean_score)) / y.size)
+
+
+@settings(max_examples=50, deadline=None)
+@given(decisions(), st.integers(1, 20))
+def test_streamed_and_stored_scores_give_the_same(pair, batch):
+    scores, labels = pair
+    first, second = Histogram.zeros(labels.shape[1]), Histogram.zeros(labels.shape[1])
+    for start in range(0, len(scores), batch):
+        rows = slice(start, start + batch)
+        histogram = (first, second)[start // batch % 2]
+        histogram.add(torch.from_numpy(scores[rows]).float(), torch.from_numpy(labels[rows]))
+    both = Histogram(first.table + second.table)
+    stored = np.concatenate([table for _, table in metrics.histograms(scores, csc_array(labels))], axis=1)
+    np.testing.assert_array_equal(both.table, stored)
+    for threshold in (0.4, np.linspace(0, 1, labels.shape[1])):
+        decisions = metrics.predicted(scores, threshold)
+        np.testing.assert_array_equal(decisions.toarray(), scores.astype(float) > threshold)
+        expected = counted(scores, labels, threshold)
+        for found in (both.counts(threshold), metrics.count(csc_array(labels), decisions)):
+            for name in ("tp", "fp", "fn", "tn"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    logged = metrics.validation_figures(both, 0.4)
+    means = metrics.averages(both.counts(0.4))
+    np.testing.assert_equal({name: means[name] for name in logged if name != "map"} | {"map": logged["map"]}, logged)
+    some = labels.any(0)
+    if some.any():
+        same(logged["map"], reference.average_precision_score(labels[:, some], scores[:, some], average="macro"))
+
+
+def test_many_tags_are_put_together_in_order():
+    rng = np.random.default_rng(0)
+    labels = rng.random((50, 3 * metrics.TAGS + 1)) < 0.3
+    scores = rng.random(labels.shape).astype(np.float16)
+    whole = curves(scores, labels)
+    for i in (0, metrics.TAGS - 1, metrics.TAGS, labels.shape[1] - 1):
+        alone = curves(scores[:, [i]], labels[:, [i]])
+        assert (whole.ap[i], whole.best_threshold[i], whole.ece[i]) == (
+            alone.ap[0],
+            alone.best_threshold[0],
+            alone.ece[0],
+        )
+    rows = np.array([3, 5, 7, 20])
+    np.testing.assert_array_equal(curves(scores, labels, rows).best_f1, curves(scores[rows], labels[rows]).best_f1)
+
+
+def test_of_several_columns_of_counts_each_is_averaged():
+    rng = np.random.default_rng(0)
+    many = Counts(*rng.integers(0, 3, (4, 30, 7)))
+    found = metrics.averages(many)
+    for column in range(7):
+        expected = metrics.averages(many[:, column])
+        assert expected.pop("tags") == 30
+        assert {name: pytest.approx(found[name][column]) for name in expected} == expected
+
+
+def test_undefined_figures_are_nan():
+    nothing = metrics.figures(Counts(*np.array([[0, 0], [0, 3], [0, 0], [5, 2]])))
+    assert np.isnan(nothing["recall"]).all() and np.isnan(nothing["mcc"]).all()
+    assert np.isnan(nothing["precision"][0]) and nothing["precision"][1] == 0
+    assert np.isnan(nothing["f1"][0]) and nothing["f1"][1] == 0
+    assert np.isnan(metrics.mean_average_precision(np.array([np.nan]), np.array([0]))[0])
+    assert metrics.mean_average_precision(np.array([0.5, 1, 0]), np.array([5, 4, 9]), minimum=5) == (0.25, 2)
+
+
+def test_full_metrics_convention_is_zero_for_what_is_undefined_in_float32():
+    found = metrics.precision_recall_f1(Counts(*np.array([[0, 9, 1], [0, 1, 1], [0, 2, 1], [5, 0, 7]])))
+    for value, expected in zip(found, ([0, 0.9, 0.5], [0, 9 / 11, 0.5], [0, 6 / 7, 0.5]), strict=True):
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_a_score_at_the_threshold_is_no_prediction():
+    score = np.float16(0.4)
+    assert metrics.VALUES[metrics.cut(float(score)) - 1] == score
+    assert metrics.predicted(
+        np.array([[score, np.nextafter(score, np.float16(1))]]), float(score)
+    ).toarray().tolist() == [[False, True]]
+
+
+def test_scores_that_are_no_numbers_count_as_zero_in_training_and_are_refused_on_disk():
+    histogram = Histogram.zeros(1)
+    histogram.add(torch.tensor([[torch.nan], [-0.0], [1.0]]), torch.tensor([[True], [False], [False]]))
+    assert histogram.table[1, 0, 0] == histogram.table[0, 0, 0] == histogram.table[0, 0, -1] == 1
+    for bad in (np.nan, -0.1, 1.5):
+        with pytest.raises(ValueError, match="outside 0 to 1"):
+            list(metrics.histograms(np.array([[bad]], dtype=np.float16), csc_array([[True]])))

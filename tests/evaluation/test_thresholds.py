@@ -1,0 +1,91 @@
+"""Thresholds that are chosen on some pictures and tried on others."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csc_array
+
+from joytag.evaluation import metrics
+from joytag.evaluation.thresholds import _decide, cross_fit, halves, shrunk_thresholds
+
+
+def curves(scores, labels, rows=None):
+    return metrics.curves(table for _, table in metrics.histograms(scores, labels, rows))
+
+
+def skewed(seed, pictures=300, tags=40):
+    """Rare tags, whose scores are the lower, the rarer they are: 0.4 suits few of them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random((pictures, tags)) < np.geomspace(0.02, 0.4, tags)
+    logits = rng.normal(size=labels.shape) + 2.5 * labels + np.linspace(-4, -1, tags)
+    return (1 / (1 + np.exp(-logits))).astype(np.float16), csc_array(labels)
+
+
+def macro_f1(labels, decisions):
+    return metrics.averages(metrics.count(labels, decisions))["macro_f1"]
+
+
+def test_halves_are_random_and_disjoint():
+    first = halves(1001, seed=3)
+    assert first.sum() == 500
+    assert 200 < first[:500].sum() < 300
+    assert (first != halves(1001, seed=4)).any()
+
+
+def test_a_half_is_decided_with_thresholds_of_the_other_alone():
+    scores, labels = skewed(0)
+    fit = cross_fit(scores, labels, seed=1)
+    for half in (fit.first, ~fit.first):
+        others = np.flatnonzero(~half)
+        found = curves(scores, labels, others)
+        shared = metrics.thresholds(found)["best_macro_f1"]
+        own = shrunk_thresholds(scores[others], labels[others].tocsc(), found)
+        for decisions, threshold in ((fit.shared, shared), (fit.own, own)):
+            np.testing.assert_array_equal(decisions.toarray()[half], scores[half].astype(float) > threshold)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0, 1, 5, 1e9]))
+def test_shrunk_thresholds_are_those_of_a_search(seed, prior):
+    rng = np.random.default_rng(seed)
+    scores = rng.random((30, 3)).round(2).astype(np.float16)
+    labels = rng.random((30, 3)) < [0.1, 0.4, 0]
+    labels[0, 0] = True
+    found = curves(scores, csc_array(labels))
+    thresholds = shrunk_thresholds(scores, csc_array(labels), found, prior=prior)
+    levels = np.unique(scores.astype(float))
+    predicted = scores.astype(float) >= levels[:, None, None]
+    each = 2 * (predicted & labels).sum(1) / np.maximum(predicted.sum(1) + labels.sum(0), 1)
+    n = labels.sum(0)
+    macro = each[:, n > 0].mean(1)
+    wanted = n * each + prior * macro[:, None]
+    for i in range(3):
+        if n[i] + prior:
+            reached = wanted[np.searchsorted(levels, thresholds[i]), i]
+            assert reached == pytest.approx(wanted[:, i].max(), rel=1e-9)
+
+
+def test_shrinking_helps_rare_tags_on_other_pictures_and_all_are_better_than_a_fixed_threshold():
+    fixed, shared, raw, shrunk = np.zeros(4), np.zeros(4), np.zeros(4), np.zeros(4)
+    for seed in range(4):
+        scores, labels = skewed(seed)
+        fit = cross_fit(scores, labels, seed)
+        fixed[seed] = macro_f1(labels, metrics.predicted(scores, 0.4))
+        shared[seed], shrunk[seed] = macro_f1(labels, fit.shared), macro_f1(labels, fit.own)
+        sides = [np.flatnonzero(side) for side in (~fit.first, fit.first)]
+        chosen = [shrunk_thresholds(scores, labels, curves(scores, labels, s), s, prior=0) for s in sides]
+        raw[seed] = macro_f1(labels, _decide(scores, chosen, fit.first))
+    assert (shrunk > fixed + 0.03).all()
+    assert shrunk.mean() > shared.mean() + 0.01 and shrunk.mean() > raw.mean() + 0.01
+
+
+def test_tags_without_positives_get_the_shared_threshold():
+    scores, labels = skewed(0)
+    labels = labels.tolil()
+    labels[:, 3] = False
+    labels = csc_array(labels)
+    found = curves(scores, labels)
+    shared = metrics.thresholds(found)["best_macro_f1"]
+    threshold = shrunk_thresholds(scores, labels, found)[3]
+    assert abs(threshold - shared) < 0.02 and found.macro_f1[metrics.cut(threshold)] == found.macro_f1.max()

@@ -1,0 +1,138 @@
+"""An analysis of made-up predictions, of any number of tags, for tests of what is written about it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+from scipy.sparse import csc_array
+
+from joytag.evaluation.analysis import Analysis, Confusion, Mistake
+from joytag.evaluation.bootstrap import Interval
+
+HOSTILE = ['<script>alert("x")</script>', "' onload='alert(1)", "</title><b>", "=_=", "\u202eevil", "a" * 200]
+WORDS = ("red", "blue", "long", "short", "hair", "eyes", "hat", "cat", "dog", "sky", "tree", "smile", "open", "hand",
+         "dress", "night", "water", "flower", "white", "sword")  # fmt: skip
+CATEGORIES = ("general", "character", "copyright", "meta")
+BANDS = ("under 3k", "3k to 10k", "10k to 100k", "100k or more")
+
+
+def names(n_tags: int) -> list[str]:
+    """Distinct names, the last six of them hostile."""
+    made = [f"{WORDS[i % 20]}_{WORDS[i // 20 % 20]}" + (f"_{i // 400}" if i >= 400 else "") for i in range(n_tags)]
+    return (made[: n_tags - len(HOSTILE)] + HOSTILE)[:n_tags]
+
+
+def around(value: float, width: float = 0.01) -> Interval:
+    return Interval(float(value), float(value) - width, float(value) + width)
+
+
+def per_tag(n_tags: int, pictures: int, rng: np.random.Generator) -> pa.Table:
+    """Consistent counts; one tag in forty has no positives, and some are never predicted."""
+    train = np.sort((1200 * rng.pareto(0.7, n_tags) + 1200).clip(max=3_100_000).astype(np.int64))[::-1]
+    positives = np.minimum(rng.poisson(train * pictures / 4e6) + 5, pictures // 2)
+    positives[::40] = 0
+    skill = rng.beta(2.5, 2, n_tags)
+    tp = rng.binomial(positives, skill)
+    fp = rng.poisson(positives * (1 - skill))
+    fp[tp == 0] = 0
+    fn, predicted = positives - tp, tp + fp
+    figures = SimpleNamespace()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figures.precision, figures.recall = tp / predicted, tp / positives
+        figures.f1 = 2 * tp / (positives + predicted)
+    best = np.where(positives > 0, np.minimum(1, np.nan_to_num(figures.f1) + 0.03), np.nan)
+    undefined = np.select(
+        [positives == 0, predicted == 0], ["no positives: recall, F1, AP", "never predicted: precision"], ""
+    )
+    threshold = np.where(positives > 0, np.round(rng.uniform(0.2, 0.6, n_tags), 4), np.nan)
+    columns = {
+        "index": np.arange(n_tags),
+        "name": names(n_tags),
+        "category": [CATEGORIES[i] for i in rng.choice(4, n_tags, p=[0.6, 0.25, 0.1, 0.05])],
+        "band": [BANDS[np.searchsorted([3e3, 1e4, 1e5], n, side="right")] for n in train],
+        "train_count": train, "positives": positives, "predicted": predicted,
+        "tp": tp, "fp": fp, "fn": fn, "tn": pictures - tp - fp - fn,
+        "precision": figures.precision, "recall": figures.recall, "f1": figures.f1, "mcc": figures.f1,
+        "ap": best, "best_threshold": threshold, "best_f1": best, "threshold": threshold,
+        "ece": rng.uniform(0, 0.02, n_tags), "undefined": undefined,
+    }  # fmt: skip
+    return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
+
+
+def average(rng: np.random.Generator, tags: int, pictures: int) -> dict[str, float]:
+    row = {f"{kind}_{figure}": float(rng.uniform(0.3, 0.9)) for kind in ("macro", "micro")
+           for figure in ("precision", "recall", "f1")}  # fmt: skip
+    low, high = row["macro_f1"] - 0.02, row["macro_f1"] + 0.02
+    return row | {"macro_f1_low": low, "macro_f1_high": high, "map": row["macro_f1"] + 0.03, "tags": tags,
+                  "tags_with_positives": tags - 1, "pictures": pictures}  # fmt: skip
+
+
+def curves(table: pa.Table) -> dict:
+    t = np.linspace(0, 1, 201)
+    figures = {"threshold": t}
+    for kind, gain in (("macro", 0.0), ("micro", 0.1)):
+        precision, recall = 0.2 + gain + 0.7 * t**0.7, (1 - t**1.6) * (0.9 + gain)
+        precision[-1] = np.nan
+        figures |= {f"{kind}_precision": precision, f"{kind}_recall": recall,
+                    f"{kind}_f1": 2 * precision * recall / (precision + recall)}  # fmt: skip
+    chosen = [table["name"][i].as_py() for i in (1, 5, 9, len(table) // 2, len(table) - 2, len(table) - 1)]
+    figures["tags"] = {name: (1 - t, t ** (0.1 + 0.2 * i)) for i, name in enumerate(chosen)}
+    return figures
+
+
+def analysis(n_tags: int = 60, pictures: int = 400, seed: int = 0) -> Analysis:
+    """An Analysis whose figures are of the right kind and range, though only those of one tag agree."""
+    rng = np.random.default_rng(seed)
+    table = per_tag(n_tags, pictures, rng)
+    thresholds = {"fixed": 0.4, "macro_break_even": 0.41, "micro_break_even": 0.44, "best_micro_f1": 0.38,
+                  "best_macro_f1": 0.35}  # fmt: skip
+    kinds = [f"{kind}_{figure}" for kind in ("macro", "micro") for figure in ("precision", "recall", "f1", "mcc")]
+    headline = {name: {kind: around(rng.uniform(0.5, 0.7)) for kind in kinds} for name in thresholds}
+    split = {"fixed": {"macro_f1": around(0.5), "micro_f1": around(0.6)}} | {
+        name: {
+            "macro_f1": around(0.52),
+            "micro_f1": around(0.61),
+            "difference": Interval(0.02, 0.01, 0.03),
+            "directions": [0.019, 0.021],
+            "verdict": "Better than the fixed threshold: the interval of the difference lies above 0.",
+        }
+        for name in ("global", "per_tag")
+    }
+    groups = {kind: {name: average(rng, 10, pictures) for name in members} for kind, members in {
+        "sources": ("danbooru", "photographs"), "categories": CATEGORIES, "bands": BANDS,
+        "groups": ("skin tones", "expressions", "<i>clothes</i>")}.items()}  # fmt: skip
+    groups["groups"]["empty"] = {name: float("nan") for name in groups["sources"]["danbooru"]} | {
+        "tags": 3, "tags_with_positives": 0, "pictures": 0}  # fmt: skip
+    gaps = {kind: dict(zip(("best", "worst", "gap"), [*list(rows)[:2], around(0.1)], strict=True))
+            for kind, rows in groups.items()}  # fmt: skip
+    middle = np.linspace(0.03, 0.97, 15)
+    order = rng.permutation(n_tags)
+    confusions = [Confusion(table["name"][int(a)].as_py(), table["name"][int(b)].as_py(), 9, 0.3)
+                  for a, b in zip(order[:20], order[20:40], strict=False)]  # fmt: skip
+    mistakes = [Mistake(int(rng.integers(pictures)), int(tag), 0.9, bool(tag % 2), 0.8) for tag in order[:40]]
+    return Analysis(
+        facts={"threshold": 0.4, "pictures": pictures, "tags": n_tags, "labels_per_picture": 8.6,
+               "tags_with_positives": int(np.count_nonzero(table["positives"])), "minimum_positives": 1,
+               "resamples": 1000, "seed": 0, "model": "runs/<b>model</b>", "versions": {"torch": "2.11"}},
+        thresholds=thresholds, headline=headline | {"ranking": {"map": around(0.6)}},
+        macro_over=dict.fromkeys(thresholds, n_tags - 2), split_half=split, per_tag=table, **groups, gaps=gaps,
+        curves=curves(table),
+        calibration={"mean_score": middle, "frequency": middle**1.2, "count": (1e6 * (1 - middle) ** 8).astype(int) + 1,
+                     "edges": np.linspace(0, 1, 16), "ece": 0.0123},
+        confusions=confusions, confusions_by_share=confusions[::-1],
+        false_positives=[m for m in mistakes if not m.labelled], misses=[m for m in mistakes if m.labelled],
+        label_errors=mistakes,
+    )  # fmt: skip
+
+
+def predictions(n_tags: int = 60, pictures: int = 400, seed: int = 0) -> SimpleNamespace:
+    """What reports need of Predictions: ids, hashes, sources, labels and names."""
+    rng = np.random.default_rng(seed)
+    return SimpleNamespace(
+        ids=np.arange(pictures) * 7,
+        hashes=rng.integers(0, 256, (pictures, 32), dtype=np.uint8),
+        sources=rng.integers(0, 2, pictures),
+        source_names=["danbooru", "<u>photographs</u>"],
+        labels=csc_array(rng.random((pictures, min(n_tags, 300))) < 0.05),
+        tags=SimpleNamespace(names=names(n_tags)),
+    )

@@ -1,0 +1,62 @@
+"""Eight-bit linear layers against the float32 ones that they replace."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from joytag.models import int8
+from joytag.models.vit import ViT, ViTConfig
+
+pytestmark = pytest.mark.skipif(not int8.supported(), reason="this CPU has no VNNI")
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
+@torch.no_grad()
+def test_a_layer_is_as_exact_as_eight_bits_are(shift):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(96, 40), torch.randn(2, 200, 96) + shift
+    linear.weight.mul_(torch.logspace(-3, 2, 40)[:, None])  # each output needs a scale of its own
+    expected = linear(x)
+    for found, wanted in zip(int8.Int8Linear(linear)(x.clone()).unbind(-1), expected.unbind(-1), strict=True):
+        assert relative_error(found, wanted) < 0.03
+
+
+@torch.no_grad()
+def test_scale_gelu_and_residual():
+    torch.manual_seed(0)
+    linear, x, scale, residual = nn.Linear(32, 24), torch.randn(1, 9, 32), torch.rand(24), torch.randn(1, 9, 24)
+    expected = linear(x)
+    assert relative_error(int8.Int8Linear(linear, scale)(x.clone()), expected * scale) < 0.02
+    assert relative_error(int8.Int8Linear(linear, gelu=True)(x.clone()), nn.functional.gelu(expected)) < 0.02
+    found = int8.Int8Linear(linear, scale)(x.clone(), residual.clone())
+    assert relative_error(found - residual, expected * scale) < 0.02
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-30, 1e30])
+@torch.no_grad()
+def test_constant_activations_stay_exact(value):
+    linear = nn.Linear(8, 4)
+    x = torch.full((1, 3, 8), value)
+    torch.testing.assert_close(int8.Int8Linear(linear)(x.clone()), linear(x), rtol=0.02, atol=1e-3 * abs(value))
+
+
+@torch.no_grad()
+def test_a_model_keeps_its_logits():
+    torch.manual_seed(0)
+    stem = "conv:c=32;ln;relu;conv:c=64,s=1,k=1,p=0"
+    config = ViTConfig(n_tags=50, image_size=16, num_blocks=4, patch_size=2, d_model=64, mlp_dim=128, num_heads=2,
+                       cnn_stem=stem, layerscale_init=0.5)  # fmt: skip
+    model = ViT(config).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    images = torch.randn(1, 3, 16, 16)
+    expected = model(images)
+    found = int8.quantize(copy.deepcopy(model))(images)
+    assert relative_error(found, expected) < 0.02
+    assert (found - expected).abs().max() > 0  # it does compute in 8 bits

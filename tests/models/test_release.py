@@ -1,0 +1,332 @@
+"""The release directory: against the fixture, a second definition of the network, and everything that can be wrong."""
+
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from joytag.models import release
+from joytag.models.vit import TimmConfig, ViT, ViTConfig
+
+TINY = Path(__file__).parents[1] / "fixtures" / "release_tiny"
+STEM = "conv:c=8;ln;relu;conv:c=12,k=5,p=2;bn;gelu;conv:c=16,s=1,k=1,p=0"
+TAGS = [f"tag_{i}" for i in range(7)]
+BASE = dict(n_tags=7, image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=24, num_heads=2, cnn_stem=STEM)
+FAMILY = [
+    {},
+    {"use_sine": False},
+    {"cnn_stem": None},
+    {"cnn_stem": None, "use_sine": False, "head_mean_after": True},
+    {"cnn_stem": "conv:c=6,k=7,p=3;bn;relu;conv:c=16,k=3;ln;gelu"},
+    {"layerscale_init": 0.5, "patch_dropout": 0.3, "stochdepth_rate": 0.2},
+]
+
+
+def model_of(changes: dict) -> ViT:
+    """A model whose every number, BatchNorm's statistics too, differs from its initial value."""
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(**(BASE | changes))).eval()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value += 0.1 * torch.rand_like(value) if "var" in name else 0.1 * torch.randn_like(value)
+    return model
+
+
+def defined(config: dict, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """The network as FACTS describes it, in nothing but functions and the published names, token by token."""
+    x = images
+    if config.get("cnn_stem") is None:
+        x = F.conv2d(x, state["patch_embeddings.weight"], state["patch_embeddings.bias"], stride=config["patch_size"])
+    else:
+        for i, item in enumerate(config["cnn_stem"].split(";")):
+            kind, _, text = item.partition(":")
+            part = f"patch_embeddings.conv.{i}."
+            if kind == "conv":
+                given = {"k": 3, "s": 2, "p": 1} | {a[0]: int(a[2:]) for a in text.split(",")}
+                x = F.conv2d(x, state[part + "weight"], state[part + "bias"], given["s"], given["p"])
+            elif kind == "ln":
+                mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
+                x = (x - mean) / (variance + 1e-5).sqrt()
+                x = x * state[part + "norm.weight"].view(-1, 1, 1) + state[part + "norm.bias"].view(-1, 1, 1)
+            elif kind == "bn":
+                mean, variance, w, b = (
+                    state[part + name].view(-1, 1, 1) for name in ("running_mean", "running_var", "weight", "bias")
+                )
+                x = (x - mean) / (variance + 1e-5).sqrt() * w + b
+            else:
+                x = x.clamp(min=0) if kind == "relu" else x * 0.5 * (1 + torch.erf(x / 2**0.5))
+    rows, columns = x.shape[2:]
+    x = torch.stack([x[:, :, i // columns, i % columns] for i in range(rows * columns)], dim=1)
+    width = config["d_model"]
+    if config["use_sine"]:
+        omega = np.array([10_000 ** (-k / (width / 4 - 1)) for k in range(width // 4)])
+        for i in range(rows * columns):
+            a, b = (i % columns) * omega, (i // columns) * omega
+            x[:, i] += torch.from_numpy(np.concatenate([np.sin(a), np.cos(a), np.sin(b), np.cos(b)])).float()
+    else:
+        x = x + state["pos_embedding.embedding.weight"]
+
+    def linear(x, name):
+        return x @ state[name + ".weight"].T + state[name + ".bias"]
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), state[name + ".weight"], state[name + ".bias"])
+
+    for n in range(config["num_blocks"]):
+        part = f"blocks.{n}."
+        q, k, v = linear(norm(x, part + "norm1"), part + "qkv_proj").split(width, dim=-1)
+        heads = []
+        size = width // config["num_heads"]
+        for h in range(config["num_heads"]):
+            one = slice(h * size, (h + 1) * size)
+            weights = (q[..., one] @ k[..., one].transpose(1, 2) / size**0.5).softmax(-1)
+            heads.append(weights @ v[..., one])
+        x = x + linear(torch.cat(heads, -1), part + "out_proj") * state[part + "skip_init1.skip"]
+        hidden = linear(norm(x, part + "norm2"), part + "mlp.linear1")
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+        x = x + linear(hidden, part + "mlp.linear2") * state[part + "skip_init2.skip"]
+    x = norm(x, "norm")
+    return linear(x, "head").mean(1) if config.get("head_mean_after") else linear(x.mean(1), "head")
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_the_second_definition_reproduces_the_published_outputs(size):
+    config, state = json.loads((TINY / "config.json").read_text()), load_file(TINY / "model.safetensors")
+    expected = np.load(TINY / "expected.npz")
+    logits = defined(config, state, torch.from_numpy(expected[f"input_{size}"]))
+    np.testing.assert_allclose(logits, expected[f"logits_{size}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", FAMILY, ids=str)
+def test_every_architecture_of_the_family_survives_writing_and_reading(tmp_path, changes):
+    model = model_of(changes)
+    release.save(tmp_path, model, TAGS)
+    config, state = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
+    images = torch.randn(3, 3, 16, 16)
+    found, tags = release.load(tmp_path)
+    assert tags == TAGS and found.config == model.config and not found.training
+    with torch.inference_mode():
+        logits = found(images)
+        torch.testing.assert_close(logits, model(images), rtol=0, atol=0)
+        torch.testing.assert_close(logits, defined(config, state, images), rtol=0, atol=1e-5)
+
+
+def test_what_is_written_has_the_published_layout(tmp_path):
+    model, tags = release.load(TINY)
+    release.save(tmp_path, model, tags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(release.FILES)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads((TINY / "config.json").read_text())
+    assert (tmp_path / "top_tags.txt").read_bytes() == (TINY / "top_tags.txt").read_bytes()
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(TINY / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
+
+
+def test_a_written_config_has_no_key_that_breaks_loaders(tmp_path):
+    required = {"class", "n_tags", "image_size", "num_blocks", "patch_size", "d_model", "mlp_dim", "num_heads",
+                "stochdepth_rate", "use_sine", "loss_type"}  # fmt: skip
+    for changes in FAMILY:
+        release.save(tmp_path, model_of(changes), TAGS)
+        keys = json.loads((tmp_path / "config.json").read_text()).keys()
+        assert required <= keys <= required | {"layerscale_init", "head_mean_after", "cnn_stem", "patch_dropout"}
+        types = {value.dtype for value in load_file(tmp_path / "model.safetensors").values()}
+        assert types <= {torch.float32, torch.int64}
+    assert (tmp_path / "top_tags.txt").read_text() == "\n".join(TAGS)
+
+
+def test_very_old_heads_lose_their_nine_last_rows(tmp_path):
+    model = model_of({})
+    release.save(tmp_path, model, TAGS)
+    state = load_file(tmp_path / "model.safetensors")
+    state["head.weight"] = torch.cat([state["head.weight"], torch.randn(9, 16)])
+    state["head.bias"] = torch.cat([state["head.bias"], torch.randn(9)])
+    save_file(state, tmp_path / "model.safetensors")
+    found, _ = release.load(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(found(images), model(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_pickled_weights_are_read_as_weights_only(tmp_path, prefix, nested):
+    model = model_of({})
+    release.save(tmp_path, model, TAGS)
+    (tmp_path / "model.safetensors").unlink()
+    state = {prefix + name: value.half() if "norm1" in name else value for name, value in model.state_dict().items()}
+    torch.save({"model": state} if nested else state, tmp_path / "model.pt")
+    found, _ = release.load(tmp_path)
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    torch.testing.assert_close(found.head.weight, model.head.weight)
+
+
+class Hostile:
+    """An object whose unpickling runs a command."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle ran')",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(Hostile(), "more than weights"), ({"model": 3}, "no weights"), ([1, 2], "no weights"), (b"junk", "damaged")],
+    ids=lambda value: type(value).__name__,
+)
+def test_hostile_pickles_are_refused(tmp_path, content, message):
+    release.save(tmp_path, model_of({}), TAGS)
+    (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "model.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(release.ReleaseError, match=message) as error:
+        release.load(tmp_path)
+    assert "\n" not in str(error.value) and "model.pt" in str(error.value)
+
+
+def tensors(change):
+    """A change of model.safetensors made on its tensors."""
+
+    def rewrite(path: Path) -> None:
+        state = load_file(path)
+        change(state)
+        save_file(state, path)
+
+    return rewrite
+
+
+def config(**changes):
+    """A change of config.json's values."""
+
+    def rewrite(path: Path) -> None:
+        path = path.with_name("config.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return rewrite
+
+
+def content(name: str, data: bytes):
+    """Other content of a file."""
+    return lambda path: path.with_name(name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), r"model\.safetensors: missing"),
+        (lambda path: path.with_name("config.json").unlink(), r"config\.json: missing"),
+        (lambda path: path.with_name("top_tags.txt").unlink(), r"top_tags\.txt: missing"),
+        (content("top_tags.txt", b"a\nb"), r"2 tags, but config\.json's n_tags is 7"),
+        (content("top_tags.txt", b"a\na\nb\nc\nd\ne\nf"), "a: given twice"),
+        (content("top_tags.txt", b"\xff\xfe\n"), "not UTF-8"),
+        (content("config.json", b"{"), "not valid JSON"),
+        (content("config.json", b"[" * 100_000), "not valid JSON"),
+        (content("config.json", b" " * 20_000_000), "larger than"),
+        (content("model.safetensors", b""), "damaged or cut short"),
+        (content("model.safetensors", b"\xff" * 1000), "damaged or cut short"),
+        (content("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged or cut short"),
+        (tensors(lambda state: state.pop("norm.bias")), r"tensor norm\.bias is missing"),
+        (tensors(lambda state: state.update(extra=torch.ones(1))), "tensor extra is unexpected"),
+        (tensors(lambda state: state.update({"norm.bias": torch.ones(3)})), r"norm\.bias has shape \[3\]"),
+        (tensors(lambda state: state["norm.bias"].fill_(torch.nan)), r"norm\.bias holds NaN"),
+        (tensors(lambda state: state.update({"norm.bias": torch.ones(16, dtype=torch.int64)})), "torch.int64"),
+        (tensors(lambda state: state.update({"head.weight": torch.ones(17, 16)})), r"head\.weight has shape"),
+        (config(n_tags=8), "7 tags"),
+        (config(num_blocks=3), "2 blocks, but config.json's num_blocks is 3"),
+        (config(num_blocks=10**12), "num_blocks"),
+        (config(num_blocks="2"), "num_blocks"),
+        (config(num_heads=3), "num_heads: 3"),
+        (config(image_size=2**40), "image_size"),
+        (config(cnn_stem="conv:c=16,k=4,s=4,p=0,d=2"), "cnn_stem"),
+        (config(cnn_stem="conv:c=99999999999,k=9999999,s=2;conv:c=16,s=2"), "describes no model"),
+        (config(cnn_stem="conv:c=9999999,k=3,s=2;conv:c=16,s=2"), r"tensor patch_embeddings"),
+        (config(momentum=0.9), "momentum: unknown key"),
+        (config(use_sine="yes"), "use_sine"),
+        (config(**{"class": "CNN"}), "class: not ViT or timm"),
+        (config(**{"class": ["ViT"]}), "class: not ViT or timm"),
+        (config(**{"class": "timm"}), "cnn_stem: unknown key"),
+    ],
+    ids=lambda value: re.sub(r"\W+", "-", value) if isinstance(value, str) else "",
+)
+def test_a_wrong_release_is_refused_in_one_line_that_names_the_file(tmp_path, change, message):
+    release.save(tmp_path, model_of({}), TAGS)
+    change(tmp_path / "model.safetensors")
+    with pytest.raises(release.ReleaseError, match=message) as error:
+        release.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_byobnet", "test_vit2"])
+def test_a_release_of_a_timm_backbone_is_read_back_to_the_bit(tmp_path, name):
+    config = TimmConfig(7, name, 64)
+    model = config.build()
+    model(torch.randn(4, 3, 64, 64))  # for running statistics that are not the first ones
+    release.save(tmp_path, model, TAGS)
+    found, tags = release.load(tmp_path)
+    assert tags == TAGS and found.config == config and not found.training
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found(images), model.eval()(images))
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["class"] == "timm" and values["timm"] == name
+    (tmp_path / "config.json").write_text(json.dumps(values | {"timm": "hf-hub:someone/model"}))
+    with pytest.raises(release.ReleaseError, match=r"config\.json: timm: .* is no model there"):
+        release.load(tmp_path)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    release.save(tmp_path, model_of({}), TAGS)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "image_size"}))
+    with pytest.raises(release.ReleaseError, match="image_size: missing"):
+        release.load(tmp_path)
+
+
+def test_a_release_is_located_on_disk_or_on_the_hub(tmp_path, monkeypatch):
+    assert release.locate(str(TINY)) == TINY
+    with pytest.raises(release.ReleaseError, match="is a file"):
+        release.locate(TINY / "config.json")
+    for nowhere in (tmp_path / "gone", "gone", "../a/b", "a/b/c", "-a/b"):
+        with pytest.raises(release.ReleaseError, match=r"no such directory$"):
+            release.locate(nowhere)
+
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    assert release.locate("someone/tagger") == tmp_path and asked == ["someone/tagger"]
+
+
+def test_an_unreachable_hub_is_one_clear_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("network unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(release.ReleaseError, match="someone/tagger: no such directory, and the Hugging Face hub") as e:
+        release.locate("someone/tagger")
+    assert "\n" not in str(e.value)
+
+
+def test_reading_does_not_depend_on_the_file_afterwards(tmp_path):
+    release.save(tmp_path, model_of({}), TAGS)
+    model, _ = release.load(tmp_path)
+    before = model.head.weight.clone()
+    shutil.copyfile(TINY / "top_tags.txt", tmp_path / "model.safetensors")
+    assert torch.equal(model.head.weight, before)
+
+
+def test_a_run_stands_for_its_release(tmp_path):
+    run = tmp_path / "run"
+    (run / "release").mkdir(parents=True)
+    assert release.locate(run) == run, "which will be said to lack its files"
+    (run / "release" / "config.json").touch()
+    assert release.locate(run) == run / "release"
+    (run / "config.json").touch()
+    assert release.locate(run) == run

@@ -1,0 +1,208 @@
+"""The model against the released definition's outputs, and its counts against the published figures."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from joytag.benchmarks.baselines import EagerViT
+from joytag.models import release
+from joytag.models.vit import (
+    TimmConfig,
+    ViT,
+    ViTConfig,
+    add_branch,
+    count_parameters,
+    drop_tokens,
+    parse_stem,
+    training_flop,
+)
+
+TINY = Path(__file__).parents[1] / "fixtures" / "release_tiny"
+STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k=1,p=0"
+
+
+def small(**changes) -> ViTConfig:
+    values = dict(
+        n_tags=7, image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=32, num_heads=2, cnn_stem=STEM
+    )
+    return ViTConfig(**(values | changes))
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_release_loads_without_mapping_and_reproduces_the_published_outputs(size):
+    model, _ = release.load(TINY)
+    expected = np.load(TINY / "expected.npz")
+    images = torch.from_numpy(expected[f"input_{size}"])
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(images), expected[f"logits_{size}"], atol=1e-5)
+        np.testing.assert_allclose(model.embed(images), expected[f"embeddings_{size}"], atol=1e-5)
+
+
+def test_full_size_has_the_published_parameters_and_cost():
+    config = ViTConfig(n_tags=5813)
+    with torch.device("meta"):
+        model = ViT(config)
+    assert count_parameters(model) == 91_491_509
+    assert len(model.state_dict()) == 190
+    assert training_flop(config, 224) == pytest.approx(109e9, rel=0.02)
+    assert training_flop(config, 448) == pytest.approx(487e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"cnn_stem": None}, {"use_sine": False}, {"head_mean_after": True}, {"patch_dropout": 0.5}],
+    ids=str,
+)
+def test_variants_learn(changes):
+    model = ViT(small(**changes))
+    logits = model(torch.randn(3, 3, 16, 16))
+    assert logits.shape == (3, 7)
+    logits.sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_mean_after_head_equals_head_after_mean():
+    first, second = ViT(small()).eval(), ViT(small(head_mean_after=True)).eval()
+    second.load_state_dict(first.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(first(images), second(images))
+
+
+def test_plain_patches_equal_unfolded_linear_projection():
+    model = ViT(small(cnn_stem=None)).eval()
+    images = torch.randn(2, 3, 16, 16)
+    patches = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2)
+    weight, bias = model.patch_embeddings.weight.flatten(1), model.patch_embeddings.bias
+    expected = torch.nn.functional.linear(patches, weight, bias)
+    torch.testing.assert_close(
+        model.patch_embeddings(images).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_stochastic_depth_acts_in_training_alone_and_per_sample():
+    model = ViT(small(stochdepth_rate=0.5))
+    image = torch.randn(1, 3, 16, 16).expand(16, -1, -1, -1)
+    assert len(model(image).unique(dim=0)) > 1
+    torch.testing.assert_close(*model.eval()(image[:2]).split(1))
+
+
+@pytest.mark.parametrize("noise", [[0.9, 0.9, 0.9], [0.9, 0.1, 0.5], [0.1, 0.0, 0.2]], ids=["none", "some", "all"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_dropped_is_not_computed_and_leaves_the_same_result_and_gradients(noise, bias):
+    layer, x = nn.Linear(4, 4), torch.randn(3, 2, 4)
+    base = torch.randn(4) if bias else torch.randn(3, 2, 4)
+    leaves = [base, x, layer.weight, layer.bias]
+    seen, gradients = [], []
+
+    def branch(x):
+        seen.append(len(x))
+        return layer(x)
+
+    kept = (torch.tensor(noise) >= 0.25).float()
+    for ours in (True, False):
+        for leaf in leaves:
+            leaf.requires_grad_(True).grad = None
+        if ours:
+            result = add_branch(base, 0.25, torch.tensor(noise), branch, x)
+        else:
+            torch.testing.assert_close(result, base + layer(x) * kept.view(-1, 1, 1) / 0.75)
+            result = base + layer(x) * kept.view(-1, 1, 1) / 0.75
+        (result * torch.arange(24).view(3, 2, 4)).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*gradients)
+    assert seen == [int(kept.sum())]
+
+
+def test_the_reference_of_the_benchmark_is_the_same_model():
+    config = small(layerscale_init=0.1, cnn_stem="conv:c=8;ln;relu;conv:c=16,s=2,p=1")
+    ours, theirs = ViT(config).eval(), EagerViT(config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_dropped_tokens_are_a_subset_in_the_stated_share():
+    x = torch.arange(40.0).view(1, 20, 2).expand(3, -1, -1)
+    kept = drop_tokens(x, 0.25)
+    assert kept.shape == (3, 15, 2)
+    assert all(len(row.unique(dim=0)) == 15 for row in kept)
+
+
+def test_stem_grammar():
+    assert parse_stem("conv:c=8,k=5;ln;relu") == [("conv", {"k": 5, "s": 2, "p": 1, "c": 8}), ("ln", {}), ("relu", {})]
+    for wrong in ("conv:k=3", "conv:c=x", "conv:c=8,q=1", "relu:c=1", "tanh", ""):
+        with pytest.raises(ValueError, match="cnn_stem"):
+            parse_stem(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"num_heads": 3}, "num_heads"),
+        ({"image_size": 18}, "image_size"),
+        ({"stochdepth_rate": 1.0}, "stochdepth_rate"),
+        ({"num_blocks": 0}, "num_blocks"),
+        ({"patch_size": 8}, "cnn_stem"),
+        ({"d_model": 20, "num_heads": 2}, "cnn_stem"),
+    ],
+)
+def test_impossible_configs_name_the_field(changes, field):
+    with pytest.raises(ValueError, match=f"^{field}"):
+        small(**changes)
+
+
+def test_wrong_picture_sizes_are_refused():
+    with pytest.raises(ValueError, match="patch size"):
+        ViT(small())(torch.randn(1, 3, 18, 16))
+    with pytest.raises(ValueError, match="learned positions"):
+        ViT(small(use_sine=False))(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_byobnet", "test_efficientnet"])
+def test_a_backbone_of_timm_is_that_of_timm_under_our_head(name):
+    model = TimmConfig(n_tags=5, timm=name, image_size=64, stochdepth_rate=0.0).build().eval()
+    theirs = timm.create_model(name, num_classes=0, **({"dynamic_img_size": True} if "vit" in name else {})).eval()
+    theirs.load_state_dict(model.backbone.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = theirs(images)
+        torch.testing.assert_close(model.embed(images), features)
+        torch.testing.assert_close(model(images), features @ model.head.weight.T + model.head.bias)
+        assert model(torch.randn(1, 3, 96, 96)).shape == (1, 5), "of any size"
+
+
+def test_stochastic_depth_of_a_backbone_is_its_drop_path_rate():
+    rates = [
+        [
+            module.drop_prob
+            for module in TimmConfig(5, "test_vit", 64, rate).build().modules()
+            if hasattr(module, "drop_prob")
+        ]
+        for rate in (0.0, 0.3)
+    ]
+    assert max(rates[1]) == pytest.approx(0.3) and not any(rates[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"timm": "resnet5"}, "timm: 'resnet5' is no model there; nearest: resnet50"),
+        ({"timm": "hf-hub:someone/model"}, "timm: 'hf-hub:someone/model' is no model there"),
+        ({"n_tags": 0}, "n_tags: 0 is not positive"),
+        ({"image_size": 10**6}, "image_size: 1000000"),
+        ({"stochdepth_rate": 1.0}, "stochdepth_rate: 1.0"),
+    ],
+)
+def test_an_impossible_backbone_names_the_field(values, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        TimmConfig(**{"n_tags": 5, "timm": "test_vit"} | values)
+
+
+def test_a_backbone_that_cannot_take_the_size_says_so():
+    with pytest.raises(ValueError, match="image_size: test_vit does not take pictures of 65 pixels"):
+        TimmConfig(5, "test_vit", 65).build()

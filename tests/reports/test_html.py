@@ -1,0 +1,298 @@
+"""report.html: what it says, that nothing breaks out of it, and how it looks in Chromium."""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import analyses
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from markupsafe import Markup
+from PIL import Image
+
+from joytag.data.dataset import Dataset
+from joytag.evaluation.analysis import Mistake
+from joytag.reports import html as page
+from joytag.reports.charts import number
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
+VOID = {"meta", "link", "img", "br", "input"}
+IMPLIED = {"td", "tr"}  # whose end tags HTML may leave out
+
+
+class Outline(HTMLParser):
+    """Elements with their attributes, and the text without style and script; fails where tags don't match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements, self.open, self.texts = [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.elements.append((tag, dict(attributes)))
+        while tag in IMPLIED and self.open[-1] == "td":
+            self.open.pop()
+        if tag == "tr" and self.open[-1] == "tr":
+            self.open.pop()
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open[-1] != tag and self.open[-1] in IMPLIED:
+            self.open.pop()
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    return analyses.analysis(60)
+
+
+@pytest.fixture(scope="module")
+def html(analysis):
+    return page.report(analysis, analyses.predictions(60))
+
+
+def test_the_page_says_all_that_was_measured(html, analysis):
+    text = Outline(html).text
+    for name in page.SECTIONS.values():
+        assert name in text
+    for name, row in analysis.headline.items():
+        for figure, interval in row.items():
+            if name != "ranking" or figure == "map":
+                assert f"{interval.value:.3f} {interval.low:.3f} to {interval.high:.3f}" in text, (name, figure)
+    for kind in ("sources", "categories", "bands", "groups"):
+        for name, row in getattr(analysis, kind).items():
+            assert name in text and str(Markup(page.figure(row["macro_f1"])).striptags()) in text
+    for confusion in analysis.confusions:
+        assert f"{confusion.labelled} {confusion.predicted} {confusion.pictures}" in text
+    assert "Better than the fixed threshold" in text and "a gap of 0.100 in macro F1" in text
+    assert f"{analysis.calibration['ece']:.4f}" in text
+
+
+def test_every_tag_is_in_the_table_and_in_the_chart(html, analysis):
+    rows = html.split('<table class="sortable">')[1].split("</table>")[0].split("<tr>")[2:]
+    assert len(rows) == 60
+    cells = [re.sub("<[^>]*>", "\t", row).split("\t")[1:] for row in rows]
+    first = analysis.per_tag.slice(1, 1).to_pylist()[0]
+    assert cells[1][0] == first["name"] and cells[1][6] == f"{first['f1']:.3f}" and cells[0][6] == "undefined"
+    defined = 60 - analysis.per_tag["f1"].null_count
+    cloud = html.split('<figure class="cloud')[1].split("</figure>")[0]
+    assert cloud.count("<title>") == defined + 1  # and one of the median's line
+    assert f"{60 - defined} tags whose F1 is undefined are left out" in html
+
+
+def test_dots_of_the_cloud_lie_at_their_figures(html, analysis):
+    cloud = html.split('<figure class="cloud')[1].split("</figure>")[0]
+    row = analysis.per_tag.slice(7, 1).to_pylist()[0]
+    dot = re.search(rf'cy="([\d.]+)%" r="3"><title>{row["name"]}: F1 {row["f1"]:.3f}, trained on', cloud)
+    assert dot.group(1) == number(100 * (1 - row["f1"]))
+
+
+def test_undefined_figures_are_named_in_words(html, analysis):
+    assert "2 tags : no positives: recall, F1, AP" in Outline(html).text
+    assert html.count('<span class="none">undefined</span>') >= 5  # the empty group's
+    assert not re.search(r"\b(nan|None)\b", html)
+
+
+def test_a_model_of_whose_figures_none_is_undefined_says_so(analysis):
+    table = analysis.per_tag.filter(np.array(analysis.per_tag["undefined"].to_pylist()) == "")
+    html = page.report(dataclasses.replace(analysis, per_tag=table), analyses.predictions(60))
+    assert "Nothing: every figure of every tag has a value." in html
+
+
+def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
+    """A model that never predicts anything has no break-even, no confusions and no false positives."""
+    nothing = dataclasses.replace(
+        analysis, confusions=[], confusions_by_share=[], false_positives=[], misses=[], label_errors=[], groups={},
+        thresholds=dict.fromkeys(analysis.thresholds, float("nan")) | {"fixed": 0.4},
+    )  # fmt: skip
+    html = page.report(nothing, analyses.predictions(60))
+    assert not re.search(r"\bnan\b", html) and "Groups" not in html
+
+
+def test_what_strangers_wrote_stays_text(html):
+    """Names of tags, sources, groups and the model hold tags, quotes and scripts."""
+    outline = Outline(html)
+    assert [attributes for tag, attributes in outline.elements if tag == "script"] == [{}]
+    assert not {"b>model", "u", "i", "iframe"} & {tag for tag, _ in outline.elements}
+    for tag, attributes in outline.elements:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+    assert '<script>alert("x")</script>' in outline.text and "<i>clothes</i>" in outline.text
+    labels = [attributes.get("aria-label") or "" for tag, attributes in outline.elements if tag == "svg"]
+    assert any("aaaa" in label for label in labels)
+
+
+def test_nothing_is_loaded_from_anywhere(html):
+    outline = Outline(html)
+    assert not re.search(r"url\(|@import|https?:|//[a-z]|fetch|import\(", html)
+    for tag, attributes in outline.elements:
+        assert attributes.get("src", "data:").startswith("data:"), tag
+        assert attributes.get("href", "#").startswith("data:" if tag == "link" else "#"), tag
+    policy = next(attributes["content"] for tag, attributes in outline.elements if "http-equiv" in attributes)
+    script = re.search(r"<script>(.*?)</script>", html, re.S).group(1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; img-src data:; ") and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_links_lead_to_sections(html):
+    outline = Outline(html)
+    ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    links = [attributes["href"][1:] for tag, attributes in outline.elements if tag == "a"]
+    assert len(ids) == len(set(ids)) and set(links) == set(page.SECTIONS) <= set(ids)
+
+
+def test_pictures_are_small_and_whoever_lacks_them_is_told(dataset_directory):
+    dataset = Dataset.open(dataset_directory)
+    posts = dataset.posts("validation")
+    predictions = analyses.predictions(60)
+    predictions.hashes[: len(posts)] = posts.hashes
+    mistakes = [Mistake(0, 3, 0.9, False, 0.5), Mistake(300, 4, 0.1, True, 0.5)]
+    there, missing = page.gallery(mistakes, predictions, dataset)
+    picture = Image.open(io.BytesIO(base64.b64decode(there["picture"].removeprefix("data:image/jpeg;base64,"))))
+    assert picture.format == "JPEG" and max(picture.size) <= page.SIDE
+    assert missing["picture"] == "" and missing["id"] == 2100 and missing["tag"] == analyses.names(60)[4]
+    carried = np.flatnonzero(predictions.labels.toarray()[300])
+    assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: page.SHOWN]
+    shown = dataclasses.replace(analyses.analysis(60), false_positives=mistakes[:1], misses=mistakes[1:])
+    html = page.report(shown, predictions, dataset)
+    assert html.count('<img src="data:image/jpeg;base64,') == 1 and "picture 2100 is not at hand" in html
+
+
+def test_a_dataset_without_pictures_is_no_reason_to_fail(dataset_directory):
+    dataset = dataclasses.replace(Dataset.open(dataset_directory), extension="none")
+    assert page.thumbnail(dataset, bytes(32)) == ""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The page of a model as large as the release."""
+    path = tmp_path_factory.mktemp("large") / "report.html"
+    path.write_text(page.report(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768)), "utf-8")
+    return path
+
+
+def test_the_page_stays_small(html, large):
+    """Without pictures, of which the galleries have 48 of a few kB each."""
+    assert len(html.encode()) < 300_000
+    assert large.stat().st_size < 3_000_000
+
+
+# From here on: in a browser.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def path(html, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+# Whether text runs into text in any chart, or leaves the window: the charts' numbers, as many as are hit.
+OVERLAPS = """[...document.querySelectorAll('.chart')].map(chart => {
+    const boxes = [...chart.querySelectorAll('text')].map(text => text.getBoundingClientRect());
+    return boxes.filter((a, i) => a.left < 0 || a.right > WIDTH || boxes.some((b, j) => j > i
+        && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)).length;
+})"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_all_is_drawn_and_nothing_is_wrong(browser, path, width, dark):
+    view = browser.open(path, width=width, dark=dark)
+    assert view.problems == [] and view.requests == []
+    assert view.value("document.documentElement.scrollWidth") <= width
+    sizes = view.value("[...document.querySelectorAll('.chart > svg')].map(s => [s.clientWidth, s.clientHeight])")
+    assert len(sizes) == 7 and all(across >= 280 and down >= 200 for across, down in sizes)
+    marks = ("polyline", ".dots circle", ".bars rect")
+    drawn = view.value(f"{list(marks)}.map(m => [...document.querySelectorAll('.chart ' + m)].filter("
+                       "e => e.getBoundingClientRect().width > 0).length)")  # fmt: skip
+    assert drawn[0] >= 20 and drawn[1] >= 60 and drawn[2] >= 10
+    assert view.value(OVERLAPS.replace("WIDTH", str(width))) == [0] * 7
+    light = view.value("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 150) == dark
+
+
+@needs_chromium
+def test_the_table_is_searched_and_sorted(browser, path):
+    view = browser.open(path)
+    first = "document.querySelector('.sortable tbody tr').cells"
+    view.value("document.querySelector('details:has(.sortable)').open = true")
+    head = "[...document.querySelectorAll('.sortable th')].find(h => h.textContent == 'F1')"
+    view.value(f"{head}.querySelector('button').click()")
+    assert view.value(f"{first}[6].textContent") == "1.000" or float(view.value(f"{first}[6].textContent")) > 0.8
+    view.value(f"{head}.querySelector('button').click()")
+    assert view.value(f"{first}[6].textContent") == "undefined" and view.value(f"{head}.ariaSort") == "ascending"
+    view.value("""{const search = document.querySelector('.search'); search.value = 'Blue red';
+               search.dispatchEvent(new Event('input'))}""")
+    rows = "[...document.querySelectorAll('.sortable tbody tr')].filter(row => row.checkVisibility())"
+    assert view.value(f"{rows}.map(row => row.cells[0].textContent)") == ["blue_red"]
+    assert view.problems == []
+
+
+@needs_chromium
+def test_5813_tags_are_drawn_and_sorted(browser, large):
+    view = browser.open(large)
+    defined = 5_813 - analyses.analysis(5_813, 32_768).per_tag["f1"].null_count
+    assert view.value("document.querySelectorAll('.cloud .dots circle[cx$=\\'%\\']').length") >= defined
+    view.value("document.querySelector('details:has(.sortable)').open = true")
+    view.value("document.querySelectorAll('.sortable th button')[2].click()")
+    column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[2].textContent)"
+    trained = [int(text.replace(",", "")) for text in view.value(column)]
+    assert len(trained) == 5_813 and trained == sorted(trained, reverse=True)
+    assert view.problems == [] and view.requests == []
+
+
+@needs_chromium
+def test_a_dot_that_is_tapped_says_its_name_below_the_chart(browser, path):
+    view = browser.open(path, width=390)
+    view.value("document.querySelector('.cloud circle').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    assert re.match(r".+: F1 [\d.]+, trained on [\d,]+, [\d,]+ pictures here",
+                    view.value("document.querySelector('.cloud .readout').textContent"))  # fmt: skip
+
+
+@needs_chromium
+def test_on_paper_it_is_light_and_the_long_table_is_left_out(browser, path, tmp_path):
+    view = browser.open(path, dark=True)
+    view.pdf(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    view.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert view.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert view.value("document.querySelector('details:has(.sortable)').checkVisibility()") is False
+
+
+@needs_chromium
+def test_the_policy_stops_what_should_not_be_there(browser, path, tmp_path):
+    """So that the tests above would have seen it."""
+    hostile = Path(tmp_path / "hostile.html")
+    text = path.read_text(encoding="utf-8")
+    hostile.write_text(
+        text.replace("<main>", "<main><img src='https://example.invalid/a.png'><script>alert(1)</script>")
+    )
+    view = browser.open(hostile)
+    assert len([problem for problem in view.problems if "Content Security Policy" in str(problem)]) >= 2

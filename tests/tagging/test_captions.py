@@ -1,0 +1,150 @@
+"""How tags are written: the conventions of FACTS 8, and what must hold for any tags."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joytag.tagging.captions import Captions, canonical, is_kaomoji, read_thresholds
+
+TAGS = {"1girl": 0.99, "blue_hair": 0.9, "^_^": 0.8, "saber_(fate)": 0.7, "solo": 0.6}
+PLACES = {"solo": 0, "1girl": 1, "saber_(fate)": 2, "blue_hair": 3, "^_^": 4}
+ANY_TAG = st.text("ab1_()^;\\ ", min_size=1).map(lambda text: text.strip(" _")).filter(bool)
+
+
+def written(**options) -> list[str]:
+    return list(Captions(**options).choose(TAGS, PLACES))
+
+
+def test_by_default_tags_stay_as_they_are_best_first():
+    assert Captions().choose(TAGS, PLACES) == TAGS
+    assert written() == list(TAGS)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"underscores": "space"}, ["1girl", "blue hair", "^_^", "saber (fate)", "solo"]),
+        ({"escape": True}, ["1girl", "blue_hair", "^_^", r"saber_\(fate\)", "solo"]),
+        ({"max_tags": 2}, ["1girl", "blue_hair"]),
+        ({"sort": "vocabulary"}, ["solo", "1girl", "saber_(fate)", "blue_hair", "^_^"]),
+        ({"sort": "vocabulary", "max_tags": 2}, ["1girl", "blue_hair"]),
+        ({"exclude": ["Blue Hair", "solo"]}, ["1girl", "^_^", "saber_(fate)"]),
+        ({"exclude": ["1girl"], "max_tags": 2}, ["blue_hair", "^_^"]),
+        ({"always_first": ["solo", "gone", "saber (fate)"]}, ["solo", "saber_(fate)", "1girl", "blue_hair", "^_^"]),
+        ({"replace": {"1girl": "one_girl"}}, ["one_girl", "blue_hair", "^_^", "saber_(fate)", "solo"]),
+        ({"replace": {"solo": "1girl"}}, ["1girl", "blue_hair", "^_^", "saber_(fate)"]),
+        (
+            {"replace": {"solo": "1girl"}, "sort": "vocabulary"},
+            ["1girl", "saber_(fate)", "blue_hair", "^_^"],
+        ),
+    ],
+    ids=str,
+)
+def test_options(options, expected):
+    assert written(**options) == expected
+
+
+def test_of_tags_that_share_a_name_the_better_score_stays():
+    assert Captions(replace={"solo": "1girl"}).choose(TAGS, PLACES)["1girl"] == 0.99
+
+
+@pytest.mark.parametrize("tag", ["^_^", ">_<", "o_o", "|_|", "0_0", "(o)_(o)", "<|>_<|>", "||_||", "@_@", "=_=", "a_b"])
+def test_kaomoji_keep_their_mouths(tag):
+    assert is_kaomoji(tag) and Captions(underscores="space").spell(tag) == tag
+
+
+@pytest.mark.parametrize("tag", ["blue_hair", "k-on!_x", "saber_(fate)", "looking_at_viewer", "日本_語"])
+def test_words_lose_their_underscores(tag):
+    assert Captions(underscores="space").spell(tag) == tag.replace("_", " ")
+
+
+def test_merging_keeps_what_is_there_and_adds_what_is_not():
+    style = Captions(underscores="space", escape=True)
+    text = "my character,  Blue Hair,saber \\(fate\\)\nblue_hair, , solo"
+    assert style.merge(text, ["1girl", "blue hair", r"saber \(fate\)"]) == [
+        "my character", "Blue Hair", r"saber \(fate\)", "solo", "1girl",
+    ]  # fmt: skip
+    assert Captions(always_first=["1girl"]).merge("a, b", ["1girl"]) == ["1girl", "a", "b"]
+    assert Captions(separator="\n").merge("a b\nc", ["d"]) == ["a b", "c", "d"]
+    assert Captions(separator=" ").merge("a b", ["b", "c"]) == ["a", "b", "c"]
+    assert Captions().merge("", ["a"]) == ["a"]
+
+
+@given(st.lists(ANY_TAG), st.lists(ANY_TAG), st.sampled_from(["keep", "space"]), st.booleans())
+def test_merging_again_changes_nothing(there, new, underscores, escape):
+    style = Captions(underscores=underscores, escape=escape, always_first=["a", "b"])
+    names = [style.spell(tag) for tag in new]
+    once = style.merge(", ".join(there), names)
+    assert style.merge(", ".join(once), names) == once
+    assert len({canonical(name) for name in once}) == len(once)
+    assert {canonical(tag) for tag in [*there, *new]} == {canonical(name) for name in once}
+
+
+def test_separators_that_cannot_be_told_from_tags_are_refused():
+    with pytest.raises(ValueError, match="--separator"):
+        Captions(separator="")
+    with pytest.raises(ValueError, match="--underscores keep"):
+        Captions(separator=" ", underscores="space")
+
+
+def test_thresholds_come_from_a_file(tmp_path):
+    path = tmp_path / "thresholds.json"
+    path.write_text(json.dumps({"b c": 0.9, "a": 0.1}))
+    expected = np.array([0.1, 0.9, 0.4], dtype=np.float32)
+    np.testing.assert_array_equal(read_thresholds(path, ["a", "b_c", "d"], 0.4), expected)
+    np.testing.assert_array_equal(read_thresholds(None, ["a", "b"], 0.3), np.full(2, 0.3, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "write it as"),
+        ('{"solo": 2}', "solo: 2 is not a number"),
+        ('{"solo": true}', "True"),
+        ('{"sole": 0.5}', "did you mean solo"),
+        ('{"solo": 0.5, "Solo": 0.6}', "Solo: occurs twice"),
+        ('{"solo": {"a": 1}}', "solo: .* is not a number"),
+    ],
+)
+def test_wrong_thresholds_are_named(tmp_path, text, message):
+    path = tmp_path / "thresholds.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_thresholds(path, ["solo", "1girl"], 0.4)
+    assert str(path) in str(error.value)
+
+
+def test_thresholds_come_from_a_table(tmp_path):
+    """As a spreadsheet would write it, too; tags that it lacks keep the common threshold."""
+    path = tmp_path / "Thresholds.CSV"
+    path.write_bytes('\ufefff1,tag,threshold\r\n0.5,"b,""c""",0.25\r\n,a,0.1\r\n\r\n'.encode())
+    expected = np.array([0.1, 0.25, 0.4], dtype=np.float32)
+    np.testing.assert_array_equal(read_thresholds(path, ["a", 'b,"c"', "d"], 0.4), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: must name the columns tag and threshold"),
+        ("solo;0.5\n", "line 1: must name the columns tag and threshold"),
+        ("tag,threshold\nsolo,0.5\nsolo,0.6\n", "solo: occurs twice"),
+        ("tag,threshold\nsole,0.5\n", "did you mean solo"),
+        ("tag,threshold\nsolo,half\n", "solo: 'half' is not a number"),
+        ("tag,threshold\nsolo,\n", "solo: '' is not a number"),
+        ("tag,threshold\nsolo,nan\n", "solo: nan is not a number"),
+        ("tag,threshold\nsolo,1\n", "solo: 1.0 is not a number between 0 and 1"),
+        ("tag,threshold\nsolo,0,5\n", "'solo,0,5': 3 values, but the first line names 2"),
+        ('tag,threshold\n"solo,0.5\n', "not valid CSV"),
+        ("tag,threshold\n\xff,0.5\n", "not valid CSV in UTF-8"),
+    ],
+)
+def test_a_wrong_table_of_thresholds_is_named(tmp_path, text, message):
+    path = tmp_path / "thresholds.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message) as error:
+        read_thresholds(path, ["solo", "1girl"], 0.4)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,309 @@
+"""Folders to tags on disk: what is written, what is left alone, what is reported, and being killed."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from joytag.tagging import folder
+from joytag.tagging.captions import Captions
+from joytag.tagging.folder import Job
+from joytag.tagging.tagger import Result, Tagger
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "fixtures" / "release_tiny"
+NAMES = ["b.png", "a b.jpg", 'q\'s "x".png', "new\nline.png", "日本語.webp", "[bold]x.png", "deep/c.PNG", "a.b.gif"]
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return Tagger.load(TINY, device="cpu")
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder with eight good pictures, one of them deeper, two bad ones and a text."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "pictures"
+    (root / "deep").mkdir(parents=True)
+    for name in NAMES:
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(root / name)
+    (root / "text.png").write_text("hello")
+    (root / "._b.png").write_bytes(b"left by macOS")
+    (root / "cut.jpg").write_bytes((root / "a b.jpg").read_bytes()[:200])
+    (root / "notes.md").write_text("not a picture")
+    return root
+
+
+def tag(tagger: Tagger, root: Path, kind: str = "txt", captions: Captions | None = None, **options) -> Job:
+    job = Job.plan([str(root)], True, kind, captions or Captions(), **options)
+    job.run(tagger, 0.5)
+    return job
+
+
+def failures(root: Path) -> dict[str, str]:
+    return {
+        row["file_name"]: row["reason"] for row in map(json.loads, (root / "failed.jsonl").read_text().splitlines())
+    }
+
+
+def texts(root: Path, suffix: str = ".txt") -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob(f"*{suffix}")}
+
+
+def test_every_good_picture_gets_its_sidecar_and_every_bad_one_a_reason(tagger, pictures, capsys):
+    tag(tagger, pictures)
+    assert texts(pictures).keys() == {str(Path(name).with_suffix(".txt")) for name in NAMES}
+    for name in NAMES:
+        expected = ", ".join(tagger(pictures / name, 0.5).tags)
+        assert (pictures / name).with_suffix(".txt").read_bytes() == expected.encode()
+    assert failures(pictures).keys() == {"text.png", "cut.jpg"}
+    assert "not a picture" in failures(pictures)["text.png"]
+    shown = capsys.readouterr()
+    assert "8 pictures tagged" in shown.out and "2 not tagged, listed in" in shown.out
+    assert shown.err.startswith("Not tagged: ") and "(and 1 more)" in shown.err
+    assert not list(pictures.rglob("*.part"))
+
+
+def test_what_is_done_is_left_alone_and_what_failed_is_tried_again(tagger, pictures):
+    tag(tagger, pictures)
+    before = texts(pictures)
+    (pictures / "b.txt").write_text("mine")
+    (pictures / "text.png").write_bytes((pictures / "b.png").read_bytes())
+    job = tag(tagger, pictures)
+    assert {path.name for path in job.pending} == {"text.png", "cut.jpg"}
+    assert texts(pictures) == before | {"b.txt": b"mine", "text.txt": before["b.txt"]}
+    assert failures(pictures).keys() == {"cut.jpg"}
+    tag(tagger, pictures, overwrite=True)
+    assert texts(pictures)["b.txt"] == before["b.txt"]
+    (pictures / "cut.jpg").unlink()
+    tag(tagger, pictures)
+    assert not (pictures / "failed.jsonl").exists()
+
+
+def test_failures_of_other_pictures_stay_listed(tagger, pictures):
+    tag(tagger, pictures)
+    Job.plan([str(pictures / "b.png")], False, "txt", Captions(), overwrite=True).run(tagger, 0.5)
+    assert failures(pictures).keys() == {"text.png", "cut.jpg"}
+
+
+def test_appending_merges_and_repeats_without_harm(tagger, pictures):
+    first = next(iter(tagger(pictures / "b.png", 0.5).tags))
+    (pictures / "b.txt").write_text(f"my character, {first.upper()}", encoding="utf-8-sig")
+    (pictures / "a b.txt").write_bytes(b"\xff\xfe\x00")
+    for _ in range(2):
+        tag(tagger, pictures, append=True)
+        names = (pictures / "b.txt").read_text(encoding="utf-8").split(", ")
+        assert names[:2] == ["my character", first.upper()]
+        assert sorted(name.lower() for name in names[1:]) == sorted(tagger(pictures / "b.png", 0.5).tags)
+        assert (pictures / "a b.txt").read_bytes() == b"\xff\xfe\x00"
+        assert "not UTF-8" in failures(pictures)["a b.jpg"]
+
+
+def test_json_sidecars_hold_scores(tagger, pictures):
+    tag(tagger, pictures, "json")
+    expected = {name: round(score, 4) for name, score in tagger(pictures / "b.png", 0.5).tags.items()}
+    assert json.loads((pictures / "b.json").read_text()) == {"tags": expected}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_tables_hold_all_pictures_and_grow(tagger, pictures, kind):
+    path = pictures / f"tags.{kind}"
+
+    def rows() -> dict[str, str]:
+        with path.open(encoding="utf-8", newline="") as file:
+            found = list(csv.DictReader(file)) if kind == "csv" else list(map(json.loads, file))
+        assert len({row["file_name"] for row in found}) == len(found)
+        return {row["file_name"]: row["text"] for row in found}
+
+    tag(tagger, pictures, kind)
+    assert rows() == {name: ", ".join(tagger(pictures / name, 0.5).tags) for name in NAMES}
+    (pictures / "later.png").write_bytes((pictures / "b.png").read_bytes())
+    job = tag(tagger, pictures, kind)
+    assert {p.name for p in job.pending} == {"later.png", "text.png", "cut.jpg"}
+    assert rows().keys() == {*NAMES, "later.png"}
+    (pictures / "later.png").unlink()
+    tag(tagger, pictures, kind, overwrite=True)
+    assert rows().keys() == set(NAMES)
+    assert not list(pictures.glob(".*.part"))
+
+
+def test_a_table_goes_on_after_a_line_that_was_cut_short(tagger, pictures):
+    tag(tagger, pictures, "jsonl")
+    whole = (pictures / "tags.jsonl").read_bytes()
+    (pictures / "tags.jsonl").unlink()
+    (pictures / ".tags.jsonl.part").write_bytes(whole[: len(whole) // 2])
+    tag(tagger, pictures, "jsonl")
+    assert (pictures / "tags.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_table_of_which_only_the_end_is_missing_appears(tagger, pictures, kind):
+    """Killed after the last row, before the table had its name: what is left to tag can only fail, or is nothing."""
+    tag(tagger, pictures, kind)
+    whole = (pictures / f"tags.{kind}").read_bytes()
+    tag(tagger, pictures, "jsonl")
+    for bad in (True, False):
+        rows = (pictures / "tags.jsonl").read_bytes()
+        (pictures / f"tags.{kind}").unlink()
+        (pictures / f".tags.{kind}.part").write_bytes(rows)
+        if not bad:
+            (pictures / "text.png").unlink()
+            (pictures / "cut.jpg").unlink()
+        job = Job.plan([str(pictures)], True, kind, Captions())
+        if bad:
+            job.run(tagger, 0.5)
+        else:
+            assert not job.pending
+            job.output.finish()
+        assert (pictures / f"tags.{kind}").read_bytes() == whole
+
+
+def test_a_damaged_table_is_named(tagger, pictures):
+    (pictures / "tags.jsonl").write_text("{\n")
+    with pytest.raises(ValueError, match=r"tags\.jsonl: damaged .*--overwrite"):
+        Job.plan([str(pictures)], True, "jsonl", Captions())
+
+
+def test_pictures_that_would_share_a_sidecar_are_reported_first(tagger, pictures):
+    (pictures / "b.jpg").write_bytes((pictures / "a b.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"b\.jpg and b\.png: would share one \.txt file"):
+        Job.plan([str(pictures)], True, "txt", Captions())
+    assert not texts(pictures)
+    tag(tagger, pictures, "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("txt", {"extension": ".png"}, "--extension"),
+        ("txt", {"extension": "/../x"}, "--extension"),
+        ("txt", {"extension": "."}, "--extension"),
+        ("csv", {"extension": ".txt"}, "--extension"),
+        ("json", {"append": True}, "--append"),
+        ("txt", {"append": True, "overwrite": True}, "--append"),
+    ],
+)
+def test_contradictions_are_refused(pictures, kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        Job.plan([str(pictures)], True, kind, Captions(), **options)
+
+
+def test_pictures_are_found_by_file_folder_and_pattern(pictures, monkeypatch):
+    assert {p.name for p in folder.find([str(pictures)])} == {*NAMES, "text.png", "cut.jpg"} - {"deep/c.PNG"}
+    assert "c.PNG" in {p.name for p in folder.find([str(pictures)], recursive=True)}
+    assert {p.name for p in folder.find([f"{pictures}/*.jpg"])} == {"a b.jpg", "cut.jpg"}
+    assert {p.name for p in folder.find([f"{pictures}/**/*.PNG"])} == {"c.PNG"}
+    assert len(folder.find([str(pictures / "b.png"), f"{pictures}/b.*", str(pictures / "b.png")])) == 1
+    assert [p.name for p in folder.find([str(pictures / "[bold]x.png")])] == ["[bold]x.png"]
+    monkeypatch.chdir(pictures)
+    assert folder.find(["b.png"]) == [Path("b.png")]
+    for gone in ("gone.png", "gone/*.png"):
+        with pytest.raises(ValueError, match="no such file or folder"):
+            folder.find(["b.png", gone])
+    (pictures / "empty").mkdir()
+    with pytest.raises(ValueError, match="no pictures here"):
+        folder.find([str(pictures / "empty")])
+    (pictures / "empty" / "below").mkdir()
+    (pictures / "empty" / "below" / "x.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="add --recursive"):
+        folder.find([str(pictures / "empty")])
+
+
+def test_names_that_are_no_utf8_and_as_long_as_names_can_be(tagger, tmp_path):
+    good = tmp_path / "x.png"
+    Image.new("RGB", (8, 8), "red").save(good)
+    names = [b"caf\xe9.png", b"y" * 251 + b".png"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(good.read_bytes())
+    tag(tagger, tmp_path)
+    assert len(texts(tmp_path)) == 3
+    tag(tagger, tmp_path, "jsonl")
+    assert len((tmp_path / "tags.jsonl").read_text().splitlines()) == 3
+
+
+def test_no_usable_picture_at_all_is_an_error(tagger, tmp_path):
+    (tmp_path / "a.png").write_text("a")
+    with pytest.raises(ValueError, match=r"a\.png: not a picture"):
+        tag(tagger, tmp_path)
+    assert failures(tmp_path).keys() == {"a.png"}
+
+
+def test_printing_writes_no_file(tagger, pictures, capsys):
+    before = sorted(pictures.rglob("*"))
+    tag(tagger, pictures, "print")
+    assert sorted(pictures.rglob("*")) == before
+    assert "b.png\n  " in capsys.readouterr().out
+
+
+def test_an_interruption_keeps_what_was_done_and_lists_what_failed(pictures):
+    class Interrupted:
+        tags = ("a",)
+
+        def stream(self, paths, *_):
+            def results():
+                for path in paths:
+                    if path.name == "new\nline.png":
+                        raise KeyboardInterrupt
+                    yield Result(error="bad") if path.suffix == ".jpg" else Result({"a": 0.9})
+
+            return results()
+
+    with pytest.raises(KeyboardInterrupt):
+        Job.plan([str(pictures)], True, "txt", Captions()).run(Interrupted(), 0.5)
+    assert set(failures(pictures).values()) == {"bad"}
+    assert set(texts(pictures).values()) == {b"a"}
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_killed_at_any_moment_and_run_again_it_ends_as_if_never_killed(tmp_path, kind):
+    """With SIGKILL, at random moments, until it is through; what can be seen is whole at every moment."""
+    rng = np.random.default_rng(0)
+    for side in ("killed", "whole"):
+        (tmp_path / side).mkdir()
+    for number in range(150):
+        pixels = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        for side in ("killed", "whole"):
+            Image.fromarray(pixels).save(tmp_path / side / f"{number}.png", compress_level=1)
+    (tmp_path / "killed" / "bad.png").write_text("bad")
+    (tmp_path / "whole" / "bad.png").write_text("bad")
+
+    def start(side: str) -> subprocess.Popen:
+        command = [sys.executable, "scripts/predict.py", "--model", str(TINY), "--output", kind, "--threshold", "0.5",
+                   "--device", "cpu", "--batch-size", "2", str(tmp_path / side)]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def seen(side: str) -> dict[str, bytes]:
+        files = (p for p in (tmp_path / side).iterdir() if p.suffix in (".txt", ".jsonl"))
+        return {p.name: p.read_bytes() for p in files if not p.name.startswith(".")}
+
+    process = start("whole")
+    assert process.wait(60) == 0
+    expected = seen("whole")
+    kills, random_moment = 0, random.Random(0)
+    while True:
+        process = start("killed")
+        assert "to tag" in process.stdout.readline() and "tags, fp32 on cpu" in process.stdout.readline()
+        time.sleep(random_moment.uniform(0.0, 0.25))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        assert seen("killed").items() <= expected.items()
+        if kills == 4:
+            assert start("killed").wait(60) == 0
+            break
+    assert kills
+    assert seen("killed") == expected
+    assert not list((tmp_path / "killed").glob(".*.part"))

@@ -1,9 +1,0 @@
-"""The benchmark of measuring does the same work as its reference."""
-
-from joytag import benchmark
-
-
-def test_figures_are_those_of_scikit_learn():
-    text = benchmark.measuring(pictures=300, tags=20, rounds=1)
-    assert "300 pictures and 20 tags" in text
-    assert float(text.rpartition(" ")[2]) < 1e-9

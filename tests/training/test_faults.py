@@ -1,0 +1,358 @@
+"""Runs of several processes, and what befalls them: killed, stopped, poisoned, silent, resumed on more or fewer."""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from joytag.models import checkpoint
+from joytag.training.tracker import read_log
+
+ROOT = Path(__file__).parents[2]
+LAST = f"{184:012d}"
+BACKBONE = {"timm": "test_byobnet", "stochdepth_rate": 0.1}
+
+
+def command(jobs: list[dict], processes: int, *options: str) -> list[str]:
+    """The command line that runs the jobs, which it leaves in a file beside the first one's config."""
+    path = Path(jobs[0]["config"]).with_suffix(".jobs.json")
+    path.write_text(json.dumps(jobs))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
+    return [sys.executable, *(launcher if processes > 1 or options else []), "tests/ranks.py", str(path)]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": ""}
+
+
+def call(jobs: list[dict], processes: int, *options: str, timeout: float = 240) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(jobs, processes, *options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def forked(job: dict) -> multiprocessing.Process:
+    """Run a job in a copy of this process, which saves the imports."""
+
+    def run() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        ranks.main([job])
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+@pytest.fixture
+def job(run_values, tmp_path):
+    """Write a config of its own run, and return a job for it."""
+
+    def write(name: str, resume: str | None = None, job: dict | None = None, **changes) -> dict:
+        path = tmp_path / f"{name}.yaml"
+        values = run_values | {"output": str(tmp_path / name)} | changes
+        path.write_text(yaml.safe_dump(values))
+        return {"config": str(path), "resume": resume} | (job or {})
+
+    return write
+
+
+def steps(run: Path, rank: int = 0) -> list[dict]:
+    return read_log(run / f"steps.{rank}.jsonl")
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """All of a checkpoint, byte by byte."""
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def resumed(tmp_path: Path, whole: str, name: str, samples: int) -> None:
+    """Begin a run with a checkpoint of another one."""
+    place = Path("checkpoints") / f"{samples:012d}"
+    shutil.copytree(tmp_path / whole / place, tmp_path / name / place)
+
+
+# Of 50 pictures in batches of 8: the middle of an epoch, an epoch's end, inside the batch that crosses it, a stage's
+# end, and the last step.
+STOPS = [40, 48, 56, 104, 176]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("backbone", [pytest.param(False, id="ours"), pytest.param(True, id="timm")])
+def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(job, tmp_path, processes, backbone):
+    changes: dict = {"average": 0.9, "every": {"log": 16, "evaluate": 48, "checkpoint": 8}, "keep_last": 99}
+    changes["micro_batch"] = 2
+    if backbone:
+        changes |= {
+            "model": BACKBONE,
+            "stages": [{"image_size": 32, "samples": 104}, {"image_size": 48, "samples": 80}],
+        }
+    whole = job("whole", **changes)
+    done = call([whole, job("empty", **changes | {"stages": [{"image_size": 32, "samples": 8}]})], processes)
+    assert done.returncode == 0, done.stderr
+    changes["every"]["checkpoint"] = 104
+    others = [job(f"from{stop}", "auto", **changes) for stop in STOPS]
+    for stop in STOPS:
+        resumed(tmp_path, "whole", f"from{stop}", stop)
+    done = call(others, processes)
+    assert done.returncode == 0, done.stderr
+    expected = content(tmp_path / "whole" / "checkpoints" / LAST)
+    for stop in STOPS:
+        assert content(tmp_path / f"from{stop}" / "checkpoints" / LAST) == expected, stop
+        released = tmp_path / f"from{stop}" / "release" / "model.safetensors"
+        assert released.read_bytes() == expected["model.safetensors"]
+
+
+def test_one_process_that_is_told_to_stop_stops_all_after_the_same_step(job, tmp_path):
+    stopped = job("run", job={"faults": {"40": "term"}}, timeout=20)
+    done = call([stopped], 2)
+    assert time.time() - (tmp_path / "run" / "fault-40").stat().st_mtime < 10
+    assert done.returncode != 0 and len(re.findall(r"exitcode +: 75", done.stderr)) == 2, done.stderr
+    assert done.stderr.count("stopped after 48 samples, as asked; go on with --resume auto") == 1
+    assert [line["samples"] for line in steps(tmp_path / "run", 0)] == [*range(0, 48, 8)]
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{48:012d}"
+
+
+def test_not_a_number_on_one_process_is_skipped_by_all_and_the_third_in_a_row_ends_the_run(job, tmp_path):
+    stages = [{"image_size": 64, "samples": 104}, {"image_size": 64, "samples": 80}]
+    faults = {"16": "nan", "40": "nan", "48": "nan", "56": "nan"}  # which must not get into running statistics either
+    poisoned = job("run", job={"faults": faults}, model=BACKBONE, stages=stages)
+    done = call([poisoned], 2)
+    assert done.returncode != 0 and len(re.findall(r"exitcode +: 3 ", done.stderr)) == 2, done.stderr
+    assert done.stderr.count("3 steps in a row had no finite gradients") == 1
+    for rank in (0, 1):
+        lines = steps(tmp_path / "run", rank)
+        assert [line["place"] for line in lines] == [*range(0, 64, 8)]
+        assert [line["place"] for line in lines if not line["taken"]] == [16, 40, 48, 56]
+        for before, line in pairwise(lines):
+            for what in ("weights", "buffers"):
+                assert (line[what] == before[what]) == (not line["taken"])
+        assert lines[3]["lr"] == lines[2]["lr"], "the schedule waits for a step that is taken"
+    assert steps(tmp_path / "run", 0)[-1]["weights"] == steps(tmp_path / "run", 1)[-1]["weights"]
+    events = [event for event in read_log(tmp_path / "run" / "events.jsonl") if event["event"] == "skipped step"]
+    shares = [[line["rows"] for line in steps(tmp_path / "run", rank)] for rank in (0, 1)]
+    ids = [[*first, *second] for first, second in zip(*shares, strict=True)]  # which are the rows in this dataset
+    assert [event["ids"] for event in events] == [ids[i] for i in (2, 5, 6, 7)]
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{64:012d}", "32 learned from, 32 skipped"
+    assert call([poisoned | {"resume": "auto"}], 2).returncode == 0
+    assert [line["place"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "it goes on after them"
+
+
+@pytest.mark.parametrize(
+    "fault", ["raise", *(pytest.param(f, marks=pytest.mark.faults) for f in ("exit", "sleep", "kill"))]
+)
+def test_a_process_that_is_lost_fails_the_job(job, fault):
+    lost = job("run", job={"faults": {"24": fault}}, timeout=5)
+    process = subprocess.Popen(
+        command([lost], 2), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    mark = Path(lost["config"]).with_suffix("") / "fault-24"
+    while not mark.exists() and process.poll() is None:
+        time.sleep(0.05)
+    begun = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, None) and time.monotonic() - begun < 30, errors
+    if fault == "sleep":
+        assert re.search(r"rank 0: .*[Rr]ank.*1.*--resume auto", errors), errors
+
+
+@pytest.mark.faults
+def test_a_job_that_is_restarted_goes_on_by_itself_as_often_as_is_allowed(job, tmp_path):
+    whole = job("whole")
+    assert call([whole], 2).returncode == 0
+    kills = {"faults": {"24": "kill", "72": "kill", "120": "kill"}}
+    done = call([job("killed", job=kills)], 2, "--max-restarts=3")
+    assert done.returncode == 0, done.stderr
+    last = Path("checkpoints") / LAST
+    assert content(tmp_path / "killed" / last) == content(tmp_path / "whole" / last)
+    kills["faults"]["152"] = "kill"
+    begun = time.monotonic()
+    done = call([job("four", job=kills)], 2, "--max-restarts=3")
+    assert done.returncode != 0
+    mark = (tmp_path / "four" / "fault-152").stat().st_mtime
+    assert time.time() - mark < 60 and time.monotonic() - begun < 240
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("fault", ["kill worker", "stop worker"])
+def test_a_decoding_process_that_dies_or_hangs_is_named_and_ends_the_run(job, run_values, processes, fault):
+    loading = run_values["data"] | {"workers": 1, "timeout": 4}
+    lost = job("run", job={"faults": {"24": fault}}, data=loading, timeout=10)
+    process = subprocess.Popen(
+        command([lost], processes), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    mark = Path(lost["config"]).with_suffix("") / "fault-24"
+    while not mark.exists() and process.poll() is None:
+        time.sleep(0.05)
+    begun = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, None) and time.monotonic() - begun < 30, errors
+    expected = r"DataLoader worker \(pid.*\d+\).* killed" if fault == "kill worker" else r"DataLoader timed out"
+    if processes == 1:
+        assert process.returncode == 1 and re.search(rf"ranks: .*{expected}.*data\.workers", errors), errors
+
+
+@pytest.mark.faults
+def test_the_batches_are_the_same_on_any_number_of_processes(job, tmp_path, run_values):
+    """1, 2 and 3 processes; 0 to 3 workers; micro-batches of 48, 12 and 4."""
+    changes = {"batch_size": 48, "stages": [{"image_size": 16, "samples": 480}], "every": {"checkpoint": 96}}
+    changes["model"] = run_values["model"] | {"stochdepth_rate": 0.2}
+    layouts = {1: [(48, 0), (12, 1), (4, 2)], 2: [(24, 3), (12, 1), (4, 0)], 3: [(16, 1), (4, 0)]}
+    for processes, variants in layouts.items():
+        jobs = [
+            job(f"{processes}-{micro}", micro_batch=micro, data=run_values["data"] | {"workers": workers}, **changes)
+            for micro, workers in variants
+        ]
+        done = call(jobs, processes) if len(jobs) > 1 else None
+        assert done is not None and done.returncode == 0, done.stderr
+    expected = steps(tmp_path / "1-48")
+    for processes, variants in layouts.items():
+        for micro, _ in variants:
+            ranks = [steps(tmp_path / f"{processes}-{micro}", rank) for rank in range(processes)]
+            for lines in zip(expected, *ranks, strict=True):
+                first, *others = lines
+                for key in ("rows", "pixels"):
+                    assert [value for line in others for value in line[key]] == first[key]
+                assert others[0]["loss"] == pytest.approx(first["loss"], rel=1e-5), (processes, micro)
+
+
+@pytest.mark.faults
+def test_a_run_goes_on_with_another_number_of_processes(job, tmp_path):
+    changes = {"every": {"checkpoint": 24}, "micro_batch": 4}
+    assert call([job("whole", **changes)], 1).returncode == 0
+    stops = {"faults": {"40": "term", "96": "term"}}
+    for processes in (1, 2, 1):
+        call([job("moved", "auto", job=stops, **changes)], processes)
+    expected, found = steps(tmp_path / "whole"), steps(tmp_path / "moved")
+    second = {line["samples"]: line for line in steps(tmp_path / "moved", 1)}
+    assert sorted(second) == [*range(48, 104, 8)], "these were two processes'"
+    assert [line["samples"] for line in found] == [line["samples"] for line in expected]
+    for line, other in zip(expected, found, strict=True):
+        more = second.get(line["samples"], {"rows": [], "pixels": []})
+        assert line["rows"] == other["rows"] + more["rows"] and line["pixels"] == other["pixels"] + more["pixels"]
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+@pytest.mark.faults
+def test_gradients_are_the_same_to_ten_digits_on_any_number_of_processes(job, tmp_path):
+    changes = {"batch_size": 48, "stages": [{"image_size": 16, "samples": 48}]}
+    layouts = {1: (48, 12, 4), 2: (24, 4), 3: (16, 4)}
+    for processes, micros in layouts.items():
+        jobs = [job(f"{processes}-{m}", job={"double": True}, micro_batch=m, **changes) for m in micros]
+        done = call(jobs, processes)
+        assert done.returncode == 0, done.stderr
+    expected = load_file(tmp_path / "1-48" / "gradients.safetensors")
+    assert all(value.dtype == torch.float64 and value.abs().max() > 0 for value in expected.values())
+    for processes, micros in layouts.items():
+        for micro in micros:
+            found = load_file(tmp_path / f"{processes}-{micro}" / "gradients.safetensors")
+            for name, value in expected.items():
+                assert (found[name] - value).norm() <= 1e-10 * value.norm(), (processes, micro, name)
+
+
+@pytest.mark.faults
+def test_after_twenty_kills_every_picture_was_learned_from_once_an_epoch(job, tmp_path, dataset_directory):
+    changes = {"stages": [{"image_size": 16, "samples": 1200}], "every": {"log": 80, "evaluate": 240, "checkpoint": 16}}
+    assert call([job("whole", **changes)], 1).returncode == 0
+    killed, rng = job("killed", "auto", **changes), np.random.default_rng(0)
+    ledger = tmp_path / "killed" / "steps.0.jsonl"
+    for _ in range(20):
+        process = forked(killed)
+        size = ledger.stat().st_size if ledger.exists() else 0
+        while process.is_alive() and (not ledger.exists() or ledger.stat().st_size == size):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))  # a step takes about 10 ms here
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "else the run ended too early"
+    assert call([killed], 1).returncode == 0
+    last = Path("checkpoints") / f"{1200:012d}"
+    assert content(tmp_path / "killed" / last) == content(tmp_path / "whole" / last)
+    accepted: dict[int, list[int]] = {}
+    for line in steps(tmp_path / "killed"):
+        assert accepted.setdefault(line["samples"], line["rows"]) == line["rows"], "done again with the same"
+    seen = [row for samples in sorted(accepted) for row in accepted[samples]]
+    assert len(seen) == 1200
+    for epoch in range(24):
+        assert sorted(seen[50 * epoch : 50 * (epoch + 1)]) == [*range(50)]
+
+
+@pytest.mark.faults
+def test_fifty_kills_during_saves_leave_whole_checkpoints_alone(job, tmp_path):
+    """A checkpoint after every step of a large model on small pictures: most of the time is spent in saving."""
+    model = {"num_blocks": 4, "patch_size": 8, "d_model": 256, "mlp_dim": 1024, "num_heads": 4, "cnn_stem": None}
+    changes = {"model": model, "every": {"checkpoint": 8}, "stages": [{"image_size": 8, "samples": 40_000}]}
+    killed, rng = job("killed", "auto", **changes), np.random.default_rng(0)
+    root, before = tmp_path / "killed" / "checkpoints", 0
+    for _ in range(50):
+        process = forked(killed)
+        while process.is_alive() and newest_number(root) <= before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        found = checkpoint.checkpoints(root)
+        assert all(checkpoint.is_whole(path) for path in found)
+        assert newest_number(root) >= before and len(found) >= min(3, before // 8)
+        before = newest_number(root)
+
+
+def newest_number(root: Path) -> int:
+    found = checkpoint.checkpoints(root)
+    return int(found[-1].name) if found else 0
+
+
+@pytest.mark.faults
+def test_an_index_of_five_million_does_not_grow_memory(tmp_path):
+    """Two workers and five epochs of indices."""
+    done = subprocess.run(
+        [sys.executable, "-c", INDEX, str(tmp_path)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    epochs = [float(line) for line in done.stdout.split()]
+    assert len(epochs) == 5 and max(epochs[1:]) <= 1.05 * epochs[0], epochs
+
+
+INDEX = """
+import sys, numpy as np, psutil, torch
+from pathlib import Path
+from types import SimpleNamespace
+from joytag import data, image, records
+
+ROWS = 5_000_000
+class Posts:
+    def __init__(self):
+        self.hashes = np.zeros((ROWS, 32), dtype=np.uint8)
+        self.sources = np.zeros(ROWS, dtype=np.int16)
+        self.tags = np.zeros(32 * ROWS, dtype=np.int16)
+        self.offsets = np.arange(0, 32 * ROWS + 1, 32)
+    def __len__(self):
+        return ROWS
+    labels = records.Posts.labels
+
+posts = Posts()
+dataset = SimpleNamespace(posts=lambda split: posts, tags=range(8), image_path=lambda sha256: sha256)
+pixels = torch.zeros(1, 1, 3, dtype=torch.uint8)
+image.read_square = lambda *a: pixels
+keys = data.training_keys(0, 0, ROWS, 0, 50_000, 50_000, 0, 1)
+me = psutil.Process()
+loaded = data.batches(data.Pictures(dataset, "train", 1, (0, 0)), keys, 2, pin=False)
+for number, batch in zip(range(500), loaded):
+    if number % 100 == 99:
+        print(sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2**20, flush=True)
+"""

@@ -1,0 +1,75 @@
+"""Losses against torchvision's and timm's."""
+
+import pytest
+import torch
+from timm.loss import AsymmetricLossMultiLabel
+from torchvision.ops import sigmoid_focal_loss
+
+from joytag.training import losses
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 50, generator=generator) * 6
+    return logits, torch.rand(8, 50, generator=generator) < 0.1
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
+def test_focal_is_torchvisions(batch, gamma):
+    logits, targets = batch
+    expected = sigmoid_focal_loss(logits.double(), targets.double(), alpha=-1, gamma=gamma, reduction="mean")
+    assert losses.focal(logits, targets, gamma).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_focal_gradient_is_torchvisions(batch):
+    logits, targets = batch
+    ours = logits.clone().requires_grad_()
+    theirs = logits.double().requires_grad_()
+    losses.focal(ours, targets).backward()
+    sigmoid_focal_loss(theirs, targets.double(), alpha=-1, gamma=2, reduction="mean").backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-9)
+
+
+def test_focal_with_gamma_0_is_cross_entropy(batch):
+    torch.testing.assert_close(losses.focal(*batch, gamma=0.0), losses.binary_cross_entropy(*batch))
+
+
+def test_asymmetric_is_timms(batch):
+    logits, targets = batch
+    theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05)(logits, targets.float())
+    assert losses.asymmetric(logits, targets).item() == pytest.approx(theirs.item() / targets.shape[1], rel=1e-4)
+
+
+def test_focal_of_mixed_labels_is_torchvisions(batch):
+    logits, targets = batch
+    soft = losses.smooth(targets.double(), 0.3)
+    expected = sigmoid_focal_loss(logits.double(), soft, alpha=-1, gamma=2, reduction="mean")
+    assert losses.focal(logits.double(), soft).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert losses.focal(logits.double(), soft).dtype == torch.float64
+
+
+def test_smoothing_is_towards_one_half():
+    torch.testing.assert_close(losses.smooth(torch.tensor([0.0, 1.0]), 0.1), torch.tensor([0.05, 0.95]))
+
+
+def test_at_power_one_positives_and_negatives_of_a_tag_weigh_the_same():
+    frequencies = torch.tensor([0.5, 0.1, 0.001], dtype=torch.float64)
+    weight = losses.frequency_weight(frequencies, 1.0)
+    torch.testing.assert_close(weight.double() * frequencies, 1 - frequencies)
+    assert torch.equal(losses.frequency_weight(frequencies, 0.0), torch.ones(3))
+    logits = torch.zeros(1, 3)
+    ratio = losses.binary_cross_entropy(logits, torch.ones(1, 3), weight) / losses.binary_cross_entropy(
+        logits, torch.ones(1, 3)
+    )
+    assert float(ratio) == pytest.approx(float(weight.mean()))
+
+
+@pytest.mark.parametrize("criterion", [losses.focal, losses.binary_cross_entropy, losses.asymmetric])
+def test_extreme_half_precision_logits_stay_finite(criterion):
+    logits = torch.tensor([[-6e4, 6e4, -6e4, 6e4]], dtype=torch.float16, requires_grad=True)
+    value = criterion(logits, torch.tensor([[True, True, False, False]]))
+    value.backward()
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()

@@ -1,0 +1,42 @@
+"""What is out of the ordinary is seen, and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+
+from joytag.training.monitor import Meter, Spikes
+
+
+def test_calm_steps_raise_no_flag_and_a_thousandfold_loss_does():
+    rng = np.random.default_rng(0)
+    losses = 1 / np.sqrt(1 + np.arange(1000) / 50) * np.exp(rng.normal(0, 0.1, 1000))
+    spikes = Spikes()
+    assert [spikes.score(loss) for loss in losses] == [None] * 1000
+    score = spikes.score(1000 * losses[-1])
+    assert score is not None and score > 100
+    assert spikes.score(losses[-1]) is None
+
+
+def test_the_score_is_the_robust_z_score():
+    spikes = Spikes(limit=0)
+    for loss in range(101):
+        spikes.score(float(loss))
+    assert spikes.score(150.0) == pytest.approx(0.6745 * (150 - 50) / 25)
+
+
+def test_equal_losses_and_falling_ones_are_calm():
+    spikes = Spikes()
+    assert all(spikes.score(loss) is None for loss in [1.0] * 100 + [1.001] * 100 + [0.1] * 100)
+
+
+def test_a_meter_tells_what_was_waited_for(monkeypatch):
+    now = iter([0.0, 1.0, 4.0, 5.0, 10.0])  # a step of 10 s, in which the batch came after 3
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    meter = Meter(torch.device("cpu"), 10, 1)
+    batches = meter.timed(iter([1]))
+    with meter.step(30):
+        assert next(batches) == 1
+        next(now)
+    figures = meter.figures()
+    assert (figures["samples_per_s"], figures["data_wait"]) == (3.0, 0.3)
+    assert figures["memory_gb"] > 0 and "mfu" not in figures

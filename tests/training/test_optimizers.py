@@ -1,0 +1,99 @@
+"""Optimizers against their formulas, written plainly."""
+
+from functools import partial
+
+import pytest
+import timm.optim
+import torch
+
+from joytag.training import optimizers
+
+RECIPE = dict(lr=0.004, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
+
+
+def steps(name: str, count: int = 5) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """The gradients given, the parameters after each step, and the start."""
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(6, 4, generator=generator, dtype=torch.float64) * 3
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = optimizers.build([parameter], name, **RECIPE)
+    gradients = [torch.randn(6, 4, generator=generator, dtype=torch.float64) * 5 for _ in range(count)]
+    after = []
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        after.append(parameter.detach().clone())
+    return gradients, after, start
+
+
+def reference(name: str, gradients: list[torch.Tensor], p: torch.Tensor) -> list[torch.Tensor]:
+    """LAMB (You et al. 2020, algorithm 2) and AdamW (Loshchilov and Hutter 2019, algorithm 2)."""
+    (beta1, beta2), eps, decay, lr = RECIPE["betas"], RECIPE["eps"], RECIPE["weight_decay"], RECIPE["lr"]
+    m, v, after = torch.zeros_like(p), torch.zeros_like(p), []
+    for t, g in enumerate(gradients, start=1):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        corrected = name != "torch_optimizer_lamb"
+        m_hat, v_hat = (m / (1 - beta1**t), v / (1 - beta2**t)) if corrected else (m, v)
+        update = m_hat / (v_hat.sqrt() + eps) + decay * p
+        if name == "adamw":
+            p = p - lr * update
+        else:
+            weight = p.norm().clamp(max=10) if name == "torch_optimizer_lamb" else p.norm()
+            p = p - lr * weight / update.norm() * update
+        after.append(p)
+    return after
+
+
+@pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
+def test_trust_ratios_are_those_of_the_step(name):
+    """Known from how far a step went, in a direction that is known from the moments."""
+    generator = torch.Generator().manual_seed(2)
+    parameters = [torch.nn.Parameter(torch.randn(size, generator=generator, dtype=torch.float64)) for size in (3, 50)]
+    unused = torch.nn.Parameter(torch.ones(2))
+    optimizer = optimizers.build([*parameters, unused], name, **RECIPE | {"lr": 1e-9})
+    gradients, starts = [], [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.randn(len(parameter), generator=generator, dtype=torch.float64)
+        gradients.append([parameter.grad.clone()])
+    optimizer.step()
+    ratios = dict(optimizers.trust_ratios(optimizer))
+    if name == "adamw":
+        assert ratios == {}
+        return
+    assert ratios.keys() == set(parameters)
+    for parameter, start, given in zip(parameters, starts, gradients, strict=True):
+        [after] = reference(name, given, start)
+        (beta1, beta2), eps, decay = RECIPE["betas"], RECIPE["eps"], RECIPE["weight_decay"]
+        m, v = ((1 - beta1) * given[0], (1 - beta2) * given[0] ** 2)
+        if name == "lamb":
+            m, v = given[0], given[0] ** 2
+        update = m / (v.sqrt() + eps) + decay * start
+        expected = (after - start).norm() / update.norm() / RECIPE["lr"]
+        assert float(ratios[parameter]) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
+def test_steps_follow_the_formula(name):
+    gradients, after, start = steps(name)
+    for ours, expected in zip(after, reference(name, gradients, start), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_lamb_is_timms():
+    """Over groups with rates of their own, a parameter without a gradient and one that is zero."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, runs = [(6, 4), (3,), (2, 2), (5,)], []
+    starts = [torch.randn(size, generator=generator) for size in sizes[:3]] + [torch.zeros(5)]
+    gradients = [[torch.randn(size, generator=generator) for size in sizes] for _ in range(20)]
+    for make in (
+        partial(optimizers.build, name="lamb", **RECIPE),
+        partial(timm.optim.Lamb, max_grad_norm=None, **RECIPE),
+    ):
+        parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = make([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.02}])
+        for given in gradients:
+            for number, (parameter, gradient) in enumerate(zip(parameters, given, strict=True)):
+                parameter.grad = None if number == 1 else gradient.clone()
+            optimizer.step()
+        runs.append([parameter.detach() for parameter in parameters])
+    torch.testing.assert_close(*runs, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,145 @@
+"""Whatever happens to wandb, a run ends with the same weights, and log.jsonl has every line once."""
+
+import builtins
+import contextlib
+import re
+import socket
+import warnings
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import wandb
+from safetensors.torch import load_file
+
+from joytag.data.dataset import Dataset
+from joytag.models import checkpoint
+from joytag.training import tracker, trainer
+from joytag.training.config import RunSettings
+from joytag.training.state import Run
+from joytag.training.tracker import Tracker, read_log
+
+
+def run_of(values: dict, output: Path, mode: str) -> Run:
+    settings = RunSettings.model_validate(values | {"output": str(output), "tracking": {"wandb": mode}})
+    return Run(settings, Dataset.open(Path(settings.data.directory)), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """No account and no service of wandb from before, nor after."""
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
+    with contextlib.suppress(Exception):  # it may have been killed
+        wandb.teardown()
+
+
+def absent(monkeypatch) -> None:
+    import_module = builtins.__import__
+
+    def without_wandb(name, *arguments, **options):
+        if name.partition(".")[0] == "wandb":
+            raise ImportError("No module named 'wandb'")
+        return import_module(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without_wandb)
+
+
+def killed(monkeypatch) -> None:
+    log = Tracker.log
+
+    def log_and_kill(self, samples, *arguments):
+        log(self, samples, *arguments)
+        if samples == 48:
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("wandb"):
+                    process.kill()
+
+    monkeypatch.setattr(Tracker, "log", log_and_kill)
+
+
+def silent(monkeypatch) -> None:
+    """A server that accepts connections, and never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr("test_tracker.held", server, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setattr(tracker, "INIT_TIMEOUT", 2)
+    monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 2)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "mode", "warning"),
+    [
+        (lambda monkeypatch: None, "auto", None),
+        (absent, "offline", "wandb is of no use here .*; log.jsonl has all figures"),
+        (killed, "offline", "wandb: .*; the run goes on without it"),
+        (silent, "online", "wandb cannot be reached .*; recording offline"),
+    ],
+    ids=["offline", "absent", "killed", "silent"],
+)
+def test_a_run_ends_with_the_same_weights(run_values, tmp_path, monkeypatch, alone, trouble, mode, warning):
+    expected = trainer.train(run_of(run_values, tmp_path / "without", "disabled"), None)
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        trouble(patch)
+        run = run_of(run_values, tmp_path / "with", mode)
+        trainer.train(run, None)
+    found = load_file(Path(run.config.output) / "release" / "model.safetensors")
+    assert all(torch.equal(value, found[name]) for name, value in expected.model.state_dict().items())
+    said = [str(warning.message) for warning in given if "wandb" in str(warning.message)]
+    assert len(said) == (warning is not None)
+    if warning is not None:
+        assert re.match(warning, said[0])
+    lines = [[line["samples"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("without", "with")]
+    assert lines[0] == lines[1]
+
+
+def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_pictures(run_values, tmp_path, monkeypatch, alone):
+    started, logged = [], []
+
+    class Recorder:
+        def log(self, figures, step):
+            logged.append((step, figures))
+
+        def finish(self):
+            pass
+
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or Recorder())
+    run = run_of(run_values, tmp_path / "run", "online")
+    step = trainer.train_step
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(
+            trainer, "train_step", lambda state, *rest: {}["end"] if state.samples == 112 else step(state, *rest)
+        )
+        trainer.train(run, None)
+    trainer.train(run, checkpoint.newest(run.root))
+    assert started[0]["id"] == started[1]["id"] and started[0]["resume"] == "allow"
+    assert {step for step, figures in logged if "loss" in figures} >= {16, 96, 104, 112, 184}
+    shown = {step: figures["validation"] for step, figures in logged if "validation" in figures}
+    assert [*shown] == [step for step, figures in logged if "val_loss" in figures]
+    for pictures in shown.values():
+        assert len(pictures) == 8 and all("tag_" in picture._caption for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "expected"),
+    [
+        ({}, "", False),
+        ({"WANDB_API_KEY": "k"}, "", True),
+        ({}, "machine api.wandb.ai login user password k\n", True),
+        ({}, "machine elsewhere login user password k\n", False),
+        ({"WANDB_BASE_URL": "https://elsewhere"}, "machine elsewhere login user password k\n", True),
+        ({}, "not a netrc {", False),
+    ],
+)
+def test_an_account_is_known_from_the_environment_or_a_login(
+    tmp_path, monkeypatch, alone, environment, netrc, expected
+):
+    (tmp_path / "netrc").write_text(netrc)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert tracker._has_account() == expected

@@ -1,0 +1,188 @@
+"""Starting from a release: rows by name, rates by depth, and what is frozen stays."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from joytag.core import settings
+from joytag.data import dataset
+from joytag.models import release
+from joytag.models.vit import TimmConfig, ViT, ViTConfig
+from joytag.training import optimizers, transfer
+from joytag.training.config import RunSettings
+from joytag.training.trainer import Run, initial_state, train
+
+STEM = "conv:c=8;bn;relu;conv:c=16;ln;relu;conv:c=16,s=1,k=1,p=0"
+
+
+def vit(n_tags: int, **changes) -> ViT:
+    values = dict(image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=32, num_heads=2, cnn_stem=STEM)
+    return ViT(ViTConfig(n_tags=n_tags, **(values | changes)))
+
+
+@pytest.fixture
+def source(tmp_path) -> tuple[Path, ViT, list[str]]:
+    """A release that knows two of the dataset's tags, and one that the dataset lacks."""
+    torch.manual_seed(1)
+    model, tags = vit(3), ["tag_4", "old", "tag_0"]
+    release.save(tmp_path / "source", model, tags)
+    return tmp_path / "source", model.eval(), tags
+
+
+@pytest.fixture
+def fine_tuned(run_values, source):
+    """The settings of a run that starts from `source`, made by changes to them."""
+
+    def make(**changes) -> RunSettings:
+        values = {key: value for key, value in run_values.items() if key != "model"}
+        values |= {"stages": [{"samples": 64}], "init_from": str(source[0])} | changes
+        return RunSettings.model_validate(values).fitted_to(release.read_config(source[0]))
+
+    return make
+
+
+def run_of(config: RunSettings) -> Run:
+    return Run(config, dataset.Dataset.open(Path(config.data.directory)), torch.device("cpu"), torch.float32)
+
+
+def test_rows_are_carried_over_by_name():
+    source, tags = vit(3), ["a", "b", "c"]
+    model = vit(4)
+    bias = model.head.bias.detach().clone().normal_()
+    model.head.bias.data.copy_(bias)
+    fate = transfer.carry_over(model, ["c", "new", "a", "other"], source, tags)
+    assert fate == {"kept": ["c", "a"], "new": ["new", "other"], "dropped": ["b"]}
+    assert torch.equal(model.head.weight[[0, 2]], source.head.weight[[2, 0]])
+    assert torch.equal(model.head.bias[[0, 2]], source.head.bias[[2, 0]])
+    assert not model.head.weight[[1, 3]].any()
+    assert torch.equal(model.head.bias[[1, 3]], bias[[1, 3]])
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model.eval()(images)[:, [0, 2]], source.eval()(images)[:, [2, 0]])
+
+
+def test_another_architecture_is_refused_by_the_tensor():
+    with pytest.raises(ValueError, match=r"tensor blocks\.2"):
+        transfer.carry_over(vit(3), ["a"] * 3, vit(3, num_blocks=3), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="tensor pos_embedding"):
+        transfer.carry_over(vit(3), ["a"] * 3, vit(3, use_sine=False), ["a", "b", "c"])
+
+
+def test_rates_fall_from_the_head_to_the_stem():
+    model = vit(3, use_sine=False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {}
+    for group in transfer.layer_groups(model, 0.5):
+        scales |= {names[id(parameter)]: group["lr_scale"] for parameter in group["params"]}
+    assert scales.keys() == set(names.values())
+    expected = {"head": 1, "norm": 1, "blocks.1": 0.5, "blocks.0": 0.25, "patch_embeddings": 0.125,
+                "pos_embedding": 0.125}  # fmt: skip
+    for name, scale in scales.items():
+        assert scale == next(value for prefix, value in expected.items() if name.startswith(prefix + ".")), name
+
+
+def test_rates_of_a_timm_backbone_fall_by_its_own_layers():
+    model = TimmConfig(3, "test_convnext", 64).build()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {}
+    for group in transfer.layer_groups(model, 0.5):
+        scales |= {names[id(parameter)]: group["lr_scale"] for parameter in group["params"]}
+    assert scales.keys() == set(names.values()), "each parameter is in one group"
+    assert scales["head.weight"] == scales["head.bias"] == 1
+    order = [
+        scales[f"backbone.{name}"] for name in ("stem.0.weight", "stages.0.blocks.0.gamma", "stages.3.blocks.0.gamma")
+    ]
+    assert order == sorted(set(order)) and order[-1] <= 0.5
+
+
+@pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
+def test_optimizers_heed_the_groups(name):
+    """Against one optimizer a group, each built with the rate that the group asks for."""
+    model = vit(3)
+    twin = copy.deepcopy(model)
+    settings = dict(betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
+    together = optimizers.build(transfer.layer_groups(model, 0.5), name, lr=0.01, **settings)
+    groups = transfer.layer_groups(twin, 0.5)
+    apart = [optimizers.build(group["params"], name, lr=0.01 * group["lr_scale"], **settings) for group in groups]
+    for group in together.param_groups:
+        group["lr"] = 0.01 * group["lr_scale"]
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        ours.grad = torch.randn_like(ours)
+        theirs.grad = ours.grad.clone()
+    for optimizer in (together, *apart):
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_run_starts_as_its_release_ends(fine_tuned, source, capsys):
+    _, model, _ = source
+    state = initial_state(run_of(fine_tuned()))
+    assert "2 tags kept, 4 tags new, 1 tags dropped" in capsys.readouterr().out
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        logits = state.model.eval()(images)
+        torch.testing.assert_close(logits[:, [4, 0]], model(images)[:, [0, 2]], rtol=1e-5, atol=1e-5)
+    counts = run_of(fine_tuned()).dataset.tags.counts
+    frequency = (counts[[1, 2, 3, 5]] + 1) / (50 + 2)
+    torch.testing.assert_close(logits[0, [1, 2, 3, 5]].sigmoid(), torch.from_numpy(frequency).float())
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": {"layer_decay": 0.7}}, {"model": {"freeze": 1}}], ids=str)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(fine_tuned, tmp_path, changes):
+    whole = train(run_of(fine_tuned(**changes)), None)
+    again = fine_tuned(**changes, output=str(tmp_path / "again"))
+    first = tmp_path / "run" / "checkpoints" / f"{48:012d}"
+    resumed = train(run_of(again), first)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_what_is_frozen_keeps_its_weights_and_statistics(fine_tuned, source):
+    _, before, _ = source
+    after = train(run_of(fine_tuned(model={"freeze": 1})), None).model.state_dict()
+    for name, value in before.state_dict().items():
+        if not name.startswith("head"):
+            frozen = name.startswith(("patch_embeddings", "blocks.0"))
+            assert torch.equal(value, after[name]) == frozen or "num_batches" in name, name
+
+
+def test_freezing_more_blocks_than_there_are_is_refused(fine_tuned):
+    with pytest.raises(ValueError, match=r"model\.freeze: 3 blocks, but the model has 2"):
+        initial_state(run_of(fine_tuned(model={"freeze": 3})))
+
+
+def test_architecture_and_size_come_from_the_release_unless_given(fine_tuned):
+    config = fine_tuned(model={"stochdepth_rate": 0.3}, stages=[{"samples": 64}, {"samples": 64, "image_size": 32}])
+    assert config.model.d_model == 16 and config.model.stochdepth_rate == 0.3
+    assert [stage.image_size for stage in config.plan()] == [16, 32]
+    with pytest.raises(settings.SettingsError, match=r"init_from .*stages\.0\.image_size"):
+        fine_tuned(stages=[{"samples": 64, "image_size": 18}])
+
+
+def test_without_a_release_an_image_size_is_needed(run_values):
+    with pytest.raises(ValueError, match=r"stages\.0\.image_size"):
+        RunSettings.model_validate(run_values | {"stages": [{"samples": 64}]})
+
+
+def test_what_is_retained_lies_between_the_release_and_the_run(fine_tuned, source, tmp_path):
+    _, before, _ = source
+    tuned, mixed = (
+        train(run_of(fine_tuned(retain=share, output=str(tmp_path / f"{share}"))), None).model.state_dict()
+        for share in (0.0, 0.25)
+    )
+    start = before.state_dict()
+    for name, value in mixed.items():
+        if name.startswith("head"):  # the dataset's tags 0 and 4 are the release's rows 2 and 0, the others are new
+            torch.testing.assert_close(value[[0, 4]], 0.75 * tuned[name][[0, 4]] + 0.25 * start[name][[2, 0]])
+            assert torch.equal(value[[1, 2, 3, 5]], tuned[name][[1, 2, 3, 5]])
+        elif value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * tuned[name] + 0.25 * start[name])
+    released, _ = release.load(tmp_path / "0.25" / "release")
+    assert torch.equal(released.head.weight, mixed["head.weight"])
+
+
+def test_there_is_nothing_to_retain_without_a_release(run_values):
+    with pytest.raises(ValueError, match="retain: there is nothing to retain"):
+        RunSettings.model_validate(run_values | {"retain": 0.5})
