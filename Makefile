@@ -54,10 +54,10 @@ clean:  ## remove the environment, the embedded dataset and its run
 	touch $@
 
 $(RAW): | .venv/installed
-	$(BIN)/python -m data_prep.tools.openmoji
+	$(BIN)/joytag openmoji
 
 $(DATA)/dataset.json: | $(RAW)
-	$(BIN)/python -m data_prep.build --config configs/data/openmoji.yaml
+	$(BIN)/joytag build --config configs/data/openmoji.yaml
 
 $(RUN)/release/model.safetensors: | $(DATA)/dataset.json
 	$(BIN)/python scripts/train.py --config openmoji.yaml --resume auto

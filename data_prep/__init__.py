@@ -1,1 +1,1 @@
-"""Raw picture sources to a dataset directory; `python -m data_prep.build` runs it all."""
+"""Raw picture sources to a dataset directory; `joytag build` runs it all."""

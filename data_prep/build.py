@@ -1,6 +1,6 @@
 """Raw sources to a dataset directory: the one place that knows the order of the stages.
 
-python -m data_prep.build --config configs/data/openmoji.yaml
+joytag build --config configs/data/openmoji.yaml
 
 Each stage goes on where an earlier run was stopped; `work/` in the dataset directory holds what they found.
 """
@@ -12,7 +12,6 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +25,8 @@ from data_prep.shards import Backend
 from data_prep.sources import registry
 from data_prep.split import choose_validation
 from data_prep.tags import Policy, Rows, read_names, survey
-from joytag.core import settings
-from joytag.core.errors import Parser, command_line
-from joytag.data.dataset import read_description, write_text
+from joytag.core.files import write_text
+from joytag.data.dataset import read_description
 
 TOGETHER = 4  # chunks whose tags are settled at once
 FINGERPRINTS = "sources.json"  # in work/
@@ -233,19 +231,3 @@ def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, n_tags: int, con
     per_tag = np.where(uses >= config.tags.min_count, wanted.min_per_tag, 0)
     per_source = np.minimum(wanted.min_per_source, np.bincount(source, minlength=len(config.sources)) // 10)
     return choose_validation(group, tags, source, pictures, per_tag, per_source, wanted.seed)
-
-
-def main() -> None:
-    """The command line."""
-    parser = Parser(description="Turn raw picture sources into a dataset directory.")
-    parser.add_argument("--config", required=True, help="a file in configs/data/")
-    parser.add_argument("--backend", choices=get_args(Backend), default="local", help="default: %(default)s")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
-    given = parser.parse_intermixed_args()
-    config = settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
-    output = build(config, given.backend)
-    print(f"Look at it: .venv/bin/python -m data_prep.tools.describe {output}")
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -22,7 +22,9 @@ from data_prep.config import BuildSettings, Source
 from data_prep.pictures import Pictures
 from data_prep.sources import json_reader, registry
 from data_prep.tags import Rows
+from joytag.core.files import write_text
 from joytag.data import dataset
+from joytag.data.tables import write_table
 
 ROW_GROUP = 1 << 16
 LIBRARIES = ("duckdb", "imagehash", "numpy", "pillow", "pyarrow", "scipy")
@@ -94,11 +96,11 @@ def write(output: Path, content: Content, source_names: list[str]) -> None:
             "count_by_source": counts.sum(axis=0).T[order].tolist(),
         }
     )
-    dataset.write_table(table, dataset.TAGS_SCHEMA, output / "tags.parquet")
-    dataset.write_text(output / "top_tags.txt", "\n".join(vocabulary[i] for i in order))
+    write_table(table, dataset.TAGS_SCHEMA, output / "tags.parquet")
+    write_text(output / "top_tags.txt", "\n".join(vocabulary[i] for i in order))
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
         tables = _split_tables(content, np.flatnonzero(chosen), index)
-        dataset.write_table(tables, dataset.POSTS_SCHEMA, output / f"{split}.parquet")
+        write_table(tables, dataset.POSTS_SCHEMA, output / f"{split}.parquet")
         print(f"{chosen.sum():>9,} pictures: {split}")
     print(f"{n_tags:>9,} tags")
 
@@ -132,7 +134,7 @@ def write_rejected(
     table = pa.concat_tables(tables).sort_by(
         [(name, "ascending") for name in ("source", "post_id", "file", "line", "path")]
     )
-    dataset.write_table(table, REJECTED, output / "rejected.parquet")
+    write_table(table, REJECTED, output / "rejected.parquet")
     reasons = Counter(zip(table.column("source").to_pylist(), table.column("reason").to_pylist(), strict=True))
     source = content.pictures.source[content.rows]
     counts: dict[str, dict[str, Any]] = {}
@@ -230,8 +232,6 @@ def describe(output: Path, config: BuildSettings, counts: dict[str, Any], odditi
         "outputs": {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in files},
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
     }
-    dataset.write_text(
-        output / dataset.CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-    )
+    write_text(output / dataset.CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
     dataset.write_description(output, description)
     print(f"Dataset: {output}")

@@ -1,19 +1,16 @@
 """Find copies of one picture (same file, or alike in pHash and colours) and pictures that merely look alike.
 
-python -m data_prep.dedup --report data/danbooru2021
+joytag dedup --report data/danbooru2021
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-
-from joytag.core.errors import Parser, command_line, positive
 
 MIN_BITS = 8  # a pHash with fewer bits set, or unset, is that of a flat picture or a plain gradient
 EDGES = 4_000_000  # pairs of look-alikes that are kept before they are merged
@@ -129,18 +126,3 @@ def keepers(
 def difference(some: np.ndarray, one: np.ndarray) -> np.ndarray:
     """The largest difference in levels between each of some thumbnails, uint8 [n, side, side, 3], and one: [n]."""
     return np.abs(some.astype(np.int16) - one).max(axis=(1, 2, 3), initial=0)
-
-
-def main() -> None:
-    """The command line."""
-    from data_prep.tools import copies_sheet  # here, since it stands above this module
-
-    parser = Parser(description="Show which pictures of a dataset count as copies, the doubtful ones first.")
-    parser.add_argument("--report", type=Path, required=True, metavar="DIR", help="a dataset directory")
-    parser.add_argument("--pairs", type=positive, default=60, help="to show (default: %(default)s)")
-    given = parser.parse_args()
-    print(copies_sheet.draw(given.report, given.pairs))
-
-
-if __name__ == "__main__":
-    command_line(main)

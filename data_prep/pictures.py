@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data_prep import scan
 from data_prep.tags import Rows
-from joytag.data import dataset
+from joytag.data import tables
 
 LISTING = pa.schema(
     [
@@ -51,7 +51,7 @@ def write_listing(files: Sequence[Path], path: Path) -> None:
             ORDER BY post_id
             """
         )
-        dataset.write_table(_regrouped(rows.to_arrow_reader(1 << 16), scan.SHARD), LISTING, path)
+        tables.write_table(_regrouped(rows.to_arrow_reader(1 << 16), scan.SHARD), LISTING, path)
         del found  # DuckDB read it by this name
 
 

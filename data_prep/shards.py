@@ -19,7 +19,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from rich.progress import track
 
-from joytag.data import dataset
+from joytag.core.files import file_hash, write_text
+from joytag.data import tables
 
 Backend = Literal["local", "ray"]
 Work = Callable[[Any], pa.Table]  # a module's function, and a part that can be pickled
@@ -61,20 +62,20 @@ def _finished(directory: Path, identity: str) -> set[str]:
     files = {path.name: path for path in directory.iterdir() if path.name != MANIFEST}
     there = sorted(listed.keys() & files.keys())
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(dataset.file_hash, [files[name] for name in there])
+        digests = pool.map(file_hash, [files[name] for name in there])
         done = {name for name, digest in zip(there, digests, strict=True) if digest == listed[name]["sha256"]}
     for name in files.keys() - done:
         files[name].unlink()
     lines = [{"identity": identity}, *(listed[name] for name in sorted(done))]
-    dataset.write_text(manifest, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(manifest, "".join(json.dumps(line) + "\n" for line in lines))
     return done
 
 
 def _publish(work: Work, job: tuple[Any, Path]) -> tuple[str, str]:
     part, file = job
     table = work(part)
-    dataset.write_table(table, table.schema, file)
-    return file.name, dataset.file_hash(file)
+    tables.write_table(table, table.schema, file)
+    return file.name, file_hash(file)
 
 
 def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:

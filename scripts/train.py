@@ -1,28 +1,6 @@
-"""Train a tagger, from scratch or from a checkpoint."""
+"""`joytag train`."""
 
-from joytag.core import settings
-from joytag.core.errors import Parser, command_line
-from joytag.models import release
-from joytag.training import dry_run, trainer
-from joytag.training.config import RunSettings
-
-
-def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--config", required=True, help="a YAML file, looked for as given, then in configs/")
-    parser.add_argument("--resume", metavar="auto|PATH", help="go on from the run's newest checkpoint, or from PATH")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, without data")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
-    arguments = parser.parse_intermixed_args()
-
-    config = settings.load(RunSettings, settings.find(arguments.config), arguments.overrides)
-    if config.init_from is not None:
-        config = config.fitted_to(release.read_config(release.locate(config.init_from)))
-    if arguments.dry_run:
-        print(dry_run.describe(config))
-    else:
-        trainer.start(config, arguments.resume)
-
+from joytag.cli.command import run
 
 if __name__ == "__main__":
-    command_line(main)
+    run("train")

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_prep.config import Source
 from data_prep.sources import danbooru2021, jsonl, parquet, posts, sidecar
-from joytag.data import dataset
+from joytag.core.files import file_hash
 
 KINDS = {"danbooru2021": danbooru2021, "sidecar": sidecar, "jsonl": jsonl, "parquet": parquet}
 
@@ -41,11 +41,7 @@ def check(sources: Sequence[Source], output: Path) -> None:
     for number, source in enumerate(sources):
         path, wanted = Path(source.path), "file" if source.kind == "jsonl" else "folder"
         if not (path.is_file() if wanted == "file" else path.is_dir()):
-            hint = (
-                "; make it with: .venv/bin/python -m data_prep.tools.openmoji"
-                if source.path.startswith("data/raw/openmoji")
-                else ""
-            )
+            hint = "; make it with: .venv/bin/joytag openmoji" if source.path.startswith("data/raw/openmoji") else ""
             raise ValueError(f"sources.{number}.path: {source.path}: no such {wanted}{hint}")
         inside = output.resolve().is_relative_to(path.resolve())
         if (inside and source.kind == "sidecar") or output.resolve() == path.resolve():
@@ -99,7 +95,7 @@ def content_hashes(source: Source) -> dict[str, str]:
         files = [file for file in files if file.suffix == ".txt"]
     with ThreadPoolExecutor() as pool:
         names = [file.relative_to(folder(source)) for file in files]
-        hashes = dict(zip(names, pool.map(dataset.file_hash, files), strict=True))
+        hashes = dict(zip(names, pool.map(file_hash, files), strict=True))
     if source.kind != "sidecar":
         return {name.as_posix(): value for name, value in hashes.items()}
     lines = (f"{name.as_posix()}\0{value}\n" for name, value in hashes.items())

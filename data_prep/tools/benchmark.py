@@ -156,7 +156,7 @@ def metadata(posts: int, mirror: Path | None) -> str:
             f"sources: [{{name: danbooru2021, kind: danbooru2021, path: {mirror}}}]\n"
         )
         theirs = _run([sys.executable, "-m", "data_prep.tools.baseline", str(mirror), str(place / "reference")])
-        mine = _run([sys.executable, "-m", "data_prep.build", "--config", str(config)])
+        mine = _run([sys.executable, "-m", "joytag", "build", "--config", str(config)])
         names = [sorted((place / name / "top_tags.txt").read_text().split("\n")) for name in ("out", "reference")]
     return (
         f"metadata: {name}\n"

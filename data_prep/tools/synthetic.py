@@ -1,6 +1,6 @@
 """A Danbooru 2021 mirror of any size, with everything that is wrong with real ones, and the answer key to it.
 
-python -m data_prep.tools.synthetic --output data/raw/synthetic --posts 20000
+joytag synthetic --output data/raw/synthetic --posts 20000
 
 The key, `answers.json`, says what a build must make of each planted fault: see `Key`.
 """
@@ -28,8 +28,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from joytag.core.errors import Parser, command_line, positive
-from joytag.data import dataset
+from joytag.core.files import write_text
 
 Generation = Literal["2021", "2020", "mixed"]
 FILES = 12
@@ -118,7 +117,7 @@ def write(
         for found in track(pool.map(write_posts, jobs), "Posts", total=len(jobs)):
             key.add(found)
     write_tags(directory / "metadata", world(n_tags))
-    dataset.write_text(directory / "answers.json", json.dumps(asdict(key), indent=1) + "\n")
+    write_text(directory / "answers.json", json.dumps(asdict(key), indent=1) + "\n")
     return key
 
 
@@ -170,7 +169,7 @@ def write_tags(metadata: Path, tags: World) -> None:
 
 def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     encoder = msgspec.json.Encoder()
-    dataset.write_text(path, "".join(encoder.encode(row).decode() + "\n" for row in rows))
+    write_text(path, "".join(encoder.encode(row).decode() + "\n" for row in rows))
 
 
 def write_posts(job: Job) -> Key:
@@ -386,20 +385,3 @@ def _bomb(side: int, post_id: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     body = chunk(b"tEXt", b"id\0%d" % post_id) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
-
-
-def main() -> None:
-    """The command line."""
-    parser = Parser(description="Write a synthetic Danbooru 2021 mirror and its answer key.")
-    parser.add_argument("--output", type=Path, required=True, help="the mirror's folder")
-    parser.add_argument("--posts", type=positive, default=20_000, help="default: %(default)s")
-    parser.add_argument("--no-pictures", action="store_true", help="write the metadata alone")
-    parser.add_argument("--generation", choices=("2021", "2020", "mixed"), default="mixed", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    key = write(given.output, given.posts, pictures=not given.no_pictures, generation=given.generation, seed=given.seed)
-    print(f"{key.posts:,} posts, {sum(map(len, key.lines.values())):,} of them bad rows: {given.output}")
-
-
-if __name__ == "__main__":
-    command_line(main)

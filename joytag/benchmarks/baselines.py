@@ -17,7 +17,8 @@ from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.functional import normalize, to_tensor
 
 from joytag.data.images import MEAN, STD, WHITE
-from joytag.models.vit import ViTConfig, parse_stem, sine_positions
+from joytag.models.stem import parse_stem
+from joytag.models.vit import ViTConfig, sine_positions
 
 
 def trivial_augment() -> TrivialAugmentWide:

@@ -14,7 +14,8 @@ from joytag.core.timing import side_by_side
 from joytag.data import images
 from joytag.evaluation import metrics
 from joytag.models import release
-from joytag.models.vit import Model, ViT, ViTConfig
+from joytag.models.architectures import Model
+from joytag.models.vit import ViT, ViTConfig
 from joytag.tagging.tagger import Tagger
 
 

@@ -26,15 +26,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from joytag.benchmarks import baselines
-from joytag.core import distributed, settings
+from joytag.core import devices, settings
+from joytag.core.files import write_text
 from joytag.core.timing import Comparison, Timings, side_by_side, table
 from joytag.data import augment, dataset
 from joytag.data import images as image
 from joytag.data import loader as data
-from joytag.models.vit import ViT, ViTConfig, training_flop
+from joytag.models.architectures import training_flop
+from joytag.models.vit import ViT, ViTConfig
 from joytag.training import dry_run, optimizers, state, trainer
 from joytag.training.config import RunSettings
 from joytag.training.monitor import peak_flops
+from joytag.training.run import Run
+from joytag.training.step import train_step
 
 SIZES = (224, 448)  # of the recipe's stages, pixels
 TURNS = 4  # batches that a measured step gets in turn, so that no time goes into making them
@@ -70,7 +74,7 @@ def measure(
     `settings` that the recipe cannot have.
     """
     pictures, rounds = (384, 2) if quick else (1024, rounds)
-    chosen = distributed.pick_device(device)
+    chosen = devices.pick_device(device)
     on_gpu, workers = chosen.type == "cuda", data.default_workers(chosen)
     often = 10 * rounds if on_gpu else rounds  # a GPU's steps are short
     cases = [Case(size, batch or (64 * (448 // size) ** 2 if on_gpu else 8), device, tuple(settings))
@@ -98,7 +102,7 @@ def measure(
     notes += [f"{comparison.work}: {comparison.note}" for comparison in comparisons if comparison.note]
     if json is not None:
         facts = {"date": str(date.today()), "comparisons": [comparison.figures() for comparison in comparisons]}
-        dataset.write_text(json, dumps(facts, indent=1) + "\n")
+        write_text(json, dumps(facts, indent=1) + "\n")
     if subject == "all":
         loading = {size: found["loader"][2 * i].rates()[0] for i, size in enumerate(SIZES)}
         if on_gpu:
@@ -232,7 +236,7 @@ def step(case: Case, rounds: int) -> Comparison:
     with _Remote(_our_steps, case) as ours, _Remote(_reference_steps, case) as theirs:
         timings = side_by_side(ours, theirs, rounds)
     apart = float(np.mean([abs(a / b - 1) for a, b in zip(ours.results, theirs.results, strict=True)]))
-    note, peak = f"losses {apart:.1%} apart on average", peak_flops(distributed.pick_device(case.device))
+    note, peak = f"losses {apart:.1%} apart on average", peak_flops(devices.pick_device(case.device))
     if peak is not None:
         shares = [rate * _flop(case) / peak for rate in timings.rates(case.batch)]
         note += f"; {shares[0]:.1%} of the peak of {peak / 1e12:.0f} TFLOP/s, the reference {shares[1]:.1%}"
@@ -297,7 +301,7 @@ def _serve(pipe: Connection, function: Callable[..., Iterator[float]], arguments
         pipe.send(next(values))
 
 
-def _run(case: Case) -> state.Run:
+def _run(case: Case) -> Run:
     """The recipe, on made-up pictures. Raises SettingsError."""
     given = ["output=unused", "data.directory=unused", f"device={case.device}", f"batch_size={case.batch}"]
     given += ["micro_batch=null", f"stages.0.image_size={case.size}", *case.settings]
@@ -306,12 +310,12 @@ def _run(case: Case) -> state.Run:
         raise ValueError(
             "a measured step takes a number as micro_batch, and no model.timm, of which there is no reference"
         )
-    chosen = distributed.pick_device(case.device)
-    dtype = distributed.pick_dtype(config.precision, chosen, config.model.d_model)
-    return state.Run(config, Stored.of([Path()] * 1000), chosen, dtype)
+    chosen = devices.pick_device(case.device)
+    dtype = devices.pick_dtype(config.precision, chosen, config.model.d_model)
+    return Run(config, Stored.of([Path()] * 1000), chosen, dtype)
 
 
-def _batches(run: state.Run) -> Iterator[list[data.Batch]]:
+def _batches(run: Run) -> Iterator[list[data.Batch]]:
     """The micro-batches of one step after the other, a few steps' over and over again."""
     micro, size = run.micro_batch, run.stages[0].image_size
     random, steps = torch.Generator().manual_seed(0), []
@@ -330,11 +334,11 @@ def _batches(run: state.Run) -> Iterator[list[data.Batch]]:
 def _our_steps(case: Case) -> Iterator[float]:
     run = _run(case)
     if run.device.type == "cpu":
-        distributed.keep_memory()
+        devices.keep_memory()
     current = state.initial_state(run)
     current.model.train()
     trainer.compile_parts(current.model, run)
-    losses = (trainer.train_step(current, current.model, iter(batches), run).loss for batches in _batches(run))
+    losses = (train_step(current, current.model, iter(batches), run).loss for batches in _batches(run))
     yield from _settled(losses, run)
 
 
@@ -355,7 +359,7 @@ def _reference_steps(case: Case) -> Iterator[float]:
     yield from _settled(map(float, steps), run)
 
 
-def _settled(losses: Iterator[float], run: state.Run) -> Iterator[float]:
+def _settled(losses: Iterator[float], run: Run) -> Iterator[float]:
     for loss in islice(losses, SETTLING if run.device.type == "cuda" else 0, None):
         if run.device.type == "cuda":
             torch.cuda.synchronize()  # for the optimizer's part, which comes after the loss

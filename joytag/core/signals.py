@@ -7,8 +7,13 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-REQUEUE, INTERRUPTED = 75, 130  # exit codes: sysexits.h's "try again later", and a shell's for Ctrl-C
-CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE}
+from joytag.core.errors import ExitCode
+
+CODES = {
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.REQUEUE,
+    signal.SIGUSR1: ExitCode.REQUEUE,
+}
 
 
 class Interrupts:

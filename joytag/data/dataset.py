@@ -13,10 +13,7 @@ images/ab/cd/HASH.jpg  resized pictures, by the hex sha256 of the original file
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from joytag.core.files import write_text
 
 VERSION = 1
 CONFIG = "config.yaml"
@@ -129,7 +128,7 @@ class Dataset:
             phashes=table.column("phash").to_numpy(),
         )
         if len(posts) == 0:
-            raise DatasetError(f"{path}: holds no pictures; build it with .venv/bin/python -m data_prep.build")
+            raise DatasetError(f"{path}: holds no pictures; build it with .venv/bin/joytag build")
         for name, values, limit in (("tags", posts.tags, len(self.tags)), ("source", posts.sources, len(self.sources))):
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise DatasetError(f"{path}: {name}: values outside 0 to {limit - 1}; build the dataset again")
@@ -179,44 +178,12 @@ def _command(directory: Path) -> str:
     """The command that builds a dataset directory (again)."""
     usual = Path("configs/data", directory.name).with_suffix(".yaml")
     config = next((path for path in (directory / CONFIG, usual) if path.exists()), "CONFIG")
-    return f".venv/bin/python -m data_prep.build --config {config}"
+    return f".venv/bin/joytag build --config {config}"
 
 
 def write_description(directory: Path, description: dict[str, Any]) -> None:
     """Write `dataset.json`, last of all files, since its presence says that the dataset is whole."""
     write_text(directory / "dataset.json", json.dumps({"version": VERSION, **description}, indent=2) + "\n")
-
-
-def file_hash(path: Path) -> str:
-    """The sha256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is seen whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, and short where the name is as long as names can be.
-    partial = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def write_table(tables: pa.Table | Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """Write a parquet file of exactly this schema, one row group a table, so that it is seen whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for table in [tables] if isinstance(tables, pa.Table) else tables:
-                writer.write_table(table.select(schema.names).cast(schema), max(1, len(table)))
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _read_tags(directory: Path) -> TagTable:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from joytag.core.distributed import Purpose, generator, keep_memory
+from joytag.core import devices
 from joytag.core.errors import Exit
+from joytag.core.rng import Purpose, generator
 from joytag.data import augment
 from joytag.data import dataset as records
 from joytag.data.images import ImageError, read_square
@@ -244,7 +245,7 @@ def _alarm(seconds: int) -> Iterator[None]:
 def _start_worker(_: int) -> None:
     """Leave signals to a whole process group, such as Ctrl-C, to the parent, which still has a step to finish."""
     os.setpgid(0, 0)
-    keep_memory()
+    devices.keep_memory()
 
 
 @contextmanager

@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from scipy.sparse import csc_array
 
-from joytag.core import distributed
+from joytag.core import devices, progress
 from joytag.core.errors import Exit
+from joytag.core.files import file_hash
+from joytag.core.parallel import read_ahead
 from joytag.core.signals import Interrupts
 from joytag.data import images, loader
-from joytag.data.dataset import Dataset, TagTable, file_hash
-from joytag.evaluation import predictions, runner
-from joytag.evaluation.predictions import Predictions, Work
+from joytag.data.dataset import Dataset, TagTable
+from joytag.data.tag_names import canonical
+from joytag.evaluation import predictions, predictions_writer, runner
+from joytag.evaluation.predictions import Predictions
+from joytag.evaluation.predictions_writer import PredictionsWriter
 from joytag.models import checkpoint, release, wd_onnx
 from joytag.models.wd_onnx import OnnxTagger
-from joytag.tagging.captions import canonical
-from joytag.tagging.tagger import read_ahead
 
 SPLIT = "validation"
 BATCH = 64  # rows of a block of predictions
@@ -64,7 +66,7 @@ def enter(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str =
         raise EntrantError(f"{len(paths)} taggers: give from 2 to {len(string.ascii_uppercase)} directories")
     if len(thresholds) not in (0, 1, len(paths)):
         raise EntrantError(f"--threshold: {len(thresholds)} of them; give one, or one for each of {len(paths)} taggers")
-    where, entrants = distributed.pick_device(device), []
+    where, entrants = devices.pick_device(device), []
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True)):
         kind, path = _find(path)
         made = Predictions.open(path) if kind == "predictions" else None
@@ -126,8 +128,8 @@ def predict(
         raise EntrantError(f"{entrant.path}: its predictions have to be made; give --data")
     size = entrant.onnx.size if entrant.onnx else release.read_config(entrant.path).image_size
     pictures = loader.Pictures(dataset, SPLIT, size)
-    where = distributed.pick_device(device)
-    dtype = distributed.pick_dtype(precision, where)
+    where = devices.pick_device(device)
+    dtype = devices.pick_dtype(precision, where)
     facts = runner.provenance(entrant.path, pictures, SPLIT, BATCH, where, dtype)
     if entrant.onnx:
         hashes = {name: file_hash(entrant.path / name) for name in wd_onnx.FILES}
@@ -138,7 +140,7 @@ def predict(
     lasting = {key: facts[key] for key in sorted(facts.keys() - predictions.MOVABLE - predictions.ROUNDING)}
     digest = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12]
     directory = output / "predictions" / digest
-    if not predictions.is_finished(directory, facts):
+    if not predictions_writer.is_finished(directory, facts):
         if entrant.onnx is None and release.read_tags(entrant.path) == dataset.tags.names:
             runner.predict_release(directory, entrant.path, dataset, SPLIT, BATCH, None, device, precision)
         else:
@@ -148,7 +150,7 @@ def predict(
 
 def _is_there(directory: Path, facts: Mapping[str, Any]) -> bool:
     try:
-        return predictions.is_finished(directory, facts)
+        return predictions_writer.is_finished(directory, facts)
     except predictions.PredictionsError:  # of other weights, pictures or precision
         return False
 
@@ -168,7 +170,7 @@ def _predict_foreign(
     else:
         network, names = release.load(entrant.path)
         tags = TagTable(names, *(_looked_up(names, known, column) for column in ("categories", "counts", "totals")))
-    work = Work(directory, len(pictures), len(tags), BATCH)
+    work = PredictionsWriter(directory, len(pictures), len(tags), BATCH)
     done = work.begin(facts)
     with loader.worker_errors(), Interrupts() as interrupts:
         if entrant.onnx:
@@ -187,7 +189,7 @@ def _looked_up(names: Sequence[str], known: TagTable, column: str) -> np.ndarray
 
 
 def _predict_onnx(
-    work: Work, done: set[int], tagger: OnnxTagger, pictures: loader.Pictures, interrupts: Interrupts
+    work: PredictionsWriter, done: set[int], tagger: OnnxTagger, pictures: loader.Pictures, interrupts: Interrupts
 ) -> None:
     """Do the blocks that are not `done`. Raises OnnxError, and Exit when a signal asked to stop."""
 
@@ -199,7 +201,7 @@ def _predict_onnx(
 
     blocks = [[row for _, row in keys] for keys in loader.evaluation_keys(work.rows, work.batch, done=done)]
     squares = read_ahead(read, (row for block in blocks for row in block), os.cpu_count() or 1, 2 * work.batch)
-    with runner.progress("Predict", work.rows, min(len(done) * work.batch, work.rows)) as advance:
+    with progress.progress("Predict", work.rows, min(len(done) * work.batch, work.rows)) as advance:
         for block in blocks:
             read_here = {row: next(squares) for row in block}
             good = {row: square for row, square in read_here.items() if not isinstance(square, str)}

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import sys
-import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from joytag.core import distributed
-from joytag.core.errors import Exit
-from joytag.core.signals import INTERRUPTED, REQUEUE, Interrupts
+from joytag.core import devices, distributed
+from joytag.core.errors import Exit, ExitCode
+from joytag.core.files import file_hash
+from joytag.core.progress import progress
+from joytag.core.signals import Interrupts
 from joytag.data import loader
-from joytag.data.dataset import Dataset, DatasetError, file_hash
-from joytag.data.images import normalize
-from joytag.evaluation import predictions
+from joytag.data.dataset import Dataset, DatasetError
+from joytag.evaluation import predictions, predictions_writer
 from joytag.evaluation.metrics import Histogram
-from joytag.models import release
+from joytag.models import inference, release
 
 TIMEOUT = 600  # seconds that processes wait for each other
 
@@ -38,33 +34,10 @@ class Interrupted(Exception):
     """An evaluation was asked to stop."""
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Mixed precision in `dtype` on a device; nothing for float32."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Logits, float32 [B, N] on the device, of uint8 [B, 3, S, S] pictures; their sigmoid are the scores."""
-    with autocast(device, dtype):
-        return model(normalize(images.to(device, non_blocking=True))).float()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have the model in evaluation mode, and then in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def agreed(code: int) -> int:
     """The exit code that is due when any process is asked to stop, 0 if none is."""
-    interrupted, requeued = distributed.total([code == INTERRUPTED, code == REQUEUE])
-    return INTERRUPTED if interrupted else REQUEUE if requeued else 0
+    interrupted, requeued = distributed.total([code == ExitCode.INTERRUPTED, code == ExitCode.REQUEUE])
+    return ExitCode.INTERRUPTED if interrupted else ExitCode.REQUEUE if requeued else 0
 
 
 def histogram(
@@ -86,11 +59,11 @@ def histogram(
     where = device if device.type == "cuda" else torch.device("cpu")
     counted, bad = Histogram.zeros(len(pictures.dataset.tags), where), []
     keys = loader.evaluation_keys(len(pictures), batch, distributed.rank(), distributed.world_size())
-    with evaluating(model):
+    with inference.evaluating(model):
         for loaded in loader.batches(pictures, keys, workers, device.type == "cuda", timeout):
             bad += loaded.bad
             if len(loaded):
-                logits = predict(model, loaded.images, device, dtype)
+                logits = inference.predict(model, loaded.images, device, dtype)
                 labels = loaded.labels.to(device, non_blocking=True)
                 seen(logits, labels)
                 counted.add(logits.sigmoid().to(where), labels.to(where))
@@ -117,8 +90,8 @@ def predict_release(
     ReleaseError and DatasetError; and Exit when a signal asks to stop or a process is lost, after which the same call
     goes on.
     """
-    device = distributed.pick_device(device_name)
-    dtype = distributed.pick_dtype(precision, device)
+    device = devices.pick_device(device_name)
+    dtype = devices.pick_dtype(precision, device)
     names, config = release.read_tags(model), release.read_config(model)
     if names != dataset.tags.names:
         raise ValueError(
@@ -127,14 +100,14 @@ def predict_release(
         )
     pictures = loader.Pictures(dataset, split, config.image_size)
     facts = provenance(model, pictures, split, batch, device, dtype)
-    work = predictions.Work(directory, len(pictures), len(names), batch)
+    work = predictions_writer.PredictionsWriter(directory, len(pictures), len(names), batch)
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT):
-            if not on_first(lambda: predictions.is_finished(directory, facts)):
+            if not on_first(lambda: predictions_writer.is_finished(directory, facts)):
                 network = release.load(model)[0].to(device)
                 done = on_first(lambda: work.begin(facts))
                 count = loader.default_workers(device) if workers is None else workers
-                with Interrupts(distributed.failed) as interrupts, evaluating(network):
+                with Interrupts(distributed.failed) as interrupts, inference.evaluating(network):
                     predict_blocks(work, done, network, pictures, count, device, dtype, interrupts)
                 if distributed.rank() == 0:
                     work.finish(pictures.posts, predictions.labels_of(pictures.posts, len(names)), dataset.tags)
@@ -144,7 +117,7 @@ def predict_release(
 
 
 def predict_blocks(
-    work: predictions.Work,
+    work: predictions_writer.PredictionsWriter,
     done: Collection[int],
     model: nn.Module,
     pictures: loader.Pictures,
@@ -162,7 +135,7 @@ def predict_blocks(
             if block:
                 scores = torch.empty(0, work.n_tags, dtype=torch.float16)
                 if len(batch):
-                    scores = predict(model, batch.images, device, dtype).sigmoid().half().cpu()
+                    scores = inference.predict(model, batch.images, device, dtype).sigmoid().half().cpu()
                 work.write(block[0][1] // work.batch, batch.rows.numpy(), scores.numpy(), batch.bad, rank)
             seen = advance(world * work.batch)
             code = agreed(interrupts.code)
@@ -220,26 +193,3 @@ def on_first(action: Callable[[], Value]) -> Value:
     if failed:
         raise Exit("rank 0 says why", 2)
     return found
-
-
-@contextmanager
-def progress(title: str, total: int, done: int) -> Iterator[Callable[[int], int]]:
-    """A bar, on rank 0 and if people watch, to be advanced by some pictures; that tells how many there are by now."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} pictures/s"),
-        TimeRemainingColumn(),
-    )
-    start, now, silent = time.perf_counter(), done, distributed.rank() > 0 or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=silent) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate=0.0)
-
-        def advance(pictures: int) -> int:
-            nonlocal now
-            now = min(now + pictures, total)
-            bar.update(task, completed=now, rate=(now - done) / (time.perf_counter() - start))
-            return now
-
-        yield advance

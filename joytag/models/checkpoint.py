@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -14,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from joytag.data import dataset
+from joytag.core.files import file_hash, sync
 from joytag.models import release
-from joytag.models.vit import Model
+from joytag.models.architectures import Model
 
 STATE_FILES = ("train_state.safetensors", "train_state.json")
 MANIFEST = "MANIFEST.sha256"  # in the format of sha256sum
@@ -57,7 +56,7 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)  # room for the next try
         raise CheckpointError(f"{final}: cannot be written ({error}); the checkpoints before stay") from None
-    _sync(root)
+    sync(root)
     for old in _superfluous(checkpoints(root), keep_last, keep_every):
         shutil.rmtree(old.rename(root / f".{old.name}.old"))  # at no moment half a checkpoint under its name
     return final
@@ -71,10 +70,10 @@ def _write(
     save_file(contiguous, directory / "train_state.safetensors")
     (directory / "train_state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     files = sorted(path for path in directory.iterdir())
-    lines = [f"{dataset.file_hash(path)}  {path.name}\n" for path in files]
+    lines = [f"{file_hash(path)}  {path.name}\n" for path in files]
     (directory / MANIFEST).write_text("".join(lines), encoding="utf-8")
     for path in [*files, directory / MANIFEST, directory]:
-        _sync(path)
+        sync(path)
 
 
 def _superfluous(found: list[Path], keep_last: int, keep_every: int) -> list[Path]:
@@ -131,7 +130,7 @@ def verify(directory: Path) -> None:
     for line in lines:
         digest, _, name = line.partition("  ")
         path = directory / name
-        if Path(name).name != name or not path.is_file() or dataset.file_hash(path) != digest:
+        if Path(name).name != name or not path.is_file() or file_hash(path) != digest:
             raise CheckpointError(f"{path}: missing or damaged, it does not match {MANIFEST}")
 
 
@@ -172,11 +171,3 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         else:
             state["param_groups"][int(number)][name] = tuple(value) if isinstance(value, list) else value
     optimizer.load_state_dict(state)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

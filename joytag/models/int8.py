@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from joytag.models.vit import Block, Model, ViT
+from joytag.models.architectures import Model
+from joytag.models.vit import Block, ViT
 
 
 def supported() -> bool:

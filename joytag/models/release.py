@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from joytag.data import dataset
-from joytag.models.vit import Config, Model, TimmConfig, TimmModel, ViT, ViTConfig
+from joytag.core import files
+from joytag.models.architectures import Config, Model
+from joytag.models.timm_backbone import TimmConfig, TimmModel
+from joytag.models.vit import ViT, ViTConfig
 
 FILES = ("config.json", "model.safetensors", "top_tags.txt")
 OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
@@ -45,8 +47,8 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str = "focal
     }
     kind = next(name for name, (_, cls) in CLASSES.items() if isinstance(model, cls))
     text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
-    dataset.write_text(directory / "config.json", text + "\n")
-    dataset.write_text(directory / "top_tags.txt", "\n".join(tags))
+    files.write_text(directory / "config.json", text + "\n")
+    files.write_text(directory / "top_tags.txt", "\n".join(tags))
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
     partial = directory / "model.safetensors.part"
     save_file(state, partial)

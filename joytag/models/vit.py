@@ -6,19 +6,17 @@ H heads, K width of a head, N tags, S sites of stochastic depth.
 
 from __future__ import annotations
 
-import difflib
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-RELEASE_STEM = "conv:c=64;ln;relu;conv:c=128;ln;relu;conv:c=256;ln;relu;conv:c=512;ln;relu;conv:c=768,s=1,k=1,p=0"
+from joytag.models.initialization import _initialize
+from joytag.models.stem import RELEASE_STEM, CNNStem, parse_stem
+
 MAX_IMAGE_SIZE = 4096  # pixels; far beyond any model, and small enough for memory
 
 
@@ -75,94 +73,6 @@ class ViTConfig:
     def build(self) -> ViT:
         """The model, with random weights."""
         return ViT(self)
-
-
-@dataclass(frozen=True)
-class TimmConfig:
-    """A backbone of timm by its name there, such as `convnext_base`, under our head.
-
-    `stochdepth_rate` is its `drop_path_rate`, which timm's models let grow from 0 to it over their depth.
-    Raises ValueError, naming the field, for a name or an image size that cannot be built.
-    """
-
-    n_tags: int
-    timm: str
-    image_size: int = 448
-    stochdepth_rate: float = 0.05
-    patch_size = 16  # what its cost is like
-
-    def __post_init__(self) -> None:
-        import timm
-
-        if self.n_tags < 1:
-            raise ValueError(f"n_tags: {self.n_tags} is not positive")
-        if not 0 <= self.stochdepth_rate < 1:
-            raise ValueError(f"stochdepth_rate: {self.stochdepth_rate} is not in [0, 1)")
-        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
-            raise ValueError(f"image_size: {self.image_size} is not between 1 and {MAX_IMAGE_SIZE} pixels")
-        if not timm.is_model(self.timm):
-            nearest = difflib.get_close_matches(self.timm, timm.list_models(), n=3)
-            raise ValueError(f"timm: {self.timm!r} is no model there; nearest: {', '.join(nearest) or 'none'}")
-
-    def build(self) -> TimmModel:
-        """The model, with random weights."""
-        return TimmModel(self)
-
-
-def parse_stem(stem: str) -> list[tuple[str, dict[str, int]]]:
-    """`conv:c=64,k=3;ln;relu` to `[("conv", {"c": 64, "k": 3, "s": 2, "p": 1}), ("ln", {}), ("relu", {})]`.
-
-    Items are split by `;`. `conv` takes `c` (channels, required), `k` (kernel, 3), `s` (stride, 2) and
-    `p` (padding, 1); `ln`, `bn`, `relu` and `gelu` take nothing. Raises ValueError on anything else.
-    """
-    items = []
-    for item in stem.split(";"):
-        kind, _, arguments = item.strip().partition(":")
-        try:
-            options = {key.strip(): int(value) for key, value in (a.split("=") for a in arguments.split(",") if a)}
-        except ValueError:
-            raise ValueError(f"cnn_stem: cannot read {item!r}; write it like conv:c=64,k=3,s=2,p=1") from None
-        if kind == "conv" and "c" in options and options.keys() <= set("cksp"):
-            items.append((kind, {"k": 3, "s": 2, "p": 1} | options))
-        elif kind in ("ln", "bn", "relu", "gelu") and not options:
-            items.append((kind, {}))
-        else:
-            raise ValueError(f"cnn_stem: unknown item {item!r}; use conv:c=64,k=3,s=2,p=1, ln, bn, relu or gelu")
-    return items
-
-
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of a [B, C, Y, X] map; free of copies when that is channels-last."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x_BCYX: Tensor) -> Tensor:
-        return self.norm(x_BCYX.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class CNNStem(nn.Module):
-    """A few strided convolutions in place of one large patch projection (Xiao et al. 2021, arXiv:2106.14881)."""
-
-    def __init__(self, stem: str) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for kind, options in parse_stem(stem):
-            if kind == "conv":
-                layers.append(nn.Conv2d(channels, options["c"], options["k"], options["s"], options["p"]))
-                channels = options["c"]
-            elif kind == "ln":
-                layers.append(ChannelNorm(channels))
-            elif kind == "bn":
-                layers.append(nn.BatchNorm2d(channels))
-            else:
-                layers.append(nn.ReLU() if kind == "relu" else nn.GELU())
-        self.conv = nn.Sequential(*layers)
-
-    def forward(self, images_BCYX: Tensor) -> Tensor:
-        return self.conv(images_BCYX)
 
 
 def add_branch(
@@ -374,91 +284,9 @@ class ViT(nn.Module):
         return self.head(self.embed(images_BCYX, noise_BS))
 
 
-class TimmModel(nn.Module):
-    """A backbone of timm (github.com/huggingface/pytorch-image-models), and a linear head on its pooled features."""
-
-    noise_sites = 0  # its stochastic depth draws for itself, from torch's global generator
-
-    def __init__(self, config: TimmConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = _backbone(config)
-        self.head = nn.Linear(cast(int, self.backbone.head_hidden_size), config.n_tags)
-        if not self.head.weight.is_meta:
-            _initialize(self.head)
-
-    def freeze(self, blocks: int) -> None:
-        """Raises ValueError: what a block is, only our own model says."""
-        raise ValueError("model.freeze: not for a timm backbone; use optimizer.layer_decay")
-
-    def set_image_size(self, size: int) -> None:
-        """Note the side in pixels that training goes on with, which not every backbone can."""
-        self.config = replace(self.config, image_size=size)
-
-    def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] float pictures to [B, D] pooled features; `noise_BS` is of no use here."""
-        return self.backbone(images_BCYX.to(memory_format=torch.channels_last))
-
-    def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] normalized float pictures to [B, N] logits."""
-        return self.head(self.embed(images_BCYX))
-
-
-def _backbone(config: TimmConfig) -> nn.Module:
-    """The backbone without a classifier. Raises ValueError when it does not take pictures of the image size."""
-    import timm
-
-    side = config.image_size
-    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True}, {}, {"img_size": side}]
-    depths: list[dict[str, Any]] = [{"drop_path_rate": config.stochdepth_rate}, {}]
-    for size, depth in itertools.product(sizes, depths):  # not every model takes every option
-        create = partial(timm.create_model, config.timm, pretrained=False, num_classes=0, **size, **depth)
-        try:
-            with torch.device("meta"):
-                create().eval()(torch.empty(1, 3, side, side))
-        except (TypeError, ValueError, AssertionError, RuntimeError):  # whatever it has against options or size
-            continue
-        return create()
-    raise ValueError(f"image_size: {config.timm} does not take pictures of {side} pixels")
-
-
-Config = ViTConfig | TimmConfig
-Model = ViT | TimmModel
-
-
 def drop_tokens(x_BTD: Tensor, rate: float) -> Tensor:
     """Keep a random share of `1 - rate` of each sample's tokens (Liu et al. 2022, arXiv:2208.07220)."""
     batch, tokens, width = x_BTD.shape
     kept = max(1, round(tokens * (1 - rate)))
     order = torch.rand(batch, tokens, device=x_BTD.device).argsort(dim=1)[:, :kept]
     return x_BTD.gather(1, order.unsqueeze(-1).expand(-1, -1, width))
-
-
-def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, trainable or not."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def training_flop(config: Config, image_size: int) -> int:
-    """Floating-point operations (two to a multiply-add) of forward and backward for one picture.
-
-    Counted by torch's FlopCounterMode on the meta device, so nothing is allocated or computed.
-    """
-    with torch.device("meta"):
-        model = config.build().eval()
-        images = torch.empty(1, 3, image_size, image_size)
-    with FlopCounterMode(display=False) as counter:
-        model(images).sum().backward()
-    return counter.get_total_flops()

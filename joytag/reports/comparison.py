@@ -15,11 +15,12 @@ from markupsafe import Markup, escape
 from rich.box import SIMPLE
 from rich.table import Table
 
-from joytag.data import dataset
+from joytag.core import files
+from joytag.data.tables import write_table
 from joytag.evaluation.comparison import DECISIONS, F1S, FAIR, FALSE_DISCOVERIES, FIGURES, VIEWS, Comparison, Difference
 from joytag.reports import html
 from joytag.reports.charts import Axis, Line, Points, chart, interval, iso_f1
-from joytag.reports.evaluation import jsonable, write_csv
+from joytag.reports.tables import jsonable, write_csv
 
 MOST = 20  # tags that are listed as won or lost
 REACH = 0.01  # of an axis of differences, at least
@@ -37,10 +38,10 @@ SECTIONS = {
 def write(directory: Path, comparison: Comparison) -> None:
     """Write all reports of a comparison. Undefined figures are null in JSON and parquet, and empty in CSV."""
     directory.mkdir(parents=True, exist_ok=True)
-    dataset.write_table(comparison.per_tag, comparison.per_tag.schema, directory / "per_tag.parquet")
+    write_table(comparison.per_tag, comparison.per_tag.schema, directory / "per_tag.parquet")
     write_csv(directory / "per_tag.csv", comparison.per_tag)
-    dataset.write_text(directory / "compare.html", compare_page(comparison))
-    dataset.write_text(directory / "compare.json", json.dumps(as_json(comparison), indent=2, allow_nan=False) + "\n")
+    files.write_text(directory / "compare.html", compare_page(comparison))
+    files.write_text(directory / "compare.json", json.dumps(as_json(comparison), indent=2, allow_nan=False) + "\n")
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from joytag.data.tag_names import canonical, is_kaomoji
+
 
 @dataclass(frozen=True)
 class Captions:
@@ -73,19 +75,6 @@ class Captions:
     def _in_front(self, names: Iterable[str]) -> list[str]:
         rank = {canonical(tag): place for place, tag in enumerate(self.always_first)}
         return sorted(names, key=lambda name: rank.get(canonical(name), len(rank)))
-
-
-def canonical(tag: str) -> str:
-    """One form for all spellings of a tag: `Blue Hair \\(dyed\\)` and `blue_hair_(dyed)` are the same."""
-    return re.sub(r"[\s_]+", "_", re.sub(r"\\([()])", r"\1", tag).strip().lower())
-
-
-def is_kaomoji(tag: str) -> bool:
-    """Whether a tag draws a face, such as `^_^` or `(o)_(o)`, whose underscore is a mouth.
-
-    Those are the tags of at most three characters, and those without two letters or digits side by side.
-    """
-    return len(tag) <= 3 or re.search(r"[^\W_]{2}", tag) is None
 
 
 def read_thresholds(path: Path | None, tags: list[str], default: float) -> np.ndarray:

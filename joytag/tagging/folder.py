@@ -19,7 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from joytag.data import dataset, images
+from joytag.core import files
+from joytag.data import images
 from joytag.tagging.captions import Captions
 from joytag.tagging.tagger import Result, Tagger
 
@@ -114,7 +115,7 @@ class Sidecars:
         """See Output. Impossible is to merge into what is no text."""
         path = self.path(picture)
         if self.scores:
-            dataset.write_text(path, json.dumps({"tags": _rounded(names)}, indent=1) + "\n")
+            files.write_text(path, json.dumps({"tags": _rounded(names)}, indent=1) + "\n")
             return ""
         chosen = list(names)
         if self.append and path.exists():
@@ -122,7 +123,7 @@ class Sidecars:
                 chosen = self.captions.merge(path.read_text(encoding="utf-8-sig"), names)
             except UnicodeDecodeError:
                 return f"{path}: not UTF-8 text; save it as UTF-8"
-        dataset.write_text(path, self.captions.separator.join(chosen))
+        files.write_text(path, self.captions.separator.join(chosen))
         return ""
 
     def finish(self) -> None:
@@ -153,7 +154,7 @@ class Table:
         """See Output."""
         if self._file is None:
             before = "".join(json.dumps(row) + "\n" for row in self._read())
-            dataset.write_text(self.rows, before)  # without a last line that was cut short
+            files.write_text(self.rows, before)  # without a last line that was cut short
             self._file = self.rows.open("a", encoding="utf-8")
         row = {
             "file_name": self._name(picture),
@@ -178,7 +179,7 @@ class Table:
         writer.writeheader()
         writer.writerows(self._read())
         # A name that is no UTF-8 is written with escapes, as everywhere in the terminal.
-        dataset.write_text(self.path, text.getvalue().encode("utf-8", "backslashreplace").decode())
+        files.write_text(self.path, text.getvalue().encode("utf-8", "backslashreplace").decode())
         self.rows.unlink()
 
     def _name(self, picture: Path) -> str:
@@ -330,7 +331,7 @@ def write_failed(folder: Path, pictures: Iterable[Path], failed: dict[Path, str]
     rows = [{"file_name": relative(picture, folder), "reason": reason} for picture, reason in failed.items()]
     text = "".join(f"{line}\n" for line in [*others, *map(json.dumps, rows)])
     if text:
-        dataset.write_text(path, text)
+        files.write_text(path, text)
     else:
         path.unlink(missing_ok=True)
 

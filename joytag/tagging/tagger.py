@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from joytag.core import distributed
+from joytag.core import devices
+from joytag.core.parallel import batches, read_ahead
 from joytag.data import images
-from joytag.evaluation.runner import predict
-from joytag.models import int8, release
-from joytag.models.vit import Model
+from joytag.models import inference, int8, release
+from joytag.models.architectures import Model
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-Item = TypeVar("Item")
-Value = TypeVar("Value")
 
 # Tokens (patches) of a batch. A CPU gains nothing from batches larger than its caches.
 BATCH_TOKENS = {"cpu": 1_024, "mps": 8_192, "cuda": 32_768}
@@ -63,9 +57,7 @@ class Tagger:
         self.batch_size = 1 if precision == "int8" else max(1, BATCH_TOKENS[device.type] // tokens)
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # as the stem computes
         self._at_once = sys.maxsize
-        self._dtype = (
-            torch.float32 if precision == "int8" else distributed.pick_dtype(precision, device, int8.width(model))
-        )
+        self._dtype = torch.float32 if precision == "int8" else devices.pick_dtype(precision, device, int8.width(model))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Tagger:
@@ -75,7 +67,7 @@ class Tagger:
         VNNI if the model is large enough to gain from it, else float32. Raises ReleaseError when there is no
         sound model, ValueError for a device or precision that this machine lacks.
         """
-        chosen = distributed.pick_device(device)
+        chosen = devices.pick_device(device)
         model, tags = release.load(release.locate(source))
         precision = pick_precision(precision, chosen, int8.width(model))
         return cls(int8.quantize(model) if precision == "int8" else model, tags, chosen, precision)
@@ -141,7 +133,7 @@ class Tagger:
         while True:
             parts = torch.from_numpy(batch).split(min(self._at_once, len(batch)))
             try:
-                logits = [predict(self.model, part, self.device, self._dtype) for part in parts]
+                logits = [inference.predict(self.model, part, self.device, self._dtype) for part in parts]
                 return torch.cat([part.sigmoid().cpu() for part in logits]).numpy()
             except torch.OutOfMemoryError:
                 if len(parts[0]) == 1:
@@ -184,34 +176,6 @@ def pick_precision(precision: str, device: torch.device, width: int) -> str:
     if precision != "auto":
         return precision
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    if device.type == "cpu" and width >= distributed.WIDE and int8.supported() and not distributed.has_amx():
+    if device.type == "cpu" and width >= devices.WIDE and int8.supported() and not devices.has_amx():
         return "int8"
-    return names[distributed.pick_dtype("auto", device, width)]
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one perhaps shorter."""
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def read_ahead(
-    read: Callable[[Item], Value],
-    items: Iterable[Item],
-    workers: int,
-    depth: int,
-    initializer: Callable[[], None] | None = None,
-) -> Iterator[Value]:
-    """`map(read, items)` on `workers` threads, in order, with at most `depth` values waiting."""
-    pool = ThreadPoolExecutor(workers, initializer=initializer)
-    try:
-        waiting: deque[Future[Value]] = deque()
-        for item in items:
-            waiting.append(pool.submit(read, item))
-            if len(waiting) >= depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return names[devices.pick_dtype("auto", device, width)]

@@ -9,7 +9,10 @@ from pydantic import Field, Strict, model_validator
 
 from joytag.core import settings
 from joytag.core.settings import Settings
-from joytag.models.vit import RELEASE_STEM, Config, TimmConfig, ViTConfig
+from joytag.models.architectures import Config
+from joytag.models.stem import RELEASE_STEM
+from joytag.models.timm_backbone import TimmConfig
+from joytag.models.vit import ViTConfig
 from joytag.training import schedule
 
 PositiveInt = Annotated[int, Field(ge=1)]

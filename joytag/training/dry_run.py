@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import yaml
 
+from joytag.core import files
 from joytag.data import dataset
-from joytag.models.vit import count_parameters, training_flop
+from joytag.models.architectures import count_parameters, training_flop
 from joytag.training import schedule
 from joytag.training.config import RunSettings
 
@@ -27,7 +28,7 @@ def write_rates(machine: str, workers: int, loading: dict[int, float], flop: dic
     FLOP/s of a step.
     """
     facts = {"date": str(date.today()), "machine": machine, "workers": workers, "loading": loading, "flop": flop}
-    dataset.write_text(RATES, json.dumps(facts, indent=1) + "\n")
+    files.write_text(RATES, json.dumps(facts, indent=1) + "\n")
 
 
 def read_rates() -> dict[str, Any] | None:

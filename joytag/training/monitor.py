@@ -5,12 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 T = TypeVar("T")
@@ -26,28 +24,6 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAKS.items() if key in name), None)
-
-
-class Spikes:
-    """Finds losses far above the last ones, by the robust z-score (Iglewicz and Hoaglin 1993, section 3).
-
-    The score is 0.6745 times the distance from the median of the last `window` losses, over their median absolute
-    deviation. It is told only after `least` losses, and never below the median.
-    """
-
-    def __init__(self, limit: float = 12.0, window: int = 256, least: int = 32) -> None:
-        self.limit, self.least = limit, least
-        self.losses: deque[float] = deque(maxlen=window)
-
-    def score(self, loss: float) -> float | None:
-        """The score of a finite loss if it is a spike, else None."""
-        score = None
-        if len(self.losses) >= self.least:
-            median = float(np.median(self.losses))
-            spread = float(np.median(np.abs(np.array(self.losses) - median)))
-            score = 0.6745 * (loss - median) / max(spread, 1e-3 * abs(median), 1e-12)
-        self.losses.append(loss)
-        return score if score is not None and score > self.limit else None
 
 
 class Meter:

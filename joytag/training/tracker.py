@@ -15,7 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from joytag.data.dataset import Dataset, Posts, write_text
+from joytag.core.files import write_text
+from joytag.core.jsonl import read_log
 
 INIT_TIMEOUT = 30  # seconds that wandb may take to reach its server
 FINISH_TIMEOUT = 60  # and to send the rest of a run; `wandb sync` sends it later
@@ -103,43 +104,12 @@ class Tracker:
             _append(self.events, {"samples": samples, "event": kind, **facts})
 
 
-class Quarantine:
-    """Pictures of a run that cannot be decoded, each once in quarantine.jsonl; written where the tracker writes."""
-
-    def __init__(self, dataset: Dataset, posts: Posts, tracker: Tracker) -> None:
-        self.dataset, self.posts, self.enabled = dataset, posts, tracker.enabled
-        self.path = tracker.path.with_name("quarantine.jsonl")
-        self.rows = {int(line["row"]) for line in read_log(self.path)}
-
-    def add(self, samples: int, bad: list[tuple[int, str]]) -> int:
-        """Note rows that cannot be decoded, and why; returns how many there are by now."""
-        for row, reason in bad:
-            if row not in self.rows and self.enabled:
-                post_id, source = int(self.posts.ids[row]), self.dataset.sources[self.posts.sources[row]]
-                facts = {"samples": samples, "row": row, "post_id": post_id, "source": source, "reason": reason}
-                _append(self.path, facts)
-            self.rows.add(row)
-        return len(self.rows)
-
-
 def _append(path: Path, line: dict[str, Any]) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
         warnings.warn(f"{path}: cannot be written ({error}); the run goes on", stacklevel=2)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl; an unfinished last line is left out, a missing file is empty."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
-    return lines
 
 
 def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any]) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from timm.optim import param_groups_layer_decay
 
-from joytag.models.vit import Model, TimmModel
+from joytag.models.architectures import Model
+from joytag.models.timm_backbone import TimmModel
 
 
 def carry_over(model: Model, tags: list[str], source: Model, source_tags: list[str]) -> dict[str, list[str]]:

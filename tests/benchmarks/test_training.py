@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from joytag.benchmarks import training
-from joytag.core import distributed
+from joytag.core import devices
 from joytag.core.timing import Timings
 from joytag.data import loader
-from joytag.models.vit import ViTConfig, training_flop
+from joytag.models.architectures import training_flop
+from joytag.models.vit import ViTConfig
 from joytag.training import dry_run
 
 
@@ -114,7 +115,7 @@ def test_on_a_gpu_all_measures_both_sizes_and_how_they_are_fed(copies, monkeypat
         return compare
 
     monkeypatch.setattr(dry_run, "RATES", tmp_path / "runs" / "rates.json")
-    monkeypatch.setattr(distributed, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(devices, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(loader, "default_workers", lambda *arguments: 16)
     other = training.Comparison("other", "another way", 8, "pictures", Timings([1.0], [2.0]))

@@ -28,7 +28,8 @@ from joytag.data.dataset import Dataset
 from joytag.models import checkpoint, release
 from joytag.models.vit import ViTConfig
 from joytag.training.config import RunSettings
-from joytag.training.state import Run, initial_state, save_state
+from joytag.training.run import Run
+from joytag.training.state import initial_state, save_state
 
 ROOT = Path(__file__).parents[2]
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -108,7 +109,7 @@ def test_dry_run_of_the_recipe_gives_the_published_figures(call):
 
 def test_training_without_data_says_what_is_missing_and_what_builds_it(call):
     done = call("train", "--config", "b16_448.yaml", "data.directory=data/nowhere")
-    assert_one_line(done, "data/nowhere", "python -m data_prep.build --config")
+    assert_one_line(done, "data/nowhere", "joytag build --config")
 
 
 @pytest.mark.parametrize(

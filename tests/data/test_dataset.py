@@ -20,8 +20,8 @@ from joytag.data.dataset import (
     DatasetError,
     read_description,
     write_description,
-    write_table,
 )
+from joytag.data.tables import write_table
 
 POSTS = {
     "post_id": [1, 2**62, 3],
@@ -129,7 +129,7 @@ def test_a_failed_write_leaves_the_old_file(directory):
 
 def test_a_missing_directory_is_answered_with_the_command_that_builds_it(tmp_path):
     message = damage(tmp_path / "nowhere")
-    assert message.startswith(f"{tmp_path / 'nowhere'}: no dataset here") and "data_prep.build" in message
+    assert message.startswith(f"{tmp_path / 'nowhere'}: no dataset here") and "joytag build" in message
 
 
 @pytest.mark.parametrize(

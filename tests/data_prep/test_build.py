@@ -289,7 +289,7 @@ def test_a_dataset_of_another_format_is_refused_with_the_command_that_rebuilds_i
     config, _ = built
     (tmp_path / "dataset.json").write_text('{"version": 0}')
     (tmp_path / CONFIG).write_text((Path(config.output) / CONFIG).read_text())
-    command = f".venv/bin/python -m data_prep.build --config {tmp_path / CONFIG}"
+    command = f".venv/bin/joytag build --config {tmp_path / CONFIG}"
     for refused in (
         lambda: Dataset.open(tmp_path),
         lambda: build(config.model_copy(update={"output": str(tmp_path)})),

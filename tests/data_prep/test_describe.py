@@ -37,7 +37,7 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def test_the_command_prints_the_counts_and_draws(dataset):
-    command = [sys.executable, "-m", "data_prep.tools.describe", str(dataset)]
+    command = [sys.executable, "-m", "joytag", "describe", str(dataset)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"COLUMNS": "80", "PATH": ""})
     assert done.returncode == 0, done.stderr
     cells = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in done.stdout.splitlines() if "│" in line}
@@ -62,7 +62,7 @@ def test_the_sheet_shows_the_doubtful_pairs_first(dataset):
         assert drawn.width == 2 * (2 * copies_sheet.CELL + 12)
         colours = {colour for _, colour in drawn.getcolors(1 << 24)}
     assert {(178, 34, 34), (70, 130, 180)} <= colours  # one pair that counts as copies, one that does not
-    command = [sys.executable, "-m", "data_prep.dedup", "--report", str(dataset)]
+    command = [sys.executable, "-m", "joytag", "dedup", "--report", str(dataset)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.strip() == str(dataset / "copies.png"), done.stderr
 

@@ -110,7 +110,7 @@ import signal, sys, time
 from pathlib import Path
 import pyarrow as pa
 from data_prep import shards
-from joytag.core.errors import command_line
+from joytag.cli.command import report_errors
 
 def work(part):
     Path(sys.argv[1], f"started{part}").touch()
@@ -119,7 +119,8 @@ def work(part):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    command_line(lambda: print(shards.run(work, [0, 1, 2], Path(sys.argv[1], "out"), "a", "local", "Test")))
+    output = Path(sys.argv[1], "out")
+    report_errors("test", lambda: print(shards.run(work, [0, 1, 2], output, "a", "local", "Test")))
 """
 
 

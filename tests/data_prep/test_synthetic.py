@@ -151,7 +151,7 @@ def test_ray_builds_the_same(mirror, built, tmp_path):
 def command(mirror: Path, output: Path) -> list[str]:
     config = output.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(settings(mirror, output).model_dump()))
-    return [sys.executable, "-m", "data_prep.build", "--config", str(config)]
+    return [sys.executable, "-m", "joytag", "build", "--config", str(config)]
 
 
 def test_a_build_killed_at_any_moment_ends_the_same(mirror, built, tmp_path):

@@ -17,7 +17,7 @@ import wd
 from scipy.sparse import csc_array
 
 from joytag.data.dataset import Dataset, TagTable
-from joytag.evaluation import contenders, intersection, predictions
+from joytag.evaluation import contenders, intersection, predictions, predictions_writer
 from joytag.evaluation.contenders import EntrantError, short_names
 from joytag.evaluation.predictions import Predictions
 from joytag.models import checkpoint, release
@@ -106,7 +106,7 @@ def test_what_was_predicted_is_not_predicted_again(call, place, tmp_path, monkey
     files = sorted(tmp_path.rglob("*.npy"))
     before, report = [path.stat().st_mtime_ns for path in files], (tmp_path / "compare.json").read_text()
     monkeypatch.setattr(OnnxTagger, "__call__", None)
-    monkeypatch.setattr("joytag.evaluation.runner.predict", None)
+    monkeypatch.setattr("joytag.models.inference.predict", None)
     assert call(*command)[0] == 0
     assert [path.stat().st_mtime_ns for path in files] == before
     assert (tmp_path / "compare.json").read_text() == report
@@ -293,8 +293,8 @@ def made(
     n = np.zeros(len(names), dtype=np.int64)
     tags = TagTable(names, n.astype(np.int8), n, n)
     sources = np.zeros(len(ids), dtype=np.int64)
-    predictions.write(directory, scores.astype(np.float16), np.array(ids), hashes, sources, csc_array(labels), tags,
-                      {"sources": ["x"]})  # fmt: skip
+    arrays = scores.astype(np.float16), np.array(ids), hashes, sources
+    predictions_writer.write(directory, *arrays, csc_array(labels), tags, {"sources": ["x"]})
     return Predictions.open(directory)
 
 
@@ -349,8 +349,9 @@ def test_labels_that_disagree_are_refused_unless_a_dataset_decides(place, predic
     first = Predictions.open(predicted["early"])
     labels = first.labels.toarray()
     labels[4, 2] ^= True
-    predictions.write(tmp_path / "other", first.scores, first.ids, first.hashes, first.sources, csc_array(labels),
-                      first.tags, {"sources": first.source_names})  # fmt: skip
+    arrays = first.scores, first.ids, first.hashes, first.sources
+    provenance = {"sources": first.source_names}
+    predictions_writer.write(tmp_path / "other", *arrays, csc_array(labels), first.tags, provenance)
     found = [first, Predictions.open(tmp_path / "other")]
     with pytest.raises(intersection.ArenaError, match=r"1 labels are not those of .*, such as of blue; give --data"):
         intersection.assemble(entered(*found), found)

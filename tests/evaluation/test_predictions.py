@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_array
 
+from joytag.core import files
 from joytag.data import dataset
-from joytag.evaluation import predictions
-from joytag.evaluation.predictions import Predictions, PredictionsError, Work, labels_of
+from joytag.evaluation import predictions, predictions_writer
+from joytag.evaluation.predictions import Predictions, PredictionsError, labels_of
+from joytag.evaluation.predictions_writer import PredictionsWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are left out")
 
@@ -52,14 +54,14 @@ def scores() -> np.ndarray:
     return values
 
 
-def do_block(work: Work, block: int, scores: np.ndarray, bad: list = BAD, writer: int = 0) -> None:
+def do_block(work: PredictionsWriter, block: int, scores: np.ndarray, bad: list = BAD, writer: int = 0) -> None:
     rows = np.array([row for row in range(block * BATCH, min((block + 1) * BATCH, ROWS)) if row not in dict(bad)])
     own = [entry for entry in bad if entry[0] // BATCH == block]
     work.write(block, rows.astype(np.int64), scores[rows.astype(np.int64)], own, writer)
 
 
 def finished(directory: Path, posts: dataset.Posts, scores: np.ndarray, bad: list = BAD) -> Path:
-    work = Work(directory, ROWS, TAGS, BATCH)
+    work = PredictionsWriter(directory, ROWS, TAGS, BATCH)
     work.begin(FACTS)
     for block in (2, 0, 1):
         do_block(work, block, scores, bad, writer=block % 2)
@@ -107,8 +109,15 @@ def test_labels_are_those_of_the_split(tags):
     np.testing.assert_array_equal(labels_of(posts, 7).toarray(), posts.labels(rows, 7))
 
 
-STEPS = ["records.write_text", "records.write_table", "records.file_hash", "_save", "_sync", "scipy.sparse.save_npz",
-         "shutil.rmtree"]  # fmt: skip
+STEPS = [
+    "files.write_text",
+    "tables.write_table",
+    "files.file_hash",
+    "_save",
+    "files.sync",
+    "scipy.sparse.save_npz",
+    "shutil.rmtree",
+]
 
 
 @contextmanager
@@ -118,7 +127,7 @@ def dying(monkeypatch, number: int, after: bool) -> Iterator[list[str]]:
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         for step in STEPS:
             *path, name = step.split(".")
-            owner = functools.reduce(getattr, path, predictions)
+            owner = functools.reduce(getattr, path, predictions_writer)
             original = getattr(owner, name)
 
             def take(*arguments, step=step, function=original, **options):
@@ -139,10 +148,10 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, posts, scores,
         finished(tmp_path / "whole", posts, scores)
     assert set(steps) == set(STEPS) and len(steps) > 20
     for number, after in itertools.product(range(1, len(steps) + 1), (False, True)):
-        work = Work(tmp_path / f"{number} {after}", ROWS, TAGS, BATCH)
+        work = PredictionsWriter(tmp_path / f"{number} {after}", ROWS, TAGS, BATCH)
         with dying(monkeypatch, number, after):
             finished(work.directory, posts, scores)
-        if not predictions.is_finished(work.directory, FACTS):
+        if not predictions_writer.is_finished(work.directory, FACTS):
             with pytest.raises(PredictionsError, match=r"unfinished; call|no predictions here"):
                 Predictions.open(work.directory)
             for block in {0, 1, 2} - work.begin(FACTS):
@@ -155,7 +164,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, posts, scores,
 @settings(max_examples=60, deadline=None)
 def test_a_block_is_done_only_when_its_scores_and_its_line_are_whole(tmp_path_factory, data):
     """Whatever a lost machine leaves of them."""
-    work = Work(tmp_path_factory.mktemp("work") / "predictions", ROWS, TAGS, BATCH)
+    work = PredictionsWriter(tmp_path_factory.mktemp("work") / "predictions", ROWS, TAGS, BATCH)
     scores = np.random.default_rng(2).random((ROWS, TAGS)).astype(np.float16)
     work.begin(FACTS)
     for block in (0, 1, 2):
@@ -180,7 +189,7 @@ def test_a_block_is_done_only_when_its_scores_and_its_line_are_whole(tmp_path_fa
 
 def test_blocks_with_pictures_that_could_not_be_decoded_are_done_again(tmp_path, posts, scores):
     """For the disk may be back."""
-    work = Work(tmp_path / "predictions", ROWS, TAGS, BATCH)
+    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     assert work.begin(FACTS) == set()
     do_block(work, 1, scores)
     do_block(work, 2, scores)
@@ -192,7 +201,7 @@ def test_blocks_with_pictures_that_could_not_be_decoded_are_done_again(tmp_path,
 
 
 def test_a_block_that_is_lost_before_the_end_is_not_passed_over(tmp_path, posts, scores):
-    work = Work(tmp_path / "predictions", ROWS, TAGS, BATCH)
+    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     work.begin(FACTS)
     for block in (0, 2):
         do_block(work, block, scores)
@@ -208,7 +217,7 @@ def test_when_no_picture_is_left_one_line_says_so(tmp_path, posts, scores):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, -0.0, 1.001])
 def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, value):
-    work = Work(tmp_path / "predictions", ROWS, TAGS, BATCH)
+    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     work.begin(FACTS)
     scores[5, 2] = value
     do_block(work, 0, scores)
@@ -226,10 +235,10 @@ def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, va
     ],
 )
 def test_predictions_of_something_else_are_neither_taken_nor_gone_on_with(directory, tmp_path, change, told):
-    assert predictions.is_finished(directory, FACTS)
+    assert predictions_writer.is_finished(directory, FACTS)
     with pytest.raises(PredictionsError, match=rf"{told}.*remove it, or give another --output$"):
-        predictions.is_finished(directory, FACTS | change)
-    work = Work(tmp_path / "begun", ROWS, TAGS, BATCH)
+        predictions_writer.is_finished(directory, FACTS | change)
+    work = PredictionsWriter(tmp_path / "begun", ROWS, TAGS, BATCH)
     work.begin(FACTS)
     with pytest.raises(PredictionsError, match=told):
         work.begin(FACTS | change)
@@ -237,8 +246,8 @@ def test_predictions_of_something_else_are_neither_taken_nor_gone_on_with(direct
 
 def test_what_changes_scores_by_rounding_is_mixed_with_nothing_but_no_reason_to_begin_anew(directory, tmp_path):
     moved = FACTS | {"date": "tomorrow", "dataset": "elsewhere"}
-    assert predictions.is_finished(directory, moved | {"batch": 8, "device": "cuda"})
-    work = Work(tmp_path / "begun", ROWS, TAGS, BATCH)
+    assert predictions_writer.is_finished(directory, moved | {"batch": 8, "device": "cuda"})
+    work = PredictionsWriter(tmp_path / "begun", ROWS, TAGS, BATCH)
     work.begin(FACTS)
     work.begin(moved)
     with pytest.raises(PredictionsError, match=r"another batch \(4 there, 8 now\)"):
@@ -248,14 +257,14 @@ def test_what_changes_scores_by_rounding_is_mixed_with_nothing_but_no_reason_to_
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(PredictionsError, match="holds no predictions, but something else; give another --output"):
-        Work(tmp_path, ROWS, TAGS, BATCH).begin(FACTS)
+        PredictionsWriter(tmp_path, ROWS, TAGS, BATCH).begin(FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_disk_that_is_too_small_is_told_before_hours_are_spent(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
-    work = Work(tmp_path / "predictions", 500_000, 5_813, 64)
+    work = PredictionsWriter(tmp_path / "predictions", 500_000, 5_813, 64)
     with pytest.raises(PredictionsError, match=r"needs 11,626 MB, but the disk has 2,000 left; make room, or"):
         work.begin(FACTS)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12 * 10**9))
@@ -341,7 +350,7 @@ def test_hostile_files_that_their_sha256_vouches_for_are_refused_in_one_line(dir
     put(directory, value)
     path = directory / predictions.PROVENANCE
     provenance = json.loads(path.read_text())
-    provenance["sha256"] = {name: dataset.file_hash(directory / name) for name in predictions.FILES}
+    provenance["sha256"] = {name: files.file_hash(directory / name) for name in predictions.FILES}
     path.write_text(json.dumps(provenance))
     with pytest.raises(PredictionsError) as error:
         Predictions.open(directory)
@@ -369,7 +378,7 @@ def test_what_is_no_predictions_directory_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "cut off"])
 def test_damaged_work_is_refused_in_one_line(tmp_path, scores, kind):
-    work = Work(tmp_path / "predictions", ROWS, TAGS, BATCH)
+    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     work.begin(FACTS)
     do_block(work, 0, scores)
     damage(work.directory / "work" / "scores.npy", kind)

@@ -19,15 +19,17 @@ from datasets import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from joytag.cli.command import report_errors
 from joytag.core import distributed
-from joytag.core.errors import Exit, command_line
+from joytag.core.errors import Exit
+from joytag.core.files import file_hash
 from joytag.data import loader
-from joytag.data.dataset import Dataset, file_hash
-from joytag.evaluation import metrics, predictions, runner
+from joytag.data.dataset import Dataset
+from joytag.evaluation import metrics, predictions_writer, runner
 from joytag.evaluation.predictions import Predictions, PredictionsError
-from joytag.models import checkpoint, release
+from joytag.models import checkpoint, inference, release
 from joytag.models.vit import ViT, ViTConfig
-from joytag.training import trainer
+from joytag.training import trainer, validation
 from joytag.training.config import RunSettings
 
 PICTURES, BATCH = 1001, 16
@@ -88,7 +90,7 @@ def start(action: Callable[[], object], processes: int, errors: Path) -> list[mu
         sys.stderr = errors.with_suffix(f".{number}").open("w", buffering=1)
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-        command_line(action)
+        report_errors(Path(sys.argv[0]).stem, action)
 
     context = multiprocessing.get_context("fork")
     started = [context.Process(target=rank, args=(number,)) for number in range(processes)]
@@ -136,13 +138,13 @@ def test_any_number_of_processes_write_the_same_bytes(run, whole, tmp_path, proc
 
 def slowly(monkeypatch, seconds: float = 0.01) -> None:
     """Leave time between the blocks for whatever is to befall them."""
-    write = predictions.Work.write
+    write = predictions_writer.PredictionsWriter.write
 
     def wait_and_write(*arguments):
         time.sleep(seconds)
         write(*arguments)
 
-    monkeypatch.setattr(predictions.Work, "write", wait_and_write)
+    monkeypatch.setattr(predictions_writer.PredictionsWriter, "write", wait_and_write)
 
 
 def lines(directory: Path) -> int:
@@ -173,14 +175,14 @@ def test_killed_at_any_moment_and_gone_on_with_by_others_it_writes_the_same_byte
 
 def test_what_is_done_is_not_done_again(run, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "predictions")
-    monkeypatch.setattr(runner, "predict", None)
+    monkeypatch.setattr(inference, "predict", None)
     assert run(tmp_path / "predictions", batch=32)
     assert content(tmp_path / "predictions") == content(whole)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_stops_it_after_a_block_and_it_goes_on(run, whole, tmp_path, monkeypatch, number, code):
-    predict, calls = runner.predict, []
+    predict, calls = inference.predict, []
 
     def interrupted(*arguments):
         calls.append(None)
@@ -189,12 +191,12 @@ def test_a_signal_stops_it_after_a_block_and_it_goes_on(run, whole, tmp_path, mo
         return predict(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Exit) as end:
-        patch.setattr(runner, "predict", interrupted)
+        patch.setattr(inference, "predict", interrupted)
         run(tmp_path / "predictions")
     assert end.value.code == code
     assert str(end.value) == "stopped after 112 of 1,001 pictures, as asked; the same command goes on"
     calls.clear()
-    monkeypatch.setattr(runner, "predict", lambda *arguments: calls.append(None) or predict(*arguments))
+    monkeypatch.setattr(inference, "predict", lambda *arguments: calls.append(None) or predict(*arguments))
     assert run(tmp_path / "predictions") and len(calls) == 63 - 7
     assert content(tmp_path / "predictions") == content(whole)
 
@@ -224,7 +226,7 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
     release.save(changed, network, tags)
     shutil.copytree(whole, tmp_path / "done")
     slow = tmp_path / "begun"
-    predictions.Work(slow, PICTURES, 6, BATCH).begin(Predictions.open(whole).provenance)
+    predictions_writer.PredictionsWriter(slow, PICTURES, 6, BATCH).begin(Predictions.open(whole).provenance)
     for directory in (tmp_path / "done", slow):
         before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
         for change, told in (
@@ -265,14 +267,14 @@ def test_pictures_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, w
 @pytest.mark.parametrize("moment", ["begin", "write", "finish"])
 def test_a_disk_that_is_full_is_one_line_and_then_it_goes_on(run, whole, tmp_path, monkeypatch, moment):
     """A limit on the size of files, from some moment on, stands for it; scores.npy takes 12,140."""
-    step = getattr(predictions.Work, moment)
+    step = getattr(predictions_writer.PredictionsWriter, moment)
 
     def cramped(*arguments):
         resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
         return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predictions.Work, moment, cramped)
+        patch.setattr(predictions_writer.PredictionsWriter, moment, cramped)
         codes, errors = together(lambda: run(tmp_path / "predictions"), 1, tmp_path / "errors")
     assert codes == [2] and errors[0].count("\n") == 1 and "cannot be written" in errors[0]
     assert "make room, then the same command goes on" in errors[0]
@@ -311,8 +313,8 @@ def test_training_sees_the_figures_of_the_predictions(dataset, model, whole, tmp
 
 def test_the_model_is_in_evaluation_mode_and_then_in_the_one_that_it_was_in(dataset, model, monkeypatch):
     network = release.load(model)[0].train()
-    pictures, modes, predict = loader.Pictures(dataset, "train", 16), [], runner.predict
-    monkeypatch.setattr(runner, "predict", lambda *given: modes.append(given[0].training) or predict(*given))
+    pictures, modes, predict = loader.Pictures(dataset, "train", 16), [], inference.predict
+    monkeypatch.setattr(inference, "predict", lambda *given: modes.append(given[0].training) or predict(*given))
     runner.histogram(network, pictures, BATCH, 0, CPU, FLOAT)
     assert network.training
     with pytest.raises(runner.Interrupted):
@@ -328,23 +330,23 @@ def test_validation_logs_what_is_defined_of_the_pictures_that_can_be_decoded(run
     state = trainer.initial_state(run)
     names = {"val_loss", "val_micro_f1", "val_macro_f1", "val_macro_precision", "val_macro_recall", "val_map"}
     state.model.head.bias.data += 10
-    assert trainer.validate(state, run, trainer.Interrupts()).keys() == names
+    assert validation.validate(state, run, trainer.Interrupts()).keys() == names
     state.model.head.bias.data -= 30
-    silent = trainer.validate(state, run, trainer.Interrupts())
+    silent = validation.validate(state, run, trainer.Interrupts())
     assert silent.keys() == names - {"val_macro_precision"}, "no tag is ever predicted"
     assert silent["val_macro_f1"] == silent["val_macro_recall"] == 0
     gone = {run.dataset.posts("validation").hashes[row].tobytes() for row in range(4)}
     there, losses = Dataset.image_path, []
     for part in (range(4, 12), range(12)):
         pictures = loader.Pictures(run.dataset, "validation", 8).__getitems__([(0, row) for row in part])
-        logits = runner.predict(state.model.eval(), pictures.images, CPU, FLOAT)
+        logits = inference.predict(state.model.eval(), pictures.images, CPU, FLOAT)
         losses.append(128 * run.criterion(logits, pictures.labels).item())
     assert silent["val_loss"] == pytest.approx(losses[1], rel=1e-5)
     monkeypatch.setattr(
         Dataset, "image_path", lambda self, hash: Path("gone.jpg") if hash in gone else there(self, hash)
     )
     with pytest.warns(UserWarning, match=r"gone\.jpg: no such file: left out, with 3 others"):
-        assert trainer.validate(state, run, trainer.Interrupts())["val_loss"] == pytest.approx(losses[0], rel=1e-5)
+        assert validation.validate(state, run, trainer.Interrupts())["val_loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_checkpoint_that_holds_predictions_is_still_whole(run_values, tmp_path):

@@ -10,7 +10,8 @@ from mirror import encode
 from PIL import Image
 
 from joytag.data import images
-from joytag.data.dataset import POSTS_SCHEMA, SPLITS, TAGS_SCHEMA, Dataset, image_path, write_description, write_table
+from joytag.data.dataset import POSTS_SCHEMA, SPLITS, TAGS_SCHEMA, Dataset, image_path, write_description
+from joytag.data.tables import write_table
 from joytag.models import release
 from joytag.models.vit import ViT, ViTConfig
 

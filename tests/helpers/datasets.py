@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from joytag.data import dataset
+from joytag.data import dataset, tables
 
 N_TAGS = 6
 
@@ -31,7 +31,7 @@ def make_dataset(directory: Path, splits: dict[str, int]) -> Path:
             path.write_bytes(buffer.getvalue())
             rows.append((number, tags.tolist(), sha256, number % 2, number))
         columns = dict(zip(dataset.POSTS_SCHEMA.names, zip(*rows, strict=True), strict=True))
-        dataset.write_table(pa.table({k: list(v) for k, v in columns.items()}), dataset.POSTS_SCHEMA,
+        tables.write_table(pa.table({k: list(v) for k, v in columns.items()}), dataset.POSTS_SCHEMA,
                             directory / f"{split}.parquet")  # fmt: skip
         counts[split] = np.bincount([t for row in rows for t in row[1]], minlength=N_TAGS)
     table = {
@@ -43,6 +43,6 @@ def make_dataset(directory: Path, splits: dict[str, int]) -> Path:
         "count_validation": counts["validation"],
         "count_by_source": [[0, 0]] * N_TAGS,
     }
-    dataset.write_table(pa.table(table), dataset.TAGS_SCHEMA, directory / "tags.parquet")
+    tables.write_table(pa.table(table), dataset.TAGS_SCHEMA, directory / "tags.parquet")
     dataset.write_description(directory, {"sources": ["drawn", "photo"], "extension": "jpg"})
     return directory

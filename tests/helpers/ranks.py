@@ -21,19 +21,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from joytag.cli.command import report_errors
 from joytag.core import distributed, settings
-from joytag.core.errors import command_line
-from joytag.data import images as image
 from joytag.data.dataset import Dataset
-from joytag.training import state, trainer
+from joytag.training import launch, micro_batch, state, trainer
+from joytag.training import step as steps
 from joytag.training.config import RunSettings
+from joytag.training.run import Run
 
-take_step, loss_of_batch, clip, normalize, new_model = (
-    trainer.train_step, trainer.batch_loss, nn.utils.clip_grad_norm_, image.normalize, state.new_model
-)  # fmt: skip
+take_step, loss_of_batch, normalize, new_model = steps.train_step, steps.batch_loss, steps.normalize, state.new_model
+clip = nn.utils.clip_grad_norm_
 
 
-def once(run: state.Run, place: int) -> bool:
+def once(run: Run, place: int) -> bool:
     """Whether this is the first time; the mark outlives the process."""
     mark = Path(run.config.output) / f"fault-{place}"
     first = not mark.exists()
@@ -71,7 +71,7 @@ def recorded(job: dict):
         place, rows, pixels = state.samples + state.skipped, [], []
         here = distributed.rank() == min(job.get("rank", 1), distributed.world_size() - 1)
         name = faults.get(place) if here else None
-        trainer.batch_loss = poisoned if name == "nan" else loss_of_batch
+        steps.batch_loss = poisoned if name == "nan" else loss_of_batch
         if name in FAULTS and once(run, place):
             FAULTS[name]()
 
@@ -106,7 +106,7 @@ def poisoned(*arguments):
 
 def in_double(output: str) -> None:
     """Have everything computed in float64, and the last step's gradients left in gradients.safetensors."""
-    image.normalize = lambda images: normalize(images).double()
+    steps.normalize = lambda images: normalize(images).double()
     state.new_model = lambda run: new_model(run).double()
 
     def keep(parameters, limit):
@@ -124,18 +124,18 @@ def main(jobs: list[dict]) -> None:
     configs = [settings.load(RunSettings, Path(job["config"])) for job in jobs]
     if len(jobs) == 1:
         trainer.train_step = recorded(jobs[0])
-        trainer.start(configs[0], jobs[0].get("resume"))
+        launch.start(configs[0], jobs[0].get("resume"))
         return
     with distributed.process_group(torch.device("cpu"), 60):
         for job, config in zip(jobs, configs, strict=True):
             trainer.train_step = recorded(job)
-            nn.utils.clip_grad_norm_, image.normalize, state.new_model = clip, normalize, new_model
+            nn.utils.clip_grad_norm_, steps.normalize, state.new_model = clip, normalize, new_model
             if job.get("double"):
                 in_double(config.output)
             dataset = Dataset.open(Path(config.data.directory))
-            run = trainer.settled(state.Run(config, dataset, torch.device("cpu"), torch.float32))
-            trainer.train(run, trainer.starting_point(run, job.get("resume")))
+            run = micro_batch.settled(Run(config, dataset, torch.device("cpu"), torch.float32))
+            trainer.train(run, launch.starting_point(run, job.get("resume")))
 
 
 if __name__ == "__main__":
-    command_line(lambda: main(json.loads(Path(sys.argv[1]).read_text())))
+    report_errors(Path(sys.argv[0]).stem, lambda: main(json.loads(Path(sys.argv[1]).read_text())))

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from joytag.models import release
-from joytag.models.vit import TimmConfig, ViT, ViTConfig
+from joytag.models.timm_backbone import TimmConfig
+from joytag.models.vit import ViT, ViTConfig
 
 TINY = Path(__file__).parents[1] / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=12,k=5,p=2;bn;gelu;conv:c=16,s=1,k=1,p=0"

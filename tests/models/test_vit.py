@@ -11,16 +11,10 @@ from torch import nn
 
 from joytag.benchmarks.baselines import EagerViT
 from joytag.models import release
-from joytag.models.vit import (
-    TimmConfig,
-    ViT,
-    ViTConfig,
-    add_branch,
-    count_parameters,
-    drop_tokens,
-    parse_stem,
-    training_flop,
-)
+from joytag.models.architectures import count_parameters, training_flop
+from joytag.models.stem import parse_stem
+from joytag.models.timm_backbone import TimmConfig
+from joytag.models.vit import ViT, ViTConfig, add_branch, drop_tokens
 
 TINY = Path(__file__).parents[1] / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k=1,p=0"

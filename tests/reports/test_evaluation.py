@@ -20,8 +20,8 @@ from joytag.data.dataset import TagTable
 from joytag.evaluation.analysis import analyse
 from joytag.evaluation.metrics import Counts
 from joytag.evaluation.predictions import Predictions
-from joytag.reports import evaluation
-from joytag.reports.evaluation import ReportError, read_full_metrics, write_full_metrics
+from joytag.reports import evaluation, training_plots
+from joytag.reports.full_metrics import ReportError, read_full_metrics, write_full_metrics
 from joytag.tagging.captions import read_thresholds
 
 # Two blocks in the published format.
@@ -285,11 +285,13 @@ def test_contact_sheet_and_curves_are_pictures(tmp_path):
     rng = np.random.default_rng(0)
     pictures = [Image.new("RGB", (64, 64), (i * 30, 100, 100)) for i in range(7)]
     names = [f"tag_with_a_long_name_{i}" for i in range(30)]
-    sheet = evaluation.contact_sheet(pictures, rng.random((7, 30)) < 0.5, rng.random((7, 30)), names, 0.4, columns=4)
+    sheet = training_plots.contact_sheet(
+        pictures, rng.random((7, 30)) < 0.5, rng.random((7, 30)), names, 0.4, columns=4
+    )
     assert sheet.width > sheet.height / 2
     log = tmp_path / "log.jsonl"
     log.write_text(
         '{"samples": 1, "loss": 2, "lr": 1}\n{"samples": 2, "val_micro_f1": 0.5, "val_macro_f1": 0.2}\n{"unfin'
     )
-    evaluation.plot_curves(log, tmp_path / "curves.png")
+    training_plots.plot_curves(log, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 600

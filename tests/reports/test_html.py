@@ -17,6 +17,7 @@ from PIL import Image
 
 from joytag.data.dataset import Dataset
 from joytag.evaluation.analysis import Mistake
+from joytag.reports import evaluation_html
 from joytag.reports import html as page
 from joytag.reports.charts import number
 
@@ -68,12 +69,12 @@ def analysis():
 
 @pytest.fixture(scope="module")
 def html(analysis):
-    return page.report(analysis, analyses.predictions(60))
+    return evaluation_html.report(analysis, analyses.predictions(60))
 
 
 def test_the_page_says_all_that_was_measured(html, analysis):
     text = Outline(html).text
-    for name in page.SECTIONS.values():
+    for name in evaluation_html.SECTIONS.values():
         assert name in text
     for name, row in analysis.headline.items():
         for figure, interval in row.items():
@@ -115,7 +116,7 @@ def test_undefined_figures_are_named_in_words(html, analysis):
 
 def test_a_model_of_whose_figures_none_is_undefined_says_so(analysis):
     table = analysis.per_tag.filter(np.array(analysis.per_tag["undefined"].to_pylist()) == "")
-    html = page.report(dataclasses.replace(analysis, per_tag=table), analyses.predictions(60))
+    html = evaluation_html.report(dataclasses.replace(analysis, per_tag=table), analyses.predictions(60))
     assert "Nothing: every figure of every tag has a value." in html
 
 
@@ -125,7 +126,7 @@ def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
         analysis, confusions=[], confusions_by_share=[], false_positives=[], misses=[], label_errors=[], groups={},
         thresholds=dict.fromkeys(analysis.thresholds, float("nan")) | {"fixed": 0.4},
     )  # fmt: skip
-    html = page.report(nothing, analyses.predictions(60))
+    html = evaluation_html.report(nothing, analyses.predictions(60))
     assert not re.search(r"\bnan\b", html) and "Groups" not in html
 
 
@@ -157,7 +158,7 @@ def test_links_lead_to_sections(html):
     outline = Outline(html)
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     links = [attributes["href"][1:] for tag, attributes in outline.elements if tag == "a"]
-    assert len(ids) == len(set(ids)) and set(links) == set(page.SECTIONS) <= set(ids)
+    assert len(ids) == len(set(ids)) and set(links) == set(evaluation_html.SECTIONS) <= set(ids)
 
 
 def test_pictures_are_small_and_whoever_lacks_them_is_told(dataset_directory):
@@ -166,27 +167,29 @@ def test_pictures_are_small_and_whoever_lacks_them_is_told(dataset_directory):
     predictions = analyses.predictions(60)
     predictions.hashes[: len(posts)] = posts.hashes
     mistakes = [Mistake(0, 3, 0.9, False, 0.5), Mistake(300, 4, 0.1, True, 0.5)]
-    there, missing = page.gallery(mistakes, predictions, dataset)
+    there, missing = evaluation_html.gallery(mistakes, predictions, dataset)
     picture = Image.open(io.BytesIO(base64.b64decode(there["picture"].removeprefix("data:image/jpeg;base64,"))))
-    assert picture.format == "JPEG" and max(picture.size) <= page.SIDE
+    assert picture.format == "JPEG" and max(picture.size) <= evaluation_html.SIDE
     assert missing["picture"] == "" and missing["id"] == 2100 and missing["tag"] == analyses.names(60)[4]
     carried = np.flatnonzero(predictions.labels.toarray()[300])
-    assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: page.SHOWN]
+    assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: evaluation_html.SHOWN]
     shown = dataclasses.replace(analyses.analysis(60), false_positives=mistakes[:1], misses=mistakes[1:])
-    html = page.report(shown, predictions, dataset)
+    html = evaluation_html.report(shown, predictions, dataset)
     assert html.count('<img src="data:image/jpeg;base64,') == 1 and "picture 2100 is not at hand" in html
 
 
 def test_a_dataset_without_pictures_is_no_reason_to_fail(dataset_directory):
     dataset = dataclasses.replace(Dataset.open(dataset_directory), extension="none")
-    assert page.thumbnail(dataset, bytes(32)) == ""
+    assert evaluation_html.thumbnail(dataset, bytes(32)) == ""
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """The page of a model as large as the release."""
     path = tmp_path_factory.mktemp("large") / "report.html"
-    path.write_text(page.report(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768)), "utf-8")
+    path.write_text(
+        evaluation_html.report(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768)), "utf-8"
+    )
     return path
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from joytag.tagging.captions import Captions, canonical, is_kaomoji, read_thresholds
+from joytag.data.tag_names import canonical, is_kaomoji
+from joytag.tagging.captions import Captions, read_thresholds
 
 TAGS = {"1girl": 0.99, "blue_hair": 0.9, "^_^": 0.8, "saber_(fate)": 0.7, "solo": 0.6}
 PLACES = {"solo": 0, "1girl": 1, "saber_(fate)": 2, "blue_hair": 3, "^_^": 4}

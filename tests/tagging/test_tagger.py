@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from joytag.core.parallel import batches, read_ahead
 from joytag.data.images import ImageError, normalize
 from joytag.models import int8, release
-from joytag.models.vit import TimmConfig, ViT, ViTConfig
-from joytag.tagging.tagger import Tagger, batches, pick_precision, prepare, read_ahead
+from joytag.models.timm_backbone import TimmConfig
+from joytag.models.vit import ViT, ViTConfig
+from joytag.tagging.tagger import Tagger, pick_precision, prepare
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "release_tiny"
@@ -155,7 +157,7 @@ def test_no_memory_at_all_is_one_line(pictures, monkeypatch):
 
 def test_precision_is_chosen_by_device_and_size(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr("joytag.core.distributed.has_amx", lambda: False)
+    monkeypatch.setattr("joytag.core.devices.has_amx", lambda: False)
     monkeypatch.setattr(int8, "supported", lambda: True)
     assert pick_precision("auto", cpu, 768) == "int8"
     assert pick_precision("auto", cpu, 192) == "fp32"
@@ -165,11 +167,11 @@ def test_precision_is_chosen_by_device_and_size(monkeypatch):
     with pytest.raises(ValueError, match="precision int8"):
         pick_precision("int8", torch.device("cuda"), 768)
     monkeypatch.setattr(int8, "supported", lambda: False)
-    monkeypatch.setattr("joytag.core.distributed._capabilities", dict)
+    monkeypatch.setattr("joytag.core.devices._capabilities", dict)
     assert pick_precision("auto", cpu, 768) == "fp32"
     with pytest.raises(ValueError, match="needs a CPU with VNNI"):
         pick_precision("int8", cpu, 768)
-    monkeypatch.setattr("joytag.core.distributed.has_amx", lambda: True)
+    monkeypatch.setattr("joytag.core.devices.has_amx", lambda: True)
     assert pick_precision("auto", cpu, 768) == "bf16"
 
 
@@ -223,7 +225,7 @@ def test_batches():
 
 HUGE = """
 import resource, struct, sys, zlib
-from joytag import image
+from joytag.data import images
 
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -232,13 +234,13 @@ header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
 data = b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", header)
 data += chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 try:
-    image.decode(b"warm up")
-except image.ImageError:
+    images.decode(b"warm up")
+except images.ImageError:
     pass
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    image.decode(data)
-except image.ImageError as error:
+    images.decode(data)
+except images.ImageError as error:
     assert "larger than" in str(error), error
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """

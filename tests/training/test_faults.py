@@ -19,8 +19,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from joytag.core.jsonl import read_log
 from joytag.models import checkpoint
-from joytag.training.tracker import read_log
 
 ROOT = Path(__file__).parents[2]
 LAST = f"{184:012d}"

@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from joytag.data import augment, loader
 from joytag.data.dataset import Dataset
-from joytag.evaluation import runner
 from joytag.evaluation.metrics import Histogram
-from joytag.training import optimizers, state, trainer
+from joytag.models import inference
+from joytag.training import optimizers, state, step, trainer
 from joytag.training.config import RunSettings
+from joytag.training.run import Run
 
 MICRO_STEPS = {
     "recipe": {},
@@ -26,13 +27,13 @@ MICRO_STEPS = {
 }
 
 
-def run_on_gpu(values: dict, changes: dict) -> state.Run:
+def run_on_gpu(values: dict, changes: dict) -> Run:
     values = values | {"stages": [{"image_size": 32, "samples": 104}]}
     for key, value in changes.items():
         merged = isinstance(value, dict) and "timm" not in value  # a backbone is all that there is to it
         values[key] = values.get(key, {}) | value if merged else value
     settings = RunSettings.model_validate(values)
-    return state.Run(settings, Dataset.open(Path(settings.data.directory)), gpu.DEVICE, torch.float16)
+    return Run(settings, Dataset.open(Path(settings.data.directory)), gpu.DEVICE, torch.float16)
 
 
 def test_an_imagined_gpu_tells_what_would_wait_and_what_cannot_be():
@@ -60,7 +61,7 @@ def test_a_micro_step_does_not_wait_for_the_gpu(run_values, changes):
         current.model.train()
         assert run.criterion  # what it is made of goes to the GPU once
         device.waits.clear()
-        loss = trainer.batch_loss(current.model, batch, next(trainer.chances(current, run)), run)
+        loss = step.batch_loss(current.model, batch, next(step.micro_batch_noise(current, run)), run)
         assert loss.device == gpu.DEVICE and loss.dtype == torch.float32 and not loss.dim()
         assert not device.waits
 
@@ -114,7 +115,7 @@ def test_validation_counts_without_waiting_for_the_gpu(run_values):
         counted = Histogram.zeros(labels.shape[1], gpu.DEVICE)
         device.waits.clear()
         images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
-        logits = runner.predict(model, images, gpu.DEVICE, torch.float16)
+        logits = inference.predict(model, images, gpu.DEVICE, torch.float16)
         counted.add(logits.sigmoid(), labels.to(gpu.DEVICE, non_blocking=True))
         assert logits.dtype == torch.float32 and not device.waits
 
@@ -137,7 +138,7 @@ def test_each_shape_compiles_to_three_whole_graphs(run_values, monkeypatch):
         shapes = [(16, 4), (32, 4), (32, 3)]
         for size, pictures in shapes:
             for mode in (True, False):
-                with torch.set_grad_enabled(mode), runner.autocast(gpu.DEVICE, torch.float16):
+                with torch.set_grad_enabled(mode), inference.autocast(gpu.DEVICE, torch.float16):
                     model.train(mode)(torch.zeros(pictures, 3, size, size, device=gpu.DEVICE))
     torch._dynamo.reset()
     assert len(graphs) == 3 * 2 * len(shapes)

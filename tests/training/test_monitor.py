@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from joytag.training.monitor import Meter, Spikes
+from joytag.training.anomalies import Spikes
+from joytag.training.monitor import Meter
 
 
 def test_calm_steps_raise_no_flag_and_a_thousandfold_loss_does():

@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import re
 import socket
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
+from joytag.core.jsonl import read_log
 from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
+from joytag.training import step as _step
 from joytag.training import tracker, trainer
 from joytag.training.config import RunSettings
-from joytag.training.state import Run
-from joytag.training.tracker import Tracker, read_log
+from joytag.training.run import Run
+from joytag.training.tracker import Tracker
 
 
 def run_of(values: dict, output: Path, mode: str) -> Run:
@@ -64,7 +67,7 @@ def killed(monkeypatch) -> None:
 def silent(monkeypatch) -> None:
     """A server that accepts connections, and never answers."""
     server = socket.create_server(("127.0.0.1", 0))
-    monkeypatch.setattr("test_tracker.held", server, raising=False)
+    monkeypatch.setattr(sys.modules[__name__], "held", server, raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setattr(tracker, "INIT_TIMEOUT", 2)
@@ -110,7 +113,7 @@ def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_pictures(run_values, t
 
     monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or Recorder())
     run = run_of(run_values, tmp_path / "run", "online")
-    step = trainer.train_step
+    step = _step.train_step
     with monkeypatch.context() as patch, pytest.raises(KeyError):
         patch.setattr(
             trainer, "train_step", lambda state, *rest: {}["end"] if state.samples == 112 else step(state, *rest)

@@ -21,17 +21,17 @@ from torchvision.ops import sigmoid_focal_loss
 
 from joytag.core import settings
 from joytag.core.errors import Exit
+from joytag.core.jsonl import read_log
 from joytag.core.signals import Interrupts
 from joytag.data.dataset import Dataset
 from joytag.data.images import normalize
 from joytag.data.loader import Pictures, training_keys
-from joytag.evaluation import runner
-from joytag.models import checkpoint, release
+from joytag.models import checkpoint, inference, release
 from joytag.models.vit import ViTConfig
-from joytag.training import schedule, state, trainer
+from joytag.training import launch, micro_batch, schedule, state, trainer, validation
+from joytag.training import step as _step
 from joytag.training.config import RunSettings
 from joytag.training.losses import asymmetric, focal
-from joytag.training.tracker import read_log
 
 ROOT = Path(__file__).parents[2]
 MEASURED = {"samples_per_s", "data_wait", "memory_gb"}  # which differ from run to run
@@ -58,7 +58,7 @@ class Stopped(Exception):
 
 def train_killed_at(run: trainer.Run, samples: int, monkeypatch) -> None:
     """Train, and die in the step after `samples` without saving anything more."""
-    step = trainer.train_step
+    step = _step.train_step
 
     def dying_step(state, *arguments):
         if state.samples == samples:
@@ -120,7 +120,7 @@ def test_a_step_is_plain_gradient_descent_on_the_multiplied_and_clipped_loss(run
     gradients = torch.autograd.grad(expected, list(state.model.parameters()))
     norm = torch.cat([g.flatten() for g in gradients]).norm()
 
-    step = trainer.train_step(state, state.model, iter(batches), run)
+    step = _step.train_step(state, state.model, iter(batches), run)
     assert step.loss == pytest.approx(expected.item(), rel=1e-5)
     assert step.norm == pytest.approx(float(norm), rel=1e-4) and norm > 1, "otherwise nothing is clipped"
     assert step.taken and (state.samples, state.skipped) == (8, 0)
@@ -152,11 +152,11 @@ def test_an_overflow_halves_the_scale_and_leaves_all_else_as_it_was(run_values, 
     monkeypatch.setattr(state, "FIRST_SCALE", 65536.0)
     run = run_of(run_values, stages=[{"image_size": 8, "samples": 48}], loss={"multiplier": 1.0})
     run = dataclasses.replace(run, dtype=torch.float16)
-    take_step, batch_loss, seen = trainer.train_step, trainer.batch_loss, []
+    take_step, batch_loss, seen = _step.train_step, _step.batch_loss, []
 
     def watched(current, *arguments):
         factor = float("inf") if len(seen) == 2 else 1.0
-        monkeypatch.setattr(trainer, "batch_loss", lambda *given: batch_loss(*given) * factor)
+        monkeypatch.setattr(_step, "batch_loss", lambda *given: batch_loss(*given) * factor)
         before = weights(current)
         result = take_step(current, *arguments)
         group = current.optimizer.param_groups[0]
@@ -177,9 +177,9 @@ def test_an_overflow_halves_the_scale_and_leaves_all_else_as_it_was(run_values, 
 
 def test_the_jump_at_a_restart_is_no_spike(run_values, monkeypatch):
     stages = [{"image_size": 8, "samples": 400}, {"image_size": 16, "samples": 400}]
-    run, batch_loss = run_of(run_values, stages=stages, every={"evaluate": 10_000}), trainer.batch_loss
+    run, batch_loss = run_of(run_values, stages=stages, every={"evaluate": 10_000}), _step.batch_loss
     monkeypatch.setattr(
-        trainer, "batch_loss", lambda *given: batch_loss(*given) * (1 if given[1].images.shape[-1] == 8 else 100)
+        _step, "batch_loss", lambda *given: batch_loss(*given) * (1 if given[1].images.shape[-1] == 8 else 100)
     )
     trainer.train(run, None)
     assert read_log(Path(run.config.output) / "events.jsonl") == []
@@ -187,11 +187,11 @@ def test_the_jump_at_a_restart_is_no_spike(run_values, monkeypatch):
 
 def test_a_loss_out_of_the_ordinary_is_told_with_its_pictures_and_nothing_else_is(run_values, monkeypatch):
     run = run_of(run_values, stages=[{"image_size": 8, "samples": 800}], every={"evaluate": 10_000})
-    take_step, batch_loss = trainer.train_step, trainer.batch_loss
+    take_step, batch_loss = _step.train_step, _step.batch_loss
 
     def once_large(state, *arguments):
         factor = 1000.0 if state.samples == 640 else 1.0
-        monkeypatch.setattr(trainer, "batch_loss", lambda *given: batch_loss(*given) * factor)
+        monkeypatch.setattr(_step, "batch_loss", lambda *given: batch_loss(*given) * factor)
         return take_step(state, *arguments)
 
     monkeypatch.setattr(trainer, "train_step", once_large)
@@ -258,9 +258,9 @@ def interrupt_at(call_number: int, owner, name: str, number: int, monkeypatch):
 
 PLACES = {  # what is going on when the signal comes, and after how many samples the run then ends
     "step": (trainer, "train_step", 5, 40),
-    "validation": (runner, "predict", 2, 48),
+    "validation": (inference, "predict", 2, 48),
     "save": (checkpoint, "_write", 2, 32),
-    "end of a save": (checkpoint, "_sync", 9, 32),
+    "end of a save": (checkpoint, "sync", 9, 32),
 }
 SIGNALS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 
@@ -313,7 +313,7 @@ def test_every_config_trains_in_miniature(path, dataset_directory, tmp_path):
         "retain": 0.0,
     }
     assert values.keys() <= {*RunSettings.model_fields, "base"}
-    run = trainer.settled(run_of(changed))
+    run = micro_batch.settled(run_of(changed))
     state = trainer.train(run, None)
     lines = read_log(tmp_path / "log.jsonl")
     assert state.samples == 24 * len(stages) and all(math.isfinite(line.get("loss", 0)) for line in lines)
@@ -324,17 +324,17 @@ def test_the_micro_batch_is_found_once_and_recorded(run_values, monkeypatch, cap
     """On a make-believe GPU, whose memory takes 6 samples."""
     run = dataclasses.replace(run_of(run_values, micro_batch="auto", batch_size=48), device=torch.device("cuda"))
     tried = []
-    monkeypatch.setattr(trainer, "fits", lambda run, micro: tried.append(micro) or micro <= 6)
+    monkeypatch.setattr(micro_batch, "fits", lambda run, micro: tried.append(micro) or micro <= 6)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
-    assert trainer.settled(run).config.micro_batch == 6 and len(tried) <= 5
+    assert micro_batch.settled(run).config.micro_batch == 6 and len(tried) <= 5
     assert "micro_batch: 6 samples at once on a GPU" in capsys.readouterr().out
     tried.clear()
-    assert trainer.settled(run).config.micro_batch == 6 and not tried
+    assert micro_batch.settled(run).config.micro_batch == 6 and not tried
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a smaller GPU")
-    monkeypatch.setattr(trainer, "fits", lambda run, micro: False)
+    monkeypatch.setattr(micro_batch, "fits", lambda run, micro: False)
     with pytest.raises(ValueError, match="micro_batch: not even 1 fits"):
-        trainer.settled(run)
+        micro_batch.settled(run)
 
 
 def test_the_first_gradients_in_fp16_are_not_lost_behind_small_layer_scales(run_values):
@@ -343,7 +343,7 @@ def test_the_first_gradients_in_fp16_are_not_lost_behind_small_layer_scales(run_
     model = ViTConfig(n_tags=5813, image_size=112, patch_size=14, num_blocks=1, d_model=1024, mlp_dim=4096,
                       num_heads=16, cnn_stem=None, layerscale_init=1e-5).build()  # fmt: skip
     torch.nn.init.constant_(model.head.bias, -5.2)  # 32 tags a picture
-    with runner.autocast(run.device, run.dtype):
+    with inference.autocast(run.device, run.dtype):
         logits = model(torch.randn(1, 3, 112, 112))
     labels = torch.arange(5813).expand(1, -1) % 182 == 0
     scaler = state.fresh_optimizer(model, run)[1]
@@ -354,11 +354,11 @@ def test_the_first_gradients_in_fp16_are_not_lost_behind_small_layer_scales(run_
 
 def test_a_step_of_the_size_in_question_is_what_is_tried(run_values):
     run = run_of(run_values, average=0.9)
-    assert trainer.fits(run, 8)
+    assert micro_batch.fits(run, 8)
 
 
 def test_a_restart_begins_with_fresh_optimizer_state_and_keeps_the_weights(run_values, monkeypatch):
-    run, step, starts = run_of(run_values, keep_last=99), trainer.train_step, []
+    run, step, starts = run_of(run_values, keep_last=99), _step.train_step, []
 
     def watching_step(state, *arguments):
         index, done = schedule.locate(state.samples, run.stages)
@@ -461,7 +461,7 @@ def test_the_validation_loss_is_that_of_the_whole_split(run_values):
     state.model.eval()
     batch = Pictures(run.dataset, "validation", 8).__getitems__([(0, row) for row in range(12)])
     expected = 3 * asymmetric(state.model(normalize(batch.images)), batch.labels)
-    figures = trainer.validate(state, run, Interrupts())
+    figures = validation.validate(state, run, Interrupts())
     assert figures["val_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -469,22 +469,22 @@ def test_the_validation_loss_is_that_of_the_whole_split(run_values):
 def test_a_job_that_was_started_again_goes_on_by_itself(run_values, monkeypatch, name):
     run = run_of(run_values)
     monkeypatch.setenv(name, "0")
-    assert trainer.starting_point(run, None) is None
+    assert launch.starting_point(run, None) is None
     trainer.train(run, None)
     with pytest.raises(ValueError, match="holds checkpoints; add --resume auto"):
-        trainer.starting_point(run, None)
+        launch.starting_point(run, None)
     monkeypatch.setenv(name, "1")
-    assert trainer.starting_point(run, None) == checkpoint.newest(run.root)
+    assert launch.starting_point(run, None) == checkpoint.newest(run.root)
 
 
 def test_a_run_does_not_go_on_beside_newer_checkpoints(run_values, tmp_path):
     run = run_of(run_values)
     trainer.train(run, None)
     older, newer = checkpoint.checkpoints(run.root)[-2:]
-    assert trainer.starting_point(run, str(newer)) == newer
+    assert launch.starting_point(run, str(newer)) == newer
     with pytest.raises(ValueError, match="holds newer checkpoints than"):
-        trainer.starting_point(run, str(older))
-    assert trainer.starting_point(run_of(run_values, output=str(tmp_path / "other")), str(older)) == older
+        launch.starting_point(run, str(older))
+    assert launch.starting_point(run_of(run_values, output=str(tmp_path / "other")), str(older)) == older
 
 
 @pytest.mark.slow
@@ -492,6 +492,6 @@ def test_compiled_blocks_learn_alike(run_settings):
     compiled = run_settings.model_copy(update={"compile": True, "output": f"{run_settings.output}-compiled"})
     losses = []
     for config in (run_settings, compiled):
-        trainer.start(config, None)
+        launch.start(config, None)
         losses.append([line["loss"] for line in read_log(Path(config.output) / "log.jsonl") if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

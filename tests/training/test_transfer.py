@@ -9,7 +9,8 @@ import torch
 from joytag.core import settings
 from joytag.data import dataset
 from joytag.models import release
-from joytag.models.vit import TimmConfig, ViT, ViTConfig
+from joytag.models.timm_backbone import TimmConfig
+from joytag.models.vit import ViT, ViTConfig
 from joytag.training import optimizers, transfer
 from joytag.training.config import RunSettings
 from joytag.training.trainer import Run, initial_state, train

@@ -1,0 +1,56 @@
+"""Argument types that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are user errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError with the message."""
+        raise ValueError(f"{message}; see --help")
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1, such as a threshold. Raises argparse.ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def names(text: str) -> list[str]:
+    """`a, b` to `["a", "b"]`."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def replacements(text: str) -> list[tuple[str, str]]:
+    """`old=new`, or in sd-scripts' way `old,new;old,new`, to pairs. Raises argparse.ArgumentTypeError."""
+    parts = [part.split(",") if "," in part else part.rsplit("=", 1) for part in text.split(";") if part.strip()]
+    pairs = [tuple(name.strip() for name in part) for part in parts]
+    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like old=new")
+    return [(old, new) for old, new in pairs]
+
+
+def batch_size(text: str) -> int | None:
+    """`auto` to None, or a whole number from 1 on. Raises argparse.ArgumentTypeError."""
+    return None if text == "auto" else positive(text)
+
+
+def separator(text: str) -> str:
+    r"""A text in which `\n` and `\t` stand for a new line and a tabulator."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")

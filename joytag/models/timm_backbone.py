@@ -1,0 +1,95 @@
+"""A backbone of timm under a linear head."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from joytag.models.initialization import _initialize
+from joytag.models.vit import MAX_IMAGE_SIZE
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """A backbone of timm by its name there, such as `convnext_base`, under our head.
+
+    `stochdepth_rate` is its `drop_path_rate`, which timm's models let grow from 0 to it over their depth.
+    Raises ValueError, naming the field, for a name or an image size that cannot be built.
+    """
+
+    n_tags: int
+    timm: str
+    image_size: int = 448
+    stochdepth_rate: float = 0.05
+    patch_size = 16  # what its cost is like
+
+    def __post_init__(self) -> None:
+        import timm
+
+        if self.n_tags < 1:
+            raise ValueError(f"n_tags: {self.n_tags} is not positive")
+        if not 0 <= self.stochdepth_rate < 1:
+            raise ValueError(f"stochdepth_rate: {self.stochdepth_rate} is not in [0, 1)")
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size: {self.image_size} is not between 1 and {MAX_IMAGE_SIZE} pixels")
+        if not timm.is_model(self.timm):
+            nearest = difflib.get_close_matches(self.timm, timm.list_models(), n=3)
+            raise ValueError(f"timm: {self.timm!r} is no model there; nearest: {', '.join(nearest) or 'none'}")
+
+    def build(self) -> TimmModel:
+        """The model, with random weights."""
+        return TimmModel(self)
+
+
+class TimmModel(nn.Module):
+    """A backbone of timm (github.com/huggingface/pytorch-image-models), and a linear head on its pooled features."""
+
+    noise_sites = 0  # its stochastic depth draws for itself, from torch's global generator
+
+    def __init__(self, config: TimmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = _backbone(config)
+        self.head = nn.Linear(cast(int, self.backbone.head_hidden_size), config.n_tags)
+        if not self.head.weight.is_meta:
+            _initialize(self.head)
+
+    def freeze(self, blocks: int) -> None:
+        """Raises ValueError: what a block is, only our own model says."""
+        raise ValueError("model.freeze: not for a timm backbone; use optimizer.layer_decay")
+
+    def set_image_size(self, size: int) -> None:
+        """Note the side in pixels that training goes on with, which not every backbone can."""
+        self.config = replace(self.config, image_size=size)
+
+    def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
+        """[B, 3, height, width] float pictures to [B, D] pooled features; `noise_BS` is of no use here."""
+        return self.backbone(images_BCYX.to(memory_format=torch.channels_last))
+
+    def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
+        """[B, 3, height, width] normalized float pictures to [B, N] logits."""
+        return self.head(self.embed(images_BCYX))
+
+
+def _backbone(config: TimmConfig) -> nn.Module:
+    """The backbone without a classifier. Raises ValueError when it does not take pictures of the image size."""
+    import timm
+
+    side = config.image_size
+    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True}, {}, {"img_size": side}]
+    depths: list[dict[str, Any]] = [{"drop_path_rate": config.stochdepth_rate}, {}]
+    for size, depth in itertools.product(sizes, depths):  # not every model takes every option
+        create = partial(timm.create_model, config.timm, pretrained=False, num_classes=0, **size, **depth)
+        try:
+            with torch.device("meta"):
+                create().eval()(torch.empty(1, 3, side, side))
+        except (TypeError, ValueError, AssertionError, RuntimeError):  # whatever it has against options or size
+            continue
+        return create()
+    raise ValueError(f"image_size: {config.timm} does not take pictures of {side} pixels")

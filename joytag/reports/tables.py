@@ -1,0 +1,39 @@
+"""Tables and figures as CSV and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from joytag.core.files import write_text
+from joytag.evaluation.bootstrap import Interval
+
+
+def jsonable(value: Any) -> Any:
+    """A value as JSON has it: an Interval as value, low and high, an array as a list, NaN as null."""
+    if isinstance(value, Interval):
+        return jsonable(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    """Write a table as CSV with a line of names; null is an empty cell."""
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(table, buffer, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    write_text(path, buffer.getvalue().decode())

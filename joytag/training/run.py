@@ -1,0 +1,85 @@
+"""What stays the same during a run, worked out from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from joytag.core import distributed
+from joytag.data import loader
+from joytag.data.dataset import Dataset, Posts
+from joytag.training import losses, schedule
+from joytag.training.config import RunSettings
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same during a run, worked out from its settings."""
+
+    config: RunSettings
+    dataset: Dataset
+    device: torch.device
+    dtype: torch.dtype
+
+    @cached_property
+    def stages(self) -> list[schedule.Stage]:
+        return self.config.plan()
+
+    @cached_property
+    def pictures(self) -> Posts:
+        """The training split."""
+        return self.dataset.posts("train")
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.output) / "checkpoints"
+
+    @property
+    def workers(self) -> int:
+        workers = self.config.data.workers
+        return loader.default_workers(self.device) if workers is None else workers
+
+    @property
+    def share(self) -> int:
+        """The samples of a global batch that this process works on. Raises ValueError when there is no even share."""
+        share, rest = divmod(self.config.batch_size, distributed.world_size())
+        if rest:
+            raise ValueError(
+                f"batch_size: {self.config.batch_size} is no multiple of {distributed.world_size()} processes"
+            )
+        return share
+
+    @property
+    def micro_batch(self) -> int:
+        """The samples that this process works on at once. Raises ValueError when its share is no multiple of that."""
+        assert self.config.micro_batch != "auto", "settled comes first"
+        micro = min(self.config.micro_batch or self.share, self.share)
+        if self.share % micro:
+            raise ValueError(
+                f"micro_batch: {micro} does not divide {self.share}, the share of batch_size {self.config.batch_size} "
+                f"of each of {distributed.world_size()} processes"
+            )
+        if self.config.data.mixup and micro % 2:
+            raise ValueError(f"micro_batch: {micro} is odd, but data.mixup mixes pairs")
+        return micro
+
+    @cached_property
+    def frequencies(self) -> Tensor:
+        """Each tag's share among the training pictures, never 0 or 1, float64 [N]."""
+        return torch.from_numpy((self.dataset.tags.counts + 1) / (len(self.pictures) + 2))
+
+    @cached_property
+    def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of logits and targets, without the multiplier."""
+        settings = self.config.loss
+        if settings.name == "focal":
+            return partial(losses.focal, gamma=settings.gamma)
+        if settings.frequency_power:
+            weight = losses.frequency_weight(self.frequencies, settings.frequency_power).to(self.device)
+            return partial(losses.binary_cross_entropy, positive_weight=weight)
+        return losses.asymmetric if settings.name == "asymmetric" else losses.binary_cross_entropy

@@ -1,0 +1,57 @@
+"""Validation during training, and sample images for the tracker."""
+
+from __future__ import annotations
+
+import math
+
+from joytag.core import distributed
+from joytag.core.signals import Interrupts
+from joytag.data import loader
+from joytag.evaluation.metrics import validation_figures
+from joytag.evaluation.runner import Interrupted, agreed, histogram
+from joytag.models import inference
+from joytag.training.run import Run
+from joytag.training.state import (
+    TrainState,
+)
+from joytag.training.tracker import Tracker
+
+SHOWN = 8  # validation pictures that go to wandb with their predictions
+
+
+def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, float] | None:
+    """Loss, averages and mAP on the validation split at the stage's image size, where defined; None if interrupted."""
+    model, config = state.released, run.config
+    distributed.equalize(model.buffers())
+    pictures = loader.Pictures(run.dataset, "validation", model.config.image_size)
+    where, losses = (run.device, run.dtype), []
+    try:
+        scores = histogram(
+            model, pictures, run.micro_batch, run.workers, *where, config.data.timeout,
+            stopping=lambda: agreed(interrupts.code) > 0,
+            seen=lambda logits, labels: losses.append(run.criterion(logits, labels).double() * len(labels)),
+        )  # fmt: skip
+    except Interrupted:
+        return None
+    (loss_sum,) = distributed.total([float(sum(losses)) * config.loss.multiplier])
+    seen = int(scores.table[:, 0].sum())
+    figures = {"loss": loss_sum / seen if seen else math.nan} | validation_figures(scores, config.threshold)
+    return {f"val_{name}": value for name, value in figures.items() if name == "loss" or not math.isnan(value)}
+
+
+def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
+    """Send some validation pictures to the tracker, if it shows them, with the tags that the model sees in them."""
+    if not tracker.shows:
+        return
+    model, tags = state.released, run.dataset.tags.names
+    pictures = loader.Pictures(run.dataset, "validation", model.config.image_size)
+    batch = pictures.__getitems__([(0, row) for row in range(min(SHOWN, len(pictures)))])
+    if isinstance(batch, loader.Batch) and len(batch):
+        was_training = model.training
+        scores = inference.predict(model.eval(), batch.images, run.device, run.dtype).sigmoid().cpu()
+        model.train(was_training)
+        captions = []
+        for row, labels in zip(scores, batch.labels, strict=True):
+            best = row.topk(min(10, len(tags))).indices.tolist()
+            captions.append(", ".join(f"{tags[i]} {row[i]:.2f}{' (right)' if labels[i] else ''}" for i in best))
+        tracker.pictures(state.samples, batch.images.permute(0, 2, 3, 1).numpy(), captions)
