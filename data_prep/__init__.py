@@ -1,1 +1,1 @@
-"""Raw picture sources to a dataset directory; `joytag build` runs it all."""
+"""Raw image sources to a dataset directory; `joytag build` runs it all."""

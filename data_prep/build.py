@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep import dataset, dedup, pictures, scan, shards
+from data_prep import dataset, dedup, image_table, scan, shards
 from data_prep.config import BuildSettings, Copies, Source, TagPolicy
-from data_prep.pictures import Pictures
+from data_prep.image_table import ImageTable
 from data_prep.shards import Backend
 from data_prep.sources import registry
 from data_prep.split import choose_validation
@@ -55,22 +55,22 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
         posts.append(
             shards.run(registry.read, its_parts, place / "posts", fingerprint, backend, f"{source.name}: posts")
         )
-        listings.append(place / "pictures.parquet")
-        pictures.write_listing(posts[-1], listings[-1])
-        if config.pictures:
+        listings.append(place / "images.parquet")
+        image_table.write_listing(posts[-1], listings[-1])
+        if config.images:
             scans.append(scan_all(source, listings[-1], config, place / "scan", backend))
-    found = pictures.load(listings, scans, posts)
+    found = image_table.load(listings, scans, posts)
     if not found.usable.any():
-        raise ValueError("sources: not one picture can be used")
+        raise ValueError("sources: not one image can be used")
 
     keeper, group = merge_copies(found, scans, config.copies)
     relations, refused = registry.relations(config.sources)
     policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated])
-    raw = pictures.raw_tags([file for files in posts for file in files], found)
+    raw = image_table.raw_tags([file for files in posts for file in files], found)
     rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
     if not vocabulary:
         raise ValueError(
-            f"tags.min_count: no tag is used {config.tags.min_count} times by pictures with "
+            f"tags.min_count: no tag is used {config.tags.min_count} times by images with "
             f"{config.tags.min_tags} tags (tags.min_tags); lower one of them"
         )
     validation = hold_out(found.source[rows], group[rows], tags, len(vocabulary), config)
@@ -104,21 +104,21 @@ def _check_same(output: Path, config: BuildSettings, fingerprints: list[str]) ->
 
 
 def scan_all(source: Source, listing: Path, config: BuildSettings, directory: Path, backend: Backend) -> list[Path]:
-    """Scan a source's pictures; the scan's files, in the listing's order."""
+    """Scan a source's images; the scan's files, in the listing's order."""
     store = scan.Store(Path(config.output), config.longest_side, config.format)
     folder = registry.folder(source)
     identity = hashlib.sha256(repr((scan.VERSION, config.longest_side, config.format)).encode())
     for table in map(pq.ParquetFile(listing).read_row_group, range(pq.read_metadata(listing).num_row_groups)):
         identity.update(repr([table.column(name).to_pylist() for name in ("post_id", "path", "md5")]).encode())
-    if source.kind != "danbooru2021":  # whose pictures are never replaced under their id
+    if source.kind != "danbooru2021":  # whose images are never replaced under their id
         identity.update(registry.fingerprint(source).encode())
     parts = [scan.Part(listing, group, folder, store) for group in range(pq.read_metadata(listing).num_row_groups)]
     _forget_missing(parts, sorted(directory.glob("*.parquet")))
-    return shards.run(scan.scan_part, parts, directory, identity.hexdigest(), backend, f"{source.name}: pictures")
+    return shards.run(scan.scan_part, parts, directory, identity.hexdigest(), backend, f"{source.name}: images")
 
 
 def _forget_missing(parts: list[scan.Part], files: list[Path]) -> None:
-    """Remove the shards of a scan with pictures that were missing then and are there now: downloads take weeks."""
+    """Remove the shards of a scan with images that were missing then and are there now: downloads take weeks."""
     for file in files:
         part = parts[min(int(file.stem), len(parts) - 1)]
         try:
@@ -132,8 +132,8 @@ def _forget_missing(parts: list[scan.Part], files: list[Path]) -> None:
                 file.unlink()
 
 
-def merge_copies(found: Pictures, scans: list[list[Path]], copies: Copies) -> tuple[np.ndarray, np.ndarray]:
-    """For each picture the row of the copy that stays, -1 if it is unusable, and its group of look-alikes."""
+def merge_copies(found: ImageTable, scans: list[list[Path]], copies: Copies) -> tuple[np.ndarray, np.ndarray]:
+    """For each image the row of the copy that stays, -1 if it is unusable, and its group of look-alikes."""
     keeper, group = np.full(len(found), -1), np.arange(len(found))
     usable = np.flatnonzero(found.usable)
     if not scans:
@@ -141,7 +141,7 @@ def merge_copies(found: Pictures, scans: list[list[Path]], copies: Copies) -> tu
     first, phash = dedup.same_files(found.sha256[usable]), found.phash[usable]
     group[usable] = dedup.look_alikes(phash, copies.radius)
     wanted = usable[dedup.candidates(first, phash, group[usable])]
-    thumbnails = pictures.thumbnails(scans, wanted)
+    thumbnails = image_table.thumbnails(scans, wanted)
     kept = dedup.keepers(
         first, phash, group[usable], found.area[usable], thumbnails, copies.radius, copies.max_difference
     )
@@ -149,16 +149,16 @@ def merge_copies(found: Pictures, scans: list[list[Path]], copies: Copies) -> tu
     return keeper, group
 
 
-Chunks = list[tuple[np.ndarray, Rows]]  # some pictures' rows, and their tags
+Chunks = list[tuple[np.ndarray, Rows]]  # some images' rows, and their tags
 
 
 def final_tags(raw: Chunks, names: list[str], keeper: np.ndarray, policy: Policy) -> tuple[Chunks, list[str]]:
-    """Raw tags under a policy, copies' given to the picture that stays; and the names of the tags."""
+    """Raw tags under a policy, copies' given to the image that stays; and the names of the tags."""
     mapping, tags = policy.final(names)
     has_copies = np.bincount(keeper[keeper >= 0], minlength=len(keeper)) > 1
 
     def settle(chunk: tuple[np.ndarray, Rows]) -> tuple[tuple[np.ndarray, Rows], tuple[np.ndarray, Rows]]:
-        """The final tags of pictures without copies, and the raw tags of the others, by the row that stays."""
+        """The final tags of images without copies, and the raw tags of the others, by the row that stays."""
         rows, lists = chunk
         kept = keeper[rows]
         shared, alone = (np.flatnonzero((kept >= 0) & (has_copies[kept] == several)) for several in (True, False))
@@ -178,9 +178,9 @@ def final_tags(raw: Chunks, names: list[str], keeper: np.ndarray, policy: Policy
 def choose_tags(
     chunks: Chunks, names: list[str], policy: TagPolicy, keep: list[str]
 ) -> tuple[np.ndarray, Rows, list[str]]:
-    """The rows of pictures with enough tags, ascending; their tags in the vocabulary; and its names in order.
+    """The rows of images with enough tags, ascending; their tags in the vocabulary; and its names in order.
 
-    Tags are counted over those pictures; the `keep` are in the vocabulary even if they are too rare.
+    Tags are counted over those images; the `keep` are in the vocabulary even if they are too rare.
     """
     uses = np.zeros(len(names), dtype=np.int64)
     for number, (rows, tags) in enumerate(chunks):
@@ -223,11 +223,11 @@ def _sorted(chunks: Chunks) -> tuple[np.ndarray, Rows]:
 
 
 def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, n_tags: int, config: BuildSettings) -> np.ndarray:
-    """The mask of the validation pictures."""
+    """The mask of the validation images."""
     wanted = config.validation
-    pictures = wanted.pictures if isinstance(wanted.pictures, int) else max(1, round(wanted.pictures * len(source)))
+    images = wanted.images if isinstance(wanted.images, int) else max(1, round(wanted.images * len(source)))
     uses = tags.uses(n_tags)
     # Kept tags that are too rare to be chosen are too rare to be promised.
     per_tag = np.where(uses >= config.tags.min_count, wanted.min_per_tag, 0)
     per_source = np.minimum(wanted.min_per_source, np.bincount(source, minlength=len(config.sources)) // 10)
-    return choose_validation(group, tags, source, pictures, per_tag, per_source, wanted.seed)
+    return choose_validation(group, tags, source, images, per_tag, per_source, wanted.seed)

@@ -12,36 +12,36 @@ from joytag.core.settings import Settings
 
 
 class Source(Settings):
-    """A place that pictures come from; the name stays with every record."""
+    """A place that images come from; the name stays with every record."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     kind: Literal["danbooru2021", "sidecar", "jsonl", "parquet"]
     path: str  # a folder; of jsonl the file
     images: Images = "original"  # of a danbooru2021 mirror
-    min_tags: int = Field(default=0, ge=0)  # that people gave a picture, before any are added or dropped
+    min_tags: int = Field(default=0, ge=0)  # that people gave an image, before any are added or dropped
 
 
 class Copies(Settings):
-    """When two pictures are copies of each other, and when they look too much alike to be parted by the split."""
+    """When two images are copies of each other, and when they look too much alike to be parted by the split."""
 
     radius: int = Field(default=0, ge=0, le=8)  # bits in which pHashes may differ
     max_difference: int = Field(default=4, ge=0, le=255)  # of copies' colour thumbnails, levels
 
 
 class TagPolicy(Settings):
-    """Which tags and pictures are worth learning from."""
+    """Which tags and images are worth learning from."""
 
-    min_count: int = Field(default=1200, ge=1)  # pictures that a tag of the vocabulary needs
-    min_tags: int = Field(default=5, ge=1)  # tags that a picture needs
+    min_count: int = Field(default=1200, ge=1)  # images that a tag of the vocabulary needs
+    min_tags: int = Field(default=5, ge=1)  # tags that an image needs
     blacklist: list[str] = []  # names, and patterns such as bad_*_id
     blacklist_files: list[str] = []  # text files of them
     keep: str | None = None  # a release's top_tags.txt, whose tags stay in the vocabulary however rare here
 
 
 class Validation(Settings):
-    """The held-out pictures."""
+    """The held-out images."""
 
-    pictures: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768  # or their share of all
+    images: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768  # or their share of all
     min_per_tag: int = Field(default=5, ge=0)
     min_per_source: int = Field(default=100, ge=0)  # or a tenth of a source that has less than ten times as many
     seed: int = Field(default=0, ge=0)
@@ -52,7 +52,7 @@ class BuildSettings(Settings):
 
     output: str
     sources: list[Source] = Field(min_length=1)
-    pictures: bool = True  # whether they are looked at; without, one learns what tags there would be
+    images: bool = True  # whether they are looked at; without, one learns what tags there would be
     longest_side: int = Field(default=512, ge=32)  # of the stored copies, pixels
     format: Format = "jpeg"
     copies: Copies = Copies()

@@ -19,7 +19,7 @@ import yaml
 
 from data_prep import scan
 from data_prep.config import BuildSettings, Source
-from data_prep.pictures import Pictures
+from data_prep.image_table import ImageTable
 from data_prep.sources import json_reader, registry
 from data_prep.tags import Rows
 from joytag.core.files import write_text
@@ -32,7 +32,7 @@ REJECTED = pa.schema(
     [
         pa.field("source", pa.int16(), nullable=False),
         pa.field("post_id", pa.int64()),
-        pa.field("path", pa.string()),  # of the picture, below the source's folder
+        pa.field("path", pa.string()),  # of the image, below the source's folder
         pa.field("file", pa.string()),  # and the line of it, for rows of a text
         pa.field("line", pa.int64()),
         pa.field("reason", pa.string(), nullable=False),
@@ -43,12 +43,12 @@ REJECTED = pa.schema(
 
 @dataclass(frozen=True)
 class Content:
-    """What a dataset holds: `rows` of `pictures`, ascending, with their `tags` as numbers of the `vocabulary`.
+    """What a dataset holds: `rows` of `images`, ascending, with their `tags` as numbers of the `vocabulary`.
 
     `validation` (bool [rows]) tells which are held out; `categories` gives those of tags that have one.
     """
 
-    pictures: Pictures
+    images: ImageTable
     rows: np.ndarray
     tags: Rows
     validation: np.ndarray
@@ -73,7 +73,7 @@ def write(output: Path, content: Content, source_names: list[str]) -> None:
     if n_tags > np.iinfo(np.int16).max:
         raise ValueError(f"tags.min_count: leaves {n_tags} tags, more than the format can number; raise it")
     counts = np.zeros((2, len(source_names), n_tags), dtype=np.int64)  # by split, source and tag
-    cells = content.validation * len(source_names) + content.pictures.source[content.rows].astype(np.int64)
+    cells = content.validation * len(source_names) + content.images.source[content.rows].astype(np.int64)
     for start in range(0, len(cells), ROW_GROUP):
         some = np.arange(start, min(start + ROW_GROUP, len(cells)))
         tags = content.tags.take(some)
@@ -101,7 +101,7 @@ def write(output: Path, content: Content, source_names: list[str]) -> None:
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
         tables = _split_tables(content, np.flatnonzero(chosen), index)
         write_table(tables, dataset.POSTS_SCHEMA, output / f"{split}.parquet")
-        print(f"{chosen.sum():>9,} pictures: {split}")
+        print(f"{chosen.sum():>9,} images: {split}")
     print(f"{n_tags:>9,} tags")
 
 
@@ -111,7 +111,7 @@ def _split_tables(content: Content, chosen: np.ndarray, index: np.ndarray) -> It
         rows = content.rows[some]
         tags = content.tags.take(some)
         tags = Rows(tags.offsets, index[tags.tags]).sets()
-        found = content.pictures
+        found = content.images
         hashes = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(32), len(rows), [None, pa.py_buffer(np.ascontiguousarray(found.sha256[rows]))]
         )
@@ -130,13 +130,13 @@ def write_rejected(
     output: Path, ledger: Ledger, content: Content, keeper: np.ndarray, min_tags: int
 ) -> dict[str, dict[str, Any]]:
     """Write `rejected.parquet`, a row for every post that is in neither split, and why; return the counts by source."""
-    tables = [_refused_rows(ledger), _rejected_pictures(ledger, content, keeper, min_tags)]
+    tables = [_refused_rows(ledger), _rejected_images(ledger, content, keeper, min_tags)]
     table = pa.concat_tables(tables).sort_by(
         [(name, "ascending") for name in ("source", "post_id", "file", "line", "path")]
     )
     write_table(table, REJECTED, output / "rejected.parquet")
     reasons = Counter(zip(table.column("source").to_pylist(), table.column("reason").to_pylist(), strict=True))
-    source = content.pictures.source[content.rows]
+    source = content.images.source[content.rows]
     counts: dict[str, dict[str, Any]] = {}
     for number, its in enumerate(ledger.settings):
         rejected = {reason: n for (s, reason), n in sorted(reasons.items(), key=lambda i: (-i[1], i[0])) if s == number}
@@ -188,9 +188,9 @@ def _refused_rows(ledger: Ledger) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, REJECTED, strict=True)], REJECTED)
 
 
-def _rejected_pictures(ledger: Ledger, content: Content, keeper: np.ndarray, min_tags: int) -> pa.Table:
-    """Pictures that the scan found unusable, copies, and pictures with too few tags."""
-    found = content.pictures
+def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_tags: int) -> pa.Table:
+    """Images that the scan found unusable, copies, and images with too few tags."""
+    found = content.images
     gone = np.ones(len(found), dtype=bool)
     gone[content.rows] = False
     rows = np.flatnonzero(gone)
@@ -224,7 +224,7 @@ def describe(output: Path, config: BuildSettings, counts: dict[str, Any], odditi
     files = ("train.parquet", "validation.parquet", "tags.parquet", "top_tags.txt", "rejected.parquet")
     description = {
         "sources": [source.name for source in config.sources],
-        "extension": scan.extension(config.format) if config.pictures else "none",
+        "extension": scan.extension(config.format) if config.images else "none",
         "counts": counts,
         "relations": oddities,
         "config": config.model_dump(),

@@ -1,4 +1,4 @@
-"""Find copies of one picture (same file, or alike in pHash and colours) and pictures that merely look alike.
+"""Find copies of one image (same file, or alike in pHash and colours) and images that merely look alike.
 
 joytag dedup --report data/danbooru2021
 """
@@ -12,12 +12,12 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-MIN_BITS = 8  # a pHash with fewer bits set, or unset, is that of a flat picture or a plain gradient
+MIN_BITS = 8  # a pHash with fewer bits set, or unset, is that of a flat image or a plain gradient
 EDGES = 4_000_000  # pairs of look-alikes that are kept before they are merged
 
 
 def is_flat(phash: np.ndarray) -> np.ndarray:
-    """Which pHashes (uint64 [rows]) tell too little of their pictures to find copies by: bool [rows].
+    """Which pHashes (uint64 [rows]) tell too little of their images to find copies by: bool [rows].
 
     Half of the 64 coefficients are above their median, unless most are zero.
     """
@@ -34,7 +34,7 @@ def same_files(sha256: np.ndarray) -> np.ndarray:
 
 
 def look_alikes(phash: np.ndarray, radius: int) -> np.ndarray:
-    """A number for each picture, int64 [rows], that it shares with all whose pHash is within `radius` bits.
+    """A number for each image, int64 [rows], that it shares with all whose pHash is within `radius` bits.
 
     So do theirs in turn: the groups are the connected components. The least pHash has number 0. By the pigeonhole
     principle two hashes within `radius` bits agree in one of `radius` + 1 bands, so that only those that share
@@ -101,9 +101,9 @@ def keepers(
     radius: int,
     max_difference: int,
 ) -> np.ndarray:
-    """For each picture the row of the copy that stays, int64 [rows]; a unique picture stays itself.
+    """For each image the row of the copy that stays, int64 [rows]; a unique image stays itself.
 
-    Of copies the largest stays (`area`, pixels), then the first row. A picture is a copy of one that stays if
+    Of copies the largest stays (`area`, pixels), then the first row. An image is a copy of one that stays if
     its pHash is within `radius` bits and no value of their thumbnails differs by more than `max_difference`
     levels. `thumbnails`, uint8 [candidates, side, side, 3], are those of `candidates`.
     """

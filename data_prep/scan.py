@@ -1,4 +1,4 @@
-"""Decode each picture once: verdict, sha256, pHash, colour thumbnail, and the resized training copy."""
+"""Decode each image once: verdict, sha256, pHash, colour thumbnail, and the resized training copy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
 VERSION = 1  # of what is found; another one scans again
-MIN_SIDE = 16  # pixels; less is no picture to learn from
-SHARD = 512  # pictures
+MIN_SIDE = 16  # pixels; less is no image to learn from
+SHARD = 512  # images
 MAX_FILE = 1 << 30  # bytes
 UNFINISHED = "unfinished"  # in work/: what is being written; what a killed process leaves, the next build removes
 
@@ -29,7 +29,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 SCHEMA = pa.schema(
     [
-        pa.field("reason", pa.string()),  # why the picture can't be used; null if it can, and only then the rest
+        pa.field("reason", pa.string()),  # why the image can't be used; null if it can, and only then the rest
         pa.field("detail", pa.string()),
         pa.field("sha256", pa.binary(32)),
         pa.field("width", pa.int32()),
@@ -45,7 +45,7 @@ SAFE_GAP = 48.0
 
 
 class Scan(NamedTuple):
-    """What one decode found: SCHEMA's columns. `thumbnail` is uint8 [16, 16, 3], of the whole picture."""
+    """What one decode found: SCHEMA's columns. `thumbnail` is uint8 [16, 16, 3], of the whole image."""
 
     reason: str | None = None
     detail: str | None = None
@@ -65,7 +65,7 @@ class Store(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A row group of a table of pictures (columns `path` and `md5`), whose paths are relative to `folder`."""
+    """A row group of a table of images (columns `path` and `md5`), whose paths are relative to `folder`."""
 
     table: Path
     group: int
@@ -74,7 +74,7 @@ class Part(NamedTuple):
 
 
 def scan_part(part: Part) -> pa.Table:
-    """Scan the pictures of a part: a table of SCHEMA, row by row."""
+    """Scan the images of a part: a table of SCHEMA, row by row."""
     rows = pq.ParquetFile(part.table).read_row_group(part.group, ["path", "md5"]).to_pylist()
     scans = [scan(part.folder / row["path"], row["md5"], part.store) for row in rows]
     columns = zip(*scans, strict=True)
@@ -82,7 +82,7 @@ def scan_part(part: Part) -> pa.Table:
 
 
 def scan(path: Path, md5: str | None, store: Store) -> Scan:
-    """Scan one picture and store its copy, unless it is missing, damaged, moving, transparent, or of another md5."""
+    """Scan one image and store its copy, unless it is missing, damaged, moving, transparent, or of another md5."""
     try:
         if path.stat().st_size > MAX_FILE:
             return Scan("too large", f"more than {MAX_FILE} bytes")
@@ -110,21 +110,21 @@ def scan(path: Path, md5: str | None, store: Store) -> Scan:
     return Scan(None, None, sha256, *reduced.size, hashed, thumbnail)
 
 
-def phash(picture: Image.Image) -> int:
+def phash(image: Image.Image) -> int:
     """imagehash's 64-bit pHash as an integer (its own hash() collides)."""
-    return int(str(imagehash.phash(picture)), 16)
+    return int(str(imagehash.phash(image)), 16)
 
 
 def reduced_phash(reduced: images.Reduced) -> int | None:
-    """The pHash of a picture decoded at a fraction of its size, or None if it might differ from the whole picture's.
+    """The pHash of an image decoded at a fraction of its size, or None if it might differ from the whole image's.
 
-    imagehash compares 64 coefficients of a 32x32 picture's cosine transform with their median. Decoding at
+    imagehash compares 64 coefficients of a 32x32 image's cosine transform with their median. Decoding at
     a fraction changes some pixels of the 32x32 by a level, and a coefficient by rarely more than 50. So the
     hash is the same where the two coefficients around the median are at least SAFE_GAP apart.
     """
     if reduced.is_whole:
-        return phash(reduced.picture)
-    grey = reduced.picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS, box=reduced.box)
+        return phash(reduced.image)
+    grey = reduced.image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, box=reduced.box)
     coefficients = scipy.fft.dct(scipy.fft.dct(np.asarray(grey, dtype=np.float64), axis=0), axis=1)[:8, :8].ravel()
     below, above = np.sort(coefficients)[31:33]
     if above - below < SAFE_GAP:
@@ -137,20 +137,20 @@ def extension(format: Format) -> str:
     return "jpg" if format == "jpeg" else "webp"
 
 
-def encode(picture: Image.Image, format: Format, sha256: bytes) -> bytes:
+def encode(image: Image.Image, format: Format, sha256: bytes) -> bytes:
     """A stored copy's bytes.
 
     `jpeg` is quality 95 with full chroma, `webp` quality 90; `mixed`, the original build's, is WebP of quality 90 for
-    45 % of pictures, quality 100 for 45 % and lossless for 10 %, as drawn from the original file's hash.
+    45 % of images, quality 100 for 45 % and lossless for 10 %, as drawn from the original file's hash.
     """
     buffer = io.BytesIO()
     draw = int.from_bytes(sha256[:4], "big") / 2**32
     if format == "jpeg":
-        picture.save(buffer, "JPEG", quality=95, subsampling=0)
+        image.save(buffer, "JPEG", quality=95, subsampling=0)
     elif format == "mixed" and draw >= 0.9:
-        picture.save(buffer, "WEBP", lossless=True)
+        image.save(buffer, "WEBP", lossless=True)
     else:
-        picture.save(buffer, "WEBP", quality=100 if format == "mixed" and draw >= 0.45 else 90)
+        image.save(buffer, "WEBP", quality=100 if format == "mixed" and draw >= 0.45 else 90)
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Choose the validation pictures: seeded, every tag and source represented, look-alikes never apart."""
+"""Choose the validation images: seeded, every tag and source represented, look-alikes never apart."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ def choose_validation(
     groups: np.ndarray,
     tags: Rows,
     sources: np.ndarray,
-    pictures: int,
+    images: int,
     min_per_tag: np.ndarray,
     min_per_source: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """A bool mask of the validation pictures, [rows].
+    """A bool mask of the validation images, [rows].
 
-    `groups` (int64 [rows]) numbers pictures that must stay on one side; `tags` holds each picture's tags, `sources`
+    `groups` (int64 [rows]) numbers images that must stay on one side; `tags` holds each image's tags, `sources`
     its source. From the rarest tag on, random groups are taken until tag i occurs `min_per_tag[i]` times, then until
-    source i has `min_per_source[i]` pictures, then random groups that fit until there are `pictures`. Raises
-    ValueError when a tag is too rare for that, or when `pictures` would leave nothing to train on.
+    source i has `min_per_source[i]` images, then random groups that fit until there are `images`. Raises
+    ValueError when a tag is too rare for that, or when `images` would leave nothing to train on.
     """
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(first))  # the groups in the order in which they are offered
     position = np.argsort(order)[group]
-    rows = np.argsort(position, kind="stable")  # the pictures in that order
+    rows = np.argsort(position, kind="stable")  # the images in that order
     bounds = np.searchsorted(position[rows], np.arange(len(order) + 1))
     taken = np.zeros(len(order), dtype=bool)
     have = np.zeros(len(min_per_tag) + len(min_per_source), dtype=np.int64)
     n_tags = len(min_per_tag)
 
     def labels(chosen: np.ndarray) -> Rows:
-        """The pictures' tags, their source behind the last tag."""
+        """The images' tags, their source behind the last tag."""
         own = Rows(np.arange(len(chosen) + 1), n_tags + sources[chosen])
         return _beside(tags.take(chosen), own)
 
@@ -58,7 +58,7 @@ def choose_validation(
             raise ValueError(f"validation.min_per_tag: a tag occurs {uses[label]} times; raise tags.min_count")
 
     sizes = np.diff(bounds)
-    missing = pictures - sizes[taken].sum()
+    missing = images - sizes[taken].sum()
     for place in np.flatnonzero(~taken):
         if missing <= 0:
             break
@@ -68,7 +68,7 @@ def choose_validation(
     if missing > 0 and not taken.all():  # no other group fits
         taken[np.flatnonzero(~taken)[np.argmin(sizes[~taken])]] = True
     if taken.all():
-        raise ValueError(f"validation.pictures: {pictures} and validation.min_per_tag leave nothing to train on")
+        raise ValueError(f"validation.images: {images} and validation.min_per_tag leave nothing to train on")
     return taken[position]
 
 

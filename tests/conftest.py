@@ -10,7 +10,7 @@ from datasets import make_dataset
 from joytag.core import signals
 from joytag.training.config import RunSettings
 
-PICTURES = {"train": 50, "validation": 12}
+IMAGES = {"train": 50, "validation": 12}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,8 +29,8 @@ def handlers():
 
 @pytest.fixture(scope="session")
 def dataset_directory(tmp_path_factory) -> Path:
-    """A dataset of coloured noise, in the real format: 50 pictures to train on, 12 to validate, 6 tags."""
-    return make_dataset(tmp_path_factory.mktemp("dataset"), PICTURES)
+    """A dataset of coloured noise, in the real format: 50 images to train on, 12 to validate, 6 tags."""
+    return make_dataset(tmp_path_factory.mktemp("dataset"), IMAGES)
 
 
 @pytest.fixture

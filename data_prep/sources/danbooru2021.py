@@ -46,7 +46,7 @@ class _Relation(msgspec.Struct, gc=False):
 
 
 class Part(NamedTuple):
-    """A part of a file of posts, and the folder where the pictures lie."""
+    """A part of a file of posts, and the folder where the images lie."""
 
     lines: json_reader.Part
     images: Images
@@ -85,7 +85,7 @@ def _post(line: json_reader.Line[_Post], images: Images) -> Post:
     if not _EXTENSION.fullmatch(extension):
         return Post(row.id, offset=offset, reason="bad row", detail=f"file_ext: {row.file_ext!r:.40} is none")
     if f".{extension}" not in SUFFIXES:
-        return Post(row.id, offset=offset, reason="not a picture", detail=extension)
+        return Post(row.id, offset=offset, reason="not an image", detail=extension)
     text = row.tag_string
     if text is None:
         text = " ".join([tag.name for tag in row.tags or [] if tag.name])

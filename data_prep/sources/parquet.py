@@ -85,7 +85,7 @@ def _post(
 
 
 def _layout(folder: Path) -> tuple[str, str, bool]:
-    """Where the pictures lie, their extension, and whether they are from several sources."""
+    """Where the images lie, their extension, and whether they are from several sources."""
     description = folder / "dataset.json"
     if not description.exists():  # the original build
         return "", "webp", False
@@ -95,7 +95,7 @@ def _layout(folder: Path) -> tuple[str, str, bool]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{description}: cannot be read ({error!r})") from None
     if extension not in ("jpg", "webp"):
-        raise ValueError(f"{description}: extension: {extension!r}: a dataset without pictures is no source")
+        raise ValueError(f"{description}: extension: {extension!r}: a dataset without images is no source")
     return "images/", extension, len(sources) > 1
 
 

@@ -1,4 +1,4 @@
-"""Pictures with `.txt` sidecars, as TagGUI and sd-scripts write them, to posts."""
+"""Images with `.txt` sidecars, as TagGUI and sd-scripts write them, to posts."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from data_prep.sources.posts import Post
 from joytag.data import images
 
 MAX_SIDECAR = 1 << 20  # bytes
-PART = 4096  # pictures that are read at once
+PART = 4096  # images that are read at once
 
 
 class Part(NamedTuple):
-    """Pictures below a folder, as paths relative to it."""
+    """Images below a folder, as paths relative to it."""
 
     folder: Path
-    pictures: list[str]
+    images: list[str]
 
 
 def parts(folder: Path) -> list[Part]:
-    """The pictures below a folder, cut up. Raises ValueError when there are none with a sidecar."""
+    """The images below a folder, cut up. Raises ValueError when there are none with a sidecar."""
     found = images.find(folder)
     if not any(path.with_suffix(".txt").is_file() for path in found):
-        raise ValueError(f"{folder}: no pictures with .txt sidecars here")
+        raise ValueError(f"{folder}: no images with .txt sidecars here")
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     return [Part(folder, names[start : start + PART]) for start in range(0, len(names), PART)]
 
 
 def inputs(folder: Path) -> list[Path]:
-    """The pictures and sidecars."""
+    """The images and sidecars."""
     found = images.find(folder)
     return found + [text for path in found if (text := path.with_suffix(".txt")).is_file()]
 
@@ -40,17 +40,17 @@ def inputs(folder: Path) -> list[Path]:
 def read(part: Part) -> pa.Table:
     """The posts of a part. A post's id is derived from its path below the folder, so that it survives additions."""
     root = part.folder.resolve()
-    return posts.table(_post(part.folder, root, name) for name in part.pictures)
+    return posts.table(_post(part.folder, root, name) for name in part.images)
 
 
 def _post(folder: Path, root: Path, name: str) -> Post:
     if not name.isprintable():
         return Post(path=ascii(name)[1:-1], reason="bad name", detail="rename the file")
     refused = Post(posts.path_id(name), name)
-    picture, text = folder / name, (folder / name).with_suffix(".txt")
+    image, text = folder / name, (folder / name).with_suffix(".txt")
     if not text.is_file():
         return refused._replace(reason="without sidecar")
-    if not all(path.resolve().is_relative_to(root) for path in (picture, text)):
+    if not all(path.resolve().is_relative_to(root) for path in (image, text)):
         return refused._replace(reason="link out of the folder")
     if text.stat().st_size > MAX_SIDECAR:
         return refused._replace(reason="bad sidecar", detail=f"more than {MAX_SIDECAR} bytes")

@@ -65,7 +65,7 @@ def apply_policy(posts: dict[int, set[str]], mirror: Path) -> None:
         posts[post_id] = final
 
 
-def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, pictures: int = 32_768) -> None:
+def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, images: int = 32_768) -> None:
     """From a mirror's JSON to `top_tags.txt`, `tags.parquet`, `train.parquet` and `validation.parquet`."""
     posts = read_posts(mirror)
     apply_policy(posts, mirror)
@@ -83,7 +83,7 @@ def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, 
         if missing > 0:
             validation.update(rng.sample([i for i in by_tag[name] if i not in validation], missing))
     rest = [post_id for post_id in posts if post_id not in validation]
-    validation.update(rng.sample(rest, pictures - len(validation)))
+    validation.update(rng.sample(rest, images - len(validation)))
     train = Counter(
         name for post_id, names in posts.items() if post_id not in validation for name in names & vocabulary
     )

@@ -51,23 +51,23 @@ def illustration(rng: np.random.Generator, width: int, height: int) -> Image.Ima
 
 
 def originals(folder: Path, count: int, kind: str, seed: int = 0) -> list[Path]:
-    """Write pictures of 1,500 to 2,500 px, half like photographs and half like drawings, as JPEG or PNG."""
+    """Write images of 1,500 to 2,500 px, half like photographs and half like drawings, as JPEG or PNG."""
     paths = []
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         sides = int(rng.integers(1500, 2501)), int(rng.integers(1000, 1501))
         draw = photograph if number % 2 else illustration
-        picture = draw(rng, *(sides if rng.random() < 0.5 else sides[::-1]))
+        image = draw(rng, *(sides if rng.random() < 0.5 else sides[::-1]))
         paths.append(folder / f"{number}.{kind.lower()}")
         options = (
             {"quality": int(rng.integers(85, 96)), "subsampling": int(rng.choice([0, 2]))} if kind == "JPEG" else {}
         )
-        picture.save(paths[-1], kind, **options)
+        image.save(paths[-1], kind, **options)
     return paths
 
 
 def three_passes(path: Path, copy: Path) -> int:
-    """Scan a picture as a script would: hash the opened file, open it again to check it, and again to resize it."""
+    """Scan an image as a script would: hash the opened file, open it again to check it, and again to resize it."""
     data = path.read_bytes()
     hashlib.sha256(data).digest()
     hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -76,20 +76,20 @@ def three_passes(path: Path, copy: Path) -> int:
     with Image.open(path) as opened:
         opened.load()
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-        scale = LONGEST / max(picture.size)
-        size = round(picture.width * scale), round(picture.height * scale)
-        picture.resize(size, Image.Resampling.LANCZOS).save(copy, quality=95, subsampling=0)
+        image = opened.convert("RGB")
+        scale = LONGEST / max(image.size)
+        size = round(image.width * scale), round(image.height * scale)
+        image.resize(size, Image.Resampling.LANCZOS).save(copy, quality=95, subsampling=0)
     return phash
 
 
-def scanning(pictures: int, rounds: int) -> str:
-    """Pictures a second of the scan and of three passes, in one process, and how many pHashes are the same."""
-    lines = [f"scan: {pictures} pictures of 1,500 to 2,500 px a kind, one process, {rounds} rounds"]
+def scanning(n_images: int, rounds: int) -> str:
+    """Images a second of the scan and of three passes, in one process, and how many pHashes are the same."""
+    lines = [f"scan: {n_images} images of 1,500 to 2,500 px a kind, one process, {rounds} rounds"]
     for kind in ("JPEG", "PNG"):
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            paths = originals(directory, pictures, kind)
+            paths = originals(directory, n_images, kind)
             store = scan.Store(directory / "out", LONGEST, "jpeg")
             md5 = [hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in paths]
             found: dict[str, list[int | None]] = {}
@@ -102,16 +102,16 @@ def scanning(pictures: int, rounds: int) -> str:
 
             timings = side_by_side(ours, reference, rounds)
         apart = [((a or 0) ^ (b or 0)).bit_count() for a, b in zip(found["ours"], found["reference"], strict=True)]
-        rates = timings.rates(pictures)
-        lines.append(f"  {kind:<4} {rates[0]:6.1f} pictures/s, three passes {rates[1]:6.1f}; ratio {timings}")
-        lines.append(f"       same pHash {apart.count(0) / pictures:.2%}, at most {max(apart)} bits apart")
+        rates = timings.rates(n_images)
+        lines.append(f"  {kind:<4} {rates[0]:6.1f} images/s, three passes {rates[1]:6.1f}; ratio {timings}")
+        lines.append(f"       same pHash {apart.count(0) / n_images:.2%}, at most {max(apart)} bits apart")
     return "\n".join(lines)
 
 
-def copies_of_originals(pictures: int) -> list[Image.Image]:
-    """Pictures of `LONGEST` px, as a dataset stores them."""
+def copies_of_originals(n_images: int) -> list[Image.Image]:
+    """Images of `LONGEST` px, as a dataset stores them."""
     with tempfile.TemporaryDirectory() as folder:
-        return [images.fit(images.decode(path), LONGEST) for path in originals(Path(folder), pictures, "JPEG")]
+        return [images.fit(images.decode(path), LONGEST) for path in originals(Path(folder), n_images, "JPEG")]
 
 
 def stored(copies: list[Image.Image], format: scan.Format) -> list[bytes]:
@@ -119,10 +119,10 @@ def stored(copies: list[Image.Image], format: scan.Format) -> list[bytes]:
     return [scan.encode(copy, format, hashlib.sha256(b"%d" % n).digest()) for n, copy in enumerate(copies)]
 
 
-def formats(pictures: int, rounds: int) -> str:
+def formats(n_images: int, rounds: int) -> str:
     """What the formats of stored copies cost to keep and to decode, against JPEG, and what they lose."""
-    copies = copies_of_originals(pictures)
-    lines = [f"formats: {pictures} copies of {LONGEST} px, {rounds} rounds"]
+    copies = copies_of_originals(n_images)
+    lines = [f"formats: {n_images} copies of {LONGEST} px, {rounds} rounds"]
     jpeg = stored(copies, "jpeg")
     for format in scan.FORMATS:
         files = stored(copies, format)
@@ -131,7 +131,7 @@ def formats(pictures: int, rounds: int) -> str:
         loss = [_psnr(copy, images.decode(data)) for copy, data in zip(copies, files, strict=True)]
         size = sum(map(len, files))
         lines.append(
-            f"  {format:<6}{size / pictures / 1000:6.0f} kB a picture ({size / sum(map(len, jpeg)):.2f} of JPEG's), "
+            f"  {format:<6}{size / n_images / 1000:6.0f} kB an image ({size / sum(map(len, jpeg)):.2f} of JPEG's), "
             f"{np.median(loss):.1f} dB; decodes {decoding} times as fast, encodes {encoding}"
         )
     return "\n".join(lines)
@@ -149,10 +149,10 @@ def metadata(posts: int, mirror: Path | None) -> str:
         name = str(mirror or f"{posts:,} posts")
         if mirror is None:
             mirror = place / "mirror"
-            synthetic.write(mirror, posts, pictures=False)
+            synthetic.write(mirror, posts, images=False)
         config = place / "config.yaml"
         config.write_text(
-            f"output: {place / 'out'}\npictures: false\n"
+            f"output: {place / 'out'}\nimages: false\n"
             f"sources: [{{name: danbooru2021, kind: danbooru2021, path: {mirror}}}]\n"
         )
         theirs = _run([sys.executable, "-m", "data_prep.tools.baseline", str(mirror), str(place / "reference")])

@@ -1,4 +1,4 @@
-"""A sheet of pictures that look alike, so that a person can judge when they count as copies."""
+"""A sheet of images that look alike, so that a person can judge when they count as copies."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep import dedup, pictures
+from data_prep import dedup, image_table
 from data_prep.config import BuildSettings
-from data_prep.pictures import Pictures
+from data_prep.image_table import ImageTable
 from joytag.core import settings
 from joytag.data import dataset, images
 
-CELL = 160  # pixels a picture
+CELL = 160  # pixels an image
 TEXT = 34
 COLUMNS = 4  # pairs
 
@@ -39,11 +39,11 @@ def draw(directory: Path, pairs: int) -> Path:
     places = [directory / "work" / source.name for source in config.sources]
     scans = [sorted((place / "scan").glob("*.parquet")) for place in places]
     if not any(scans):
-        raise ValueError(f"{directory / 'work'}: no scan here; build the dataset again, with pictures")
-    found = pictures.load([place / "pictures.parquet" for place in places], scans, [[] for _ in places])
+        raise ValueError(f"{directory / 'work'}: no scan here; build the dataset again, with images")
+    found = image_table.load([place / "images.parquet" for place in places], scans, [[] for _ in places])
     ranked = rank(found, scans, config.copies.radius, config.copies.max_difference)
     if not ranked:
-        raise ValueError(f"{directory}: no two pictures look alike; there is nothing to show")
+        raise ValueError(f"{directory}: no two images look alike; there is nothing to show")
     shown = ranked[:pairs]
     names = [source.name for source in config.sources]
     width = min(COLUMNS, len(shown)) * (2 * CELL + 12)
@@ -65,13 +65,13 @@ def draw(directory: Path, pairs: int) -> Path:
     return path
 
 
-def rank(found: Pictures, scans: list[list[Path]], radius: int, max_difference: int) -> list[Pair]:
-    """All pairs of a group's best picture and another, those nearest to the limit of colours first."""
+def rank(found: ImageTable, scans: list[list[Path]], radius: int, max_difference: int) -> list[Pair]:
+    """All pairs of a group's best image and another, those nearest to the limit of colours first."""
     usable = np.flatnonzero(found.usable)
     phash = found.phash[usable]
     first, group = dedup.same_files(found.sha256[usable]), dedup.look_alikes(phash, radius)
     rows = dedup.candidates(first, phash, group)
-    thumbnails = pictures.thumbnails(scans, usable[rows])
+    thumbnails = image_table.thumbnails(scans, usable[rows])
     best = np.lexsort((rows, -found.area[usable[rows]], group[rows]))
     starts = np.flatnonzero(np.diff(group[rows[best]], prepend=-1))
     ranked = []

@@ -1,4 +1,4 @@
-"""A dataset directory as a table and a picture: how many posts went where and why, which tags, which sizes.
+"""A dataset directory as a table and an image: how many posts went where and why, which tags, which sizes.
 
 joytag describe data/danbooru2021
 """
@@ -8,10 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
 from rich.table import Table
@@ -49,27 +45,31 @@ def table(description: dict[str, Any]) -> Table:
 
 
 def draw(directory: Path) -> Path:
-    """Draw `dataset.png`: tag frequencies, shares of categories, tags a picture, and sizes where the scan is there."""
+    """Draw `dataset.png`: tag frequencies, shares of categories, tags an image, and sizes where the scan is there."""
     tags = pq.read_table(directory / "tags.parquet", columns=["category", "count"])
     category, count = tags.column("category").to_numpy(), tags.column("count").to_numpy()
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    from matplotlib.figure import Figure  # here, since importing matplotlib writes a font cache
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
     by_rank = np.argsort(-count, kind="stable")
     for number, name in dataset.CATEGORIES.items():
         ranks = np.flatnonzero(category[by_rank] == number)
         if len(ranks):
             axes[0, 0].plot(ranks + 1, count[by_rank][ranks], ".", markersize=3, color=COLOURS[name], label=name)
-    axes[0, 0].set(xscale="log", yscale="log", xlabel="rank", ylabel="pictures", title=f"{len(count):,} tags by use")
+    axes[0, 0].set(xscale="log", yscale="log", xlabel="rank", ylabel="images", title=f"{len(count):,} tags by use")
     axes[0, 0].legend(markerscale=4)
     _shares(axes[0, 1], category, count)
-    _tags_a_picture(axes[1, 0], directory)
+    _tags_a_image(axes[1, 0], directory)
     _sizes(axes[1, 1], directory)
     path = directory / "dataset.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 
 def _shares(axes: Any, category: np.ndarray, count: np.ndarray) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     names = [name for number, name in dataset.CATEGORIES.items() if (category == number).any()]
     numbers = [number for number in dataset.CATEGORIES if (category == number).any()]
     shares = [
@@ -83,19 +83,19 @@ def _shares(axes: Any, category: np.ndarray, count: np.ndarray) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(title="categories", xlim=(0, 1.25 * max(max(values) for _, values in shares)))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _tags_a_picture(axes: Any, directory: Path) -> None:
+def _tags_a_image(axes: Any, directory: Path) -> None:
     for split, colour in zip(dataset.SPLITS, ("#4269d0", "#ff725c"), strict=True):
         offsets = (
             pq.read_table(directory / f"{split}.parquet", columns=["tags"]).column("tags").combine_chunks().offsets
         )
         lengths = np.diff(offsets.to_numpy())
         bins = np.arange(0, min(100, lengths.max(initial=1)) + 2)
-        label = f"{split}: {len(lengths):,} pictures, {lengths.mean():.1f} tags"
+        label = f"{split}: {len(lengths):,} images, {lengths.mean():.1f} tags"
         axes.hist(lengths, bins=bins, density=True, histtype="step", color=colour, label=label)
-    axes.set(title="tags a picture", xlabel="tags", ylabel="share")
+    axes.set(title="tags an image", xlabel="tags", ylabel="share")
     axes.legend(loc="upper right", fontsize=8)
 
 

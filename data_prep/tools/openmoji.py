@@ -1,4 +1,4 @@
-"""The embedded corpora: OpenMoji as a Danbooru 2021 mirror, Twemoji as pictures with sidecar tags.
+"""The embedded corpora: OpenMoji as a Danbooru 2021 mirror, Twemoji as images with sidecar tags.
 
 OpenMoji's drawings and table: "All emojis designed by OpenMoji - the open-source emoji and icon
 project", CC BY-SA 4.0. Twemoji's drawings: Twitter and contributors, CC BY 4.0. See OPENMOJI.md.
@@ -51,7 +51,7 @@ Row = dict[str, str]
 
 
 def read_table() -> list[Row]:
-    """OpenMoji's official table, one dict of strings a picture, in its published order."""
+    """OpenMoji's official table, one dict of strings an image, in its published order."""
     with TABLE.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -62,7 +62,7 @@ def tag_name(text: str) -> str:
 
 
 def human_tags(row: Row, base: Row) -> set[str]:
-    """What people wrote about a picture: annotation words, keywords of it and of its base emoji, skin tones.
+    """What people wrote about an image: annotation words, keywords of it and of its base emoji, skin tones.
 
     A skin-tone variant shows the same thing as its base, whose keywords it inherits.
     """
@@ -87,7 +87,7 @@ def subgroup_implications(rows: list[Row]) -> dict[str, str]:
 
 
 def is_meta(tag: str) -> bool:
-    """Whether a tag tells where a picture comes from rather than what it shows."""
+    """Whether a tag tells where an image comes from rather than what it shows."""
     return tag.startswith("extras-")
 
 
@@ -105,7 +105,7 @@ def render(job: tuple[Path, Path], size: int) -> None:
 
 
 def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
-    """Render many pictures on all cores, skipping those that exist."""
+    """Render many images on all cores, skipping those that exist."""
     for directory in {png.parent for _, png in jobs}:
         directory.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
@@ -197,7 +197,7 @@ def code_point(hexcode: str) -> str:
 
 
 def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
-    """Write Twemoji as pictures with `.txt` sidecars, tagged by OpenMoji's table where it knows the emoji."""
+    """Write Twemoji as images with `.txt` sidecars, tagged by OpenMoji's table where it knows the emoji."""
     rows = read_table()
     by_code = {row["hexcode"]: row for row in rows}
     drawings = {code_point(svg.stem): svg for svg in svgs.glob("*.svg")}

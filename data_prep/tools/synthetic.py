@@ -37,11 +37,11 @@ SHARES = {"0": 0.55, "1": 0.15, "3": 0.08, "4": 0.2, "5": 0.02}  # of the tags' 
 MEAN_TAGS = 33
 STRANGE = ["d'artagnan", 'a,b_"quoted"', "🦊_ears", "ערבית", "\\o/", "<script>", "%s", "^_^", ";", "名前"]
 
-# What becomes of a post's picture, and how many of a thousand posts it happens to.
+# What becomes of a post's image, and how many of a thousand posts it happens to.
 COPIES = {"same file": 8, "recompressed": 8, "resized": 8, "turned by EXIF": 2}
 NEAR = {"recoloured": 6, "retouched": 4}
 FAULTS = {  # the verdict that each deserves
-    "truncated": "damaged", "empty": "not a picture", "html": "not a picture", "leftover": "not a picture",
+    "truncated": "damaged", "empty": "not an image", "html": "not an image", "leftover": "not an image",
     "moving": "animated", "transparent": "transparent", "bomb": "too large", "tiny": "too small",
     "floating-point": "floating-point", "wrong md5": "md5 differs from the metadata", "missing": "missing",
 }  # fmt: skip
@@ -53,7 +53,7 @@ class Key:
     """What a build must find. Ids are posts'; every post that is named nowhere is kept.
 
     `rejected`: reason to ids; `lines`: reason to [file, line] of rows without a usable id; `copies`: id to that of the
-    picture that stays in its place; `recoloured` and `retouched`: pairs that are no copies, the latter with
+    image that stays in its place; `recoloured` and `retouched`: pairs that are no copies, the latter with
     pHashes 1 to 3 bits apart, alike in colour.
     """
 
@@ -97,18 +97,16 @@ class Job(NamedTuple):
     last: int
     n_tags: int
     generation: Generation
-    pictures: bool
+    images: bool
     seed: int
 
 
-def write(
-    directory: Path, posts: int, *, pictures: bool = True, generation: Generation = "mixed", seed: int = 0
-) -> Key:
-    """Write a mirror of about `posts` posts, `metadata/` and (with `pictures`) `original/`, and its answer key."""
+def write(directory: Path, posts: int, *, images: bool = True, generation: Generation = "mixed", seed: int = 0) -> Key:
+    """Write a mirror of about `posts` posts, `metadata/` and (with `images`) `original/`, and its answer key."""
     n_tags = max(400, min(498_000, posts // 10))
     edges = np.linspace(1, posts + 1, FILES + 1).astype(int)
     jobs = [
-        Job(directory, i, int(low), int(high), n_tags, generation, pictures, seed)
+        Job(directory, i, int(low), int(high), n_tags, generation, images, seed)
         for i, (low, high) in enumerate(itertools.pairwise(edges))
     ]
     (directory / "metadata").mkdir(parents=True, exist_ok=True)
@@ -173,7 +171,7 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def write_posts(job: Job) -> Key:
-    """Write one file of posts, and their pictures; return what was planted."""
+    """Write one file of posts, and their images; return what was planted."""
     tags, key = world(job.n_tags), Key()
     rng = np.random.default_rng((job.seed, job.number))
     ids = _some_ids(rng, job.first, job.last)
@@ -257,20 +255,20 @@ def _bad_line(number: int, row: dict[str, Any], encoder: msgspec.json.Encoder) -
 
 def _files(job: Job, ids: list[int], rng: np.random.Generator, key: Key) -> Iterator[dict[str, str]]:
     """What the metadata says of each post's file, which is written; the faults go into the key."""
-    if not job.pictures:
+    if not job.images:
         for post_id in ids:
             yield {"md5": hashlib.md5(b"%d" % post_id).hexdigest(), "file_ext": "jpg", "file_size": "123456"}
         return
     kinds = [*COPIES, *NEAR, *FAULTS, *ODD_BUT_GOOD]
     weights = np.array([*COPIES.values(), *NEAR.values(), *[2] * (len(FAULTS) + len(ODD_BUT_GOOD))]) / 1000
     drawn = rng.choice(len(kinds) + 1, len(ids), p=[*weights, 1 - weights.sum()])
-    free: list[int] = []  # pictures that may yet be copied, once each
+    free: list[int] = []  # images that may yet be copied, once each
     for post_id, place in zip(ids, drawn, strict=True):
         kind = kinds[place] if place < len(kinds) else "plain"
         if kind in (*COPIES, *NEAR) and not free:
             kind = "plain"
         original = free.pop() if kind in (*COPIES, *NEAR) else None
-        data, extension, kind = _picture(kind, post_id, original)
+        data, extension, kind = _image(kind, post_id, original)
         key.kinds[kind] = key.kinds.get(kind, 0) + 1
         if kind == "plain":
             free.append(post_id)
@@ -291,7 +289,7 @@ def _files(job: Job, ids: list[int], rng: np.random.Generator, key: Key) -> Iter
 
 
 def drawing(seed: int) -> Image.Image:
-    """A picture of its own: coarse coloured blots, 96 to 159 pixels a side."""
+    """An image of its own: coarse coloured blots, 96 to 159 pixels a side."""
     rng = np.random.default_rng((seed, 1))
     blots = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     return blots.resize((int(rng.integers(96, 160)), int(rng.integers(96, 160))), Image.Resampling.BICUBIC)
@@ -303,8 +301,8 @@ def _encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(kind: str, post_id: int, original: int | None) -> tuple[bytes, str, str]:
-    """A file's bytes, its extension, and its kind: a copy that doesn't come out as one is a plain picture."""
+def _image(kind: str, post_id: int, original: int | None) -> tuple[bytes, str, str]:
+    """A file's bytes, its extension, and its kind: a copy that doesn't come out as one is a plain image."""
     image = drawing(post_id)
     if original is not None:
         made = _altered(kind, original)
@@ -332,7 +330,7 @@ def _picture(kind: str, post_id: int, original: int | None) -> tuple[bytes, str,
 
 
 def _altered(kind: str, original: int) -> tuple[bytes, str] | None:
-    """A copy or near-copy of another post's picture, or None if its pHash does not come out as it should."""
+    """A copy or near-copy of another post's image, or None if its pHash does not come out as it should."""
     image = drawing(original)
     if kind == "same file":
         return _encode(image), "png"

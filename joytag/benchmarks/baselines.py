@@ -26,8 +26,8 @@ def trivial_augment() -> TrivialAugmentWide:
     return TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=list(WHITE))
 
 
-class PillowPictures(Dataset[Tensor]):
-    """Picture files, one at a time: decode, pad, resize, augment by torchvision, float tensor [3, size, size]."""
+class PillowImages(Dataset[Tensor]):
+    """Image files, one at a time: decode, pad, resize, augment by torchvision, float tensor [3, size, size]."""
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths, self.size = paths, size
@@ -37,9 +37,9 @@ class PillowPictures(Dataset[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        picture = Image.open(self.paths[index]).convert("RGB")
-        side = max(picture.size)
-        square = ImageOps.pad(picture, (side, side), color=WHITE)
+        image = Image.open(self.paths[index]).convert("RGB")
+        side = max(image.size)
+        square = ImageOps.pad(image, (side, side), color=WHITE)
         augmented = self.augment(square.resize((self.size, self.size), Image.Resampling.BILINEAR))
         return normalize(to_tensor(augmented), list(MEAN), list(STD))
 
@@ -125,7 +125,7 @@ def train_step(
     scaler: torch.amp.GradScaler,
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """A step on micro-batches of normalized float pictures and float labels.
+    """A step on micro-batches of normalized float images and float labels.
 
     In fp16 where the scaler is enabled, else in float32.
     """

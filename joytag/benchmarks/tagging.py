@@ -22,13 +22,13 @@ from joytag.tagging.tagger import Tagger
 def published_example(
     model: Model, tags: list[str], path: Path, device: torch.device, threshold: float = 0.4
 ) -> set[str]:
-    """Tag a picture as the released model's published example does: alone, eagerly, a dict of all its scores.
+    """Tag an image as the released model's published example does: alone, eagerly, a dict of all its scores.
 
     float32 on a CPU, autocast to fp16 on CUDA.
     """
-    picture = Image.open(path).convert("RGB")
-    side = max(picture.size)
-    square = ImageOps.pad(picture, (side, side), color=images.WHITE)
+    image = Image.open(path).convert("RGB")
+    side = max(image.size)
+    square = ImageOps.pad(image, (side, side), color=images.WHITE)
     pixels = np.asarray(square.resize((model.config.image_size,) * 2, Image.Resampling.BICUBIC))
     batch = images.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]).to(device)
     with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda"):
@@ -44,8 +44,8 @@ def random_release(directory: Path, seed: int = 0) -> None:
     release.save(directory, ViT(config), [f"tag_{i}" for i in range(config.n_tags)])
 
 
-def random_pictures(directory: Path, count: int, seed: int = 0) -> list[Path]:
-    """Write JPEG pictures of coloured blots, 1200x800 pixels."""
+def random_images(directory: Path, count: int, seed: int = 0) -> list[Path]:
+    """Write JPEG images of coloured blots, 1200x800 pixels."""
     rng = np.random.default_rng(seed)
     paths = [directory / f"{number}.jpg" for number in range(count)]
     for path in paths:
@@ -54,14 +54,14 @@ def random_pictures(directory: Path, count: int, seed: int = 0) -> list[Path]:
     return paths
 
 
-def tag(pictures: int, rounds: int, device: str, precision: str) -> str:
-    """Pictures a second of `Tagger.stream` and of the published example, and how many decisions agree.
+def tag(n_images: int, rounds: int, device: str, precision: str) -> str:
+    """Images a second of `Tagger.stream` and of the published example, and how many decisions agree.
 
-    Each round both tag the same pictures; the ratio is the rounds' median.
+    Each round both tag the same images; the ratio is the rounds' median.
     """
     with tempfile.TemporaryDirectory() as folder:
         random_release(Path(folder))
-        paths = random_pictures(Path(folder), pictures)
+        paths = random_images(Path(folder), n_images)
         tagger = Tagger.load(folder, device, precision)
         model, tags = release.load(Path(folder))
         model = model.to(tagger.device)
@@ -76,34 +76,34 @@ def tag(pictures: int, rounds: int, device: str, precision: str) -> str:
         timings = side_by_side(ours, reference, rounds)
     differ = sum(len(a ^ b) for a, b in zip(found["ours"], found["reference"], strict=True))
     positive = sum(map(len, found["reference"]))
-    rates = timings.rates(pictures)
+    rates = timings.rates(n_images)
     return (
-        f"tag: ViT-B/16, 448 px, {len(tags):,} tags, random weights; {pictures} JPEGs of 1200x800, {rounds} rounds\n"
-        f"  Tagger ({tagger})    {rates[0]:8.2f} pictures/s\n"
-        f"  published example    {rates[1]:8.2f} pictures/s\n"
+        f"tag: ViT-B/16, 448 px, {len(tags):,} tags, random weights; {n_images} JPEGs of 1200x800, {rounds} rounds\n"
+        f"  Tagger ({tagger})    {rates[0]:8.2f} images/s\n"
+        f"  published example    {rates[1]:8.2f} images/s\n"
         f"  ratio {timings}\n"
-        f"  same decisions {1 - differ / (pictures * len(tags)):.4%}, of which {positive / (pictures * len(tags)):.0%} "
+        f"  same decisions {1 - differ / (n_images * len(tags)):.4%}, of which {positive / (n_images * len(tags)):.0%} "
         "above the threshold"
     )
 
 
-def random_predictions(path: Path, pictures: int, tags: int, seed: int = 0) -> tuple[np.ndarray, csc_array]:
-    """Scores, float16 [P, N], from a file, and labels by Zipf's law, 32 a picture; each tag with its own skill."""
+def random_predictions(path: Path, n_images: int, tags: int, seed: int = 0) -> tuple[np.ndarray, csc_array]:
+    """Scores, float16 [P, N], from a file, and labels by Zipf's law, 32 an image; each tag with its own skill."""
     rng = np.random.default_rng(seed)
     share = np.arange(1, tags + 1) ** -0.9
-    share = np.clip(share * 32 / share.sum(), 5 / pictures, 0.7)
+    share = np.clip(share * 32 / share.sum(), 5 / n_images, 0.7)
     skill, base = rng.uniform(2, 5, tags), np.log(share / (1 - share))
-    scores = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(pictures, tags))
+    scores = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(n_images, tags))
     labels = []
-    for start in range(0, pictures, 1024):
-        block = rng.random((min(1024, pictures - start), tags)) < share
+    for start in range(0, n_images, 1024):
+        block = rng.random((min(1024, n_images - start), tags)) < share
         logits = base + skill * (rng.standard_normal(block.shape, dtype=np.float32) + skill * (block - 0.5))
         scores[start : start + len(block)] = 1 / (1 + np.exp(-0.6 * logits))
         labels.append(csr_array(block))
     return np.load(path, mmap_mode="r"), vstack(labels).tocsc()
 
 
-def measuring(pictures: int, tags: int, rounds: int) -> str:
+def measuring(n_images: int, tags: int, rounds: int) -> str:
     """Exact AP, best F1 and its threshold of every tag, and all thresholds of averages, against scikit-learn.
 
     scikit-learn goes tag by tag: average_precision_score, and precision_recall_curve for the best F1.
@@ -112,7 +112,7 @@ def measuring(pictures: int, tags: int, rounds: int) -> str:
 
     found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
-        scores, labels = random_predictions(Path(folder) / "scores.npy", pictures, tags)
+        scores, labels = random_predictions(Path(folder) / "scores.npy", n_images, tags)
         by_tag = np.asfortranarray(scores, dtype=np.float32)  # what suits it best; not in its time
 
         def ours() -> None:
@@ -123,7 +123,7 @@ def measuring(pictures: int, tags: int, rounds: int) -> str:
         def reference() -> None:
             rows = []
             for i in range(tags):
-                carried = np.zeros(pictures, dtype=bool)
+                carried = np.zeros(n_images, dtype=bool)
                 carried[labels.indices[labels.indptr[i] : labels.indptr[i + 1]]] = True
                 precision, recall, _ = precision_recall_curve(carried, by_tag[:, i])
                 f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
@@ -134,7 +134,7 @@ def measuring(pictures: int, tags: int, rounds: int) -> str:
         differ = np.abs(found["ours"] - found["reference"]).max()
     rates = timings.rates(tags)
     return (
-        f"metrics: AP, best F1 and thresholds of {pictures:,} pictures and {tags:,} tags, {rounds} rounds\n"
+        f"metrics: AP, best F1 and thresholds of {n_images:,} images and {tags:,} tags, {rounds} rounds\n"
         f"  from histograms of all scores      {rates[0]:8.0f} tags/s\n"
         f"  scikit-learn, tag by tag           {rates[1]:8.0f} tags/s\n"
         f"  ratio {timings}\n"

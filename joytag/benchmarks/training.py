@@ -1,4 +1,4 @@
-"""How fast training goes: what brings pictures and what eats them, each side by side with a reference."""
+"""How fast training goes: what brings images and what eats them, each side by side with a reference."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from joytag.training.step import train_step
 SIZES = (224, 448)  # of the recipe's stages, pixels
 TURNS = 4  # batches that a measured step gets in turn, so that no time goes into making them
 SETTLING = 20  # steps until a GPU, its kernels and the gradient scaler have settled; those after them are measured
-LOADED = 32  # pictures of a batch where loading is measured
+LOADED = 32  # images of a batch where loading is measured
 AHEAD = data.PREFETCH + 1  # batches of a loading process that may be there already, or nearly so
 OPTIMIZER: dict[str, Any] = dict(name="lamb", lr=0.004, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
 
@@ -70,10 +70,10 @@ def measure(
 ) -> str:
     """The comparisons of a subject (`loader`, `augment`, `optimizer`, `step`, `feed` or `all`) as a table.
 
-    `copies` are pictures of 512 px. `all` also leaves what `plan` reckons with in its RATES. Raises SettingsError for
+    `copies` are images of 512 px. `all` also leaves what `plan` reckons with in its RATES. Raises SettingsError for
     `settings` that the recipe cannot have.
     """
-    pictures, rounds = (384, 2) if quick else (1024, rounds)
+    n_images, rounds = (384, 2) if quick else (1024, rounds)
     chosen = devices.pick_device(device)
     on_gpu, workers = chosen.type == "cuda", data.default_workers(chosen)
     often = 10 * rounds if on_gpu else rounds  # a GPU's steps are short
@@ -82,7 +82,7 @@ def measure(
     for case in cases:
         _run(case)
     measures: dict[str, Callable[[], list[Comparison]]] = {
-        "loader": lambda: loader(_encoded(copies), SIZES, pictures, rounds),
+        "loader": lambda: loader(_encoded(copies), SIZES, n_images, rounds),
         "augment": lambda: (
             [on_device(case, often) for case in cases] if on_gpu else [augmentation(copies, 448, 64, rounds)]
         ),
@@ -130,7 +130,7 @@ def _encoded(copies: Sequence[Image.Image]) -> dict[str, list[bytes]]:
 
 @dataclass(frozen=True)
 class Stored(dataset.Dataset):
-    """A dataset of picture files that lie anywhere, with made-up tags."""
+    """A dataset of image files that lie anywhere, with made-up tags."""
 
     files: Sequence[Path]
 
@@ -154,12 +154,12 @@ class Stored(dataset.Dataset):
         return self.files[int.from_bytes(sha256[:8], "little")]
 
 
-def loader(stores: dict[str, list[bytes]], sizes: Sequence[int], pictures: int, rounds: int) -> list[Comparison]:
-    """One process that loads and augments pictures of each size, ours from JPEG files; without its start.
+def loader(stores: dict[str, list[bytes]], sizes: Sequence[int], n_images: int, rounds: int) -> list[Comparison]:
+    """One process that loads and augments images of each size, ours from JPEG files; without its start.
 
-    `stores` holds the same pictures as `JPEG` and as `WebP` files, which the references read.
+    `stores` holds the same images as `JPEG` and as `WebP` files, which the references read.
     """
-    batches = pictures // LOADED
+    batches = n_images // LOADED
     with tempfile.TemporaryDirectory() as folder:
         paths = {kind: _write(Path(folder), kind, files) for kind, files in stores.items()}
         asked = {kind: [some[i % len(some)] for i in range(LOADED * (batches + AHEAD))] for kind, some in paths.items()}
@@ -167,14 +167,14 @@ def loader(stores: dict[str, list[bytes]], sizes: Sequence[int], pictures: int, 
         for size, kind in product(sizes, stores):
             ours, theirs = [], []
             for _ in range(rounds + 1):
-                reading = DataLoader(baselines.PillowPictures(asked[kind], size), LOADED, num_workers=1)
+                reading = DataLoader(baselines.PillowImages(asked[kind], size), LOADED, num_workers=1)
                 theirs.append(batches * _pace(iter(reading), AHEAD, batches))
-                ready = data.Pictures(Stored.of(asked["JPEG"]), "train", size, (0, 0), "trivial")
+                ready = data.ImageDataset(Stored.of(asked["JPEG"]), "train", size, (0, 0), "trivial")
                 keys = data.training_keys(0, 0, len(ready), 0, LOADED, LOADED, 0, 1)
                 ours.append(batches * _pace(data.batches(ready, keys, 1, pin=False), AHEAD, batches))
             timings = Timings(ours[1:], theirs[1:])  # the first round reads the files from the disk
             work = f"load {size} px"
-            found.append(Comparison(work, f"Pillow, from {kind}", LOADED * batches, "pictures", timings))
+            found.append(Comparison(work, f"Pillow, from {kind}", LOADED * batches, "images", timings))
     return found
 
 
@@ -193,11 +193,11 @@ def _write(folder: Path, kind: str, files: list[bytes]) -> list[Path]:
     return paths
 
 
-def augmentation(copies: Sequence[Image.Image], size: int, pictures: int, rounds: int) -> Comparison:
+def augmentation(copies: Sequence[Image.Image], size: int, n_images: int, rounds: int) -> Comparison:
     """TrivialAugment of a batch, on one core."""
-    squares = [image.square(copies[i % len(copies)], size) for i in range(pictures)]
+    squares = [image.square(copies[i % len(copies)], size) for i in range(n_images)]
     batch = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
-    draws = augment.draw([(0, row) for row in range(pictures)], augment.SPACES["trivial"], size)
+    draws = augment.draw([(0, row) for row in range(n_images)], augment.SPACES["trivial"], size)
     theirs = baselines.trivial_augment()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -205,7 +205,7 @@ def augmentation(copies: Sequence[Image.Image], size: int, pictures: int, rounds
         lambda: augment.apply(batch, draws[0]), lambda: [theirs(square) for square in squares], rounds
     )
     torch.set_num_threads(threads)
-    return Comparison(f"augment {pictures} at {size} px", "torchvision on Pillow's", pictures, "pictures", timings)
+    return Comparison(f"augment {n_images} at {size} px", "torchvision on Pillow's", n_images, "images", timings)
 
 
 def optimizer(rounds: int, device: torch.device) -> Comparison:
@@ -224,7 +224,7 @@ def on_device(case: Case, rounds: int) -> Comparison:
     """TrivialAugment of a batch on its device, against the training step that follows it there."""
     with _Remote(_augmenting, case) as ours, _Remote(_our_steps, case) as theirs:
         timings = side_by_side(ours, theirs, rounds)
-    return Comparison(f"augment {case.batch} at {case.size} px", "a training step", case.batch, "pictures", timings)
+    return Comparison(f"augment {case.batch} at {case.size} px", "a training step", case.batch, "images", timings)
 
 
 def step(case: Case, rounds: int) -> Comparison:
@@ -241,7 +241,7 @@ def step(case: Case, rounds: int) -> Comparison:
         shares = [rate * _flop(case) / peak for rate in timings.rates(case.batch)]
         note += f"; {shares[0]:.1%} of the peak of {peak / 1e12:.0f} TFLOP/s, the reference {shares[1]:.1%}"
     work = f"step of {case.batch} at {case.size} px"
-    return Comparison(work, "eager, looped LAMB", case.batch, "pictures", timings, note)
+    return Comparison(work, "eager, looped LAMB", case.batch, "images", timings, note)
 
 
 def _flop(case: Case) -> int:
@@ -250,15 +250,15 @@ def _flop(case: Case) -> int:
 
 
 def feed(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -> Comparison:
-    """Batches for a step from so many processes that load pictures, against what the step takes."""
+    """Batches for a step from so many processes that load images, against what the step takes."""
     device, ahead = _run(case).device, workers * AHEAD
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder, _Remote(_our_steps, case) as steps:
         paths = _write(Path(folder), "JPEG", _encoded(copies)["JPEG"])
         stored = Stored.of([paths[i % len(paths)] for i in range(4096)])
-        pictures = data.Pictures(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
-        keys = data.training_keys(0, 0, len(pictures), 0, case.batch, case.batch, 0, 1)
-        loaded = data.batches(pictures, keys, workers, pin=device.type == "cuda")
+        stored_images = data.ImageDataset(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
+        keys = data.training_keys(0, 0, len(stored_images), 0, case.batch, case.batch, 0, 1)
+        loaded = data.batches(stored_images, keys, workers, pin=device.type == "cuda")
         steps()
         for _ in range(rounds):
             ours.append(_pace(loaded, ahead, 2 * ahead))
@@ -267,7 +267,7 @@ def feed(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -
             theirs.append(time.perf_counter() - start)
         loaded.close()
     work = f"feed {case.size} px by {workers} processes"
-    return Comparison(work, "what a training step takes", case.batch, "pictures", Timings(ours, theirs))
+    return Comparison(work, "what a training step takes", case.batch, "images", Timings(ours, theirs))
 
 
 class _Remote:
@@ -302,7 +302,7 @@ def _serve(pipe: Connection, function: Callable[..., Iterator[float]], arguments
 
 
 def _run(case: Case) -> Run:
-    """The recipe, on made-up pictures. Raises SettingsError."""
+    """The recipe, on made-up images. Raises SettingsError."""
     given = ["output=unused", "data.directory=unused", f"device={case.device}", f"batch_size={case.batch}"]
     given += ["micro_batch=null", f"stages.0.image_size={case.size}", *case.settings]
     config = settings.load(RunSettings, settings.find("b16_448.yaml"), given)
@@ -323,8 +323,8 @@ def _batches(run: Run) -> Iterator[list[data.Batch]]:
         step = []
         for _ in range(run.share // micro):
             pixels = torch.randint(0, 256, (micro, size, size, 3), dtype=torch.uint8, generator=random)
-            rows = torch.randint(len(run.pictures), (micro,), generator=random)
-            labels = torch.from_numpy(run.pictures.labels(rows.numpy(), len(run.dataset.tags)))
+            rows = torch.randint(len(run.images), (micro,), generator=random)
+            labels = torch.from_numpy(run.images.labels(rows.numpy(), len(run.dataset.tags)))
             batch = data.Batch(pixels.permute(0, 3, 1, 2), labels, rows, rows, [])
             step.append(batch.pin_memory() if run.device.type == "cuda" else batch)
         steps.append(step)

@@ -9,8 +9,8 @@ from joytag.benchmarks.training import measure
 from joytag.cli.arguments import Parser, positive
 
 TRAINING = {
-    "loader": "loading and augmenting pictures, against Pillow and torchvision",
-    "augment": "TrivialAugment of a batch, against torchvision's on Pillow pictures; on a GPU, against a training step",
+    "loader": "loading and augmenting images, against Pillow and torchvision",
+    "augment": "TrivialAugment of a batch, against torchvision's on Pillow images; on a GPU, against a training step",
     "optimizer": "a step of LAMB, against a loop",
     "step": "a training step of the released model, against the eager one",
     "feed": "loading with as many processes as there are cores, against what a training step takes",
@@ -30,20 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training.add_argument("--device", default="auto")
         training.add_argument("--batch", type=positive, help="samples of a step (default: 8; GPU: 256 or 64, by size)")
         training.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
-        training.add_argument("--quick", action="store_true", help="fewer pictures and rounds, in under three minutes")
+        training.add_argument("--quick", action="store_true", help="fewer images and rounds, in under three minutes")
         training.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
         training.add_argument("settings", nargs="*", metavar="key=value", help="of the steps, such as compile=true")
-    tag = subjects.add_parser("tag", help="tagging pictures, against the released model's published example")
+    tag = subjects.add_parser("tag", help="tagging images, against the released model's published example")
     tag.add_argument("--device", default="auto")
     tag.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16", "int8"))
     metrics = subjects.add_parser("metrics", help="exact figures of stored scores, against scikit-learn tag by tag")
-    metrics.add_argument("--pictures", type=positive, default=32_768, help="default: %(default)s")
+    metrics.add_argument("--images", dest="n_images", type=positive, default=32_768, help="default: %(default)s")
     metrics.add_argument("--tags", type=positive, default=5813, help="default: %(default)s")
     metrics.add_argument("--rounds", type=positive, default=1, help="default: %(default)s")
     scan = subjects.add_parser("scan", help="judging, hashing and resizing originals, against three passes over each")
     formats = subjects.add_parser("formats", help="storing and decoding training copies, against JPEG")
-    for one, pictures, rounds in ((tag, 8, 5), (scan, 40, 3), (formats, 40, 3)):
-        one.add_argument("--pictures", type=positive, default=pictures, help="in a round (default: %(default)s)")
+    for one, images, rounds in ((tag, 8, 5), (scan, 40, 3), (formats, 40, 3)):
+        one.add_argument(
+            "--images", dest="n_images", type=positive, default=images, help="in a round (default: %(default)s)"
+        )
         one.add_argument("--rounds", type=positive, default=rounds, help="default: %(default)s")
     metadata = subjects.add_parser("metadata", help="from a mirror's JSON to tags and splits, against dicts of sets")
     metadata.add_argument("--posts", type=positive, default=500_000, help="of a synthetic mirror (%(default)s)")

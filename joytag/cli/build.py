@@ -1,4 +1,4 @@
-"""Turn raw picture sources into a dataset directory."""
+"""Turn raw image sources into a dataset directory."""
 
 from __future__ import annotations
 

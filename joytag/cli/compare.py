@@ -1,4 +1,4 @@
-"""Compare taggers on the same pictures: which is better, by how much, on which tags, and what of it is noise."""
+"""Compare taggers on the same images: which is better, by how much, on which tags, and what of it is noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("taggers", nargs="+", type=Path, metavar="TAGGER", help="a directory: predictions, a release, a checkpoint, a "
         "run, or an ONNX tagger in the WD layout (model.onnx and selected_tags.csv)")  # fmt: skip
-    add("--data", type=Path, help="a dataset directory: its validation pictures, and labels; needed unless all are "
+    add("--data", type=Path, help="a dataset directory: its validation images, and labels; needed unless all are "
         "predictions")  # fmt: skip
     add("--output", type=Path, default=Path("runs/comparison"), help="where reports and new predictions go "
         "(default: %(default)s)")  # fmt: skip
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for one in entered:
         print(f"{one.letter}: {one.name} ({one.kind}, {one.path})")
     print(
-        f"{len(arena.labels.indices):,} labels of {len(arena.tags):,} common tags on {arena.labels.shape[0]:,} pictures"
+        f"{len(arena.labels.indices):,} labels of {len(arena.tags):,} common tags on {arena.labels.shape[0]:,} images"
     )
     for table in tables(comparison):
         Console().print(table)

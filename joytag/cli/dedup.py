@@ -1,4 +1,4 @@
-"""Show which pictures of a dataset count as copies, the doubtful ones first."""
+"""Show which images of a dataset count as copies, the doubtful ones first."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", type=Path, help="a checkpoint or release directory")
     add("--predictions", type=Path, help="reports alone, from the predictions in this directory")
-    add("--data", type=Path, help="a dataset directory; with --predictions, for the report's pictures (default: the "
+    add("--data", type=Path, help="a dataset directory; with --predictions, for the report's images (default: the "
         "dataset predicted, if it is still there)")  # fmt: skip
     add("--output", type=Path, help="where reports go, and predictions/ (default: the model's directory, or what "
         "holds the predictions)")  # fmt: skip
     add("--split", default="validation", choices=SPLITS)
     add("--threshold", type=fraction, default=0.4, help="a tag is predicted above it (default: 0.4)")
     add("--groups", type=Path, metavar="FILE", help="YAML, {name: [tag, tag]}: groups of tags to compare")
-    add("--batch-size", type=positive, default=64, help="pictures computed at once (default: 64)")
+    add("--batch-size", type=positive, default=64, help="images computed at once (default: 64)")
     add("--workers", type=positive, help="decoding processes (default: chosen by device)")
     add("--device", default="auto")
     add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))

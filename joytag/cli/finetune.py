@@ -1,4 +1,4 @@
-"""Fine-tune a released model on a folder of pictures with .txt sidecars: build the dataset, then train."""
+"""Fine-tune a released model on a folder of images with .txt sidecars: build the dataset, then train."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from joytag.training.config import RunSettings
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = Parser(description=__doc__)
-    parser.add_argument("pictures", type=Path, help="a folder of pictures, each with a .txt of tags beside it")
+    parser.add_argument("images", type=Path, help="a folder of images, each with a .txt of tags beside it")
     parser.add_argument("--model", required=True, help="the release to start from: a directory or the hub's id")
     parser.add_argument("--output", required=True, type=Path, help="the new run's directory, with release/ in it")
     parser.add_argument("--only-new-tags", action="store_true", help="forget the release's tags that are not used here")
@@ -32,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = config.model_copy(update=paths).fitted_to(release.read_config(model))
 
     base = settings.load(BuildSettings, settings.find("folder.yaml", Path("configs/data")))
-    source = base.sources[0].model_copy(update={"path": str(given.pictures)})
+    source = base.sources[0].model_copy(update={"path": str(given.images)})
     tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / "top_tags.txt")})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
     try:
         launch.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
     except Exit as end:
         raise Exit(str(end).replace(launch.GO_ON, "the same command goes on"), end.code) from None
-    print(f"Next: .venv/bin/python scripts/predict.py --model {given.output}/release PICTURES")
+    print(f"Next: .venv/bin/python scripts/predict.py --model {given.output}/release IMAGES")

@@ -1,4 +1,4 @@
-"""Tag pictures, folders of them or glob patterns: into a text beside each picture, a table, or the terminal."""
+"""Tag images, folders of them or glob patterns: into a text beside each image, a table, or the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__, epilog="The flags are also understood as sd-scripts spells them.")
     add = parser.add_argument
     listed: dict[str, Any] = {"type": names, "action": "extend", "default": [], "metavar": "TAG,TAG"}
-    add("inputs", nargs="+", metavar="PATH", help="a picture, a folder, or a pattern such as 'art/*.png'")
+    add("inputs", nargs="+", metavar="PATH", help="an image, a folder, or a pattern such as 'art/*.png'")
     add("--model", required=True, help="a release or checkpoint directory, or a model's id on the Hugging Face hub")
     add("--recursive", action="store_true", help="also folders within the folders")
     add("--output", choices=("txt", "json", "jsonl", "csv", "print"), default="txt",
-        help="a .txt or .json beside each picture (default: txt), one tags.jsonl or tags.csv, or print")
+        help="a .txt or .json beside each image (default: txt), one tags.jsonl or tags.csv, or print")
     add("--threshold", "--thresh", type=fraction, default=0.4, help="of a tag's score (default: 0.4)")
     add("--thresholds", type=Path, metavar="FILE", help='of single tags: thresholds.csv, or JSON {"1girl": 0.5}')
     add("--max-tags", type=positive, metavar="N", help="only the N best")
@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--replace", "--tag_replacement", type=replacements, action="extend", default=[], metavar="OLD=NEW",
         help="rename a tag (several times: several tags)")
     add("--separator", "--caption_separator", type=separator, default=", ", help="between tags (default: ', ')")
-    add("--extension", "--caption_extension", help="of the files beside the pictures (default: .txt or .json)")
+    add("--extension", "--caption_extension", help="of the files beside the images (default: .txt or .json)")
     add("--append", "--append_tags", action="store_true", help="merge into the texts that are there")
     add("--overwrite", action="store_true", help="tag again what has tags, which is else left as it is")
-    add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help="pictures computed at once")
+    add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help="images computed at once")
     add("--workers", "--max_data_loader_n_workers", type=positive, metavar="N", help="threads that decode ahead")
     add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
     add("--precision", choices=("auto", "fp32", "fp16", "bf16", "int8"), default="auto", help="to compute in")

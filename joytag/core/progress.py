@@ -15,21 +15,21 @@ from joytag.core import distributed
 
 @contextmanager
 def progress(title: str, total: int, done: int) -> Iterator[Callable[[int], int]]:
-    """A bar, on rank 0 and if people watch, to be advanced by some pictures; that tells how many there are by now."""
+    """A bar, on rank 0 and if people watch, to be advanced by some images; that tells how many there are by now."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} pictures/s"),
+        TextColumn("{task.fields[rate]:.1f} images/s"),
         TimeRemainingColumn(),
     )
     start, now, silent = time.perf_counter(), done, distributed.rank() > 0 or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=silent) as bar:
         task = bar.add_task(title, total=total, completed=done, rate=0.0)
 
-        def advance(pictures: int) -> int:
+        def advance(images: int) -> int:
             nonlocal now
-            now = min(now + pictures, total)
+            now = min(now + images, total)
             bar.update(task, completed=now, rate=(now - done) / (time.perf_counter() - start))
             return now
 

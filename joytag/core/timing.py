@@ -32,7 +32,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours and a named reference at the same work, of which they do `count` units (`pictures`, `steps`) a round.
+    """Ours and a named reference at the same work, of which they do `count` units (`images`, `steps`) a round.
 
     `note` is what else there is to say.
     """

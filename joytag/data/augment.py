@@ -1,7 +1,7 @@
 """Augmentation of a batch, drawn by position, not by history: TrivialAugment, RandAugment, mixup.
 
 TrivialAugment (Mueller and Hutter 2021, arXiv:2103.10158) applies one of 14 operations to a uint8
-picture at one of 31 magnitudes, in torchvision's "wide" space; RandAugment (Cubuk et al. 2020,
+image at one of 31 magnitudes, in torchvision's "wide" space; RandAugment (Cubuk et al. 2020,
 arXiv:1909.13719) two of them, one after the other, at magnitude 9 of its narrower space. Bilinear,
 white outside. Colour operations follow torchvision's tensor arithmetic.
 """
@@ -41,7 +41,7 @@ CACHED = 1 << 18  # pixels that a CPU works on at once, so that they stay in its
 class Space:
     """How strong operations are: the magnitude of the strongest bin; weaker ones lie evenly between it and none.
 
-    `level` is the one bin that is used, None for a random one; `number` how many operations a picture gets.
+    `level` is the one bin that is used, None for a random one; `number` how many operations an image gets.
     """
 
     shear: float
@@ -53,7 +53,7 @@ class Space:
     number: int
 
     def strongest(self, operation: str, size: int) -> float:
-        """The strongest magnitude of an operation that has a direction, else 0; pictures have `size` pixels."""
+        """The strongest magnitude of an operation that has a direction, else 0; images have `size` pixels."""
         if operation in ("translate_x", "translate_y"):
             return self.translate if self.translate >= 1 else self.translate * size
         if operation in ("shear_x", "shear_y"):
@@ -80,16 +80,16 @@ SPACES = {
 
 @dataclass(frozen=True)
 class Draws:
-    """One operation for each picture of a batch: int64 [B] index into OPERATIONS, float32 [B] magnitude."""
+    """One operation for each image of a batch: int64 [B] index into OPERATIONS, float32 [B] magnitude."""
 
     operations: Tensor
     magnitudes: Tensor
 
 
 def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
-    """Draw operations, bins and signs for pictures of `size` pixels, each from its key, such as (1, seed, stage, row).
+    """Draw operations, bins and signs for images of `size` pixels, each from its key, such as (1, seed, stage, row).
 
-    Of the draws, each picture gets all, one after the other.
+    Of the draws, each image gets all, one after the other.
     """
     numbers = [np.random.default_rng(list(key)) for key in keys]
     draws = []
@@ -106,9 +106,9 @@ def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
 
 
 def apply(images: Tensor, draws: Draws) -> Tensor:
-    """Apply each picture's own operation to a uint8 [B, 3, S, S] batch, in place and on its device; returns it.
+    """Apply each image's own operation to a uint8 [B, 3, S, S] batch, in place and on its device; returns it.
 
-    It works fastest on batches that are channels last. Pictures with the same operation are worked on together;
+    It works fastest on batches that are channels last. Images with the same operation are worked on together;
     nothing waits for the device.
     """
     pixels = images.permute(0, 2, 3, 1)
@@ -137,15 +137,15 @@ def _perform(name: str, pixels_BYXC: Tensor, amounts: Tensor) -> Tensor:
 
 def _translate(pixels_BYXC: Tensor, amounts: list[float], dim: int) -> Tensor:
     result, size = torch.full_like(pixels_BYXC, 255), pixels_BYXC.shape[1]
-    for moved, picture, amount in zip(result, pixels_BYXC, amounts, strict=True):
+    for moved, image, amount in zip(result, pixels_BYXC, amounts, strict=True):
         shift = max(-size, min(size, int(amount)))
         kept = size - abs(shift)
-        moved.narrow(dim, max(0, shift), kept).copy_(picture.narrow(dim, max(0, -shift), kept))
+        moved.narrow(dim, max(0, shift), kept).copy_(image.narrow(dim, max(0, -shift), kept))
     return result
 
 
 def _inverse_matrix(operation: str, amount: float) -> list[list[float]]:
-    """Where an output position comes from, in coordinates from -1 to 1 over the picture."""
+    """Where an output position comes from, in coordinates from -1 to 1 over the image."""
     if operation == "shear_x":  # about the top left corner
         return [[1, amount, amount], [0, 1, 0]]
     if operation == "shear_y":
@@ -198,7 +198,7 @@ def _contrast(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
 
 
 def _sharpness(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
-    """Blend with the picture blurred by a 3x3 kernel of ones around a five; the outermost pixels stay."""
+    """Blend with the image blurred by a 3x3 kernel of ones around a five; the outermost pixels stay."""
     result = pixels_BYXC.clone()
     levels = pixels_BYXC.to(torch.int16)
     rows = (levels[:, :-2] + levels[:, 1:-1]).add_(levels[:, 2:])
@@ -252,9 +252,9 @@ def _histogram(places: Tensor, length: int) -> Tensor:
 
 
 def mixup(images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix neighbours, the first with the second and so on, pictures [B, 3, S, S] and labels [B, N], both float.
+    """Mix neighbours, the first with the second and so on, images [B, 3, S, S] and labels [B, N], both float.
 
-    Of the result, float32 `shares` [B] are a picture's own (Zhang et al. 2018, arXiv:1710.09412).
+    Of the result, float32 `shares` [B] are an image's own (Zhang et al. 2018, arXiv:1710.09412).
     """
     mixed = []
     for values in (images, labels):

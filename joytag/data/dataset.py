@@ -4,11 +4,11 @@ dataset.json           version, sources in order, what it was built from and wit
 config.yaml            the settings that build it again
 tags.parquet           one row an output of the model, in order
 top_tags.txt           their names, as in a release
-train.parquet          one row a picture
+train.parquet          one row an image
 validation.parquet
 rejected.parquet       one row a post that is in neither, and why
 work/                  what the build found, so that it can go on; nothing else reads it
-images/ab/cd/HASH.jpg  resized pictures, by the hex sha256 of the original file
+images/ab/cd/HASH.jpg  resized images, by the hex sha256 of the original file
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TagTable:
     """The vocabulary; position i describes output i of the model.
 
     `names` are unique, with underscores; `categories` (int8) hold Danbooru's numbers; `counts`
-    (int64) are pictures in the training split; `totals` those in both splits.
+    (int64) are images in the training split; `totals` those in both splits.
     """
 
     names: list[str]
@@ -75,7 +75,7 @@ class TagTable:
 
 @dataclass(frozen=True)
 class Posts:
-    """The pictures of one split, as columns; row i is picture i.
+    """The images of one split, as columns; row i is image i.
 
     `tags` is a flat int16 array, of which row i owns `tags[offsets[i]:offsets[i + 1]]`; `hashes` is
     uint8 [rows, 32]; `sources` indexes `Dataset.sources`.
@@ -92,7 +92,7 @@ class Posts:
         return len(self.ids)
 
     def labels(self, rows: np.ndarray, n_tags: int) -> np.ndarray:
-        """bool [len(rows), n_tags]: which tags the pictures carry."""
+        """bool [len(rows), n_tags]: which tags the images carry."""
         labels = np.zeros((len(rows), n_tags), dtype=bool)
         for i, row in enumerate(rows):
             labels[i, self.tags[self.offsets[row] : self.offsets[row + 1]]] = True
@@ -128,19 +128,19 @@ class Dataset:
             phashes=table.column("phash").to_numpy(),
         )
         if len(posts) == 0:
-            raise DatasetError(f"{path}: holds no pictures; build it with .venv/bin/joytag build")
+            raise DatasetError(f"{path}: holds no images; build it with .venv/bin/joytag build")
         for name, values, limit in (("tags", posts.tags, len(self.tags)), ("source", posts.sources, len(self.sources))):
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise DatasetError(f"{path}: {name}: values outside 0 to {limit - 1}; build the dataset again")
         return posts
 
     def image_path(self, sha256: bytes) -> Path:
-        """Where the resized copy of the picture with this sha256 (32 bytes) lies.
+        """Where the resized copy of the image with this sha256 (32 bytes) lies.
 
-        Raises DatasetError for a dataset without pictures.
+        Raises DatasetError for a dataset without images.
         """
         if self.extension == "none":
-            raise DatasetError(f"{self.directory}: built with `pictures: false`; build it with pictures")
+            raise DatasetError(f"{self.directory}: built with `images: false`; build it with images")
         return image_path(self.directory, sha256, self.extension)
 
 

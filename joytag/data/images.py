@@ -34,14 +34,14 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
 
-# A copy is resized bicubically from a picture at least this many times larger, which a cheaper filter made of the
+# A copy is resized bicubically from an image at least this many times larger, which a cheaper filter made of the
 # original. On JPEGs of 1,500 to 2,500 px the copies were 44 dB or more from those made at once with Lanczos' filter;
 # storing them as JPEGs of quality 95 costs as much.
 OVERSAMPLING = 1.25
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used. `kind` is the reason in a word or two, the same for all pictures alike."""
+    """An image that cannot be used. `kind` is the reason in a word or two, the same for all images alike."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -50,32 +50,32 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Reduced:
-    """A picture decoded at 1/1, 1/2, 1/4 or 1/8 of its size.
+    """An image decoded at 1/1, 1/2, 1/4 or 1/8 of its size.
 
-    `picture` is upright RGB on white; `box` (left, upper, right, lower) is the part of it that the original covers,
+    `image` is upright RGB on white; `box` (left, upper, right, lower) is the part of it that the original covers,
     which ends within its last column and row where the original's sides are no multiples; `size` is the original's
     width and height.
     """
 
-    picture: Image.Image
+    image: Image.Image
     box: tuple[float, float, float, float]
     size: tuple[int, int]
 
     @property
     def is_whole(self) -> bool:
-        """Whether the picture was decoded at its full size."""
-        return self.picture.size == self.size
+        """Whether the image was decoded at its full size."""
+        return self.image.size == self.size
 
     def fit(self, longest: int) -> Image.Image:
-        """The picture shrunk so that its longest side has at most `longest` pixels; never enlarged."""
+        """The image shrunk so that its longest side has at most `longest` pixels; never enlarged."""
         size = _fitting(self.size, longest)
-        if self.picture.size == size:
-            return self.picture
-        return self.picture.resize(size, Image.Resampling.BICUBIC, box=self.box, reducing_gap=OVERSAMPLING)
+        if self.image.size == size:
+            return self.image
+        return self.image.resize(size, Image.Resampling.BICUBIC, box=self.box, reducing_gap=OVERSAMPLING)
 
 
 def decode(source: bytes | str | os.PathLike[str], *, still: bool = False, opaque: bool = False) -> Image.Image:
-    """Decode a file's bytes, or the file at a path, to an upright RGB picture on white.
+    """Decode a file's bytes, or the file at a path, to an upright RGB image on white.
 
     The EXIF orientation is applied; of an animation the first frame is taken, unless `still` refuses
     it; transparency is laid on white, unless `opaque` refuses it; 16-bit grey is scaled to 8 bits.
@@ -98,15 +98,15 @@ def decode_reduced(data: bytes, longest: int, *, still: bool = False, opaque: bo
             scale = OVERSAMPLING * longest / max(image.size)
             image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
         divisor = round(width / image.width)
-        picture = _upright(image, opaque)
+        upright = _upright(image, opaque)
         if divisor == 1:
-            return Reduced(picture, (0, 0, *picture.size), picture.size)
-        return Reduced(picture, (0, 0, width / divisor, height / divisor), (width, height))
+            return Reduced(upright, (0, 0, *upright.size), upright.size)
+        return Reduced(upright, (0, 0, width / divisor, height / divisor), (width, height))
 
 
 @contextmanager
 def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Image.Image]:
-    """An opened picture; whatever is wrong with it, then or when it is loaded, comes as an ImageError."""
+    """An opened image; whatever is wrong with it, then or when it is loaded, comes as an ImageError."""
     name = "" if isinstance(source, bytes) else f"{os.fspath(source)}: "
     try:
         with warnings.catch_warnings():
@@ -120,7 +120,7 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError(f"{name}larger than {MAX_PIXELS} pixels", "too large") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name}not a picture in one of the formats {', '.join(FORMATS)}", "not a picture") from None
+        raise ImageError(f"{name}not an image in one of the formats {', '.join(FORMATS)}", "not an image") from None
     except FileNotFoundError:
         raise ImageError(f"{name}no such file", "missing") from None
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
@@ -156,7 +156,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """Pad an RGB picture to a centred white square, then resize it to `size` pixels a side.
+    """Pad an RGB image to a centred white square, then resize it to `size` pixels a side.
 
     The recipe trains with bilinear resampling and tags with bicubic.
     """
@@ -171,7 +171,7 @@ def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
 
 
 def fit(image: Image.Image, longest: int) -> Image.Image:
-    """Shrink a picture so that its longest side has at most `longest` pixels; never enlarge it."""
+    """Shrink an image so that its longest side has at most `longest` pixels; never enlarge it."""
     return Reduced(image, (0, 0, *image.size), image.size).fit(longest)
 
 
@@ -181,7 +181,7 @@ def _fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def read_square(path: Path, size: int, out: Tensor | None = None) -> Tensor:
-    """The picture at a path as a bilinear square on white, uint8 [size, size, 3]; written to `out`, if it is given.
+    """The image at a path as a bilinear square on white, uint8 [size, size, 3]; written to `out`, if it is given.
 
     As `decode` and `square` have it, to within two levels, but several times faster. A JPEG at least twice as large is
     decoded at 1/2, 1/4 or 1/8 of its size, which moves it by up to half an output pixel. Raises ImageError.
@@ -202,7 +202,7 @@ def _write_square(pixels: np.ndarray, out: Tensor) -> None:
     """`square` in torch, uint8 [height, width, 3] to [size, size, 3]; most of the white is not resized.
 
     Stretches of `side / gcd(side, size)` pixels become `size / gcd(side, size)` whole ones, so the resizing may begin
-    and end at any multiple of them. Two of white around the picture are more than the filter sees.
+    and end at any multiple of them. Two of white around the image are more than the filter sees.
     """
     import torch
 
@@ -255,7 +255,7 @@ def _may_be_turned(jpeg: bytes) -> bool:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """An RGB picture to uint8 [3, height, width]."""
+    """An RGB image to uint8 [3, height, width]."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
@@ -269,9 +269,9 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def find(path: Path, recursive: bool = True) -> list[Path]:
-    """The pictures in a folder, and in those below it if `recursive`, sorted by path; or the file itself.
+    """The images in a folder, and in those below it if `recursive`, sorted by path; or the file itself.
 
-    What macOS leaves beside pictures (`._picture.jpg`) is passed over.
+    What macOS leaves beside images (`._image.jpg`) is passed over.
     """
     if not path.is_dir():
         return [path]

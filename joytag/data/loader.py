@@ -27,7 +27,7 @@ from joytag.data import dataset as records
 from joytag.data.images import ImageError, read_square
 
 Key = tuple[int, int]  # epoch, row of the split
-MAX_SUBSTITUTES = 100  # pictures that are tried one after the other
+MAX_SUBSTITUTES = 100  # images that are tried one after the other
 PREFETCH = 2  # batches that each decoding process is ahead
 SHARED = Path("/dev/shm")  # where Linux has the memory that processes share
 
@@ -38,7 +38,7 @@ class WorkerLost(Exit):
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures uint8 [B, 3, S, S] (channels last), labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
+    """Images uint8 [B, 3, S, S] (channels last), labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
 
     `bad` are the rows that were asked for but cannot be decoded, and why; `draws` the augmentation still to be done.
     """
@@ -58,12 +58,12 @@ class Batch:
         return replace(self, **{n: getattr(self, n).pin_memory() for n in ("images", "labels", "sources", "rows")})
 
 
-class Pictures(Dataset[Batch]):
-    """The pictures of a split at one size; asked for many (epoch, row) keys at once, it gives a Batch.
+class ImageDataset(Dataset[Batch]):
+    """The images of a split at one size; asked for many (epoch, row) keys at once, it gives a Batch.
 
-    In training `draw`, (seed, stage), decides what is random: a picture is augmented as drawn from (seed, stage,
+    In training `draw`, (seed, stage), decides what is random: an image is augmented as drawn from (seed, stage,
     epoch, row), if that is wanted, and one that cannot be decoded is replaced by another, drawn likewise.
-    Otherwise such a picture is left out. What is `deferred`, the device is to do.
+    Otherwise such an image is left out. What is `deferred`, the device is to do.
     """
 
     def __init__(
@@ -111,17 +111,17 @@ class Pictures(Dataset[Batch]):
             draws,
         )
 
-    def _memory(self, pictures: int) -> Tensor:
-        """Room for so many pictures, uint8 [pictures, S, S, 3]; in a decoding process shared memory, used in turn.
+    def _memory(self, number: int) -> Tensor:
+        """Room for so many images, uint8 [images, S, S, 3]; in a decoding process shared memory, used in turn.
 
         Fresh shared memory would cost as much as a sixth of all the work. Of a process's batches, one is being made
         and at most PREFETCH are waiting or in use; so what comes up again is no longer used.
         """
-        shape = (pictures, self.size, self.size, 3)
-        if pictures == 0 or get_worker_info() is None:
+        shape = (number, self.size, self.size, 3)
+        if number == 0 or get_worker_info() is None:
             return torch.empty(shape, dtype=torch.uint8)
         buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
-        if len(buffer) < pictures:
+        if len(buffer) < number:
             buffer = torch.empty(shape, dtype=torch.uint8)
             if SHARED.is_dir() and shutil.disk_usage(SHARED).free < buffer.nbytes:  # whose first use would be fatal
                 raise records.DatasetError(
@@ -130,10 +130,10 @@ class Pictures(Dataset[Batch]):
                 )
             buffer.share_memory_()
         self._buffers.append(buffer)
-        return buffer[:pictures]
+        return buffer[:number]
 
     def _read(self, key: Key, out: Tensor, bad: list[tuple[int, str]]) -> list[int]:
-        """Read a picture, or what stands for it; its row, none if nothing does. Bad ones are added to the list.
+        """Read an image, or what stands for it; its row, none if nothing does. Bad ones are added to the list.
 
         Raises DatasetError when there is no end to them.
         """
@@ -193,15 +193,15 @@ def evaluation_keys(
 
 
 def batches(
-    pictures: Pictures, keys: Iterable[list[Key]], workers: int, pin: bool, timeout: int = 600
+    dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: bool, timeout: int = 600
 ) -> Generator[Batch]:
     """Load batches in order, ahead of their use; each may be used until the next is asked for.
 
-    Raises DatasetError when no picture can be decoded at all, and what `worker_errors` translates when a decoding
+    Raises DatasetError when no image can be decoded at all, and what `worker_errors` translates when a decoding
     process dies or has not delivered for `timeout` seconds.
     """
     loader = DataLoader(
-        pictures,
+        dataset,
         batch_sampler=_Once(keys),
         collate_fn=_as_it_is,
         num_workers=workers,

@@ -31,27 +31,27 @@ Resample = Callable[..., dict[str, Replicates]]  # bootstrap.replicates with a s
 class Analysis:
     """Everything that reports tell. NaN is undefined, everywhere.
 
-    `facts`: threshold, pictures, tags, tags_with_positives, labels_per_picture, minimum_positives (of `map`),
+    `facts`: threshold, images, tags, tags_with_positives, labels_per_image, minimum_positives (of `map`),
     resamples, seed, and predictions' provenance. `thresholds`: fixed, macro_break_even, micro_break_even,
-    best_micro_f1, best_macro_f1; chosen on all pictures, so the figures at all but `fixed` flatter.
+    best_micro_f1, best_macro_f1; chosen on all images, so the figures at all but `fixed` flatter.
     `headline`: threshold name -> figure name -> Interval, with macro_ and micro_ precision, recall, f1, mcc, and
     under `ranking` `map`. `macro_over`: threshold name -> over how many tags macro_precision is the mean (the other
     macro figures are over `tags_with_positives`).
     `split_half`: `fixed`, `global` and `per_tag`, each with macro_f1 and micro_f1 Intervals, the last two also with
     `difference` (Interval of macro F1 minus that of `fixed`), `directions` (that difference on either half alone) and
-    `verdict` (a sentence). Each picture is decided once, at thresholds chosen on the other half.
+    `verdict` (a sentence). Each image is decided once, at thresholds chosen on the other half.
     `per_tag`: a row a tag: index, name, category (word), band, train_count, positives, predicted, tp, fp, fn, tn,
     precision, recall, f1, mcc, ap, best_threshold, best_f1, threshold (for use: shrunk, see `shrunk_thresholds`),
     ece, undefined (words, or ""). Figures that are undefined are null.
     `sources`, `categories`, `bands`, `groups`: name -> macro_ and micro_ precision, recall, f1, `macro_f1_low`,
-    `macro_f1_high`, map, tags, tags_with_positives, pictures (with a label of it). `gaps`: the same four names ->
+    `macro_f1_high`, map, tags, tags_with_positives, images (with a label of it). `gaps`: the same four names ->
     best, worst (names), gap (Interval of the difference of their macro F1); empty where there are not two.
     `curves`: float64 arrays [about 200] over `threshold`: macro_ and micro_ precision, recall, f1; `tags`: tag name
     -> (recall, precision), arrays [up to about 200] of some common, middling and rare tags.
     `calibration`: `mean_score`, `frequency`, `count` arrays of the bins that are not empty, `edges` [bins + 1], `ece`.
-    `confusions` are by pictures, `confusions_by_share` by share among those that happened a few times.
-    `false_positives`: the highest-scored, and `misses`: those that look least like a picture with the tag (by
-    confidence), each of another picture; `label_errors`: both kinds, by confidence.
+    `confusions` are by images, `confusions_by_share` by share among those that happened a few times.
+    `false_positives`: the highest-scored, and `misses`: those that look least like an image with the tag (by
+    confidence), each of another image; `label_errors`: both kinds, by confidence.
     """
 
     facts: dict[str, Any]
@@ -131,13 +131,13 @@ def analyse(
 
 def _facts(predictions: Predictions, curves: Curves) -> dict[str, Any]:
     """Provenance and sizes."""
-    pictures, tags = predictions.scores.shape
+    images, tags = predictions.scores.shape
     return {
         **predictions.provenance,
-        "pictures": pictures,
+        "images": images,
         "tags": tags,
         "tags_with_positives": int(np.count_nonzero(curves.positives)),
-        "labels_per_picture": float(curves.positives.sum() / pictures),
+        "labels_per_image": float(curves.positives.sum() / images),
     }
 
 
@@ -176,13 +176,13 @@ def _groups(
         rows[kind] = {}
         for name, tags in named.items():
             row = _row(counts[tags], ap[tags], minimum, sampled[f"{kind}: {name}"])
-            rows[kind][name] = row | {"pictures": len(np.unique(labels[:, tags].indices))}
+            rows[kind][name] = row | {"images": len(np.unique(labels[:, tags].indices))}
         gaps[kind] = _gap(rows[kind], {name: sampled[f"{kind}: {name}"] for name in named})
     return rows, gaps
 
 
 def _row(counts: Counts, ap: np.ndarray, minimum: int, macro_f1: np.ndarray) -> dict[str, Any]:
-    """What Analysis says of some of the tags or pictures; takes macro F1 in every resample."""
+    """What Analysis says of some of the tags or images; takes macro F1 in every resample."""
     averages = metrics.averages(counts)
     found = interval(averages["macro_f1"], macro_f1)
     names = [name for name in HEADLINE if not name.endswith("mcc")]
@@ -198,7 +198,7 @@ def _row(counts: Counts, ap: np.ndarray, minimum: int, macro_f1: np.ndarray) -> 
 
 def _gap(rows: Mapping[str, Mapping[str, Any]], sampled: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The best and the worst by macro F1, and the difference; empty for fewer than two. That they were picked as the
-    extremes makes it a little larger than it will be on other pictures.
+    extremes makes it a little larger than it will be on other images.
     """
     defined = sorted((row["macro_f1"], name) for name, row in rows.items() if not np.isnan(row["macro_f1"]))
     if len(defined) < 2:
@@ -215,7 +215,7 @@ def _sources(
     minimum: int,
     resample: Resample,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rows of the sources, and the gap; each is resampled by itself, since they share no picture."""
+    """The rows of the sources, and the gap; each is resampled by itself, since they share no image."""
     labels = predictions.labels
     rows, sampled = {}, {}
     for number, name in enumerate(predictions.source_names):
@@ -226,14 +226,14 @@ def _sources(
         if len(where) < len(scores):
             ap = metrics.average_precision(table for _, table in metrics.histograms(scores, labels, where))
         sampled[name] = resample(own, {"": made})[""]["macro_f1"]
-        rows[name] = _row(metrics.count(own, made), ap, minimum, sampled[name]) | {"pictures": len(where)}
+        rows[name] = _row(metrics.count(own, made), ap, minimum, sampled[name]) | {"images": len(where)}
     return rows, _gap(rows, sampled)
 
 
 def _split_half(
     scores: np.ndarray, labels: csc_array, fixed: csc_array, threshold: float, seed: int, resample: Resample
 ) -> dict[str, Any]:
-    """What Analysis says of thresholds that were chosen on the other half of the pictures."""
+    """What Analysis says of thresholds that were chosen on the other half of the images."""
     fit = cross_fit(scores, labels, seed)
     decisions = {"fixed": fixed, "global": fit.shared, "per_tag": fit.own}
     averages = {name: metrics.averages(metrics.count(labels, made)) for name, made in decisions.items()}

@@ -1,7 +1,7 @@
-"""Intervals over pictures: how far figures would scatter, had other pictures of the same kind been drawn.
+"""Intervals over images: how far figures would scatter, had other images of the same kind been drawn.
 
-The bootstrap (Efron 1979): resamples of as many pictures, drawn with replacement, and the 2.5th and 97.5th percentile
-of a figure over them. A resample is a weight per picture, and counts in all resamples are one sparse product. The model
+The bootstrap (Efron 1979): resamples of as many images, drawn with replacement, and the 2.5th and 97.5th percentile
+of a figure over them. A resample is a weight per image, and counts in all resamples are one sparse product. The model
 and its thresholds are taken as given, so intervals do not tell how these would scatter.
 """
 
@@ -38,7 +38,7 @@ class Interval:
 def interval(value: float, replicates: np.ndarray) -> Interval:
     """A figure with the 2.5th and 97.5th percentile of its replicates [R], of those that are defined; centred.
 
-    Centred: moved so that the mean of the replicates is the figure. In a resample a third of the pictures is missing
+    Centred: moved so that the mean of the replicates is the figure. In a resample a third of the images is missing
     and others are there twice, which lowers the macro figures of rare tags; percentiles as they are may then lie
     beside the figure. So the interval is of what samples of this size give. It stays within what a share can be,
     or a difference of shares.
@@ -51,13 +51,13 @@ def interval(value: float, replicates: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def weights(pictures: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each resample holds each picture, float32 [P, at most BLOCK resamples], block by block."""
+def weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """How often each resample holds each image, float32 [P, at most BLOCK resamples], block by block."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
-        block = np.empty((min(BLOCK, resamples - start), pictures), dtype=np.float32)
+        block = np.empty((min(BLOCK, resamples - start), images), dtype=np.float32)
         for row in block:
-            row[:] = np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)
+            row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
         yield np.ascontiguousarray(block.T)
 
 
@@ -74,7 +74,7 @@ def replicates(
     the same resamples, so differences between them are paired: `a["macro_f1"] - b["macro_f1"]`, into `interval`.
     `measure` makes the figures of Counts [N, R], float32 but whole; it is `metrics.averages` or a function of its kind.
     """
-    rows = {name: made.tocsr() for name, made in decisions.items()}  # by picture: twice as fast to multiply
+    rows = {name: made.tocsr() for name, made in decisions.items()}  # by image: twice as fast to multiply
     hits = {name: made.multiply(labels.tocsr()) for name, made in rows.items()}
     carried = labels.tocsr()
     blocks: dict[str, list[Mapping[str, Any]]] = {name: [] for name in decisions}
@@ -91,10 +91,10 @@ def replicates(
 
 
 def ap_influence(scores: np.ndarray, labels: csc_array, tags: np.ndarray) -> np.ndarray:
-    """The derivative of mean average precision by each picture's weight: float64 [P], which add up to 0.
+    """The derivative of mean average precision by each image's weight: float64 [P], which add up to 0.
 
     Takes scores float16 [P, N], labels bool [P, N] and which tags the mean is over, int64, each with a positive. AP is
-    the mean, over positives p, of TP(p) / (TP(p) + FP(p)), counting what scores no less than p. So a picture with
+    the mean, over positives p, of TP(p) / (TP(p) + FP(p)), counting what scores no less than p. So an image with
     the tag has its own precision's difference from AP, plus FP(p) / (TP(p) + FP(p))^2 for each p that scores no more;
     one without has -TP(p) / (TP(p) + FP(p))^2 for these p; all of it divided by the positives.
     """
@@ -113,8 +113,8 @@ def ap_influence(scores: np.ndarray, labels: csc_array, tags: np.ndarray) -> np.
 
 
 def _ap_slopes(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a picture's weight adds to a tag's AP, if it has the tag, and what it takes away in any case, both times the
-    positives: float64 [LEVELS]. Takes how many pictures without and with the tag have each level.
+    """What an image's weight adds to a tag's AP, if it has the tag, and what it takes away in any case, both times the
+    positives: float64 [LEVELS]. Takes how many images without and with the tag have each level.
     """
     positive = positive.astype(np.float64)
     tp, predicted = (count[::-1].cumsum()[::-1] for count in (positive, positive + negative))

@@ -1,4 +1,4 @@
-"""Several taggers on the same pictures and tags: their figures, and which differences are more than noise."""
+"""Several taggers on the same images and tags: their figures, and which differences are more than noise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class View(NamedTuple):
     figures: Sequence[str]
 
 
-# A threshold that is chosen on pictures scatters with them, which the bootstrap does not see. So of crossed thresholds
+# A threshold that is chosen on images scatters with them, which the bootstrap does not see. So of crossed thresholds
 # only that figure is compared that they were chosen for: it is flat where it is best. In 300 simulated pairs of equally
 # good taggers 9 % of these differed by more than noise, but up to 63 % of the other figures at the same thresholds; of
 # all other views' figures 4 to 9 % did.
@@ -56,7 +56,7 @@ FALSE_DISCOVERIES = 0.05  # the share that is accepted among the tags that are c
 
 @dataclass(frozen=True)
 class Contender:
-    """A tagger in a comparison: `scores` float16 [P, N] of the common pictures and tags; `threshold` is its own.
+    """A tagger in a comparison: `scores` float16 [P, N] of the common images and tags; `threshold` is its own.
 
     `letter` stands for it in figures and tables; `facts` tell what it is and where it came from.
     """
@@ -70,7 +70,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of one contender minus that of another, paired over pictures; positive if the first is better."""
+    """A figure of one contender minus that of another, paired over images; positive if the first is better."""
 
     first: str
     second: str
@@ -100,7 +100,7 @@ class Difference:
 class Comparison:
     """All that a comparison tells. NaN is undefined.
 
-    `facts`: pictures, tags, tags_with_positives, minimum_positives, tags_ranked (over which `map` is the mean),
+    `facts`: images, tags, tags_with_positives, minimum_positives, tags_ranked (over which `map` is the mean),
     resamples, seed, and what the caller adds. `thresholds`: view -> letter -> the threshold, of crossed views one for
     either half. `figures`: view -> letter -> figure -> Interval. `differences`: of every pair, view and figure.
     `categories`: name -> tags, tags_with_positives, `figures` (letter -> Interval of macro F1 in the view FAIR) and
@@ -164,8 +164,8 @@ def compare(
 ) -> Comparison:
     """Compare taggers on labels, bool [P, N], of tags [N]; `facts` are told along.
 
-    All intervals come from the same resamples of pictures. They hold for the thresholds and the mAP's tags as they
-    are: that those were chosen on pictures, too, they leave out. Each covers 95 % on its own, so of a hundred
+    All intervals come from the same resamples of images. They hold for the thresholds and the mAP's tags as they
+    are: that those were chosen on images, too, they leave out. Each covers 95 % on its own, so of a hundred
     differences that are none about five will be called one.
     """
     upper = halves(labels.shape[0], seed)
@@ -174,7 +174,7 @@ def compare(
     ranked = np.flatnonzero(positives >= max(1, minimum_positives))
     told = {
         **(facts or {}),
-        "pictures": labels.shape[0],
+        "images": labels.shape[0],
         "tags": len(tags),
         "tags_with_positives": int(np.count_nonzero(positives)),
         "minimum_positives": minimum_positives,
@@ -198,7 +198,7 @@ def compare(
 
 
 def measure(contender: Contender, labels: csc_array, upper: np.ndarray) -> Measured:
-    """The curves of a contender, and its decisions in every view; `upper` are the pictures of one half, bool [P]."""
+    """The curves of a contender, and its decisions in every view; `upper` are the images of one half, bool [P]."""
     scores = contender.scores
     whole, *parts = (
         metrics.curves(table for _, table in metrics.histograms(scores, labels, rows))

@@ -1,4 +1,4 @@
-"""Taggers of any kind, as directories, to their predictions on a dataset's validation pictures."""
+"""Taggers of any kind, as directories, to their predictions on a dataset's validation images."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def predict(
     if dataset is None:
         raise EntrantError(f"{entrant.path}: its predictions have to be made; give --data")
     size = entrant.onnx.size if entrant.onnx else release.read_config(entrant.path).image_size
-    pictures = loader.Pictures(dataset, SPLIT, size)
+    image_dataset = loader.ImageDataset(dataset, SPLIT, size)
     where = devices.pick_device(device)
     dtype = devices.pick_dtype(precision, where)
-    facts = runner.provenance(entrant.path, pictures, SPLIT, BATCH, where, dtype)
+    facts = runner.provenance(entrant.path, image_dataset, SPLIT, BATCH, where, dtype)
     if entrant.onnx:
         hashes = {name: file_hash(entrant.path / name) for name in wd_onnx.FILES}
         facts |= {"model_files": hashes, "dtype": "float32", "batch": BATCH}
@@ -144,40 +144,40 @@ def predict(
         if entrant.onnx is None and release.read_tags(entrant.path) == dataset.tags.names:
             runner.predict_release(directory, entrant.path, dataset, SPLIT, BATCH, None, device, precision)
         else:
-            _predict_foreign(entrant, pictures, facts, directory, where, dtype)
+            _predict_foreign(entrant, image_dataset, facts, directory, where, dtype)
     return Predictions.open(directory)
 
 
 def _is_there(directory: Path, facts: Mapping[str, Any]) -> bool:
     try:
         return predictions_writer.is_finished(directory, facts)
-    except predictions.PredictionsError:  # of other weights, pictures or precision
+    except predictions.PredictionsError:  # of other weights, images or precision
         return False
 
 
 def _predict_foreign(
     entrant: Entrant,
-    pictures: loader.Pictures,
+    image_dataset: loader.ImageDataset,
     facts: Mapping[str, Any],
     directory: Path,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
     """Predictions of a tagger whose vocabulary is not the dataset's; what the dataset lacks is labelled nowhere."""
-    known, posts = pictures.dataset.tags, pictures.posts
+    known, posts = image_dataset.dataset.tags, image_dataset.posts
     if entrant.onnx:
         tags = entrant.onnx.tags
     else:
         network, names = release.load(entrant.path)
         tags = TagTable(names, *(_looked_up(names, known, column) for column in ("categories", "counts", "totals")))
-    work = PredictionsWriter(directory, len(pictures), len(tags), BATCH)
+    work = PredictionsWriter(directory, len(image_dataset), len(tags), BATCH)
     done = work.begin(facts)
     with loader.worker_errors(), Interrupts() as interrupts:
         if entrant.onnx:
-            _predict_onnx(work, done, entrant.onnx, pictures, interrupts)
+            _predict_onnx(work, done, entrant.onnx, image_dataset, interrupts)
         else:
             workers = loader.default_workers(device)
-            runner.predict_blocks(work, done, network.to(device), pictures, workers, device, dtype, interrupts)
+            runner.predict_blocks(work, done, network.to(device), image_dataset, workers, device, dtype, interrupts)
     labels = merged(predictions.labels_of(posts, len(known)), _places(known.names, tags.names))
     work.finish(posts, labels, tags)
 
@@ -189,13 +189,17 @@ def _looked_up(names: Sequence[str], known: TagTable, column: str) -> np.ndarray
 
 
 def _predict_onnx(
-    work: PredictionsWriter, done: set[int], tagger: OnnxTagger, pictures: loader.Pictures, interrupts: Interrupts
+    work: PredictionsWriter,
+    done: set[int],
+    tagger: OnnxTagger,
+    image_dataset: loader.ImageDataset,
+    interrupts: Interrupts,
 ) -> None:
     """Do the blocks that are not `done`. Raises OnnxError, and Exit when a signal asked to stop."""
 
     def read(row: int) -> np.ndarray | str:
         try:
-            return tagger.read(pictures.dataset.image_path(pictures.posts.hashes[row].tobytes()))
+            return tagger.read(image_dataset.dataset.image_path(image_dataset.posts.hashes[row].tobytes()))
         except images.ImageError as error:
             return str(error)
 
@@ -211,7 +215,7 @@ def _predict_onnx(
             work.write(block[0] // work.batch, np.array(list(good), dtype=np.int64), scores, bad, 0)
             seen = advance(len(block))
             if interrupts.code:
-                message = f"stopped after {seen:,} of {work.rows:,} pictures, as asked; the same command goes on"
+                message = f"stopped after {seen:,} of {work.rows:,} images, as asked; the same command goes on"
                 raise Exit(message, interrupts.code)
 
 

@@ -13,9 +13,9 @@ from joytag.evaluation import metrics
 from joytag.evaluation.metrics import VALUES
 
 COMMONEST = 50  # confusions that are listed
-FEW = 3  # pictures that a confusion must have to be listed by its share
+FEW = 3  # images that a confusion must have to be listed by its share
 CHANCE = 2  # how much commoner than by chance a confusion must be
-SHOWN = 24  # mistakes in a gallery, of which each is of another picture
+SHOWN = 24  # mistakes in a gallery, of which each is of another image
 OF_ONE_TAG = 2  # of these
 LISTED = 200  # labels that may be wrong
 
@@ -25,8 +25,8 @@ class Confusion(NamedTuple):
 
     labelled: str
     predicted: str
-    pictures: int  # where that happened
-    share: float  # of the pictures in which `labelled` was missed
+    images: int  # where that happened
+    share: float  # of the images in which `labelled` was missed
 
 
 class Mistake(NamedTuple):
@@ -47,27 +47,25 @@ def missed_and_wrong(labels: csc_array, decisions: csc_array) -> tuple[csc_array
 def confusions(
     labels: csc_array, decisions: csc_array, names: Sequence[str]
 ) -> tuple[list[Confusion], list[Confusion]]:
-    """Pairs of a missed tag and one predicted wrongly on the same pictures: the commonest, and those by share.
+    """Pairs of a missed tag and one predicted wrongly on the same images: the commonest, and those by share.
 
     Only pairs are listed that occur at least CHANCE times as often as they would if the two mistakes had nothing to do
-    with each other; by share, only those with FEW pictures.
+    with each other; by share, only those with FEW images.
     """
     missed, wrong = (made.tocsr() for made in missed_and_wrong(labels, decisions))
     pairs = (missed.T.astype(np.int32) @ wrong.astype(np.int32)).tocoo()
     n_missed, n_wrong = missed.sum(0), wrong.sum(0)
     first, second = pairs.coords
-    pictures = pairs.data
-    telling = pictures * labels.shape[0] >= CHANCE * n_missed[first] * n_wrong[second]
-    share = pictures / n_missed[first]
+    images = pairs.data
+    telling = images * labels.shape[0] >= CHANCE * n_missed[first] * n_wrong[second]
+    share = images / n_missed[first]
 
     def listed(by: np.ndarray, where: np.ndarray) -> list[Confusion]:
         candidates = np.flatnonzero(where)
-        best = candidates[np.lexsort((second[candidates], first[candidates], -pictures[candidates], -by[candidates]))]
-        return [
-            Confusion(names[first[i]], names[second[i]], int(pictures[i]), float(share[i])) for i in best[:COMMONEST]
-        ]
+        best = candidates[np.lexsort((second[candidates], first[candidates], -images[candidates], -by[candidates]))]
+        return [Confusion(names[first[i]], names[second[i]], int(images[i]), float(share[i])) for i in best[:COMMONEST]]
 
-    return listed(pictures, telling), listed(share, telling & (pictures >= FEW))
+    return listed(images, telling), listed(share, telling & (images >= FEW))
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,11 @@ class Disagreements:
 def disagreements(scores: np.ndarray, labels: csc_array, decisions: csc_array) -> Disagreements:
     """All decisions that are not the labels', with the confidence that it is the label that is wrong.
 
-    Takes scores float16 [P, N], labels and decisions bool [P, N]. A score is judged by what other pictures have of the
+    Takes scores float16 [P, N], labels and decisions bool [P, N]. A score is judged by what other images have of the
     same tag, in the spirit of confident learning (Northcutt et al. 2021): a tag that the model does not know, or scores
     low as a rule, gives no confidence. Of a false positive it is the precision at its score (the share with the
-    tag among pictures that score no less) times the share of the pictures with the tag that score lower; of a miss, the
-    share of the pictures without the tag that score higher times how much rarer scores like its own or lower are
+    tag among images that score no less) times the share of the images with the tag that score lower; of a miss, the
+    share of the images without the tag that score higher times how much rarer scores like its own or lower are
     with the tag than without, 1 - (share with) / (share without).
     """
     parts: list[tuple[np.ndarray, ...]] = []
@@ -114,7 +112,7 @@ def disagreements(scores: np.ndarray, labels: csc_array, decisions: csc_array) -
 
 
 def _false_positive(negative: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The confidence of false positives at levels; takes how many pictures of either kind have each level."""
+    """The confidence of false positives at levels; takes how many images of either kind have each level."""
     n = positive.sum()
     lower = np.cumsum(positive)[at] - positive[at]
     higher = np.cumsum((negative + positive)[::-1])[::-1][at]
@@ -122,7 +120,7 @@ def _false_positive(negative: np.ndarray, positive: np.ndarray, at: np.ndarray) 
 
 
 def _miss(negative: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The confidence of misses at levels; takes how many pictures of either kind have each level."""
+    """The confidence of misses at levels; takes how many images of either kind have each level."""
     n, others = positive.sum(), max(negative.sum(), 1)
     without = np.cumsum(negative)[at] / others
     ratio = np.cumsum(positive)[at] / n / np.maximum(without, 1 / others)
@@ -138,15 +136,15 @@ def gallery(found: Disagreements) -> tuple[list[Mistake], list[Mistake]]:
 
 
 def _varied(found: Disagreements, order: np.ndarray) -> np.ndarray:
-    """The first SHOWN of another picture each, with at most OF_ONE_TAG of each tag."""
-    pictures: set[int] = set()
+    """The first SHOWN of another image each, with at most OF_ONE_TAG of each tag."""
+    images: set[int] = set()
     tags: dict[int, int] = {}
     chosen = []
     for i in order:
         row, tag = int(found.row[i]), int(found.tag[i])
-        if row not in pictures and tags.get(tag, 0) < OF_ONE_TAG:
+        if row not in images and tags.get(tag, 0) < OF_ONE_TAG:
             chosen.append(i)
-            pictures.add(row)
+            images.add(row)
             tags[tag] = tags.get(tag, 0) + 1
             if len(chosen) == SHOWN:
                 break

@@ -1,4 +1,4 @@
-"""Predictions of several taggers cut down to common pictures and tags, and what is true of these."""
+"""Predictions of several taggers cut down to common images and tags, and what is true of these."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ArenaError(ValueError):
 
 @dataclass(frozen=True)
 class Arena:
-    """Contenders, labels bool [P, N] and tags [N], all of the common pictures and tags, and facts about them."""
+    """Contenders, labels bool [P, N] and tags [N], all of the common images and tags, and facts about them."""
 
     contenders: list[Contender]
     labels: csc_array
@@ -35,7 +35,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true: labels bool [P, N] of tags [N] and of pictures, told by `keys`; `source` says whose they are."""
+    """What is true: labels bool [P, N] of tags [N] and of images, told by `keys`; `source` says whose they are."""
 
     source: Path
     keys: list[bytes]
@@ -49,7 +49,7 @@ def assemble(
     dataset: Dataset | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> Arena:
-    """Cut everyone's predictions down to the common pictures (same id, same file) and tags.
+    """Cut everyone's predictions down to the common images (same id, same file) and tags.
 
     Labels are the dataset's, or else those that all predictions agree on. Tags are the same whose names are, in one
     spelling and after `aliases`, from old names to those that count; where two of a tagger's become one, the higher
@@ -60,7 +60,7 @@ def assemble(
     vocabularies = [truth.tags.names, *(one.tags.names for one in found)]
     places = _common_tags(vocabularies, aliases)
     if not len(rows[0]) or not places[0]:
-        what = "tag; do they need --aliases?" if len(rows[0]) else "picture (the same id and the same file)"
+        what = "tag; do they need --aliases?" if len(rows[0]) else "image (the same id and the same file)"
         raise ArenaError(f"{', '.join(str(e.path) for e in entrants)}, labelled by {truth.source}: no common {what}")
     labels = merged(truth.labels[rows[0]].tocsc(), places[0])
     tags = _some(truth.tags, [columns[0] for columns in places[0]])
@@ -72,7 +72,7 @@ def assemble(
         contenders.append(Contender(entrant.letter, entrant.name, entrant.threshold, scores, _facts(entrant, one)))
     facts = {
         "labels": str(truth.source),
-        "labelled_pictures": len(truth.keys),
+        "labelled_images": len(truth.keys),
         "labelled_tags": len(truth.tags),
         "tags_by_aliases": len(tags) - len(_common_tags(vocabularies, None)[0]),
     }
@@ -87,13 +87,13 @@ def _truth(found: Sequence[Predictions], dataset: Dataset | None) -> Truth:
     return Truth(dataset.directory, _keys(posts), labels, dataset.tags)
 
 
-def _keys(pictures: Posts | Predictions) -> list[bytes]:
-    """What tells pictures apart: id and sha256."""
-    return [i.tobytes() + h.tobytes() for i, h in zip(pictures.ids, pictures.hashes, strict=True)]
+def _keys(images: Posts | Predictions) -> list[bytes]:
+    """What tells images apart: id and sha256."""
+    return [i.tobytes() + h.tobytes() for i, h in zip(images.ids, images.hashes, strict=True)]
 
 
 def _common_rows(keys: Sequence[Sequence[bytes]]) -> list[np.ndarray]:
-    """Where the pictures that all have are in each, int64 [P], in the order of the first."""
+    """Where the images that all have are in each, int64 [P], in the order of the first."""
     rows = [{key: row for row, key in enumerate(of_one)} for of_one in keys]
     shared = [key for key in rows[0] if all(key in of_one for of_one in rows)]
     return [np.array([of_one[key] for key in shared], dtype=np.int64) for of_one in rows]
@@ -115,7 +115,7 @@ def _facts(entrant: Entrant, one: Predictions) -> dict[str, Any]:
     provenance = one.provenance
     kept = {key: provenance.get(key) for key in ("model", "model_files", "dataset", "image_size", "dtype", "date")}
     undecodable = len(provenance.get("undecodable", ()))
-    return {"kind": entrant.kind, "path": str(entrant.path), "predictions": str(one.directory), "pictures": len(one),
+    return {"kind": entrant.kind, "path": str(entrant.path), "predictions": str(one.directory), "images": len(one),
             "undecodable": undecodable, "tags": len(one.tags), **kept}  # fmt: skip
 
 

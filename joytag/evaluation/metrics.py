@@ -2,7 +2,7 @@
 
 A tag is predicted when its score is above the threshold. Scores are float16, so there are 15,361 possible ones between
 0 and 1, and a histogram over them (a few million numbers, additive over batches and processes) holds all there is to
-know about any number of pictures. What is undefined (0/0) is NaN, never silently 0 or 1.
+know about any number of images. What is undefined (0/0) is NaN, never silently 0 or 1.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Counts:
 
     @property
     def positives(self) -> np.ndarray:
-        """How many pictures carry the tag."""
+        """How many images carry the tag."""
         return self.tp + self.fn
 
     @property
     def predicted(self) -> np.ndarray:
-        """For how many pictures the tag is predicted."""
+        """For how many images the tag is predicted."""
         return self.tp + self.fp
 
     def __getitem__(self, tags: Any) -> Counts:
@@ -110,7 +110,7 @@ def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many pictures have which score, for each tag: int32 [2, N, LEVELS], without and with the label; additive.
+    """How many images have which score, for each tag: int32 [2, N, LEVELS], without and with the label; additive.
 
     `table` may be on any device and may be summed over processes as it is. For 5,813 tags it takes 714 MB.
     """
@@ -119,7 +119,7 @@ class Histogram:
 
     @classmethod
     def zeros(cls, n_tags: int, device: torch.device | str = "cpu") -> Histogram:
-        """The histogram of no pictures."""
+        """The histogram of no images."""
         return cls(torch.zeros(2, n_tags, LEVELS, dtype=torch.int32, device=device))
 
     def add(self, scores: Tensor, labels: Tensor) -> None:
@@ -319,10 +319,10 @@ def _calibration_error(table: np.ndarray, tp: np.ndarray, scratch: np.ndarray) -
     starts = np.flatnonzero(np.diff(_bins(), prepend=-1))
     positive = -np.diff(tp[:, LEVELS - 1 - starts], append=0)
     np.add(table[0], table[1], out=scratch)
-    pictures = scratch.sum(1)
+    images = scratch.sum(1)
     scratch *= VALUES
     with np.errstate(invalid="ignore"):
-        return np.abs(positive - np.add.reduceat(scratch, starts, axis=1)).sum(1) / pictures
+        return np.abs(positive - np.add.reduceat(scratch, starts, axis=1)).sum(1) / images
 
 
 def calibration(curves: Curves) -> dict[str, Any]:

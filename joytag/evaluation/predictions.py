@@ -1,4 +1,4 @@
-"""Predictions on disk: a model's scores of all pictures of a split beside their labels; every report starts from them.
+"""Predictions on disk: a model's scores of all images of a split beside their labels; every report starts from them.
 
 scores.npy       float16 [P, N], in [0, 1]
 ids.npy          int64 [P]
@@ -6,7 +6,7 @@ hashes.npy       uint8 [P, 32], sha256 of the original files
 sources.npy      int64 [P], numbers of provenance.json's sources
 labels.npz       bool [P, N], a sparse matrix for scipy.sparse.load_npz
 tags.parquet     one row an output of the model, in order
-provenance.json  of what, by what and when, the pictures left out, and the files' sha256; written last
+provenance.json  of what, by what and when, the images left out, and the files' sha256; written last
 work/            what an evaluation needs to go on after it was stopped; gone at its end
 """
 
@@ -48,7 +48,7 @@ class PredictionsError(ValueError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """A predictions directory, opened and checked; row i is picture i, column j is tag j.
+    """A predictions directory, opened and checked; row i is image i, column j is tag j.
 
     `scores` float16 [P, N] in [0, 1], memory-mapped and read-only; `ids` int64 [P]; `hashes` uint8 [P, 32];
     `sources` int64 [P], indexes of `source_names`; `labels` bool [P, N]. `provenance` holds what provenance.json does.
@@ -93,9 +93,9 @@ class Predictions:
         """What the files disagree about, or what is out of range; empty if all is well."""
         shape = len(self), len(self.tags)
         if 0 in shape or self.scores.shape != shape or self.labels.shape != shape:
-            return f"scores.npy and labels.npz are not of {shape[0]} pictures and {shape[1]} tags"
+            return f"scores.npy and labels.npz are not of {shape[0]} images and {shape[1]} tags"
         if self.hashes.shape != (len(self), 32) or self.sources.shape != (len(self),):
-            return f"hashes.npy and sources.npy are not of {shape[0]} pictures"
+            return f"hashes.npy and sources.npy are not of {shape[0]} images"
         if not 0 <= self.sources.min() <= self.sources.max() < len(self.source_names):
             return f"sources.npy: numbers outside 0 to {len(self.source_names) - 1}"
         if not all(are_scores(self.scores[i : i + CHUNK]) for i in range(0, len(self), CHUNK)):
@@ -109,7 +109,7 @@ def are_scores(values: np.ndarray) -> bool:
 
 
 def labels_of(posts: dataset.Posts, n_tags: int) -> csc_array:
-    """Which tags the pictures carry, bool [P, N]."""
+    """Which tags the images carry, bool [P, N]."""
     rows = np.repeat(np.arange(len(posts)), np.diff(posts.offsets))
     tags = posts.tags[posts.offsets[0] : posts.offsets[-1]]
     labels = csc_array((np.ones(len(tags), dtype=bool), (rows, tags)), shape=(len(posts), n_tags))

@@ -50,7 +50,7 @@ def write(
 ) -> None:
     """Write a directory, with the types and shapes of Predictions; `provenance` holds the names of the `sources`.
 
-    All are of P pictures; with `rows`, int64 [K], only those are kept. Raises PredictionsError when it cannot be
+    All are of P images; with `rows`, int64 [K], only those are kept. Raises PredictionsError when it cannot be
     written.
     """
     rows = np.arange(len(scores)) if rows is None else rows
@@ -83,7 +83,7 @@ def write(
 
 @dataclass(frozen=True)
 class PredictionsWriter:
-    """Predictions in the making, in blocks of `batch` consecutive rows of a split of `rows` pictures.
+    """Predictions in the making, in blocks of `batch` consecutive rows of a split of `rows` images.
 
     Any number of processes may write blocks, in any order. Whichever of them is killed, and whenever, `done` tells
     the blocks that are whole: each is vouched for by a line in a journal, written after it, with its checksum.
@@ -110,7 +110,7 @@ class PredictionsWriter:
         """
         if self._facts.exists():
             _compare(self.directory, _read_json(self._facts), facts, MOVABLE)
-            # Where pictures could not be decoded the disk may be back.
+            # Where images could not be decoded the disk may be back.
             return {block for block, bad in self.done().items() if not bad}
         work = self._facts.parent
         if self.directory.is_dir() and any(path != work for path in self.directory.iterdir()):
@@ -185,9 +185,9 @@ class PredictionsWriter:
                     yield line
 
     def finish(self, posts: dataset.Posts, labels: csc_array, tags: dataset.TagTable) -> None:
-        """Turn the work, all blocks of which are done, into predictions of the pictures that could be decoded.
+        """Turn the work, all blocks of which are done, into predictions of the images that could be decoded.
 
-        Takes the split, its labels, bool [rows, N], and the model's vocabulary. Raises PredictionsError when no picture
+        Takes the split, its labels, bool [rows, N], and the model's vocabulary. Raises PredictionsError when no image
         is left, or when they cannot be written.
         """
         blocks = self.done()
@@ -203,7 +203,7 @@ class PredictionsWriter:
             for row, reason in bad
         ]
         if bad:
-            told = f"{len(bad)} of {self.rows} pictures are left out, the first since {bad[0][1]}"
+            told = f"{len(bad)} of {self.rows} images are left out, the first since {bad[0][1]}"
             warnings.warn(f"{told}; {self.directory / PROVENANCE} lists them", stacklevel=2)
         provenance = _read_json(self._facts) | {"undecodable": undecodable}
         sources = posts.sources.astype(np.int64)

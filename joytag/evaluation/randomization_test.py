@@ -14,7 +14,7 @@ def swap_test(labels: csc_array, first: csc_array, second: csc_array) -> np.ndar
     """How probable a difference in F1 as large is by chance alone: float64 [N], NaN without positives.
 
     Takes labels and decisions, bool [P, N]. Two-sided approximate randomization (Yeh 2000, More accurate tests for the
-    statistical significance of result differences), made exact: each picture's two decisions change places with
+    statistical significance of result differences), made exact: each image's two decisions change places with
     probability 1/2, so the hits and the false positives in which the two differ fall to either binomially.
     """
     both = first.multiply(second)

@@ -1,4 +1,4 @@
-"""A model and pictures to predictions on disk, or, during training, to a histogram of the scores."""
+"""A model and images to predictions on disk, or, during training, to a histogram of the scores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def agreed(code: int) -> int:
 
 def histogram(
     model: nn.Module,
-    pictures: loader.Pictures,
+    image_dataset: loader.ImageDataset,
     batch: int,
     workers: int,
     device: torch.device,
@@ -51,16 +51,16 @@ def histogram(
     stopping: Callable[[], bool] = lambda: False,
     seen: Callable[[Tensor, Tensor], None] = lambda logits, labels: None,
 ) -> Histogram:
-    """The histogram of the scores of every picture of a split, each once, over all processes.
+    """The histogram of the scores of every image of a split, each once, over all processes.
 
-    Pictures that cannot be decoded are left out, with a warning. `stopping` is asked after each batch, in all processes
+    Images that cannot be decoded are left out, with a warning. `stopping` is asked after each batch, in all processes
     as often; raises Interrupted when one says so. `seen` is called with each batch's logits and labels, on the device.
     """
     where = device if device.type == "cuda" else torch.device("cpu")
-    counted, bad = Histogram.zeros(len(pictures.dataset.tags), where), []
-    keys = loader.evaluation_keys(len(pictures), batch, distributed.rank(), distributed.world_size())
+    counted, bad = Histogram.zeros(len(image_dataset.dataset.tags), where), []
+    keys = loader.evaluation_keys(len(image_dataset), batch, distributed.rank(), distributed.world_size())
     with inference.evaluating(model):
-        for loaded in loader.batches(pictures, keys, workers, device.type == "cuda", timeout):
+        for loaded in loader.batches(image_dataset, keys, workers, device.type == "cuda", timeout):
             bad += loaded.bad
             if len(loaded):
                 logits = inference.predict(model, loaded.images, device, dtype)
@@ -98,9 +98,9 @@ def predict_release(
             f"{model}: its {len(names)} tags are not those of {dataset.directory}; "
             "scripts/compare.py judges taggers by the tags that they share with a dataset"
         )
-    pictures = loader.Pictures(dataset, split, config.image_size)
-    facts = provenance(model, pictures, split, batch, device, dtype)
-    work = predictions_writer.PredictionsWriter(directory, len(pictures), len(names), batch)
+    image_dataset = loader.ImageDataset(dataset, split, config.image_size)
+    facts = provenance(model, image_dataset, split, batch, device, dtype)
+    work = predictions_writer.PredictionsWriter(directory, len(image_dataset), len(names), batch)
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT):
             if not on_first(lambda: predictions_writer.is_finished(directory, facts)):
@@ -108,9 +108,11 @@ def predict_release(
                 done = on_first(lambda: work.begin(facts))
                 count = loader.default_workers(device) if workers is None else workers
                 with Interrupts(distributed.failed) as interrupts, inference.evaluating(network):
-                    predict_blocks(work, done, network, pictures, count, device, dtype, interrupts)
+                    predict_blocks(work, done, network, image_dataset, count, device, dtype, interrupts)
                 if distributed.rank() == 0:
-                    work.finish(pictures.posts, predictions.labels_of(pictures.posts, len(names)), dataset.tags)
+                    work.finish(
+                        image_dataset.posts, predictions.labels_of(image_dataset.posts, len(names)), dataset.tags
+                    )
             return distributed.rank() == 0
     except distributed.ProcessLost as error:
         raise Exit(f"{error}; the same command goes on") from None
@@ -120,7 +122,7 @@ def predict_blocks(
     work: predictions_writer.PredictionsWriter,
     done: Collection[int],
     model: nn.Module,
-    pictures: loader.Pictures,
+    image_dataset: loader.ImageDataset,
     workers: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -129,7 +131,7 @@ def predict_blocks(
     """Do the blocks that are not `done`, over all processes, which return when all are. Raises Exit when stopped."""
     rank, world = distributed.rank(), distributed.world_size()
     keys = loader.evaluation_keys(work.rows, work.batch, rank, world, done)
-    loaded = loader.batches(pictures, keys, workers, device.type == "cuda")
+    loaded = loader.batches(image_dataset, keys, workers, device.type == "cuda")
     with progress("Predict", work.rows, min(len(done) * work.batch, work.rows)) as advance:
         for block, batch in zip(keys, loaded, strict=True):
             if block:
@@ -140,15 +142,15 @@ def predict_blocks(
             seen = advance(world * work.batch)
             code = agreed(interrupts.code)
             if code:
-                message = f"stopped after {seen:,} of {work.rows:,} pictures, as asked; the same command goes on"
+                message = f"stopped after {seen:,} of {work.rows:,} images, as asked; the same command goes on"
                 raise Exit(message, code)
 
 
 def provenance(
-    model: Path, pictures: loader.Pictures, split: str, batch: int, device: torch.device, dtype: torch.dtype
+    model: Path, image_dataset: loader.ImageDataset, split: str, batch: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """What predictions are of, and by what: paths, hashes, and how they are computed."""
-    dataset, posts = pictures.dataset, pictures.posts
+    dataset, posts = image_dataset.dataset, image_dataset.posts
     content = hashlib.sha256("\n".join(dataset.tags.names).encode())
     for column in (posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources):
         content.update(np.ascontiguousarray(column).data)
@@ -161,7 +163,7 @@ def provenance(
         "split_sha256": content.hexdigest(),
         "extension": dataset.extension,
         "sources": dataset.sources,
-        "image_size": pictures.size,
+        "image_size": image_dataset.size,
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
         "batch": batch,

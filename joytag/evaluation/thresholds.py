@@ -1,4 +1,4 @@
-"""Thresholds chosen on one half of the pictures and tried on the other, never on the same ones."""
+"""Thresholds chosen on one half of the images and tried on the other, never on the same ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PRIOR = 3  # positives that all tags together count as beside a tag's own; of mo
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What is predicted, bool [P, N], at thresholds that were chosen on the other half of the pictures.
+    """What is predicted, bool [P, N], at thresholds that were chosen on the other half of the images.
 
-    `first` are the pictures of one half, bool [P]. `shared`: at the threshold with the best macro F1; `own`: at each
+    `first` are the images of one half, bool [P]. `shared`: at the threshold with the best macro F1; `own`: at each
     tag's `shrunk_thresholds`.
     """
 
@@ -26,9 +26,9 @@ class CrossFit:
     own: csc_array
 
 
-def halves(pictures: int, seed: int = 0) -> np.ndarray:
-    """Which pictures are in the first of two random halves, bool [P]."""
-    return np.random.default_rng(seed).permutation(pictures) < pictures // 2
+def halves(images: int, seed: int = 0) -> np.ndarray:
+    """Which images are in the first of two random halves, bool [P]."""
+    return np.random.default_rng(seed).permutation(images) < images // 2
 
 
 def cross_fit(scores: np.ndarray, labels: csc_array, seed: int = 0) -> CrossFit:
@@ -58,7 +58,7 @@ def shrunk_thresholds(
 ) -> np.ndarray:
     """A threshold a tag, float64 [N], that lean on the one that all tags share the more, the fewer positives there are.
 
-    The threshold that is best for a handful of positives fits their accidents: on other pictures it does worse than one
+    The threshold that is best for a handful of positives fits their accidents: on other images it does worse than one
     that all tags share. So what is maximized is (n F1 + prior M) / (n + prior), of the tag's F1, its n positives and
     the macro F1 of all tags, M, at the same threshold. Tags without positives get the threshold of the best macro F1.
     `curves` are those of the same `rows`.

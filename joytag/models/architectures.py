@@ -21,7 +21,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def training_flop(config: Config, image_size: int) -> int:
-    """Floating-point operations (two to a multiply-add) of forward and backward for one picture.
+    """Floating-point operations (two to a multiply-add) of forward and backward for one image.
 
     Counted by torch's FlopCounterMode on the meta device, so nothing is allocated or computed.
     """

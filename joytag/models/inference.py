@@ -19,7 +19,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Logits, float32 [B, N] on the device, of uint8 [B, 3, S, S] pictures; their sigmoid are the scores."""
+    """Logits, float32 [B, N] on the device, of uint8 [B, 3, S, S] images; their sigmoid are the scores."""
     with autocast(device, dtype):
         return model(normalize(images.to(device, non_blocking=True))).float()
 

@@ -28,7 +28,7 @@ def width(model: Model) -> int:
 class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights, one scale an output, of activations rounded to 8 bits as they come.
 
-    The activations' one scale and zero point are those of their smallest and largest value, so a picture's
+    The activations' one scale and zero point are those of their smallest and largest value, so an image's
     outcome depends on the others in a batch: give it one at a time. Float32 in and out. `scale` [outputs]
     multiplies the outputs; `gelu` follows them.
     """

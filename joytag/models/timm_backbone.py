@@ -69,16 +69,16 @@ class TimmModel(nn.Module):
         self.config = replace(self.config, image_size=size)
 
     def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] float pictures to [B, D] pooled features; `noise_BS` is of no use here."""
+        """[B, 3, height, width] float images to [B, D] pooled features; `noise_BS` is of no use here."""
         return self.backbone(images_BCYX.to(memory_format=torch.channels_last))
 
     def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] normalized float pictures to [B, N] logits."""
+        """[B, 3, height, width] normalized float images to [B, N] logits."""
         return self.head(self.embed(images_BCYX))
 
 
 def _backbone(config: TimmConfig) -> nn.Module:
-    """The backbone without a classifier. Raises ValueError when it does not take pictures of the image size."""
+    """The backbone without a classifier. Raises ValueError when it does not take images of the image size."""
     import timm
 
     side = config.image_size
@@ -92,4 +92,4 @@ def _backbone(config: TimmConfig) -> nn.Module:
         except (TypeError, ValueError, AssertionError, RuntimeError):  # whatever it has against options or size
             continue
         return create()
-    raise ValueError(f"image_size: {config.timm} does not take pictures of {side} pixels")
+    raise ValueError(f"image_size: {config.timm} does not take images of {side} pixels")

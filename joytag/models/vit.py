@@ -1,4 +1,4 @@
-"""The networks, our vision transformer and timm's: normalized pictures in, one logit per tag out.
+"""The networks, our vision transformer and timm's: normalized images in, one logit per tag out.
 
 Shape suffixes: B batch, C channels, Y and X patch rows and columns, T tokens (Y*X), D width,
 H heads, K width of a head, N tags, S sites of stochastic depth.
@@ -239,7 +239,7 @@ class ViT(nn.Module):
         return 3 * len(self.blocks) if self.config.stochdepth_rate else 0
 
     def tokens(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] float pictures to [B, T, D] normalized tokens.
+        """[B, 3, height, width] float images to [B, T, D] normalized tokens.
 
         In training `noise_BS`, float [B, noise_sites] in [0, 1), decides which branches are dropped; without it
         they are drawn. Raises ValueError when the height or width is not a multiple of the patch size, or differs
@@ -247,7 +247,7 @@ class ViT(nn.Module):
         """
         height, width = images_BCYX.shape[-2:]
         if height % self.config.patch_size or width % self.config.patch_size:
-            raise ValueError(f"picture of {width}x{height}: not a multiple of patch size {self.config.patch_size}")
+            raise ValueError(f"image of {width}x{height}: not a multiple of patch size {self.config.patch_size}")
         x_BDYX = self.patch_embeddings(images_BCYX.to(memory_format=torch.channels_last))
         rows, columns = x_BDYX.shape[-2:]
         x_BTD = x_BDYX.flatten(2).transpose(1, 2)
@@ -274,11 +274,11 @@ class ViT(nn.Module):
         return self._positions[key]
 
     def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] float pictures to [B, D] mean-pooled embeddings; `noise_BS` as for `tokens`."""
+        """[B, 3, height, width] float images to [B, D] mean-pooled embeddings; `noise_BS` as for `tokens`."""
         return self.tokens(images_BCYX, noise_BS).mean(dim=1)
 
     def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] normalized float pictures to [B, N] logits; `noise_BS` as for `tokens`."""
+        """[B, 3, height, width] normalized float images to [B, N] logits; `noise_BS` as for `tokens`."""
         if self.config.head_mean_after:
             return self.head(self.tokens(images_BCYX, noise_BS)).mean(dim=1)
         return self.head(self.embed(images_BCYX, noise_BS))

@@ -1,4 +1,4 @@
-"""Taggers of other projects in the WD layout, `model.onnx` beside `selected_tags.csv`: pictures to scores."""
+"""Taggers of other projects in the WD layout, `model.onnx` beside `selected_tags.csv`: images to scores."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from joytag.data import dataset, images
 CPU = torch.device("cpu")
 FILES = ("model.onnx", "selected_tags.csv")
 COLUMNS = ("tag_id", "name", "category", "count")
-RATING = 9  # the layout's number for outputs that tell a picture's rating, which is no tag
+RATING = 9  # the layout's number for outputs that tell an image's rating, which is no tag
 THRESHOLD = 0.35  # what programs that use such taggers are set to
-BATCH = 8  # pictures computed at once, if the model leaves that open
+BATCH = 8  # images computed at once, if the model leaves that open
 
 
 class OnnxError(ValueError):
@@ -30,7 +30,7 @@ class OnnxError(ValueError):
 class OnnxTagger:
     """A model with its tags: `tags[i]` describes scores[:, i]; ratings are none of them.
 
-    `size` is the side of the pictures that it takes, `batch` how many it computes at once.
+    `size` is the side of the images that it takes, `batch` how many it computes at once.
     """
 
     path: Path
@@ -67,17 +67,17 @@ class OnnxTagger:
             )
         return cls(path, tags, sides[0], batch if isinstance(batch, int) else BATCH, outputs, rows, session)
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [B, N] in [0, 1], of squares uint8 [B, side, side, 3] in RGB, as `read` makes them.
 
         Raises OnnxError when what comes out are no scores.
         """
-        if not len(pictures):
+        if not len(pixels):
             return np.empty((0, len(self.tags)), dtype=np.float32)
-        starts = range(0, len(pictures), self.batch)
-        scores = np.concatenate([self._run(pictures[start : start + self.batch]) for start in starts])
-        if scores.shape != (len(pictures), self._rows):
-            raise OnnxError(f"{self.path}: gives {scores.shape[1:]} values a picture, not {self._rows}")
+        starts = range(0, len(pixels), self.batch)
+        scores = np.concatenate([self._run(pixels[start : start + self.batch]) for start in starts])
+        if scores.shape != (len(pixels), self._rows):
+            raise OnnxError(f"{self.path}: gives {scores.shape[1:]} values an image, not {self._rows}")
         if not (scores.min() >= 0 and scores.max() <= 1):  # NaN is neither
             raise OnnxError(
                 f"{self.path}: gives values from {scores.min():g} to {scores.max():g}, not scores from 0 to 1; "
@@ -85,25 +85,25 @@ class OnnxTagger:
             )
         return scores[:, self._outputs]
 
-    def _run(self, pictures: np.ndarray) -> np.ndarray:
-        """All outputs, float32, of at most `batch` pictures, filled up so that each is computed in as large a batch."""
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
+        """All outputs, float32, of at most `batch` images, filled up so that each is computed in as large a batch."""
         squares = np.zeros((self.batch, self.size, self.size, 3), dtype=np.float32)
-        squares[: len(pictures)] = pictures[..., ::-1]  # BGR, 0 to 255
+        squares[: len(pixels)] = pixels[..., ::-1]  # BGR, 0 to 255
         try:
             (scores,) = self._session.run(None, {self._session.get_inputs()[0].name: squares})
         except Exception as error:  # of a dozen classes that share no other base
             raise OnnxError(f"{self.path}: cannot be computed ({_line(error)})") from None
-        return np.asarray(scores, dtype=np.float32)[: len(pictures)]
+        return np.asarray(scores, dtype=np.float32)[: len(pixels)]
 
     def read(self, path: Path) -> np.ndarray:
-        """The picture at a path as a bicubic square on white, uint8 [side, side, 3] in RGB. Raises ImageError."""
+        """The image at a path as a bicubic square on white, uint8 [side, side, 3] in RGB. Raises ImageError."""
         return np.asarray(images.square(images.decode(path), self.size, Image.Resampling.BICUBIC))
 
 
 def read_tags(path: Path) -> tuple[dataset.TagTable, np.ndarray, int]:
     """`selected_tags.csv`: the tags, the outputs int64 [N] that give them, and how many outputs there are.
 
-    Row i names output i; `count` is taken for the number of training pictures. Raises OnnxError.
+    Row i names output i; `count` is taken for the number of training images. Raises OnnxError.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -192,7 +192,7 @@ def _cloud(comparison: Comparison, first: str, second: str) -> Markup:
     names, positives = table["name"].to_pylist(), table["positives"].to_pylist()
     winners = np.array(table[f"winner_{first}{second}"].to_pylist())
     titles = [
-        f"{name}: average precision {first} {b:.3f}, {second} {a:.3f}, {n:,} pictures"
+        f"{name}: average precision {first} {b:.3f}, {second} {a:.3f}, {n:,} images"
         for name, a, b, n in zip(names, x, y, positives, strict=True)
     ]
     groups = {"": ("undecided", "s8"), first: (f"{first} wins", "s1"), second: (f"{second} wins", "s2")}

@@ -27,7 +27,7 @@ from joytag.reports.tables import jsonable, write_csv
 def write_reports(
     directory: Path, analysis: Analysis, predictions: Predictions, dataset: Dataset | None = None
 ) -> None:
-    """Write all reports of an analysis of these predictions; with pictures if there is a dataset that has them.
+    """Write all reports of an analysis of these predictions; with images if there is a dataset that has them.
 
     full-metrics.txt (the original's format and conventions), metrics.json, per_tag.parquet and .csv, thresholds.csv
     (for `predict.py --thresholds`), label_errors.csv, and report.html. Undefined figures are null in JSON and parquet,
@@ -49,7 +49,7 @@ def write_reports(
 
 
 def write_metrics(path: Path, analysis: Analysis) -> None:
-    """Write metrics.json: all of the analysis but the curves and what is about single tags or pictures."""
+    """Write metrics.json: all of the analysis but the curves and what is about single tags or images."""
     names = ("facts", "thresholds", "headline", "macro_over", "split_half", "sources", "categories", "bands", "groups",
              "gaps", "calibration")  # fmt: skip
     values = {name: jsonable(getattr(analysis, name)) for name in names}
@@ -74,7 +74,7 @@ def summary(path: Path) -> str:
 def write_thresholds(path: Path, table: pa.Table) -> None:
     """Write thresholds.csv for `predict.py --thresholds`, from the rows of per_tag that have a threshold.
 
-    Where it pays to predict a tag for every picture, the threshold is the smallest that a float16 score can pass.
+    Where it pays to predict a tag for every image, the threshold is the smallest that a float16 score can pass.
     """
     chosen = table.filter(table["threshold"].is_valid())
     threshold = np.maximum(chosen["threshold"].to_numpy(), VALUES[1] / 2)
@@ -82,7 +82,7 @@ def write_thresholds(path: Path, table: pa.Table) -> None:
 
 
 def metrics_table(analysis: Analysis) -> Table:
-    """A terminal table of averages at the fixed threshold: all pictures with 95 % intervals, sources, categories."""
+    """A terminal table of averages at the fixed threshold: all images with 95 % intervals, sources, categories."""
     figures = [f"{kind}_{figure}" for kind in ("micro", "macro") for figure in ("precision", "recall", "f1")]
     table = Table(title=f"Threshold {analysis.facts['threshold']:g}", title_justify="left", box=SIMPLE,
                   padding=(0, 1, 0, 0))  # fmt: skip

@@ -21,10 +21,10 @@ from joytag.evaluation.predictions import Predictions
 from joytag.reports.charts import Axis, Bars, Line, Mark, Points, Rule, chart, interval, iso_f1, running_median, short
 from joytag.reports.html import UNDEFINED, figure, render, threshold
 
-SIDE = 160  # pixels of a picture's longest side
+SIDE = 160  # pixels of an image's longest side
 
 
-CARDS = 24  # pictures of a gallery
+CARDS = 24  # images of a gallery
 
 
 MOST = 20  # rows of a short table
@@ -33,7 +33,7 @@ MOST = 20  # rows of a short table
 ERRORS = 100  # likely label errors that are listed
 
 
-ENOUGH = 5  # pictures that a tag must have to be among the best or the worst
+ENOUGH = 5  # images that a tag must have to be among the best or the worst
 
 
 SHOWN = 12  # names of a long list
@@ -51,7 +51,7 @@ THRESHOLDS = {
 SECTIONS = {
     "headline": "Headline",
     "thresholds": "Thresholds",
-    "counts": "Training pictures",
+    "counts": "Training images",
     "curves": "Precision and recall",
     "calibration": "Calibration",
     "groups": "Equal skill?",
@@ -69,7 +69,7 @@ UNIT = Axis("")
 
 
 def report(analysis: Analysis, predictions: Predictions, dataset: Dataset | None = None) -> str:
-    """The page about an analysis of these predictions, HTML; with pictures if there is a dataset that has them."""
+    """The page about an analysis of these predictions, HTML; with images if there is a dataset that has them."""
     table, facts = analysis.per_tag, analysis.facts
     judged = table.filter(pc.greater_equal(table["positives"], ENOUGH))
     few = min(MOST, -(-len(judged) // 2))
@@ -91,7 +91,7 @@ def report(analysis: Analysis, predictions: Predictions, dataset: Dataset | None
 def _groups(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, dict[str, float]]]]]:
     """Title, kind and rows of the tables, best first; bands go by count, as they are."""
     tables = []
-    for title, kind in (("Categories", "categories"), ("By training pictures", "bands"), ("Sources", "sources"),
+    for title, kind in (("Categories", "categories"), ("By training images", "bands"), ("Sources", "sources"),
                         ("Groups", "groups")):  # fmt: skip
         rows = list(getattr(analysis, kind).items())
         if kind != "bands":
@@ -143,7 +143,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def describe(mistake: Mistake, predictions: Predictions) -> dict[str, Any]:
-    """A mistake in words: picture id, source and tag by name, beside its own fields."""
+    """A mistake in words: image id, source and tag by name, beside its own fields."""
     return {
         **mistake._asdict(),
         "id": int(predictions.ids[mistake.row]),
@@ -153,28 +153,28 @@ def describe(mistake: Mistake, predictions: Predictions) -> dict[str, Any]:
 
 
 def gallery(mistakes: Sequence[Mistake], predictions: Predictions, dataset: Dataset | None) -> list[dict[str, Any]]:
-    """Mistakes in words with their pictures, "" where they are not at hand, and the labels of these."""
+    """Mistakes in words with their images, "" where they are not at hand, and the labels of these."""
     labels = predictions.labels.tocsr()[[mistake.row for mistake in mistakes]]
     cards = []
     for place, mistake in enumerate(mistakes):
         tags = labels.indices[labels.indptr[place] : labels.indptr[place + 1]]
         cards.append({
             **describe(mistake, predictions),
-            "picture": thumbnail(dataset, predictions.hashes[mistake.row].tobytes()) if dataset else "",
+            "image": thumbnail(dataset, predictions.hashes[mistake.row].tobytes()) if dataset else "",
             "labels": [predictions.tags.names[tag] for tag in sorted(tags)[:SHOWN]],
         })  # fmt: skip
     return cards
 
 
 def thumbnail(dataset: Dataset, sha256: bytes) -> str:
-    """A picture as a small JPEG in a `data:` URI; "" if it is missing or damaged."""
+    """An image as a small JPEG in a `data:` URI; "" if it is missing or damaged."""
     try:
-        picture = images.decode(dataset.image_path(sha256))
+        image = images.decode(dataset.image_path(sha256))
     except (images.ImageError, DatasetError):
         return ""
     buffer = io.BytesIO()
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    picture.save(buffer, "JPEG", quality=85)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -195,11 +195,11 @@ def _charts(analysis: Analysis) -> dict[str, Markup]:
 
 
 def _by_count(table: pa.Table) -> Markup:
-    """F1 by training pictures, a dot a tag, coloured by category, with the median of neighbours."""
+    """F1 by training images, a dot a tag, coloured by category, with the median of neighbours."""
     counts, f1 = table["train_count"].to_numpy(), table["f1"].to_numpy()
     names, categories = table["name"].to_pylist(), np.array(table["category"].to_pylist())
     titles = [
-        f"{name}: F1 {value:.3f}, trained on {trained:,}, {here:,} pictures here"
+        f"{name}: F1 {value:.3f}, trained on {trained:,}, {here:,} images here"
         for name, value, trained, here in zip(names, f1, counts, table["positives"].to_pylist(), strict=True)
     ]
     kinds, sizes = np.unique(categories, return_counts=True)
@@ -211,8 +211,8 @@ def _by_count(table: pa.Table) -> Markup:
     low, high = max(1, counts.min()), max(10, counts.max())
     words = f", rising from {middle[0]:.2f} to {middle[-1]:.2f} with their number" if len(middle) else ""
     return chart(
-        f"F1 of {int(np.isfinite(f1).sum()):,} tags against training pictures: the median goes{words}",
-        Axis("training pictures", 10 ** (math.log10(low) - 0.05), 10 ** (math.log10(high) + 0.05), log=True),
+        f"F1 of {int(np.isfinite(f1).sum()):,} tags against training images: the median goes{words}",
+        Axis("training images", 10 ** (math.log10(low) - 0.05), 10 ** (math.log10(high) + 0.05), log=True),
         Axis("F1"),
         [*dots, Line(across, middle, name="median of neighbouring tags", style="ink")],
     )

@@ -42,7 +42,7 @@ def plot_curves(log: Path, path: Path) -> None:
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image],
+    decoded: Sequence[Image.Image],
     labels: np.ndarray,
     scores: np.ndarray,
     names: Sequence[str],
@@ -50,16 +50,16 @@ def contact_sheet(
     columns: int = 5,
     most: int = 9,
 ) -> Image.Image:
-    """Pictures with the model's tags: right ones, wrong ones struck through, missed ones in brackets.
+    """Images with the model's tags: right ones, wrong ones struck through, missed ones in brackets.
 
-    Takes RGB pictures, bool labels [B, N] and scores [B, N]; at most `most` tags a picture are shown.
+    Takes RGB images, bool labels [B, N] and scores [B, N]; at most `most` tags an image are shown.
     """
     import matplotlib  # for its font, which knows more letters than Pillow's
 
     scale, width, line = 2, 200, 17
     side, gap = 128, 14
     height = side + gap + most * line
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(decoded) // columns)
     legend = 34
     sheet = Image.new(
         "RGB", ((columns * (width + gap) + gap) * scale, (rows * (height + gap) + gap + legend) * scale), "white"
@@ -79,10 +79,10 @@ def contact_sheet(
     x = write(x + 18, 10, "wrong", WRONG, struck=True)
     x = write(x + 18, 10, "(missed)", MISSED)
     write(x + 18, 10, f"tags scoring above {threshold:g}", INK)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(decoded):
         left = gap + (i % columns) * (width + gap)
         top = legend + gap + (i // columns) * (height + gap)
-        sheet.paste(images.square(picture, side * scale, Image.Resampling.LANCZOS), (left * scale, top * scale))
+        sheet.paste(images.square(image, side * scale, Image.Resampling.LANCZOS), (left * scale, top * scale))
         predicted = scores[i] > threshold
         shown = [n for n in np.argsort(-scores[i]) if predicted[n] or labels[i][n]]
         for number, n in enumerate(shown[:most]):

@@ -1,4 +1,4 @@
-"""A picture's tags to the names that are written: choice, order, spelling and merging."""
+"""An image's tags to the names that are written: choice, order, spelling and merging."""
 
 from __future__ import annotations
 

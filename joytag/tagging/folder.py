@@ -1,4 +1,4 @@
-"""Folders of pictures to tags on disk: which pictures, where their tags go, and what was done before."""
+"""Folders of images to tags on disk: which images, where their tags go, and what was done before."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAILED = "failed.jsonl"
 
 
 def find(inputs: Sequence[str], recursive: bool = False) -> list[Path]:
-    """The pictures that files, folders and glob patterns name, each once, in the order given.
+    """The images that files, folders and glob patterns name, each once, in the order given.
 
     Raises ValueError when there is none, or when one of the inputs names nothing.
     """
@@ -42,36 +42,36 @@ def find(inputs: Sequence[str], recursive: bool = False) -> list[Path]:
                 found.setdefault(path.absolute(), path)
     if not found:
         deeper = "" if recursive or not any(images.find(Path(given)) for given in inputs) else "; add --recursive"
-        raise ValueError(f"{inputs[0]}: no pictures here ({', '.join(images.SUFFIXES)}){deeper}")
+        raise ValueError(f"{inputs[0]}: no images here ({', '.join(images.SUFFIXES)}){deeper}")
     return list(found.values())
 
 
-def common_folder(inputs: Sequence[str], pictures: Sequence[Path]) -> Path:
-    """Where files about all pictures go: the one folder that was given, or the closest above all pictures."""
+def common_folder(inputs: Sequence[str], paths: Sequence[Path]) -> Path:
+    """Where files about all images go: the one folder that was given, or the closest above all images."""
     if len(inputs) == 1 and Path(inputs[0]).is_dir():
         return Path(inputs[0])
-    return Path(os.path.commonpath([path.parent.absolute() for path in pictures]))
+    return Path(os.path.commonpath([path.parent.absolute() for path in paths]))
 
 
 class Output(Protocol):
     """Somewhere for tags to go."""
 
-    def pending(self, pictures: Sequence[Path]) -> list[Path]:
-        """The pictures that still need tagging. Raises ValueError before anything is written in vain."""
+    def pending(self, paths: Sequence[Path]) -> list[Path]:
+        """The images that still need tagging. Raises ValueError before anything is written in vain."""
 
-    def write(self, picture: Path, names: dict[str, float]) -> str:
-        """Keep a picture's names with their scores; says why that is impossible, or nothing."""
+    def write(self, image: Path, names: dict[str, float]) -> str:
+        """Keep an image's names with their scores; says why that is impossible, or nothing."""
 
     def finish(self) -> None:
-        """All pictures are done; also called when they were done before."""
+        """All images are done; also called when they were done before."""
 
 
 @dataclass
 class Sidecars:
-    """A file beside each picture: names in a text, or with `scores` JSON's `{"tags": {name: score}}`.
+    """A file beside each image: names in a text, or with `scores` JSON's `{"tags": {name: score}}`.
 
-    A picture that has one is done, unless `overwrite`; `append` merges into texts, and repeats without harm.
-    Raises ValueError for an extension that could be a picture's.
+    An image that has one is done, unless `overwrite`; `append` merges into texts, and repeats without harm.
+    Raises ValueError for an extension that could be an image's.
     """
 
     extension: str
@@ -83,17 +83,17 @@ class Sidecars:
     def __post_init__(self) -> None:
         name = self.extension.removeprefix(".")
         if not name or not name.replace("-", "").replace("_", "").isalnum() or f".{name}".lower() in images.SUFFIXES:
-            raise ValueError(f"--extension {self.extension}: give one like .txt, not a picture's")
+            raise ValueError(f"--extension {self.extension}: give one like .txt, not an image's")
         self.extension = f".{name}"
 
-    def pending(self, pictures: Sequence[Path]) -> list[Path]:
-        """See Output. Pictures that would share a sidecar are named in the error."""
+    def pending(self, paths: Sequence[Path]) -> list[Path]:
+        """See Output. Images that would share a sidecar are named in the error."""
         owners: dict[str, Path] = {}
         shared = []
-        for picture in pictures:
-            first = owners.setdefault(os.path.normcase(self.path(picture).absolute()), picture)
-            if first != picture:
-                shared.append(f"{first} and {picture.name}")
+        for image in paths:
+            first = owners.setdefault(os.path.normcase(self.path(image).absolute()), image)
+            if first != image:
+                shared.append(f"{first} and {image.name}")
         if shared:
             more = f" (and {len(shared) - 3} more)" if len(shared) > 3 else ""
             raise ValueError(
@@ -101,19 +101,19 @@ class Sidecars:
                 "or use --output jsonl or csv"
             )
         if self.append or self.overwrite:
-            return list(pictures)
-        return [picture for picture in pictures if not self.path(picture).exists()]
+            return list(paths)
+        return [image for image in paths if not self.path(image).exists()]
 
     def __str__(self) -> str:
         return f"{'merged into' if self.append else 'into'} a {self.extension} file beside each"
 
-    def path(self, picture: Path) -> Path:
-        """A picture's sidecar."""
-        return picture.with_suffix(self.extension)
+    def path(self, image: Path) -> Path:
+        """An image's sidecar."""
+        return image.with_suffix(self.extension)
 
-    def write(self, picture: Path, names: dict[str, float]) -> str:
+    def write(self, image: Path, names: dict[str, float]) -> str:
         """See Output. Impossible is to merge into what is no text."""
-        path = self.path(picture)
+        path = self.path(image)
         if self.scores:
             files.write_text(path, json.dumps({"tags": _rounded(names)}, indent=1) + "\n")
             return ""
@@ -131,10 +131,10 @@ class Sidecars:
 
 
 class Table:
-    """One file for all pictures, `tags.jsonl` or `tags.csv`, with paths relative to its folder.
+    """One file for all images, `tags.jsonl` or `tags.csv`, with paths relative to its folder.
 
     Rows gather in a hidden file of JSON lines, from which an interrupted run goes on; the table appears when
-    it is whole. Pictures of an earlier table are done, unless `overwrite`.
+    it is whole. Images of an earlier table are done, unless `overwrite`.
     """
 
     def __init__(self, path: Path, captions: Captions, overwrite: bool = False) -> None:
@@ -145,19 +145,19 @@ class Table:
     def __str__(self) -> str:
         return f"into {self.path}"
 
-    def pending(self, pictures: Sequence[Path]) -> list[Path]:
+    def pending(self, paths: Sequence[Path]) -> list[Path]:
         """See Output."""
         done = {row["file_name"] for row in self._read()}
-        return [picture for picture in pictures if self._name(picture) not in done]
+        return [image for image in paths if self._name(image) not in done]
 
-    def write(self, picture: Path, names: dict[str, float]) -> str:
+    def write(self, image: Path, names: dict[str, float]) -> str:
         """See Output."""
         if self._file is None:
             before = "".join(json.dumps(row) + "\n" for row in self._read())
             files.write_text(self.rows, before)  # without a last line that was cut short
             self._file = self.rows.open("a", encoding="utf-8")
         row = {
-            "file_name": self._name(picture),
+            "file_name": self._name(image),
             "text": self.captions.separator.join(names),
             "tags": _rounded(names),
         }
@@ -182,8 +182,8 @@ class Table:
         files.write_text(self.path, text.getvalue().encode("utf-8", "backslashreplace").decode())
         self.rows.unlink()
 
-    def _name(self, picture: Path) -> str:
-        return relative(picture, self.path.parent)
+    def _name(self, image: Path) -> str:
+        return relative(image, self.path.parent)
 
     def _read(self) -> Iterator[dict[str, Any]]:
         """The rows of an interrupted run, else of the table."""
@@ -203,18 +203,18 @@ class Table:
 
 
 class Printer:
-    """Standard output: each picture's path, then its tags with their scores."""
+    """Standard output: each image's path, then its tags with their scores."""
 
     def __str__(self) -> str:
         return "onto the terminal"
 
-    def pending(self, pictures: Sequence[Path]) -> list[Path]:
+    def pending(self, paths: Sequence[Path]) -> list[Path]:
         """See Output."""
-        return list(pictures)
+        return list(paths)
 
-    def write(self, picture: Path, names: dict[str, float]) -> str:
+    def write(self, image: Path, names: dict[str, float]) -> str:
         """See Output."""
-        print(picture)
+        print(image)
         for name, score in names.items():
             print(f"  {score:.3f}  {name}")
         return ""
@@ -225,10 +225,10 @@ class Printer:
 
 @dataclass(frozen=True)
 class Job:
-    """Pictures to tag: all that were named, those that still need it, and where the tags go."""
+    """Images to tag: all that were named, those that still need it, and where the tags go."""
 
     folder: Path
-    pictures: list[Path]
+    paths: list[Path]
     pending: list[Path]
     output: Output
     captions: Captions
@@ -244,28 +244,28 @@ class Job:
         append: bool = False,
         overwrite: bool = False,
     ) -> Job:
-        """Find the pictures, and what is done already, for `kind` txt, json, jsonl, csv or print; write nothing.
+        """Find the images, and what is done already, for `kind` txt, json, jsonl, csv or print; write nothing.
 
-        Raises ValueError when there are no pictures, when two would share a sidecar, or when the options
+        Raises ValueError when there are no images, when two would share a sidecar, or when the options
         contradict one another.
         """
         if append and (overwrite or kind != "txt"):
             raise ValueError("--append: goes with --output txt, and not with --overwrite")
         if extension and kind not in ("txt", "json"):
             raise ValueError(f"--extension: goes with --output txt or json, not with {kind}")
-        pictures = find(inputs, recursive)
-        folder = common_folder(inputs, pictures)
+        paths = find(inputs, recursive)
+        folder = common_folder(inputs, paths)
         output: Output = Printer()
         if kind in ("txt", "json"):
             output = Sidecars(extension or kind, captions, kind == "json", append, overwrite)
         elif kind in ("jsonl", "csv"):
             output = Table(folder / f"tags.{kind}", captions, overwrite)
-        return cls(folder, pictures, output.pending(pictures), output, captions)
+        return cls(folder, paths, output.pending(paths), output, captions)
 
     def __str__(self) -> str:
-        done = len(self.pictures) - len(self.pending)
+        done = len(self.paths) - len(self.pending)
         return (
-            f"{self.folder}: {len(self.pictures):,} pictures"
+            f"{self.folder}: {len(self.paths):,} images"
             + (f", {done:,} of them done (--overwrite tags them again)" if done else "")
             + f"; {len(self.pending):,} to tag, {self.output}"
         )
@@ -280,8 +280,8 @@ class Job:
     ) -> None:
         """Tag what is pending, show how far it is, and print a summary with the `most` commonest tags (None: all).
 
-        Pictures that cannot be used are listed in `failed.jsonl`, also when this is interrupted. Raises ValueError
-        with the first reason when not a single picture could be used, now or before.
+        Images that cannot be used are listed in `failed.jsonl`, also when this is interrupted. Raises ValueError
+        with the first reason when not a single image could be used, now or before.
         """
         places = {tag: place for place, tag in enumerate(tagger.tags)}
         failed: dict[Path, str] = {}
@@ -289,46 +289,46 @@ class Job:
         start = time.perf_counter()
         results = tagger.stream(self.pending, threshold, batch_size, workers)
         try:
-            for picture, result in zip(self.pending, progress(results, len(self.pending)), strict=True):
+            for image, result in zip(self.pending, progress(results, len(self.pending)), strict=True):
                 names = self.captions.choose(result.tags, places)
-                error = result.error or self.output.write(picture, names)
+                error = result.error or self.output.write(image, names)
                 if error:
-                    failed[picture] = error.removeprefix(f"{picture}: ")
+                    failed[image] = error.removeprefix(f"{image}: ")
                 else:
                     counts.update(names.keys())
         finally:
             results.close()
             if not isinstance(self.output, Printer):
-                write_failed(self.folder, self.pictures, failed)
+                write_failed(self.folder, self.paths, failed)
         self.output.finish()
         self._summarize(failed, counts, time.perf_counter() - start, most)
 
     def _summarize(self, failed: dict[Path, str], counts: Counter[str], seconds: float, most: int | None) -> None:
         tagged = len(self.pending) - len(failed)
         if failed:
-            picture, reason = next(iter(failed.items()))
+            image, reason = next(iter(failed.items()))
             more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
-            if len(failed) == len(self.pictures):
-                raise ValueError(f"{picture}: {reason}{more}")
-            print(f"Not tagged: {picture}: {reason}{more}", file=sys.stderr)
+            if len(failed) == len(self.paths):
+                raise ValueError(f"{image}: {reason}{more}")
+            print(f"Not tagged: {image}: {reason}{more}", file=sys.stderr)
         if isinstance(self.output, Printer):
             return
-        print(f"{tagged:,} pictures tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
+        print(f"{tagged:,} images tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
         if failed:
             print(f"{len(failed):,} not tagged, listed in {self.folder / FAILED}")
         for name, count in counts.most_common(most):
             print(f"{count:>9,}  {name}")
 
 
-def write_failed(folder: Path, pictures: Iterable[Path], failed: dict[Path, str]) -> None:
-    """List those of `pictures` that could not be used in `failed.jsonl`, beside what it says about others that exist.
+def write_failed(folder: Path, paths: Iterable[Path], failed: dict[Path, str]) -> None:
+    """List those of `images` that could not be used in `failed.jsonl`, beside what it says about others that exist.
 
     There is no such file when there is nothing to say.
     """
-    path, known = folder / FAILED, {"", *(relative(picture, folder) for picture in pictures)}
+    path, known = folder / FAILED, {"", *(relative(image, folder) for image in paths)}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     others = [line for line in lines if (name := _file_name(line)) not in known and (folder / name).exists()]
-    rows = [{"file_name": relative(picture, folder), "reason": reason} for picture, reason in failed.items()]
+    rows = [{"file_name": relative(image, folder), "reason": reason} for image, reason in failed.items()]
     text = "".join(f"{line}\n" for line in [*others, *map(json.dumps, rows)])
     if text:
         files.write_text(path, text)
@@ -336,9 +336,9 @@ def write_failed(folder: Path, pictures: Iterable[Path], failed: dict[Path, str]
         path.unlink(missing_ok=True)
 
 
-def relative(picture: Path, folder: Path) -> str:
-    """A picture's path seen from a folder, with forward slashes."""
-    return Path(os.path.relpath(picture, folder)).as_posix()
+def relative(image: Path, folder: Path) -> str:
+    """An image's path seen from a folder, with forward slashes."""
+    return Path(os.path.relpath(image, folder)).as_posix()
 
 
 def _file_name(line: str) -> str:
@@ -353,12 +353,12 @@ def _rounded(names: dict[str, float]) -> dict[str, float]:
 
 
 def progress(results: Iterable[Result], total: int) -> Iterator[Result]:
-    """The results as they come, with a bar, pictures a second and the time left, if people watch."""
+    """The results as they come, with a bar, images a second and the time left, if people watch."""
     columns = (
         TextColumn("Tag"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} pictures/s"),
+        TextColumn("{task.fields[rate]:.1f} images/s"),
         TimeRemainingColumn(),
     )
     start = time.perf_counter()

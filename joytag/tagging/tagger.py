@@ -1,4 +1,4 @@
-"""`Tagger`: a release directory and pictures to tags."""
+"""`Tagger`: a release directory and images to tags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from joytag.data import images
 from joytag.models import inference, int8, release
 from joytag.models.architectures import Model
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # Tokens (patches) of a batch. A CPU gains nothing from batches larger than its caches.
 BATCH_TOKENS = {"cpu": 1_024, "mps": 8_192, "cuda": 32_768}
@@ -27,10 +27,10 @@ BATCH_TOKENS = {"cpu": 1_024, "mps": 8_192, "cuda": 32_768}
 
 @dataclass(frozen=True)
 class Result:
-    """What a tagger sees in a picture.
+    """What a tagger sees in an image.
 
     `tags` maps names to scores, of the tags above the threshold, best first. `scores` holds all, float32 [N]
-    in [0, 1], in the order of `Tagger.tags`. If the picture could not be used, `error` says why, and the
+    in [0, 1], in the order of `Tagger.tags`. If the image could not be used, `error` says why, and the
     others are empty.
     """
 
@@ -40,10 +40,10 @@ class Result:
 
 
 class Tagger:
-    """A model with its tag names, ready for pictures: paths, encoded bytes, PIL images or uint8 [height, width, 3].
+    """A model with its tag names, ready for images: paths, encoded bytes, PIL images or uint8 [height, width, 3].
 
     tagger = Tagger.load("runs/openmoji/release")
-    for tag, score in tagger("picture.jpg").tags.items():
+    for tag, score in tagger("image.jpg").tags.items():
         print(tag, score)
 
     `tags` are the names of the outputs, `device` and `precision` (fp32, fp16, bf16 or int8) how it computes.
@@ -53,7 +53,7 @@ class Tagger:
         self.tags, self.device, self.precision = tags, device, precision
         self.size = model.config.image_size
         tokens = (self.size // model.config.patch_size) ** 2
-        # Pictures computed at once; see `quantize` for why there is one in int8.
+        # Images computed at once; see `quantize` for why there is one in int8.
         self.batch_size = 1 if precision == "int8" else max(1, BATCH_TOKENS[device.type] // tokens)
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # as the stem computes
         self._at_once = sys.maxsize
@@ -75,46 +75,46 @@ class Tagger:
     def __str__(self) -> str:
         return f"{self.precision} on {self.device}, batches of {self.batch_size}"
 
-    def __call__(self, picture: Picture, threshold: float | np.ndarray = 0.4) -> Result:
-        """Tag one picture. `threshold` is one number, or one a tag, [N]. Raises ImageError when it cannot be used."""
-        return self._result(self._predict(prepare(picture, self.size)[None])[0], threshold)
+    def __call__(self, image: ImageSource, threshold: float | np.ndarray = 0.4) -> Result:
+        """Tag one image. `threshold` is one number, or one a tag, [N]. Raises ImageError when it cannot be used."""
+        return self._result(self._predict(prepare(image, self.size)[None])[0], threshold)
 
     def stream(
         self,
-        pictures: Iterable[Picture],
+        sources: Iterable[ImageSource],
         threshold: float | np.ndarray = 0.4,
         batch_size: int | None = None,
         workers: int | None = None,
     ) -> Generator[Result]:
-        """Tag many pictures: a result for each, in order; of those that cannot be used, with `error`.
+        """Tag many images: a result for each, in order; of those that cannot be used, with `error`.
 
         `workers` threads read ahead. On a CPU each of them also computes, one batch at a time, which keeps the
         cores busier than sharing each product among them. Batches are filled up to `batch_size`, so that a
-        picture's scores depend on what else there is to tag by rounding alone; in int8, not at all.
+        image's scores depend on what else there is to tag by rounding alone; in int8, not at all.
         """
         size = self.batch_size if batch_size is None or self.precision == "int8" else batch_size
         if self.device.type != "cpu":
             workers = workers or max(1, min(16, os.cpu_count() or 1))
-            for group in batches(read_ahead(self._read, pictures, workers, 2 * max(size, workers)), size):
+            for group in batches(read_ahead(self._read, sources, workers, 2 * max(size, workers)), size):
                 yield from self._results(group, size, threshold)
             return
 
-        def tag(group: list[Picture]) -> list[Result]:
-            return self._results([self._read(picture) for picture in group], size, threshold)
+        def tag(group: list[ImageSource]) -> list[Result]:
+            return self._results([self._read(image) for image in group], size, threshold)
 
         threads = torch.get_num_threads()
         workers = workers or min(16, threads)
         each = partial(torch.set_num_threads, max(1, threads // workers))
         try:
-            for results in read_ahead(tag, batches(pictures, size), workers, 2 * workers, each):
+            for results in read_ahead(tag, batches(sources, size), workers, 2 * workers, each):
                 yield from results
         finally:
             torch.set_num_threads(threads)
 
-    def _read(self, picture: Picture) -> np.ndarray | str:
+    def _read(self, image: ImageSource) -> np.ndarray | str:
         """The model's input, or why there is none."""
         try:
-            return prepare(picture, self.size)
+            return prepare(image, self.size)
         except images.ImageError as error:
             return str(error)
 
@@ -137,7 +137,7 @@ class Tagger:
                 return torch.cat([part.sigmoid().cpu() for part in logits]).numpy()
             except torch.OutOfMemoryError:
                 if len(parts[0]) == 1:
-                    raise ValueError(f"{self.device}: too little memory for a single picture; use the cpu") from None
+                    raise ValueError(f"{self.device}: too little memory for a single image; use the cpu") from None
                 self._at_once = len(parts[0]) // 2
                 warnings.warn(f"{self.device} is out of memory; {self._at_once} at once from here on", stacklevel=2)
 
@@ -147,24 +147,18 @@ class Tagger:
         return Result({self.tags[i]: float(scores[i]) for i in above}, scores)
 
 
-def prepare(picture: Picture, size: int) -> np.ndarray:
-    """A picture to the model's input, uint8 [3, size, size], resized bicubically. Raises ImageError."""
-    if isinstance(picture, np.ndarray):
-        if (
-            picture.dtype != np.uint8
-            or not picture.size
-            or picture.ndim < 2
-            or picture.shape[2:] not in ((), (3,), (4,))
-        ):
+def prepare(image: ImageSource, size: int) -> np.ndarray:
+    """An image to the model's input, uint8 [3, size, size], resized bicubically. Raises ImageError."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not image.size or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)):
             raise images.ImageError(
-                f"array of {picture.dtype} {picture.shape}: not uint8 [height, width, 3]", "not a picture"
+                f"array of {image.dtype} {image.shape}: not uint8 [height, width, 3]", "not an image"
             )
-        picture = Image.fromarray(picture)
-    if isinstance(picture, Image.Image):
-        picture = images.on_white(ImageOps.exif_transpose(picture))
-    else:
-        picture = images.decode(picture)
-    return images.to_array(images.square(picture, size, Image.Resampling.BICUBIC))
+        image = Image.fromarray(image)
+    upright = (
+        images.on_white(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else images.decode(image)
+    )
+    return images.to_array(images.square(upright, size, Image.Resampling.BICUBIC))
 
 
 def pick_precision(precision: str, device: torch.device, width: int) -> str:

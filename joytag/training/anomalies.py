@@ -22,12 +22,12 @@ from joytag.training.tracker import Tracker, _append
 
 
 def ids_of_step(samples: int, skipped: int, run: Run) -> list[int]:
-    """The ids of the pictures of the global batch that begins there."""
+    """The ids of the images of the global batch that begins there."""
     index, done = schedule.locate(samples, run.stages)
     keys = loader.training_keys(
-        run.config.seed, index, len(run.pictures), done + skipped, run.config.batch_size, run.config.batch_size, 0, 1
+        run.config.seed, index, len(run.images), done + skipped, run.config.batch_size, run.config.batch_size, 0, 1
     )
-    return run.pictures.ids[[row for _, row in next(keys)]].tolist()
+    return run.images.ids[[row for _, row in next(keys)]].tolist()
 
 
 @dataclass
@@ -41,13 +41,13 @@ class Watch:
     skips: int = 0  # in a row
 
     def heed(self, step: Step, state: TrainState) -> None:
-        """Note a step that has just been done. Raises Exit after the last skip allowed, ValueError for bad pictures."""
+        """Note a step that has just been done. Raises Exit after the last skip allowed, ValueError for bad images."""
         config = self.run.config
         if step.bad:
-            share = self.quarantine.add(state.samples, step.bad) / len(self.run.pictures)
+            share = self.quarantine.add(state.samples, step.bad) / len(self.run.images)
             if share > config.data.max_bad:
                 raise ValueError(
-                    f"data.max_bad: {share:.1%} of the pictures cannot be decoded, see {self.quarantine.path}; "
+                    f"data.max_bad: {share:.1%} of the images cannot be decoded, see {self.quarantine.path}; "
                     "build the dataset again, or raise it"
                 )
         score = self.spikes.score(step.loss) if step.taken else None
@@ -62,13 +62,13 @@ class Watch:
             save_state(state, self.run, required=True)
             raise Exit(
                 f"{self.run.root}: {self.skips} steps in a row had no finite gradients; the last good state is saved, "
-                f"the pictures' ids are in {self.tracker.events}; --resume auto goes on after them, --resume PATH "
+                f"the images' ids are in {self.tracker.events}; --resume auto goes on after them, --resume PATH "
                 "output=DIR branches off an older checkpoint, perhaps with a lower optimizer.lr",
                 ExitCode.DIVERGED,
             )
 
     def tell(self, state: TrainState, step: Step, what: str, **figures: float) -> None:
-        """Record an event with the ids of the step's pictures."""
+        """Record an event with the ids of the step's images."""
         ids = ids_of_step(step.begun, state.skipped - self.run.config.batch_size * (not step.taken), self.run)
         facts = {"loss": step.loss, "grad_norm": step.norm, **figures, "ids": ids}
         self.tracker.event(state.samples, what, facts)
@@ -97,7 +97,7 @@ class Spikes:
 
 
 class Quarantine:
-    """Pictures of a run that cannot be decoded, each once in quarantine.jsonl; written where the tracker writes."""
+    """Images of a run that cannot be decoded, each once in quarantine.jsonl; written where the tracker writes."""
 
     def __init__(self, dataset: Dataset, posts: Posts, tracker: Tracker) -> None:
         self.dataset, self.posts, self.enabled = dataset, posts, tracker.enabled

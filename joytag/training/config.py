@@ -20,14 +20,14 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Settings):
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     directory: str  # a dataset directory, built by data_prep.build
     tags: PositiveInt | None = None  # size of the vocabulary, for a dry run without data
     workers: int | None = Field(default=None, ge=0)  # decoding processes; null chooses by device
     augment: Literal["trivial", "rand", "none"] = "trivial"
     mixup: float = Field(default=0.0, ge=0)  # alpha, of the beta distribution of shares; 0 for none
-    max_bad: float = Field(default=0.05, ge=0, le=1)  # the share of pictures that may be replaced, being undecodable
+    max_bad: float = Field(default=0.05, ge=0, le=1)  # the share of images that may be replaced, being undecodable
     timeout: PositiveInt = 600  # seconds to wait for the decoding processes
 
 

@@ -24,7 +24,7 @@ H100 = 0.40 * 989e12  # FLOP/s of fp16 in training: a share of the peak that is 
 def write_rates(machine: str, workers: int, loading: dict[int, float], flop: dict[int, float]) -> None:
     """Keep what was measured on a machine, by image size.
 
-    Pictures a second of one loading process, of which training would start `workers`, none to load in its own; and
+    Images a second of one loading process, of which training would start `workers`, none to load in its own; and
     FLOP/s of a step.
     """
     facts = {"date": str(date.today()), "machine": machine, "workers": workers, "loading": loading, "flop": flop}
@@ -51,7 +51,7 @@ def read_rates() -> dict[str, Any] | None:
 def time_of_stage(samples: int, image_size: int, flop: int, workers: int, rates: dict[str, Any]) -> str:
     """How long a stage takes on a machine with these rates, and what bounds it.
 
-    At sizes that were not measured, a step's rate in FLOP/s is taken to be that of the nearest, and a picture's
+    At sizes that were not measured, a step's rate in FLOP/s is taken to be that of the nearest, and an image's
     loading to cost as its pixels do.
     """
     stepping = samples * flop / rates["flop"][_nearest(rates["flop"], image_size)] / 3600
@@ -107,7 +107,7 @@ def describe(config: RunSettings) -> str:
             f"  optimizer steps      {steps:,} of {config.batch_size:,} samples: {stage.samples:,} samples",
             f"  training cost        {flop / 1e9:.1f} GFLOP an image, {flop * stage.samples:.2e} FLOP in all",
             f"  learning rate        {', '.join(levels)}, end: 0",
-            f"  on one H100          {_time(stage.samples * flop / H100 / 3600)} at {H100 / flop:,.0f} pictures/s, "
+            f"  on one H100          {_time(stage.samples * flop / H100 / 3600)} at {H100 / flop:,.0f} images/s, "
             "if it reaches 40 % of its 989 TFLOP/s",
         ]
         if rates is not None:

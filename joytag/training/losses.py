@@ -17,9 +17,9 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weight: Tenso
 
 
 def frequency_weight(frequencies: Tensor, power: float) -> Tensor:
-    """The weight of each tag's positives, float32 [N], of its share among pictures: its odds to the power `-power`.
+    """The weight of each tag's positives, float32 [N], of its share among images: its odds to the power `-power`.
 
-    At 1 positives and negatives of a tag weigh the same in all, at 0 each picture does.
+    At 1 positives and negatives of a tag weigh the same in all, at 0 each image does.
     """
     return ((1 - frequencies) / frequencies).pow(power).float()
 

@@ -31,7 +31,7 @@ class Run:
         return self.config.plan()
 
     @cached_property
-    def pictures(self) -> Posts:
+    def images(self) -> Posts:
         """The training split."""
         return self.dataset.posts("train")
 
@@ -70,8 +70,8 @@ class Run:
 
     @cached_property
     def frequencies(self) -> Tensor:
-        """Each tag's share among the training pictures, never 0 or 1, float64 [N]."""
-        return torch.from_numpy((self.dataset.tags.counts + 1) / (len(self.pictures) + 2))
+        """Each tag's share among the training images, never 0 or 1, float64 [N]."""
+        return torch.from_numpy((self.dataset.tags.counts + 1) / (len(self.images) + 2))
 
     @cached_property
     def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:

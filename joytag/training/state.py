@@ -154,7 +154,7 @@ def course(run: Run) -> dict[str, Any]:
         "mixup": run.config.data.mixup,
         "dtype": str(run.dtype),
         "freeze": run.config.model.freeze,
-        "pictures": hashlib.sha256(run.pictures.hashes.tobytes()).hexdigest(),
+        "images": hashlib.sha256(run.images.hashes.tobytes()).hexdigest(),
     }
 
 

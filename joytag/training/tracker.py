@@ -66,7 +66,7 @@ class Tracker:
 
     @property
     def shows(self) -> bool:
-        """Whether there is a place for pictures."""
+        """Whether there is a place for images."""
         return self.enabled and self.wandb is not None
 
     def log(self, samples: int, figures: dict[str, float], details: dict[str, float] | None = None) -> None:
@@ -79,13 +79,13 @@ class Tracker:
         _append(self.path, {"samples": samples, **figures})
         self._tell_wandb("log", figures, step=samples)
 
-    def pictures(self, samples: int, pictures: np.ndarray, captions: list[str]) -> None:
-        """Send pictures, uint8 [B, height, width, 3], with their captions to wandb."""
+    def images(self, samples: int, arrays: np.ndarray, captions: list[str]) -> None:
+        """Send images, uint8 [B, height, width, 3], with their captions to wandb."""
         if self.shows:
             import wandb
 
-            images = [wandb.Image(array, caption=text) for array, text in zip(pictures, captions, strict=True)]
-            self._tell_wandb("log", {"validation": images}, step=samples)
+            shown = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
+            self._tell_wandb("log", {"validation": shown}, step=samples)
 
     def _tell_wandb(self, name: str, *arguments: Any, **options: Any) -> None:
         """Call a method of wandb's run; once that fails, do without it, since each further try would take seconds."""

@@ -44,12 +44,12 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[loader.Batch], Me
     state.set_image_size(stage.image_size)
     state.model.train()
     draw, deferred = (config.seed, index), run.device.type != "cpu"
-    pictures = loader.Pictures(run.dataset, "train", stage.image_size, draw, config.data.augment, deferred)
+    images = loader.ImageDataset(run.dataset, "train", stage.image_size, draw, config.data.augment, deferred)
     where = distributed.rank(), distributed.world_size()
     keys = loader.training_keys(
-        config.seed, index, len(pictures), done + state.skipped, config.batch_size, run.micro_batch, *where
+        config.seed, index, len(images), done + state.skipped, config.batch_size, run.micro_batch, *where
     )
-    batches = loader.batches(pictures, keys, run.workers, run.device.type == "cuda", config.data.timeout)
+    batches = loader.batches(images, keys, run.workers, run.device.type == "cuda", config.data.timeout)
     meter = Meter(run.device, training_flop(state.model.config, stage.image_size), distributed.world_size())
     return meter.timed(batches), meter
 
@@ -82,7 +82,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
 
 def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts) -> None:
     """Take all the steps that are left, with what is due between them."""
-    ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.pictures, tracker)
+    ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.images, tracker)
     watch, size = Watch(run, tracker, quarantine, Spikes()), state.model.config.image_size
     model = distributed.parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
     compile_parts(state.model, run)

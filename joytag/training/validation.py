@@ -16,18 +16,18 @@ from joytag.training.state import (
 )
 from joytag.training.tracker import Tracker
 
-SHOWN = 8  # validation pictures that go to wandb with their predictions
+SHOWN = 8  # validation images that go to wandb with their predictions
 
 
 def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, float] | None:
     """Loss, averages and mAP on the validation split at the stage's image size, where defined; None if interrupted."""
     model, config = state.released, run.config
     distributed.equalize(model.buffers())
-    pictures = loader.Pictures(run.dataset, "validation", model.config.image_size)
+    image_dataset = loader.ImageDataset(run.dataset, "validation", model.config.image_size)
     where, losses = (run.device, run.dtype), []
     try:
         scores = histogram(
-            model, pictures, run.micro_batch, run.workers, *where, config.data.timeout,
+            model, image_dataset, run.micro_batch, run.workers, *where, config.data.timeout,
             stopping=lambda: agreed(interrupts.code) > 0,
             seen=lambda logits, labels: losses.append(run.criterion(logits, labels).double() * len(labels)),
         )  # fmt: skip
@@ -40,12 +40,12 @@ def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, f
 
 
 def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
-    """Send some validation pictures to the tracker, if it shows them, with the tags that the model sees in them."""
+    """Send some validation images to the tracker, if it shows them, with the tags that the model sees in them."""
     if not tracker.shows:
         return
     model, tags = state.released, run.dataset.tags.names
-    pictures = loader.Pictures(run.dataset, "validation", model.config.image_size)
-    batch = pictures.__getitems__([(0, row) for row in range(min(SHOWN, len(pictures)))])
+    image_dataset = loader.ImageDataset(run.dataset, "validation", model.config.image_size)
+    batch = image_dataset.__getitems__([(0, row) for row in range(min(SHOWN, len(image_dataset)))])
     if isinstance(batch, loader.Batch) and len(batch):
         was_training = model.training
         scores = inference.predict(model.eval(), batch.images, run.device, run.dtype).sigmoid().cpu()
@@ -54,4 +54,4 @@ def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
         for row, labels in zip(scores, batch.labels, strict=True):
             best = row.topk(min(10, len(tags))).indices.tolist()
             captions.append(", ".join(f"{tags[i]} {row[i]:.2f}{' (right)' if labels[i] else ''}" for i in best))
-        tracker.pictures(state.samples, batch.images.permute(0, 2, 3, 1).numpy(), captions)
+        tracker.images(state.samples, batch.images.permute(0, 2, 3, 1).numpy(), captions)

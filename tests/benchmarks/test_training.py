@@ -90,7 +90,7 @@ def test_all_leaves_the_rates_that_a_plan_reckons_with(copies, monkeypatch, tmp_
     monkeypatch.setattr(training, "SIZES", (16, 32))
     monkeypatch.setattr(dry_run, "RATES", tmp_path / "runs" / "rates.json")
     seconds = training.side_by_side(lambda: None, lambda: None, 1)
-    comparison = training.Comparison("work", "another way", 8, "pictures", seconds)
+    comparison = training.Comparison("work", "another way", 8, "images", seconds)
     monkeypatch.setattr(training, "step", lambda *arguments: replace(comparison, note="losses 1.0% apart"))
     monkeypatch.setattr(training, "loader", lambda *arguments: [comparison] * 4)
     monkeypatch.setattr(training, "optimizer", lambda *arguments: comparison)
@@ -110,7 +110,7 @@ def test_on_a_gpu_all_measures_both_sizes_and_how_they_are_fed(copies, monkeypat
         def compare(*arguments):
             (case,) = (value for value in arguments if isinstance(value, training.Case))
             measured.append((name, case.size, case.batch))
-            return training.Comparison(name, "another way", case.batch, "pictures", Timings([1.0], [2.0]))
+            return training.Comparison(name, "another way", case.batch, "images", Timings([1.0], [2.0]))
 
         return compare
 
@@ -118,7 +118,7 @@ def test_on_a_gpu_all_measures_both_sizes_and_how_they_are_fed(copies, monkeypat
     monkeypatch.setattr(devices, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(loader, "default_workers", lambda *arguments: 16)
-    other = training.Comparison("other", "another way", 8, "pictures", Timings([1.0], [2.0]))
+    other = training.Comparison("other", "another way", 8, "images", Timings([1.0], [2.0]))
     monkeypatch.setattr(training, "loader", lambda *arguments: [other] * 4)
     monkeypatch.setattr(training, "optimizer", lambda *arguments: other)
     for name in ("on_device", "step", "feed"):
@@ -160,7 +160,7 @@ def counting(start):
     yield from (float(start + number) for number in range(9))
 
 
-def test_stored_pictures_are_found_by_their_hashes(tmp_path):
+def test_stored_images_are_found_by_their_hashes(tmp_path):
     files = [tmp_path / f"{number}.jpg" for number in range(3)]
     posts = training.Stored.of(files, n_tags=7).posts("train")
     assert [training.Stored.of(files).image_path(hash.tobytes()) for hash in posts.hashes] == files

@@ -210,11 +210,11 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
     assert last["val_macro_f1"] == pytest.approx(macro_f1)
 
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
-    picture = tmp_path / "a picture.png"
-    Image.new("RGB", (30, 20), "red").save(picture)
+    image = tmp_path / "an image.png"
+    Image.new("RGB", (30, 20), "red").save(image)
     options = ("--output", "print", "--threshold", "0.01")
-    first = call("predict", "--model", run / "release", picture, *options)
-    second = call("predict", "--model", checkpoint, picture, *options)
+    first = call("predict", "--model", run / "release", image, *options)
+    second = call("predict", "--model", checkpoint, image, *options)
     assert first.returncode == 0 and first.stdout == second.stdout
     scores = [float(value) for value in re.findall(r"^  ([\d.]+)  tag_\d$", first.stdout, re.MULTILINE)]
     assert scores and scores == sorted(scores, reverse=True)
@@ -235,12 +235,12 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
 
 def test_predict_and_evaluate_name_what_they_cannot_use(call, dataset_directory, tmp_path):
     (tmp_path / "texts").mkdir()
-    (tmp_path / "text.png").write_text("no picture")
-    assert_one_line(call("predict", "--model", TINY, tmp_path / "text.png"), "text.png", "not a picture")
+    (tmp_path / "text.png").write_text("no image")
+    assert_one_line(call("predict", "--model", TINY, tmp_path / "text.png"), "text.png", "not an image")
     assert_one_line(call("predict", "--model", TINY, tmp_path / "gone.png"), "gone.png", "no such file")
     assert_one_line(call("predict", "--model", tmp_path, tmp_path / "text.png"), "config.json", "missing")
     assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory), "tags")
-    assert_one_line(call("predict", "--model", TINY, tmp_path / "texts"), "no pictures here")
+    assert_one_line(call("predict", "--model", TINY, tmp_path / "texts"), "no images here")
     assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory, "--threshold", "1.5"), "--threshold")
     assert_one_line(call("evaluate", "--model", TINY, "--data", dataset_directory, "--batch-size", "0"), "--batch-size")
     assert_one_line(call("evaluate", "--model", TINY), "--data")
@@ -263,7 +263,7 @@ def reports(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
-def test_reports_are_made_anew_without_model_and_pictures(call, untrained, dataset_directory, tmp_path):
+def test_reports_are_made_anew_without_model_and_images(call, untrained, dataset_directory, tmp_path):
     data = tmp_path / "dataset"
     shutil.copytree(dataset_directory, data)
     release_files = {path.name for path in untrained.iterdir()}
@@ -274,10 +274,10 @@ def test_reports_are_made_anew_without_model_and_pictures(call, untrained, datas
             "report.html", *release_files} == first.keys()  # fmt: skip
     stored = untrained / "predictions"
     done = call("evaluate", "--predictions", stored)
-    assert done.returncode == 0 and reports(untrained) == first, "with the pictures of the dataset, which is there"
+    assert done.returncode == 0 and reports(untrained) == first, "with the images of the dataset, which is there"
     assert b"data:image" in first["report.html"]
-    picture = next(data.glob("images/*/*/*.jpg"))
-    assert call("predict", "--model", untrained, picture, "--output", "print").returncode == 0
+    image = next(data.glob("images/*/*/*.jpg"))
+    assert call("predict", "--model", untrained, image, "--output", "print").returncode == 0
 
     stored.rename(tmp_path / "stored")
     shutil.rmtree(untrained)
@@ -316,30 +316,30 @@ def test_torchrun_shares_an_evaluation(call, untrained, dataset_directory, tmp_p
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of four pictures."""
-    folder = tmp_path / "my pictures"
+def images(tmp_path):
+    """A folder of four images."""
+    folder = tmp_path / "my images"
     folder.mkdir()
     for colour in ("red", "green", "blue", "white"):
         Image.new("RGB", (30, 20), colour).save(folder / f"{colour}.png")
     return folder
 
 
-def test_a_folder_is_tagged_and_then_left_alone(call, pictures):
-    done = call("predict", "--model", TINY, pictures, "--dry-run", "--threshold", "0.3")
-    assert done.returncode == 0 and "4 pictures; 4 to tag, into a .txt file beside each" in done.stdout
-    assert not list(pictures.glob("*.txt"))
-    done = call("predict", "--model", TINY, pictures, "--threshold", "0.3")
+def test_a_folder_is_tagged_and_then_left_alone(call, images):
+    done = call("predict", "--model", TINY, images, "--dry-run", "--threshold", "0.3")
+    assert done.returncode == 0 and "4 images; 4 to tag, into a .txt file beside each" in done.stdout
+    assert not list(images.glob("*.txt"))
+    done = call("predict", "--model", TINY, images, "--threshold", "0.3")
     assert done.returncode == 0, done.stderr
-    assert len(list(pictures.glob("*.txt"))) == 4
-    assert "4 pictures tagged" in done.stdout and "fp32 on" in done.stdout
+    assert len(list(images.glob("*.txt"))) == 4
+    assert "4 images tagged" in done.stdout and "fp32 on" in done.stdout
     counts = [int(count) for count in re.findall(r"^ +(\d+)  \w+", done.stdout, re.MULTILINE)]
     assert counts and counts == sorted(counts, reverse=True) and max(counts) <= 4
-    done = call("predict", "--model", TINY, pictures)
+    done = call("predict", "--model", TINY, images)
     assert done.returncode == 0 and "4 of them done" in done.stdout and "0 to tag" in done.stdout
 
 
-def test_flags_may_be_spelled_as_in_sd_scripts(call, pictures):
+def test_flags_may_be_spelled_as_in_sd_scripts(call, images):
     """Each spelling gives the same sidecars as ours."""
     ours = ["--threshold", "0.3", "--underscores", "space", "--exclude", "tag_0", "--always-first", "tag_5",
             "--replace", "tag_3=other", "--separator", "; ", "--extension", ".caption", "--batch-size", "2",
@@ -349,11 +349,11 @@ def test_flags_may_be_spelled_as_in_sd_scripts(call, pictures):
               "--batch_size", "2", "--max_data_loader_n_workers", "1", "--frequency_tags"]  # fmt: skip
     found = []
     for flags in (ours, theirs):
-        done = call("predict", "--model", TINY, pictures, "--overwrite", *flags)
+        done = call("predict", "--model", TINY, images, "--overwrite", *flags)
         assert done.returncode == 0, done.stderr
-        found.append({path.name: path.read_text() for path in pictures.glob("*.caption")})
+        found.append({path.name: path.read_text() for path in images.glob("*.caption")})
     assert len(found[0]) == 4 and found[0] == found[1]
-    done = call("predict", "--model", TINY, pictures, "--append_tags", "--caption_extension", ".caption")
+    done = call("predict", "--model", TINY, images, "--append_tags", "--caption_extension", ".caption")
     assert done.returncode == 0, done.stderr
 
 
@@ -373,45 +373,43 @@ def test_flags_may_be_spelled_as_in_sd_scripts(call, pictures):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_mistake_in_tagging_ends_in_one_line_and_writes_nothing(call, pictures, flags, part):
-    before = sorted(pictures.iterdir())
-    assert_one_line(call("predict", "--model", TINY, pictures, *flags), part)
-    assert sorted(pictures.iterdir()) == before
+def test_a_mistake_in_tagging_ends_in_one_line_and_writes_nothing(call, images, flags, part):
+    before = sorted(images.iterdir())
+    assert_one_line(call("predict", "--model", TINY, images, *flags), part)
+    assert sorted(images.iterdir()) == before
 
 
-def test_tag_fine_tune_and_tag_again(call, pictures, tmp_path):
+def test_tag_fine_tune_and_tag_again(call, images, tmp_path):
     """The three commands of the README, on a model that knows none of the words."""
     rng = np.random.default_rng(0)
     for number in range(20):
         pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(pictures / f"{number}.png")
-        (pictures / f"{number}.txt").write_text("noise, grainy texture")
-    assert call("predict", "--model", TINY, pictures, "--append").returncode == 0
+        Image.fromarray(pixels).save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text("noise, grainy texture")
+    assert call("predict", "--model", TINY, images, "--append").returncode == 0
     run = tmp_path / "mine"
     short = ("stages.0.samples=64", "batch_size=16", "tracking.wandb=disabled")
-    done = call("finetune", pictures, "--model", TINY, "--output", run, *short)
+    done = call("finetune", images, "--model", TINY, "--output", run, *short)
     assert done.returncode == 0, done.stderr
     assert "23 tags kept, 2 tags new, 0 tags dropped" in done.stdout
     assert {"noise", "grainy_texture"} <= set((run / "release" / "top_tags.txt").read_text().split("\n"))
-    done = call("predict", "--model", run / "release", pictures, "--append")
+    done = call("predict", "--model", run / "release", images, "--append")
     assert done.returncode == 0, done.stderr
-    assert_one_line(call("finetune", pictures, "--model", TINY, "--output", run, *short), "another --output")
+    assert_one_line(call("finetune", images, "--model", TINY, "--output", run, *short), "another --output")
 
-    done = call("finetune", pictures, "--model", TINY, "--output", tmp_path / "new", "--only-new-tags", *short)
+    done = call("finetune", images, "--model", TINY, "--output", tmp_path / "new", "--only-new-tags", *short)
     assert done.returncode == 0, done.stderr
     assert "dropped" in done.stdout and "grainy_texture" in (tmp_path / "new/release/top_tags.txt").read_text()
 
 
-def test_output_may_be_cut_off(pictures):
-    command = (
-        f"{sys.executable} scripts/predict.py --model {TINY} --threshold 0.01 --output print '{pictures}' | head -1"
-    )
+def test_output_may_be_cut_off(images):
+    command = f"{sys.executable} scripts/predict.py --model {TINY} --threshold 0.01 --output print '{images}' | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.endswith(".png\n") and done.stderr == ""
 
 
-def test_fine_tuning_names_what_it_lacks(call, pictures, tmp_path):
-    done = call("finetune", pictures, "--model", TINY, "--output", tmp_path / "o", "optimizer.lrr=1")
+def test_fine_tuning_names_what_it_lacks(call, images, tmp_path):
+    done = call("finetune", images, "--model", TINY, "--output", tmp_path / "o", "optimizer.lrr=1")
     assert_one_line(done, "did you mean optimizer.lr?")
     assert not (tmp_path / "o").exists()
     (tmp_path / "empty").mkdir()
@@ -424,14 +422,14 @@ def test_the_tagging_benchmark_compares_side_by_side(monkeypatch, tmp_path):
     small = ViTConfig(n_tags=20, image_size=32, num_blocks=1, patch_size=16, d_model=32, mlp_dim=32, num_heads=2,
                       cnn_stem=None)  # fmt: skip
     monkeypatch.setattr(tagging, "ViTConfig", lambda n_tags: dataclasses.replace(small, n_tags=n_tags))
-    text = tagging.tag(pictures=2, rounds=2, device="cpu", precision="fp32")
+    text = tagging.tag(n_images=2, rounds=2, device="cpu", precision="fp32")
     assert re.search(r"ratio \d+\.\d+ \(median; ", text) and "same decisions 100.0000%" in text
 
 
 def test_the_benchmarks_of_preparation_compare_side_by_side(tmp_path):
-    text = preparation.scanning(pictures=2, rounds=1)
+    text = preparation.scanning(n_images=2, rounds=1)
     assert "JPEG" in text and "PNG" in text and "same pHash 100.00%, at most 0 bits apart" in text
     assert "same groups: True" in preparation.grouping(20_000, 1_000)
-    assert "mixed" in preparation.formats(pictures=2, rounds=1)
-    synthetic.write(tmp_path, 40_000, pictures=False)
+    assert "mixed" in preparation.formats(n_images=2, rounds=1)
+    synthetic.write(tmp_path, 40_000, images=False)
     assert "same vocabulary: True" in preparation.metadata(40_000, tmp_path)

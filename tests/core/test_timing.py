@@ -2,12 +2,12 @@
 
 from joytag.core.timing import Comparison, Timings, side_by_side, table
 
-COMPARISON = Comparison("work", "the plain way", 10, "pictures", Timings([2.0, 1.0, 2.5], [4.0, 4.0, 2.5]))
+COMPARISON = Comparison("work", "the plain way", 10, "images", Timings([2.0, 1.0, 2.5], [4.0, 4.0, 2.5]))
 
 
 def test_figures_are_rates_and_the_ratios_of_rounds():
     figures = COMPARISON.figures()
-    assert figures["unit"] == "pictures/s"
+    assert figures["unit"] == "images/s"
     assert figures["ours_rate"] == {"median": 5.0, "least": 4.0, "most": 10.0}
     assert figures["reference_rate"] == {"median": 2.5, "least": 2.5, "most": 4.0}
     assert figures["ratio"] == {"median": 2.0, "least": 1.0, "most": 4.0}
@@ -17,7 +17,7 @@ def test_figures_are_rates_and_the_ratios_of_rounds():
 def test_a_table_has_a_line_for_each_comparison():
     head, line = table([COMPARISON]).splitlines()
     assert head.split()[:2] == ["work", "ours"]
-    assert "5 (4 to 10) pictures/s" in line and "2.00 (1.00 to 4.00)" in line and line.endswith("the plain way")
+    assert "5 (4 to 10) images/s" in line and "2.00 (1.00 to 4.00)" in line and line.endswith("the plain way")
 
 
 def test_both_do_the_same_number_of_rounds_and_one_to_warm_up():

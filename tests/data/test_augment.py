@@ -16,7 +16,7 @@ TRIVIAL, RAND = augment.SPACES["trivial"], augment.SPACES["rand"]
 
 
 def picture(seed: int, size: int = 48) -> torch.Tensor:
-    """A smooth picture with some noise and a wide histogram, uint8 [3, size, size]."""
+    """A smooth image with some noise and a wide histogram, uint8 [3, size, size]."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 6))).float()
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")[0]
@@ -86,7 +86,7 @@ def test_operation_equals_torchvisions(operation, level, sign):
     def theirs(image: torch.Tensor, fill: float) -> torch.Tensor:
         return _apply_op(image, NAMES[operation], magnitude, InterpolationMode.BILINEAR, [fill] * 3)
 
-    # Where an edge pixel is mixed with the outside, torchvision darkens the picture's share twice (once by
+    # Where an edge pixel is mixed with the outside, torchvision darkens the image's share twice (once by
     # zero padding, once by its mask); we mix once. Everywhere else the two agree.
     inside = outside = torch.ones(3, 48, 48, dtype=torch.bool)
     if operation in augment.GEOMETRIC:
@@ -99,13 +99,13 @@ def test_operation_equals_torchvisions(operation, level, sign):
         assert not (difference[outside] > 1).any()
 
 
-def test_equalize_and_autocontrast_of_flat_pictures_change_nothing():
+def test_equalize_and_autocontrast_of_flat_images_change_nothing():
     images = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
     for operation in ("equalize", "autocontrast"):
         assert torch.equal(apply(images, operation, 0), images)
 
 
-def test_a_picture_is_augmented_alike_in_any_batch():
+def test_a_image_is_augmented_alike_in_any_batch():
     images = torch.stack([picture(seed) for seed in range(40)])
     keys = [(0, 0, 1, row) for row in range(40)]
     whole = augment.apply(images.clone(), draw(keys))

@@ -116,7 +116,7 @@ def test_schema_begins_with_the_columns_of_the_original_build(directory):
     assert (schema.field("post_id").type, schema.field("tags").type.value_type) == (pa.int64(), pa.int16())
 
 
-def test_pictures_lie_by_their_hash(directory):
+def test_images_lie_by_their_hash(directory):
     path = Dataset.open(directory).image_path(bytes.fromhex("abcdef") + bytes(29))
     assert path == directory / "images" / "ab" / "cd" / f"abcdef{'0' * 58}.jpg"
 
@@ -210,7 +210,7 @@ def test_a_tag_that_occurs_twice_is_refused(directory):
 
 def test_an_empty_split_is_refused(directory):
     write_posts(directory, **{name: [] for name in POSTS})
-    assert re.search("train.parquet: holds no pictures", damage(directory))
+    assert re.search("train.parquet: holds no images", damage(directory))
 
 
 def test_the_description_keeps_what_else_it_was_given(directory):

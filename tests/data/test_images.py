@@ -1,4 +1,4 @@
-"""Pictures of every kind become upright RGB squares on white, and bad files are refused quickly."""
+"""Images of every kind become upright RGB squares on white, and bad files are refused quickly."""
 
 import io
 import struct
@@ -20,9 +20,9 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
 ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")
 
 
-def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -45,17 +45,17 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_picture_becomes_the_tensor_of_the_published_example(number):
+def test_a_image_becomes_the_tensor_of_the_published_example(number):
     fixture = np.load(FIXTURE)
-    picture, expected = fixture[f"image_{number}"], fixture[f"tensor_{number}"]
-    decoded = images.decode(encode(Image.fromarray(picture)))
+    image, expected = fixture[f"image_{number}"], fixture[f"tensor_{number}"]
+    decoded = images.decode(encode(Image.fromarray(image)))
     square = images.square(decoded, expected.shape[-1], Image.Resampling.BICUBIC)
     tensor = images.normalize(torch.from_numpy(images.to_array(square)))
     assert tensor.dtype == torch.float32
     np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-6, rtol=0)
 
 
-def test_normalize_treats_every_picture_of_a_batch_alike():
+def test_normalize_treats_every_image_of_a_batch_alike():
     pictures = torch.from_numpy(np.stack([images.to_array(Image.fromarray(noise()))] * 2))
     batch = images.normalize(pictures)
     assert torch.equal(batch[0], batch[1]) and torch.equal(batch[0], images.normalize(pictures[0]))
@@ -70,18 +70,18 @@ def test_alpha_is_laid_on_white():
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_a_transparent_palette_entry_becomes_white(kind):
-    picture = Image.new("P", (4, 4), 0)
-    picture.putpalette([10, 20, 30, 40, 50, 60])
-    picture.putpixel((1, 1), 1)
-    decoded = images.decode(encode(picture, kind, transparency=0))
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 1), 1)
+    decoded = images.decode(encode(image, kind, transparency=0))
     assert decoded.getpixel((0, 0)) == (255, 255, 255) and decoded.getpixel((1, 1)) == (40, 50, 60)
 
 
 @pytest.mark.parametrize("colour", [("L", 7), ("RGB", (7, 8, 9)), ("1", 0)])
 def test_a_transparent_colour_becomes_white(colour):
     mode, value = colour
-    picture = Image.new(mode, (4, 4), value)
-    assert images.decode(encode(picture, transparency=value)).getpixel((0, 0)) == (255, 255, 255)
+    image = Image.new(mode, (4, 4), value)
+    assert images.decode(encode(image, transparency=value)).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -127,23 +127,23 @@ def test_a_still_of_a_format_that_can_move_is_a_still(kind):
 
 
 def test_transparency_is_refused_where_it_is_not_wanted_and_only_when_it_shows():
-    picture = Image.new("RGBA", (4, 4), (1, 2, 3, 255))
-    assert images.decode(encode(picture), opaque=True).getpixel((0, 0)) == (1, 2, 3)
-    picture.putpixel((3, 3), (1, 2, 3, 254))
+    image = Image.new("RGBA", (4, 4), (1, 2, 3, 255))
+    assert images.decode(encode(image), opaque=True).getpixel((0, 0)) == (1, 2, 3)
+    image.putpixel((3, 3), (1, 2, 3, 254))
     with pytest.raises(ImageError, match=r"^transparent$"):
-        images.decode(encode(picture), opaque=True)
+        images.decode(encode(image), opaque=True)
 
 
 @pytest.mark.parametrize("kind", images.FORMATS)
 def test_a_truncated_file_is_refused(kind):
     data = encode(Image.fromarray(noise(64, 64)), kind)
-    with pytest.raises(ImageError, match=r"cannot be decoded|not a picture"):
+    with pytest.raises(ImageError, match=r"cannot be decoded|not an image"):
         images.decode(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.4", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_refused(data, tmp_path):
-    path = tmp_path / "picture.png"
+def test_what_is_no_image_is_refused(data, tmp_path):
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     with pytest.raises(ImageError) as caught:
         images.decode(path)
@@ -151,7 +151,7 @@ def test_what_is_no_picture_is_refused(data, tmp_path):
 
 
 def test_formats_that_are_not_wanted_are_not_tried(tmp_path):
-    with pytest.raises(ImageError, match="not a picture in one of the formats JPEG"):
+    with pytest.raises(ImageError, match="not an image in one of the formats JPEG"):
         images.decode(encode(Image.fromarray(noise()), "PPM"))
 
 
@@ -170,14 +170,14 @@ def test_a_decompression_bomb_is_refused_from_its_header(side):
 
 
 def test_the_content_decides_not_the_name(tmp_path):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(encode(Image.fromarray(noise())))
     np.testing.assert_array_equal(images.decode(str(path)), noise())
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40))
 @settings(deadline=None)
-def test_square_pads_with_white_around_the_centred_picture(width, height):
+def test_square_pads_with_white_around_the_centred_image(width, height):
     side = max(width, height)
     squared = np.asarray(images.square(Image.new("RGB", (width, height), (1, 2, 3)), side))
     left, top = (side - width) // 2, (side - height) // 2
@@ -188,11 +188,11 @@ def test_square_pads_with_white_around_the_centred_picture(width, height):
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40), size=st.integers(1, 50))
 @settings(deadline=None)
-def test_square_resizes_the_padded_picture(width, height, size):
-    picture = Image.fromarray(noise(width, height))
-    padded = images.square(picture, max(width, height))
+def test_square_resizes_the_padded_image(width, height, size):
+    image = Image.fromarray(noise(width, height))
+    padded = images.square(image, max(width, height))
     for resample in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
-        np.testing.assert_array_equal(images.square(picture, size, resample), padded.resize((size, size), resample))
+        np.testing.assert_array_equal(images.square(image, size, resample), padded.resize((size, size), resample))
 
 
 @given(width=st.integers(1, 300), height=st.integers(1, 300), longest=st.integers(1, 150))
@@ -207,7 +207,7 @@ def test_fit_bounds_the_longest_side_keeps_the_shape_and_never_enlarges(width, h
         assert abs(fitted.width - max(1, width * scale)) <= 0.5 and abs(fitted.height - max(1, height * scale)) <= 0.5
 
 
-def test_pictures_of_a_folder_are_found_by_suffix_in_order(tmp_path):
+def test_images_of_a_folder_are_found_by_suffix_in_order(tmp_path):
     for name in ("b.PNG", "a/c.jpeg", "a.txt", "a/d.webp", "e.gif.bak"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -215,7 +215,7 @@ def test_pictures_of_a_folder_are_found_by_suffix_in_order(tmp_path):
     assert images.find(tmp_path / "a.txt") == [tmp_path / "a.txt"]
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     """Something smooth with an edge."""
     coarse = Image.fromarray(np.random.default_rng(width).integers(0, 256, (5, 6, 3), dtype=np.uint8))
     result = coarse.resize((width, height), Image.Resampling.BICUBIC)
@@ -231,8 +231,8 @@ def by_pillow(path: Path, size: int) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 def test_squares_for_training_are_those_of_pillow(tmp_path_factory, width, height, size, quality):
     """Where nothing is decoded at a fraction of its size, to within the rounding of two passes."""
-    path = tmp_path_factory.mktemp("pictures") / "picture.jpg"
-    picture(width, height).save(path, quality=quality)
+    path = tmp_path_factory.mktemp("images") / "image.jpg"
+    image(width, height).save(path, quality=quality)
     size = max(size, max(width, height) // 2 + 1)
     ours = images.read_square(path, size)
     assert ours.shape == (size, size, 3) and ours.dtype == torch.uint8
@@ -243,9 +243,9 @@ def test_squares_for_training_are_those_of_pillow(tmp_path_factory, width, heigh
 @given(width=st.integers(1, 120), height=st.integers(1, 120), divisor=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
 def test_white_that_is_not_resized_is_white_all_the_same(tmp_path_factory, width, height, divisor):
-    """Also where several pixels become one, and where the picture is no more than a line."""
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    picture(width, height).save(path)
+    """Also where several pixels become one, and where the image is no more than a line."""
+    path = tmp_path_factory.mktemp("images") / "image.png"
+    image(width, height).save(path)
     size = max(1, max(width, height) // divisor)
     assert np.abs(images.read_square(path, size).numpy() - by_pillow(path, size)).max() <= 2
 
@@ -253,8 +253,8 @@ def test_white_that_is_not_resized_is_white_all_the_same(tmp_path_factory, width
 @pytest.mark.parametrize("divisor", [2, 4, 8])
 @pytest.mark.parametrize(("width", "height", "bound"), [(512, 384, 0.5), (509, 333, 2.0)], ids=["even", "shifted"])
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, divisor, width, height, bound, monkeypatch):
-    path = tmp_path / "picture.jpg"
-    picture(width, height).save(path, quality=95)
+    path = tmp_path / "image.jpg"
+    image(width, height).save(path, quality=95)
     size = width // divisor - 3
     shapes = []
     decode = images.simplejpeg.decode_jpeg
@@ -279,17 +279,17 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, divisor, wi
 )
 @pytest.mark.parametrize("without", [False, True], ids=["simplejpeg", "pillow alone"])
 def test_squares_for_training_of_every_kind(tmp_path, monkeypatch, kind, mode, options, without):
-    path = tmp_path / "picture"
-    picture(60, 40).convert(mode).save(path, kind, **options)
+    path = tmp_path / "image"
+    image(60, 40).convert(mode).save(path, kind, **options)
     if without:
         monkeypatch.setattr(images, "simplejpeg", None)
     assert np.abs(images.read_square(path, 48).numpy() - by_pillow(path, 48)).max() <= 1
 
 
 def test_what_cannot_be_used_is_refused_in_pillows_words(tmp_path, monkeypatch):
-    path = tmp_path / "picture.jpg"
-    data = encode(picture(60, 40), "JPEG")
-    for damaged, message in ((data[:200], "cannot be decoded"), (data[:-300], "cannot be decoded"), (b"", "not a pic")):
+    path = tmp_path / "image.jpg"
+    data = encode(image(60, 40), "JPEG")
+    for damaged, message in ((data[:200], "cannot be decoded"), (data[:-300], "cannot be decoded"), (b"", "not an im")):
         path.write_bytes(damaged)
         with pytest.raises(ImageError, match=message):
             images.read_square(path, 48)

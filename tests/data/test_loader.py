@@ -67,9 +67,9 @@ def test_evaluation_sees_every_row_once(world):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_hold_the_pictures_labels_and_rows_asked_for(dataset_directory, workers):
+def test_batches_hold_the_images_labels_and_rows_asked_for(dataset_directory, workers):
     dataset = Dataset.open(dataset_directory)
-    pictures = data.Pictures(dataset, "train", 16)
+    pictures = data.ImageDataset(dataset, "train", 16)
     wanted = [[(0, 3), (0, 1)], [(0, 7)]]
     found = list(data.batches(pictures, wanted, workers, pin=False))
     assert [batch.rows.tolist() for batch in found] == [[3, 1], [7]]
@@ -85,7 +85,7 @@ def test_batches_hold_the_pictures_labels_and_rows_asked_for(dataset_directory, 
 
 
 def test_augmentation_depends_on_epoch_and_row_but_not_on_the_batch(dataset_directory):
-    pictures = data.Pictures(Dataset.open(dataset_directory), "train", 16, (0, 0), "trivial")
+    pictures = data.ImageDataset(Dataset.open(dataset_directory), "train", 16, (0, 0), "trivial")
     together = pictures.__getitems__([(2, row) for row in range(8)]).images
     alone = torch.cat([pictures.__getitems__([(2, row)]).images for row in range(8)])
     assert torch.equal(together, alone)
@@ -94,8 +94,8 @@ def test_augmentation_depends_on_epoch_and_row_but_not_on_the_batch(dataset_dire
 
 def test_what_is_deferred_is_done_later_alike(dataset_directory):
     dataset, keys = Dataset.open(dataset_directory), [(0, row) for row in range(8)]
-    now = data.Pictures(dataset, "train", 16, (0, 0), "rand").__getitems__(keys)
-    later = data.Pictures(dataset, "train", 16, (0, 0), "rand", deferred=True).__getitems__(keys)
+    now = data.ImageDataset(dataset, "train", 16, (0, 0), "rand").__getitems__(keys)
+    later = data.ImageDataset(dataset, "train", 16, (0, 0), "rand", deferred=True).__getitems__(keys)
     assert now.draws == [] and len(later.draws) == 2 and not torch.equal(later.images, now.images)
     images = later.images
     for draws in later.draws:
@@ -105,7 +105,7 @@ def test_what_is_deferred_is_done_later_alike(dataset_directory):
 
 @pytest.fixture
 def without_three(dataset_directory, monkeypatch) -> Dataset:
-    """The dataset, of whose training pictures 2, 3 and 5 are gone."""
+    """The dataset, of whose training images 2, 3 and 5 are gone."""
     dataset = Dataset.open(dataset_directory)
     gone = {dataset.posts("train").hashes[row].tobytes() for row in (2, 3, 5)}
     there = Dataset.image_path
@@ -116,8 +116,8 @@ def without_three(dataset_directory, monkeypatch) -> Dataset:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_picture_is_replaced_by_the_same_other_wherever_it_comes(without_three, workers):
-    pictures = data.Pictures(without_three, "train", 16, (0, 0), "trivial")
+def test_a_bad_image_is_replaced_by_the_same_other_wherever_it_comes(without_three, workers):
+    pictures = data.ImageDataset(without_three, "train", 16, (0, 0), "trivial")
     keys = [(0, row) for row in range(8)]
     [together] = data.batches(pictures, [keys], workers, pin=False)
     assert together.rows.tolist()[4::3] == [4, 7] and not {2, 3, 5} & set(together.rows.tolist())
@@ -132,8 +132,8 @@ def test_a_bad_picture_is_replaced_by_the_same_other_wherever_it_comes(without_t
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_picture_is_left_out_of_an_evaluation(without_three, workers):
-    pictures = data.Pictures(without_three, "train", 16)
+def test_a_bad_image_is_left_out_of_an_evaluation(without_three, workers):
+    pictures = data.ImageDataset(without_three, "train", 16)
     some, none, nothing = data.batches(pictures, [[(0, 1), (0, 2)], [(0, 3), (0, 5)], []], workers, pin=False)
     assert len(nothing) == 0 and nothing.images.shape == (0, 3, 16, 16)
     assert some.rows.tolist() == [1] and [row for row, _ in some.bad] == [2]
@@ -141,18 +141,18 @@ def test_a_bad_picture_is_left_out_of_an_evaluation(without_three, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_when_no_picture_is_there_one_line_says_so(dataset_directory, workers, monkeypatch):
+def test_when_no_image_is_there_one_line_says_so(dataset_directory, workers, monkeypatch):
     dataset = Dataset.open(dataset_directory)
     monkeypatch.setattr(Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
     with pytest.raises(DatasetError, match=r"^gone\.jpg: no such file, and 99 others neither"):
-        list(data.batches(data.Pictures(dataset, "train", 16, (0, 0)), [[(0, 0)]], workers, pin=False))
+        list(data.batches(data.ImageDataset(dataset, "train", 16, (0, 0)), [[(0, 0)]], workers, pin=False))
 
 
-def test_a_dataset_without_pictures_says_so_in_one_line(dataset_directory):
+def test_a_dataset_without_images_says_so_in_one_line(dataset_directory):
     opened = Dataset.open(dataset_directory)
     dataset = Dataset(opened.directory, opened.sources, "none", opened.tags)
-    with pytest.raises(DatasetError, match=r"built with `pictures: false`; build it with pictures$"):
-        list(data.batches(data.Pictures(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
+    with pytest.raises(DatasetError, match=r"built with `images: false`; build it with images$"):
+        list(data.batches(data.ImageDataset(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
 
 
 def test_a_process_that_dies_as_it_hands_a_batch_over_is_lost_like_any_other(dataset_directory, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_process_that_dies_as_it_hands_a_batch_over_is_lost_like_any_other(dat
         yield
 
     monkeypatch.setattr(data, "DataLoader", loader)
-    pictures = data.Pictures(Dataset.open(dataset_directory), "train", 16)
+    pictures = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
     with pytest.raises(data.WorkerLost, match=r"has gone \(reset by peer\).*lower data\.workers"), data.worker_errors():
         next(data.batches(pictures, [[(0, 0)]], 1, pin=False))
 
@@ -180,7 +180,7 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
 def test_too_little_shared_memory_is_told_before_it_kills(dataset_directory, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
     monkeypatch.setattr(data, "SHARED", dataset_directory)
-    pictures = data.Pictures(Dataset.open(dataset_directory), "train", 48)
+    pictures = data.ImageDataset(Dataset.open(dataset_directory), "train", 48)
     with pytest.raises(DatasetError, match=r"no room for a batch of 0 MB; .*--shm-size"):
         list(data.batches(pictures, [[(0, 0), (0, 1)]], 1, pin=False))
     assert len(list(data.batches(pictures, [[(0, 0)]], 0, pin=False))) == 1, "this needs none"

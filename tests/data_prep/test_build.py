@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mirror import encode, md5, picture, relation, write_mirror
+from mirror import encode, md5, random_image, relation, write_mirror
 from PIL import Image
 
 from data_prep import scan
@@ -54,27 +54,27 @@ def built(tmp_path_factory) -> tuple[BuildSettings, dict[tuple[int, int], set[st
 
     for number in range(1, 41):
         raw = draw()
-        post(1000 * number + number, encode(picture(number)), raw)
+        post(1000 * number + number, encode(random_image(number)), raw)
         expected[0, 1000 * number + number] = final_tags(raw)
     for number in range(41, 56):
         raw = draw()
-        expected[1, with_sidecar(f"{number}.png", encode(picture(number)), raw)] = final_tags(raw)
+        expected[1, with_sidecar(f"{number}.png", encode(random_image(number)), raw)] = final_tags(raw)
 
     # A larger copy in the other source stays and takes over the tags of the smaller one.
-    large = with_sidecar("large.png", encode(picture(1, 240, 192)), ["house", "red", "rare"])
+    large = with_sidecar("large.png", encode(random_image(1, 240, 192)), ["house", "red", "rare"])
     expected[1, large] = final_tags(["house", "red", "rare"]) | expected.pop((0, 1001))
     # The same file again gives its tags to the first.
-    post(50_002, encode(picture(2)), ["hero", "blue"])
+    post(50_002, encode(random_image(2)), ["hero", "blue"])
     expected[0, 2002] |= {"hero", "blue"}
     # Look-alikes in other colours stay, on one side.
-    darker = encode(picture(3).point(lambda value: value * 0.7))
+    darker = encode(random_image(3).point(lambda value: value * 0.7))
     post(50_003, darker, ["red", "house"])
     expected[0, 50_003] = {"red", "house"}
     # None of these may appear.
-    post(60_001, encode(picture(61)), ["red", "house"], md5="0" * 32)
-    post(60_002, encode(picture(62), save_all=True, append_images=[picture(63)]), ["red", "house"])
+    post(60_001, encode(random_image(61)), ["red", "house"], md5="0" * 32)
+    post(60_002, encode(random_image(62), save_all=True, append_images=[random_image(63)]), ["red", "house"])
     post(60_003, b"hello", ["red", "house"])
-    post(60_004, encode(picture(64)), ["commentary", "red"])
+    post(60_004, encode(random_image(64)), ["commentary", "red"])
     lines.append({"id": "60005", "md5": "x", "file_ext": "png", "tag_string": "red house"})
 
     write_mirror(
@@ -93,7 +93,7 @@ def built(tmp_path_factory) -> tuple[BuildSettings, dict[tuple[int, int], set[st
             ],
             "longest_side": 64,
             "tags": {"min_count": 3, "min_tags": 2, "blacklist": ["commentary"]},
-            "validation": {"pictures": 12, "min_per_tag": 2},
+            "validation": {"images": 12, "min_per_tag": 2},
         }
     )
     assert build(config) == root / "dataset"
@@ -104,7 +104,7 @@ def contents(config: BuildSettings) -> dict[str, list[dict]]:
     return {split: pq.read_table(Path(config.output) / f"{split}.parquet").to_pylist() for split in SPLITS}
 
 
-def test_a_built_dataset_holds_the_expected_pictures_with_the_expected_tags(built):
+def test_a_built_dataset_holds_the_expected_images_with_the_expected_tags(built):
     config, expected = built
     names = Dataset.open(Path(config.output)).tags.names
     found = {
@@ -135,8 +135,8 @@ def test_a_built_dataset_lists_its_tags_as_a_recount_does(built):
 
 
 def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_path):
-    """The shipped configuration on 30 pictures: a tag of 10, one of 4, and a release's three."""
-    (folder := tmp_path / "pictures").mkdir()
+    """The shipped configuration on 30 images: a tag of 10, one of 4, and a release's three."""
+    (folder := tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for number in range(30):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
@@ -158,7 +158,7 @@ def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_pa
 
 
 def test_a_list_of_tags_to_keep_that_is_missing_is_named(tmp_path):
-    (folder := tmp_path / "pictures").mkdir()
+    (folder := tmp_path / "images").mkdir()
     Image.new("RGB", (40, 40), "red").save(folder / "a.png")
     (folder / "a.txt").write_text("a")
     values = {"output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}]}
@@ -166,16 +166,16 @@ def test_a_list_of_tags_to_keep_that_is_missing_is_named(tmp_path):
         build(BuildSettings.model_validate(values | {"tags": {"keep": str(tmp_path / "gone.txt")}}))
 
 
-def test_no_validation_picture_looks_like_a_training_picture(built):
+def test_no_validation_image_looks_like_a_training_image(built):
     config, expected = built
     splits = contents(config)
     phashes = {split: {row["phash"] for row in splits[split]} for split in SPLITS}
-    assert len(splits["validation"]) >= config.validation.pictures
+    assert len(splits["validation"]) >= config.validation.images
     assert not phashes["train"] & phashes["validation"]
     assert sum(map(len, phashes.values())) == len(expected) - 1, "the two look-alikes should share a pHash"
 
 
-def test_every_picture_of_a_built_dataset_is_there_and_small(built):
+def test_every_image_of_a_built_dataset_is_there_and_small(built):
     config, _ = built
     dataset = Dataset.open(Path(config.output))
     assert dataset.sources == ["mirror", "folder"]
@@ -205,7 +205,7 @@ def test_a_dataset_of_another_config_is_not_overwritten(built):
     ("section", "changes", "message"),
     [
         ("tags", {"min_count": 1000}, r"tags\.min_count: no tag is used 1000 times"),
-        ("validation", {"pictures": 500}, r"validation\.pictures: 500 and"),
+        ("validation", {"images": 500}, r"validation\.images: 500 and"),
     ],
 )
 def test_a_build_that_cannot_succeed_leaves_no_dataset(built, tmp_path, section, changes, message):
@@ -224,18 +224,18 @@ def test_two_sources_of_one_name_are_refused(built):
 
 
 def test_a_dataset_whose_sources_have_changed_is_not_taken_for_new(tmp_path):
-    (folder := tmp_path / "pictures").mkdir()
+    (folder := tmp_path / "images").mkdir()
     for number in range(4):
-        picture(number).save(folder / f"{number}.png")
+        random_image(number).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("cat, dog")
     values = {
         "output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}],
-        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 1, "min_per_tag": 1},
+        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"images": 1, "min_per_tag": 1},
     }  # fmt: skip
     config = BuildSettings.model_validate(values)
     build(config)
     (folder / "4.txt").write_text("cat")
-    picture(4).save(folder / "4.png")
+    random_image(4).save(folder / "4.png")
     with pytest.raises(ValueError, match=r"its sources have changed since it was built; remove .*dataset\.json"):
         build(config)
     (tmp_path / "out" / "dataset.json").unlink()
@@ -243,20 +243,20 @@ def test_a_dataset_whose_sources_have_changed_is_not_taken_for_new(tmp_path):
     assert sum(len(rows) for rows in contents(config).values()) == 5
 
 
-def test_pictures_that_arrive_later_are_found_and_the_others_not_scanned_again(tmp_path, monkeypatch):
+def test_images_that_arrive_later_are_found_and_the_others_not_scanned_again(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "SHARD", 4)
     lines = []
     for number in range(1, 11):
         path = tmp_path / "original" / f"{number:04d}" / f"{number}.png"
         path.parent.mkdir(parents=True)
-        path.write_bytes(data := encode(picture(number)))
+        path.write_bytes(data := encode(random_image(number)))
         lines.append({"id": str(number), "md5": md5(data), "file_ext": "png", "tag_string": "a b"})
     write_mirror(tmp_path, posts=lines)
     late = tmp_path / "original" / "0006" / "6.png"
     late.rename(tmp_path / "late.png")
     values = {
         "output": str(tmp_path / "out"), "sources": [{"name": "m", "kind": "danbooru2021", "path": str(tmp_path)}],
-        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1},
+        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"images": 2, "min_per_tag": 1},
     }  # fmt: skip
     config = BuildSettings.model_validate(values)
     build(config)
@@ -270,12 +270,12 @@ def test_pictures_that_arrive_later_are_found_and_the_others_not_scanned_again(t
     assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [True, False, True]
 
 
-def test_without_pictures_there_are_tags_but_nothing_to_train_on(built, tmp_path):
+def test_without_images_there_are_tags_but_nothing_to_train_on(built, tmp_path):
     config, _ = built
-    values = config.model_dump() | {"output": str(tmp_path / "tags"), "pictures": False}
+    values = config.model_dump() | {"output": str(tmp_path / "tags"), "images": False}
     dataset = Dataset.open(build(BuildSettings.model_validate(values)))
     assert "cat" in dataset.tags.names and not (tmp_path / "tags" / "images").exists()
-    with pytest.raises(DatasetError, match="built with `pictures: false`"):
+    with pytest.raises(DatasetError, match="built with `images: false`"):
         dataset.image_path(bytes(32))
     assert (tmp_path / "tags" / "top_tags.txt").read_text().split("\n") == dataset.tags.names
 
@@ -304,7 +304,7 @@ def test_a_dataset_is_a_source_of_another(built, tmp_path):
         "output": str(tmp_path / "again"),
         "sources": [{"name": "again", "kind": "parquet", "path": config.output}],
         "format": "webp",
-        "validation": {"pictures": 5, "min_per_tag": 1},
+        "validation": {"images": 5, "min_per_tag": 1},
     }
     dataset = Dataset.open(build(BuildSettings.model_validate(values)))
     posts_ = [dataset.posts(split) for split in SPLITS]
@@ -324,7 +324,7 @@ def test_hostile_rows_write_nothing_outside_the_output_and_are_listed(tmp_path):
         {"id": "5", "md5": digest, "file_ext": "png", "tag_string": "z" * 10_000_000},
     ]
     for number in range(10, 20):
-        data = encode(picture(number))
+        data = encode(random_image(number))
         path = mirror / "original" / f"{number:04d}" / f"{number}.png"
         path.parent.mkdir(parents=True)
         path.write_bytes(data)
@@ -333,7 +333,7 @@ def test_hostile_rows_write_nothing_outside_the_output_and_are_listed(tmp_path):
     write_mirror(mirror, posts=lines)
     (tmp_path / "aux").mkdir()
     for number in range(20, 24):
-        picture(number).save(tmp_path / "aux" / f"{number}.png")
+        random_image(number).save(tmp_path / "aux" / f"{number}.png")
         (tmp_path / "aux" / f"{number}.txt").write_text("🦊, " + ("w" * 500_000 if number > 21 else "a b"))
     before = set(tmp_path.rglob("*"))
     sources = [
@@ -341,7 +341,7 @@ def test_hostile_rows_write_nothing_outside_the_output_and_are_listed(tmp_path):
         {"name": "aux", "kind": "sidecar", "path": str(tmp_path / "aux")},
     ]
     values = {"output": str(output), "sources": sources, "longest_side": 32}
-    values |= {"tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1}}
+    values |= {"tags": {"min_count": 2, "min_tags": 1}, "validation": {"images": 2, "min_per_tag": 1}}
     dataset = Dataset.open(build(BuildSettings.model_validate(values)))
     assert not {p for p in tmp_path.rglob("*") if not p.is_relative_to(output)} - before
     assert set(dataset.tags.names) == {"a,b", '"quoted"', "🦊", "ערבית", "../../x", "tab", "bed", "a_b"}

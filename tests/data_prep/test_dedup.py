@@ -9,9 +9,9 @@ from data_prep import dedup
 FULL = 0x0F0F_F0F0_AAAA_5555  # a pHash as good as any
 
 
-def keepers(*pictures: tuple[str, int, int, int], radius: int = 0, thumbnails: np.ndarray | None = None) -> list[int]:
-    """Keepers of pictures given as (file, pHash, grey level, area); copies differ by at most 4 levels."""
-    files, phash, level, area = zip(*pictures, strict=True)
+def keepers(*images: tuple[str, int, int, int], radius: int = 0, thumbnails: np.ndarray | None = None) -> list[int]:
+    """Keepers of images given as (file, pHash, grey level, area); copies differ by at most 4 levels."""
+    files, phash, level, area = zip(*images, strict=True)
     if thumbnails is None:
         thumbnails = np.stack([np.full((16, 16, 3), value, np.uint8) for value in level])
     hashes = np.array(phash, np.uint64)
@@ -32,14 +32,14 @@ def test_equal_phash_and_the_same_colours_are_a_copy():
     assert keepers(("a", FULL, 100, 5), ("b", FULL ^ 1, 100, 4)) == [0, 1]
 
 
-def test_within_the_radius_only_pictures_of_the_same_colours_are_copies():
+def test_within_the_radius_only_images_of_the_same_colours_are_copies():
     near, far = FULL ^ 0b111, FULL ^ 0b1111
     assert keepers(("a", FULL, 9, 5), ("b", near, 9, 4), ("c", far, 9, 3), radius=3) == [0, 0, 2]
     assert keepers(("a", FULL, 9, 5), ("b", near, 99, 4), radius=3) == [0, 1]
     assert keepers(("a", FULL, 9, 5), ("b", near, 9, 4), radius=2) == [0, 1]
 
 
-def test_flat_pictures_are_copies_only_as_the_same_file():
+def test_flat_images_are_copies_only_as_the_same_file():
     for phash in (0, 1 << 63, 0x7F, 2**64 - 1):
         assert keepers(("a", phash, 9, 5), ("b", phash, 9, 5)) == [0, 1]
 
@@ -49,11 +49,11 @@ def test_the_largest_copy_stays_then_the_first():
     assert keepers(("a", FULL, 9, 4), ("b", FULL, 9, 4)) == [0, 0]
 
 
-def test_a_copy_of_a_copy_belongs_to_the_picture_that_stays():
+def test_a_copy_of_a_copy_belongs_to_the_image_that_stays():
     assert keepers(("a", FULL, 9, 4), ("a", FULL, 9, 4), ("b", FULL, 9, 6)) == [2, 2, 2]
 
 
-def test_one_differing_pixel_of_the_thumbnail_tells_pictures_apart():
+def test_one_differing_pixel_of_the_thumbnail_tells_images_apart():
     thumbnails = np.full((2, 16, 16, 3), 200, np.uint8)
     thumbnails[1, 8, 8, 2] = 100
     assert keepers(("a", FULL, 0, 5), ("b", FULL, 0, 5), thumbnails=thumbnails) == [0, 1]
@@ -61,7 +61,7 @@ def test_one_differing_pixel_of_the_thumbnail_tells_pictures_apart():
 
 @given(st.data())
 @settings(deadline=None)
-def test_copies_do_not_depend_on_the_order_of_pictures(data):
+def test_copies_do_not_depend_on_the_order_of_images(data):
     files = data.draw(
         st.lists(st.tuples(st.sampled_from([0, FULL, FULL ^ 7]), st.sampled_from([0, 3, 6, 90])), min_size=1)
     )

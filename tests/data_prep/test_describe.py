@@ -1,4 +1,4 @@
-"""A dataset is described by the numbers that it holds, in a table and in pictures that can be looked at."""
+"""A dataset is described by the numbers that it holds, in a table and in images that can be looked at."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mirror import encode, picture
+from mirror import encode, random_image
 from PIL import Image
 
 from data_prep.build import build
@@ -19,19 +19,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """Twelve pictures, of which one is a copy of another and one a recoloured one, and a file that is none."""
+    """Twelve images, of which one is a copy of another and one a recoloured one, and a file that is none."""
     root = tmp_path_factory.mktemp("described")
-    (folder := root / "pictures").mkdir()
-    files = {f"{number}.png": encode(picture(number)) for number in range(12)}
-    files["copy.jpg"] = encode(picture(3), "JPEG", quality=97, subsampling=0)
-    files["dark.png"] = encode(picture(4).point(lambda value: value * 0.7))
+    (folder := root / "images").mkdir()
+    files = {f"{number}.png": encode(random_image(number)) for number in range(12)}
+    files["copy.jpg"] = encode(random_image(3), "JPEG", quality=97, subsampling=0)
+    files["dark.png"] = encode(random_image(4).point(lambda value: value * 0.7))
     files["none.png"] = b"hello"
     for name, data in files.items():
         (folder / name).write_bytes(data)
         (folder / name).with_suffix(".txt").write_text("cat, dog")
     values = {
         "output": str(root / "out"), "sources": [{"name": "mine", "kind": "sidecar", "path": str(folder)}],
-        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"pictures": 2, "min_per_tag": 1},
+        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"images": 2, "min_per_tag": 1},
     }  # fmt: skip
     return build(BuildSettings.model_validate(values))
 
@@ -41,7 +41,7 @@ def test_the_command_prints_the_counts_and_draws(dataset):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"COLUMNS": "80", "PATH": ""})
     assert done.returncode == 0, done.stderr
     cells = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in done.stdout.splitlines() if "│" in line}
-    assert cells == {"in the sources": "15", "copy": "1", "not a picture": "1", "train": "11", "validation": "2"}
+    assert cells == {"in the sources": "15", "copy": "1", "not an image": "1", "train": "11", "validation": "2"}
     with Image.open(dataset / "dataset.png") as drawn:
         assert drawn.width > 800 and np.asarray(drawn.convert("L")).std() > 20
 

@@ -66,7 +66,7 @@ HOSTILE = [
     ("bad row", "not json"),
     ("bad row", "[1]"),
     ("bad row", "[" * 100_000),
-    ("not a picture", post(10, file_ext="mp4")),
+    ("not an image", post(10, file_ext="mp4")),
 ]
 
 
@@ -206,12 +206,12 @@ def test_names_that_no_table_can_hold_are_refused(tmp_path):
     assert sorted(reasons(found)) == ["bad name", "bad name"] and [row["path"] for row in good(found)] == ["ok.png"]
 
 
-def test_pictures_with_a_sidecar_are_posts_whose_ids_survive_additions(tmp_path):
+def test_images_with_a_sidecar_are_posts_whose_ids_survive_additions(tmp_path):
     for name in ("b.png", "sub/a.JPG", "alone.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b.txt").write_text("cat")
-    with pytest.raises(ValueError, match=r"no pictures with \.txt sidecars"):
+    with pytest.raises(ValueError, match=r"no images with \.txt sidecars"):
         read(tmp_path / "sub", "sidecar")
     before = {row["path"]: row["post_id"] for row in good(read(tmp_path, "sidecar"))}
     (tmp_path / "sub" / "a.txt").write_text("dog")
@@ -223,7 +223,7 @@ def test_pictures_with_a_sidecar_are_posts_whose_ids_survive_additions(tmp_path)
 # JSON lines and datasets
 
 
-def test_json_lines_name_pictures_below_their_folder(tmp_path):
+def test_json_lines_name_images_below_their_folder(tmp_path):
     lines = [
         {"path": "a/b.jpg", "tags": ["Long Hair", "1girl", "long_hair", r"saber \(fate\)", ""]},
         {"path": "c.png", "tags": "cat, big dog"},
@@ -290,13 +290,13 @@ def test_a_source_without_posts_is_refused(tmp_path):
         read(tmp_path / "empty.jsonl", "jsonl")
 
 
-@pytest.mark.parametrize("output", ["", "a/b", "link/../pictures"])
+@pytest.mark.parametrize("output", ["", "a/b", "link/../images"])
 def test_an_output_inside_a_source_is_refused(tmp_path, output):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     (tmp_path / "link").mkdir()
-    source = Source(name="x", kind="sidecar", path=str(tmp_path / "pictures"))
+    source = Source(name="x", kind="sidecar", path=str(tmp_path / "images"))
     with pytest.raises(ValueError, match=r"output: .* inside the source"):
-        registry.check([source], tmp_path / ("pictures" if output[:1] != "l" else "") / output)
+        registry.check([source], tmp_path / ("images" if output[:1] != "l" else "") / output)
 
 
 @pytest.mark.parametrize("path", ["", "/a", "../a", "a/../../b", "a\0", "a\\..\\b", "."])

@@ -1,4 +1,4 @@
-"""A picture's verdict, hashes and stored copy are what Pillow and imagehash say of it."""
+"""An image's verdict, hashes and stored copy are what Pillow and imagehash say of it."""
 
 import errno
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
-from mirror import encode, md5, picture
+from mirror import encode, md5, random_image
 from PIL import Image
 
 from data_prep import dedup, scan
@@ -16,13 +16,13 @@ from joytag.data import dataset, images
 
 
 def scan_bytes(tmp_path: Path, data: bytes, expected_md5: str | None = None, longest: int = 32) -> scan.Scan:
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data)
     return scan.scan(path, expected_md5, scan.Store(tmp_path / "out", longest, "jpeg"))
 
 
-def test_a_good_picture_is_measured_and_stored(tmp_path):
-    data = encode(picture(0, 60, 48))
+def test_a_good_image_is_measured_and_stored(tmp_path):
+    data = encode(random_image(0, 60, 48))
     found = scan_bytes(tmp_path, data, md5(data))
     assert (found.reason, found.width, found.height) == (None, 60, 48)
     assert found.sha256 == hashlib.sha256(data).digest()
@@ -30,32 +30,32 @@ def test_a_good_picture_is_measured_and_stored(tmp_path):
         assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 26))
     assert not list((tmp_path / "out").rglob("*.part"))
     colours = np.frombuffer(found.thumbnail, np.uint8).reshape(16, 16, 3).astype(int)
-    shrunk = np.asarray(picture(0, 60, 48).resize((16, 16), Image.Resampling.BOX)).astype(int)
+    shrunk = np.asarray(random_image(0, 60, 48).resize((16, 16), Image.Resampling.BOX)).astype(int)
     assert np.abs(colours - shrunk).mean() < 3
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (encode(picture(0), save_all=True, append_images=[picture(1)]), "animated"),
+        (encode(random_image(0), save_all=True, append_images=[random_image(1)]), "animated"),
         (encode(Image.new("RGBA", (40, 40), (0, 0, 0, 9))), "transparent"),
-        (encode(picture(0), "JPEG")[:300], "damaged"),
-        (b"hello", "not a picture"),
-        (b"", "not a picture"),
+        (encode(random_image(0), "JPEG")[:300], "damaged"),
+        (b"hello", "not an image"),
+        (b"", "not an image"),
         (encode(Image.new("RGB", (15, 400))), "too small"),
         (encode(Image.new("F", (40, 40)), "TIFF"), "floating-point"),
     ],
 )
-def test_a_picture_that_cannot_be_used_is_not_stored_and_says_why(tmp_path, data, reason):
+def test_a_image_that_cannot_be_used_is_not_stored_and_says_why(tmp_path, data, reason):
     assert scan_bytes(tmp_path, data).reason == reason
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_with_another_md5_is_refused(tmp_path):
-    assert scan_bytes(tmp_path, encode(picture(0)), md5(b"else")).reason == "md5 differs from the metadata"
+def test_a_image_with_another_md5_is_refused(tmp_path):
+    assert scan_bytes(tmp_path, encode(random_image(0)), md5(b"else")).reason == "md5 differs from the metadata"
 
 
-def test_a_picture_that_is_not_there_is_a_verdict(tmp_path):
+def test_a_image_that_is_not_there_is_a_verdict(tmp_path):
     store = scan.Store(tmp_path, 32, "jpeg")
     assert scan.scan(tmp_path / "nowhere.png", None, store).reason == "missing"
     assert scan.scan(tmp_path, None, store).reason == "cannot be read"
@@ -63,20 +63,20 @@ def test_a_picture_that_is_not_there_is_a_verdict(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_phash_is_imagehashs_read_as_bits(seed):
-    drawn = picture(seed)
+    drawn = random_image(seed)
     bits = imagehash.phash(drawn).hash.flatten()
     assert scan.phash(drawn) == int("".join(str(int(bit)) for bit in bits), 2)
 
 
 @pytest.mark.parametrize("colour", ["white", "black", "#808080"])
-def test_phash_of_a_flat_picture_counts_as_flat(colour):
-    hashes = [scan.phash(Image.new("RGB", (40, 40), colour)), scan.phash(picture(0))]
+def test_phash_of_a_flat_image_counts_as_flat(colour):
+    hashes = [scan.phash(Image.new("RGB", (40, 40), colour)), scan.phash(random_image(0))]
     assert dedup.is_flat(np.array(hashes, np.uint64)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_phash_of_a_reduced_jpeg_is_the_whole_pictures_or_is_not_given(seed):
-    data = encode(picture(seed, 1501 + 7 * seed, 1203), "JPEG", quality=85)
+def test_phash_of_a_reduced_jpeg_is_the_whole_images_or_is_not_given(seed):
+    data = encode(random_image(seed, 1501 + 7 * seed, 1203), "JPEG", quality=85)
     reduced = images.decode_reduced(data, 512)
     assert reduced.size == (1501 + 7 * seed, 1203) and not reduced.is_whole
     exact = int(str(imagehash.phash(Image.open(io.BytesIO(data)))), 16)
@@ -85,19 +85,19 @@ def test_phash_of_a_reduced_jpeg_is_the_whole_pictures_or_is_not_given(seed):
 
 def test_a_reduced_jpegs_phash_is_known_where_it_is_clear():
     assert any(
-        scan.reduced_phash(images.decode_reduced(encode(picture(s, 1500, 1200), "JPEG"), 512)) for s in range(12)
+        scan.reduced_phash(images.decode_reduced(encode(random_image(s, 1500, 1200), "JPEG"), 512)) for s in range(12)
     )
 
 
-def test_a_phash_too_close_to_call_is_taken_from_the_whole_picture(tmp_path, monkeypatch):
+def test_a_phash_too_close_to_call_is_taken_from_the_whole_image(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "SAFE_GAP", 1e9)
-    data = encode(picture(1, 1600, 1200), "JPEG")
+    data = encode(random_image(1, 1600, 1200), "JPEG")
     assert scan_bytes(tmp_path, data, longest=512).phash == scan.phash(images.decode(data))
 
 
 @pytest.mark.parametrize("size", [(1500, 1003), (1003, 1500), (2047, 2049), (3001, 700), (513, 511)])
 def test_a_copy_of_a_reduced_jpeg_is_that_of_the_whole(size):
-    data = encode(picture(3, *size), "JPEG", quality=92)
+    data = encode(random_image(3, *size), "JPEG", quality=92)
     whole = images.decode(data)
     expected = images.fit(whole, 512)
     found = images.decode_reduced(data, 512).fit(512)
@@ -108,22 +108,22 @@ def test_a_copy_of_a_reduced_jpeg_is_that_of_the_whole(size):
 def test_a_turned_jpeg_is_decoded_upright_and_whole():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(picture(4, 1500, 1000), "JPEG", exif=exif)
+    data = encode(random_image(4, 1500, 1000), "JPEG", exif=exif)
     reduced = images.decode_reduced(data, 512)
-    assert reduced.size == (1000, 1500) == reduced.picture.size
+    assert reduced.size == (1000, 1500) == reduced.image.size
 
 
 @pytest.mark.parametrize(("format", "pillow"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("mixed", "WEBP")])
 def test_copies_are_stored_in_the_chosen_format(tmp_path, format, pillow):
-    path = tmp_path / "picture.png"
-    path.write_bytes(encode(picture(5)))
+    path = tmp_path / "image.png"
+    path.write_bytes(encode(random_image(5)))
     found = scan.scan(path, None, scan.Store(tmp_path, 32, format))
     with Image.open(dataset.image_path(tmp_path, found.sha256, scan.extension(format))) as stored:
         assert stored.format == pillow and stored.size == (32, 26)
 
 
 def test_the_mixed_format_has_the_shares_of_the_original_build():
-    small = picture(6, 24, 24)
+    small = random_image(6, 24, 24)
     kinds = [scan.encode(small, "mixed", bytes([byte, 0, 0, 0] + [0] * 28)) for byte in range(256)]
     webp = [encode(small, "WEBP", quality=90), encode(small, "WEBP", quality=100), encode(small, "WEBP", lossless=True)]
     assert [round(kinds.count(data) / 256, 2) for data in webp] == [0.45, 0.45, 0.1]
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_no_part_of_a_copy(tmp_path, monkeypatch):
             file.write(data[:10])
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    data = encode(picture(7))
+    data = encode(random_image(7))
     (tmp_path / "a.png").write_bytes(data)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):

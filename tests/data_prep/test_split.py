@@ -1,4 +1,4 @@
-"""The held-out pictures hold every tag and source, and no look-alike of a training picture."""
+"""The held-out images hold every tag and source, and no look-alike of a training image."""
 
 from collections import Counter
 
@@ -19,11 +19,11 @@ def choose(groups, labels, wanted, least, seed=0, sources=None, per_source=(0,))
 
 @given(st.data())
 @settings(max_examples=200, deadline=None)
-def test_validation_holds_every_tag_and_no_look_alike_of_a_training_picture(data):
+def test_validation_holds_every_tag_and_no_look_alike_of_a_training_image(data):
     n_tags = 4
-    pictures = data.draw(st.lists(st.tuples(st.integers(0, 12), st.sets(st.integers(0, n_tags - 1))), min_size=2))
-    groups = np.array([group for group, _ in pictures])
-    labels = [np.array(sorted(names), np.int64) for _, names in pictures]
+    images = data.draw(st.lists(st.tuples(st.integers(0, 12), st.sets(st.integers(0, n_tags - 1))), min_size=2))
+    groups = np.array([group for group, _ in images])
+    labels = [np.array(sorted(names), np.int64) for _, names in images]
     wanted, least, seed = data.draw(st.tuples(st.integers(1, 20), st.integers(0, 3), st.integers(0, 99)))
     totals = np.bincount(np.concatenate(labels), minlength=n_tags)
     try:
@@ -47,7 +47,7 @@ def test_validation_holds_every_tag_and_no_look_alike_of_a_training_picture(data
     np.testing.assert_array_equal(mask, choose(groups, labels, wanted, np.full(n_tags, least), seed))
 
 
-def test_another_seed_chooses_other_pictures():
+def test_another_seed_chooses_other_images():
     groups, labels = np.arange(200), [np.array([0])] * 200
     first, second = (choose(groups, labels, 20, np.array([5]), seed) for seed in (0, 1))
     assert first.sum() == second.sum() == 20 and (first != second).any()

@@ -41,7 +41,7 @@ def settings(mirror: Path, output: Path, **changes: object) -> BuildSettings:
         "sources": [{"name": "danbooru2021", "kind": "danbooru2021", "path": str(mirror)}],
         "longest_side": 96,
         "tags": {"min_count": 40, "min_tags": 5},
-        "validation": {"pictures": 400},
+        "validation": {"images": 400},
     }
     return BuildSettings.model_validate(values | changes)
 
@@ -62,7 +62,7 @@ def digest(output: Path) -> dict[str, str]:
 
 
 def kept_posts(mirror: Path, key: synthetic.Key) -> dict[int, set[str]]:
-    """The final tags of all pictures that should be kept, by code that the build doesn't share."""
+    """The final tags of all images that should be kept, by code that the build doesn't share."""
     posts = baseline.read_posts(mirror)
     for post_id in {i for reason, ids in key.rejected.items() if reason != "listed twice" for i in ids}:
         del posts[post_id]
@@ -110,7 +110,7 @@ def test_tags_and_their_counts_are_those_of_a_plain_recount(mirror, built):
     assert all(row["category"] == categories.get(row["name"], 0) for row in table)
 
 
-def test_no_validation_picture_looks_like_a_training_picture(mirror, built):
+def test_no_validation_image_looks_like_a_training_image(mirror, built):
     train, validation = (np.array([row["phash"] for row in rows(built, s)], np.uint64) for s in dataset.SPLITS)
     assert len(validation) >= 400 and not np.isin(validation, train).any()
     side = {row["post_id"]: split for split in dataset.SPLITS for row in rows(built, split)}
@@ -118,7 +118,7 @@ def test_no_validation_picture_looks_like_a_training_picture(mirror, built):
     assert len(pairs) >= len(mirror[1].recoloured) / 2 and all(side[a] == side[b] for a, b in pairs)
 
 
-def test_within_a_radius_retouched_pictures_are_copies_and_none_is_apart(mirror, built, tmp_path):
+def test_within_a_radius_retouched_images_are_copies_and_none_is_apart(mirror, built, tmp_path):
     folder, key = mirror
     changed = settings(folder, tmp_path / "near", copies={"radius": 3})
     (tmp_path / "near").mkdir()

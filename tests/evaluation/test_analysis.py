@@ -12,20 +12,20 @@ from joytag.evaluation import analysis, metrics
 from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.predictions import Predictions
 
-PICTURES, TAGS = 500, 40
+IMAGES, TAGS = 500, 40
 NAMES = [f"tag_{i}" for i in range(TAGS)]
 
 
 def predictions(scores, labels, sources=None) -> Predictions:
-    pictures, n_tags = scores.shape
+    images, n_tags = scores.shape
     counts = np.geomspace(10, 10_000, n_tags).astype(np.int64)
     categories = np.resize(np.array([0, 0, 4], dtype=np.int8), n_tags)
     return Predictions(
         directory=Path("predictions"),
         scores=scores,
-        ids=np.arange(pictures),
-        hashes=np.zeros((pictures, 32), dtype=np.uint8),
-        sources=np.zeros(pictures, dtype=np.int64) if sources is None else sources,
+        ids=np.arange(images),
+        hashes=np.zeros((images, 32), dtype=np.uint8),
+        sources=np.zeros(images, dtype=np.int64) if sources is None else sources,
         source_names=["danbooru", "photographs", "nothing"],
         labels=csc_array(labels),
         tags=dataset.TagTable([f"tag_{i}" for i in range(n_tags)], categories, counts, counts),
@@ -37,12 +37,12 @@ def predictions(scores, labels, sources=None) -> Predictions:
 def sample():
     """Rare tags with the lower scores; tag 3 has no label, tag 4 is never predicted, and tag 5 neither."""
     rng = np.random.default_rng(0)
-    labels = rng.random((PICTURES, TAGS)) < np.geomspace(0.02, 0.4, TAGS)
+    labels = rng.random((IMAGES, TAGS)) < np.geomspace(0.02, 0.4, TAGS)
     logits = rng.normal(size=labels.shape) + 2.5 * labels + np.linspace(-3, -1, TAGS)
     scores = (1 / (1 + np.exp(-logits))).astype(np.float16)
     labels[:, [3, 5]], scores[:, [4, 5]], scores[0, 3] = False, 0, 0.9
     labels[0, 4] = True
-    return scores, labels, rng.integers(0, 2, PICTURES)
+    return scores, labels, rng.integers(0, 2, IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +86,17 @@ def test_headline_is_scikit_learns_at_every_threshold(sample, found):
 def test_parts_are_scikit_learns(sample, found):
     scores, labels, sources = sample
     predicted = scores.astype(float) > 0.4
-    assert list(found.sources) == ["danbooru", "photographs"]  # the third has no pictures
+    assert list(found.sources) == ["danbooru", "photographs"]  # the third has no images
     for number, row in enumerate(found.sources.values()):
         same(row, expected(labels[sources == number], predicted[sources == number]))
-        assert row["pictures"] == np.sum(sources == number) and row["macro_f1_low"] < row["macro_f1"]
+        assert row["images"] == np.sum(sources == number) and row["macro_f1_low"] < row["macro_f1"]
         enough = labels[sources == number].sum(0) >= 5
         parts = labels[sources == number][:, enough], scores[sources == number][:, enough].astype(float)
         assert row["map"] == pytest.approx(average_precision_score(*parts, average="macro"), abs=1e-9)
     assert list(found.categories) == ["general", "character"]
     for name, tags in (("general", np.arange(TAGS) % 3 < 2), ("character", np.arange(TAGS) % 3 == 2)):
         same(found.categories[name], expected(labels[:, tags], predicted[:, tags]))
-        assert found.categories[name]["pictures"] == labels[:, tags].any(1).sum()
+        assert found.categories[name]["images"] == labels[:, tags].any(1).sum()
     assert sum(row["tags"] for row in found.bands.values()) == TAGS
     same(found.groups["rare"], expected(labels[:, [0, 1, 4]], predicted[:, [0, 1, 4]]))
     gap = found.gaps["groups"]
@@ -117,7 +117,7 @@ def test_a_row_a_tag_with_what_is_undefined_in_words(sample, found):
         i = row["index"]
         assert row["tp"] + row["fn"] == row["positives"] == labels[:, i].sum()
         assert row["tp"] + row["fp"] == row["predicted"] == np.sum(scores[:, i].astype(float) > 0.4)
-        assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == PICTURES
+        assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == IMAGES
         assert row["threshold"] is not None and row["band"] in found.bands
         assert row["category"] == ("character" if i % 3 == 2 else "general")
         assert row["best_f1"] is None or row["best_f1"] >= row["f1"]
@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same(sample, found):
     assert analysis.analyse(predictions(*sample), 0.4, resamples=300, seed=1).headline != found.headline
 
 
-@pytest.mark.parametrize("kind", ["no labels", "all labels", "equal scores", "one picture", "no predictions"])
+@pytest.mark.parametrize("kind", ["no labels", "all labels", "equal scores", "one image", "no predictions"])
 def test_predictions_with_little_to_tell(sample, kind):
     scores, labels, _ = (part.copy() for part in sample)
     scores, labels = scores[:30], labels[:30]
@@ -179,7 +179,7 @@ def test_predictions_with_little_to_tell(sample, kind):
         labels[:] = kind == "all labels"
     elif kind == "equal scores":
         scores[:] = 0.5
-    elif kind == "one picture":
+    elif kind == "one image":
         scores, labels = scores[:1], labels[:1]
     else:
         scores[:] = 0

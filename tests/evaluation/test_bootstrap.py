@@ -1,4 +1,4 @@
-"""Resampled figures against a bootstrap that draws the pictures and calls scikit-learn."""
+"""Resampled figures against a bootstrap that draws the images and calls scikit-learn."""
 
 import numpy as np
 import pytest
@@ -15,17 +15,17 @@ RNG = np.random.default_rng
 
 @pytest.fixture
 def sample():
-    """Scores and labels of 400 pictures with 6 tags, 2 to 250 positives each."""
+    """Scores and labels of 400 images with 6 tags, 2 to 250 positives each."""
     rng = RNG(0)
     labels = rng.random((400, 6)) < np.array([0.01, 0.05, 0.1, 0.2, 0.4, 0.6])
     scores = (0.25 * labels + 0.75 * rng.beta(1, 2, labels.shape)).astype(np.float16)
     return scores, labels
 
 
-def drawn(pictures, seed, resamples):
-    """The pictures of each resample, repeated as often as they were drawn."""
-    blocks = np.concatenate(list(bootstrap.weights(pictures, seed, resamples)), axis=1)
-    return [np.repeat(np.arange(pictures), column.astype(int)) for column in blocks.T]
+def drawn(images, seed, resamples):
+    """The images of each resample, repeated as often as they were drawn."""
+    blocks = np.concatenate(list(bootstrap.weights(images, seed, resamples)), axis=1)
+    return [np.repeat(np.arange(images), column.astype(int)) for column in blocks.T]
 
 
 def test_resamples_are_drawn_with_replacement_and_are_the_same_for_a_seed():
@@ -39,7 +39,7 @@ def test_resamples_are_drawn_with_replacement_and_are_the_same_for_a_seed():
     assert (first[0] != next(bootstrap.weights(50, seed=2))).any()
 
 
-def test_averages_of_resamples_are_scikit_learns_of_the_pictures_drawn(sample):
+def test_averages_of_resamples_are_scikit_learns_of_the_images_drawn(sample):
     scores, labels = sample
     decisions = {str(t): metrics.predicted(scores, t) for t in (0.4, 0.7)}
     found = bootstrap.replicates(csc_array(labels), decisions, seed=3, resamples=110)
@@ -78,7 +78,7 @@ def test_influence_is_the_derivative_of_mean_average_precision(seed, tied):
         assert found[j] == pytest.approx((mean(1 + step) - mean(1 - step)) / 2e-5, abs=1e-6)
 
 
-def test_linearised_average_precision_scatters_as_that_of_the_pictures_drawn(sample):
+def test_linearised_average_precision_scatters_as_that_of_the_images_drawn(sample):
     scores, labels = sample
     tags = np.arange(1, 6)
     value = average_precision_score(labels[:, tags], scores[:, tags].astype(float), average="macro")
@@ -112,7 +112,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_differences_are_paired(sample):
-    """Of two models that err on almost the same pictures, the difference is known better than either figure."""
+    """Of two models that err on almost the same images, the difference is known better than either figure."""
     scores, labels = sample
     better = scores.copy()
     better[labels[:, 5].nonzero()[0][:60], 5] = 1

@@ -20,18 +20,18 @@ from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.comparison import F1S, FIGURES, HEADLINE, VIEWS, Comparison, Contender, Difference, compare
 from joytag.reports import comparison as compare_report
 
-FACTS = {"kind": "release", "path": "runs/x", "pictures": 9, "tags": 9, "image_size": 64}
+FACTS = {"kind": "release", "path": "runs/x", "images": 9, "tags": 9, "image_size": 64}
 
 
 def contest(
-    strengths: list[float], pictures: int = 1500, n_tags: int = 12, seed: int = 0, rarest: float = 0.02
+    strengths: list[float], images: int = 1500, n_tags: int = 12, seed: int = 0, rarest: float = 0.02
 ) -> tuple[list[Contender], csc_array, TagTable]:
     """Taggers that find as many tags the better the stronger they are, each with noise of its own beside a common one.
 
-    A tag is carried by a share of the pictures from 40 % down to `rarest`.
+    A tag is carried by a share of the images from 40 % down to `rarest`.
     """
     rng = np.random.default_rng(seed)
-    labels = rng.random((pictures, n_tags)) < np.geomspace(0.4, rarest, n_tags)
+    labels = rng.random((images, n_tags)) < np.geomspace(0.4, rarest, n_tags)
     common = rng.normal(size=labels.shape)
     contenders = []
     for letter, strength in zip("ABCD", strengths, strict=False):
@@ -122,7 +122,7 @@ def test_crossed_thresholds_are_the_best_of_the_other_half(comparison, kind):
 
 def test_intervals_are_those_of_pairs_resampled_together():
     """Against a plain bootstrap of the difference; resampled independently, it would scatter several times as much."""
-    (a, b), labels, tags = contest([2.5, 2.4], pictures=600)
+    (a, b), labels, tags = contest([2.5, 2.4], images=600)
     b = with_scores(b, "B", 0.9 * a.scores.astype(np.float64) + 0.1 * b.scores.astype(np.float64))
     found = compare([a, b], labels, tags).difference("A", "B", "own", "micro_f1").interval
     truth, rng, differences = labels.toarray(), np.random.default_rng(5), []
@@ -137,7 +137,7 @@ def test_intervals_are_those_of_pairs_resampled_together():
 
 
 def test_a_tagger_against_itself_differs_by_nothing():
-    (a,), labels, tags = contest([2.0], pictures=300)
+    (a,), labels, tags = contest([2.0], images=300)
     found = compare([a, with_scores(a, "B", a.scores)], labels, tags, resamples=100)
     assert {(d.interval.value, d.interval.low, d.interval.high) for d in found.differences} == {(0, 0, 0)}
     assert found.summary("A", "B") == "No difference between A and B beyond noise."
@@ -148,7 +148,7 @@ def test_equally_good_taggers_seldom_differ():
     """Of 60 equally good pairs some 5 % may be said to differ; thresholds that are chosen cost a little more."""
     said = Counter()
     for seed in range(60):
-        contenders, labels, tags = contest([2.0, 2.0], pictures=500, n_tags=8, seed=seed)
+        contenders, labels, tags = contest([2.0, 2.0], images=500, n_tags=8, seed=seed)
         found = compare(contenders, labels, tags, resamples=200, seed=seed)
         said.update((d.view, d.figure) for d in found.differences if d.winner)
         said["tags"] += any(found.per_tag["winner_AB"].to_pylist())
@@ -157,14 +157,14 @@ def test_equally_good_taggers_seldom_differ():
     assert said["tags"] <= 8, said
 
 
-def test_more_pictures_tell_smaller_differences_apart():
-    few, many = (compare(*contest([2.1, 2.0], pictures=n), resamples=200) for n in (200, 8000))
+def test_more_images_tell_smaller_differences_apart():
+    few, many = (compare(*contest([2.1, 2.0], images=n), resamples=200) for n in (200, 8000))
     assert few.difference("A", "B", *HEADLINE[0]).winner == ""
     assert many.difference("A", "B", *HEADLINE[0]).winner == "A"
 
 
 def test_what_is_undefined_is_said(tmp_path):
-    contenders, labels, tags = contest([2.0, 1.0], pictures=100, n_tags=4)
+    contenders, labels, tags = contest([2.0, 1.0], images=100, n_tags=4)
     empty = csc_array(labels.shape, dtype=bool)
     found = compare(contenders, empty, tags, {"labels": "x"}, resamples=20)
     assert {d.verdict for d in found.differences if d.figure.endswith(("macro_f1", "recall", "map"))} == {"undefined"}
@@ -197,7 +197,7 @@ def test_verdicts_in_words(figure, interval, verdict, winner):
 def test_files_say_what_was_found(comparison, tmp_path):
     compare_report.write(tmp_path / "new", comparison)
     found = json.loads((tmp_path / "new" / "compare.json").read_text())
-    assert list(found["taggers"]) == ["A", "B", "C"] and found["facts"]["pictures"] == 1500
+    assert list(found["taggers"]) == ["A", "B", "C"] and found["facts"]["images"] == 1500
     assert len(found["summary"]) == 3 and found["tags"]["AB"]["A"] >= 6
     by_key = {(d["first"], d["second"], d["view"], d["figure"]): d for d in found["differences"]}
     assert len(by_key) == 3 * sum(len(view.figures) for view in VIEWS.values())
@@ -222,7 +222,7 @@ def test_the_terminal_shows_everyone_and_every_pair(comparison, capsys):
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """compare.html about tags and taggers with names that would break out of it."""
-    contenders, labels, tags = contest([2.5, 2.0, 1.5], pictures=300)
+    contenders, labels, tags = contest([2.5, 2.0, 1.5], images=300)
     named = dataclasses.replace(tags, names=[*tags.names[len(analyses.HOSTILE) :], *analyses.HOSTILE])
     path = tmp_path_factory.mktemp("page") / "compare.html"
     found = compare(contenders, labels, named, {"labels": "<img src=x>"}, resamples=50)

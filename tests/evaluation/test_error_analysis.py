@@ -23,14 +23,14 @@ def test_confusions_are_those_of_a_plain_count():
     missed, wrong = labels & ~decisions, decisions & ~labels
     expected = {}
     for a, b in product(range(12), range(12)):
-        pictures = int((missed[:, a] & wrong[:, b]).sum())
-        if pictures and pictures * 400 >= error_analysis.CHANCE * missed[:, a].sum() * wrong[:, b].sum():
-            expected[NAMES[a], NAMES[b]] = pictures, pictures / missed[:, a].sum()
-    assert {(c.labelled, c.predicted): (c.pictures, c.share) for c in common} == expected
-    assert common[0][:2] == ("tag_2", "tag_7") and common[0].pictures >= 50
-    assert [c.pictures for c in common] == sorted((c.pictures for c in common), reverse=True)
+        images = int((missed[:, a] & wrong[:, b]).sum())
+        if images and images * 400 >= error_analysis.CHANCE * missed[:, a].sum() * wrong[:, b].sum():
+            expected[NAMES[a], NAMES[b]] = images, images / missed[:, a].sum()
+    assert {(c.labelled, c.predicted): (c.images, c.share) for c in common} == expected
+    assert common[0][:2] == ("tag_2", "tag_7") and common[0].images >= 50
+    assert [c.images for c in common] == sorted((c.images for c in common), reverse=True)
     assert [c.share for c in by_share] == sorted((c.share for c in by_share), reverse=True)
-    assert set(by_share) == {c for c in common if c.pictures >= error_analysis.FEW}
+    assert set(by_share) == {c for c in common if c.images >= error_analysis.FEW}
 
 
 def test_a_tag_that_is_predicted_for_everything_is_no_confusion():
@@ -87,7 +87,7 @@ def test_labels_made_wrong_on_purpose_come_first():
 def test_galleries_are_varied():
     rng = np.random.default_rng(0)
     labels, scores = rng.random((60, 20)) < 0.3, rng.random((60, 20)).astype(np.float16)
-    scores[5] = np.where(labels[5], 0, 1)  # the worst of all pictures
+    scores[5] = np.where(labels[5], 0, 1)  # the worst of all images
     found = error_analysis.disagreements(scores, csc_array(labels), metrics.predicted(scores, 0.6))
     wrong, missed = error_analysis.gallery(found)
     for shown, labelled in ((wrong, False), (missed, True)):

@@ -1,4 +1,4 @@
-"""Taggers of every kind on the same pictures: found, predicted once, cut to what is common; and the command line."""
+"""Taggers of every kind on the same images: found, predicted once, cut to what is common; and the command line."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from joytag.models import checkpoint, release
 from joytag.models.wd_onnx import OnnxTagger
 
 ROOT = Path(__file__).parents[2]
-PICTURES = 192
+IMAGES = 192
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_right_one_wins_and_noise_is_noise(call, place, tmp_path):
     assert "D is better than A in macro F1, micro F1 and mAP." in out
     assert "No difference between B and C beyond noise." in out
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert found["facts"]["pictures"] == PICTURES and found["facts"]["tags"] == 4  # reddish is unknown to the last
+    assert found["facts"]["images"] == IMAGES and found["facts"]["tags"] == 4  # reddish is unknown to the last
     assert found["facts"]["tags_by_aliases"] == 1
     thresholds = {letter: tagger["threshold"] for letter, tagger in found["taggers"].items()}
     assert thresholds == {"A": 0.4, "B": 0.4, "C": 0.4, "D": 0.35}
@@ -148,7 +148,7 @@ def test_a_signal_ends_it_after_a_block(call, place, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(OnnxTagger, "__call__", signalled)
         code, _, err = call(place / "wd", place / "late", "--data", place / "data", "--output", tmp_path)
-    assert code == 75 and "stopped after 32 of 192 pictures, as asked; the same command goes on" in err
+    assert code == 75 and "stopped after 32 of 192 images, as asked; the same command goes on" in err
 
 
 def test_predictions_need_no_dataset(call, predicted, tmp_path):
@@ -217,7 +217,7 @@ def test_a_run_is_its_release_or_its_newest_checkpoint(place, tmp_path):
     assert contenders._find(run) == ("release", run / "release")
 
 
-def test_a_release_brings_its_own_predictions_if_they_are_of_these_pictures(place, predicted, tmp_path):
+def test_a_release_brings_its_own_predictions_if_they_are_of_these_images(place, predicted, tmp_path):
     model = tmp_path / "late"
     shutil.copytree(place / "late", model)
     shutil.copytree(predicted["late"], model / "predictions")
@@ -259,22 +259,22 @@ def test_the_onnx_taggers_predictions_are_its_scores(place, predicted):
     squares = np.stack([tagger.read(dataset.image_path(digest.tobytes())) for digest in posts.hashes])
     np.testing.assert_array_equal(found.scores, tagger(squares).astype(np.float16))
     known = predictions.labels_of(posts, 5).toarray()
-    expected = np.stack([known[:, 2], known[:, 1], *np.zeros((1, PICTURES), bool), known[:, 3],
-                         *np.zeros((1, PICTURES), bool)], axis=1)  # fmt: skip
+    expected = np.stack([known[:, 2], known[:, 1], *np.zeros((1, IMAGES), bool), known[:, 3],
+                         *np.zeros((1, IMAGES), bool)], axis=1)  # fmt: skip
     np.testing.assert_array_equal(found.labels.toarray(), expected)
 
 
-def test_pictures_that_cannot_be_decoded_are_left_out(place, tmp_path):
+def test_images_that_cannot_be_decoded_are_left_out(place, tmp_path):
     shutil.copytree(place / "data", tmp_path / "data")
     dataset = Dataset.open(tmp_path / "data")
     posts = dataset.posts("validation")
-    dataset.image_path(posts.hashes[5].tobytes()).write_bytes(b"no picture")
+    dataset.image_path(posts.hashes[5].tobytes()).write_bytes(b"no image")
     entered = contenders.enter([place / "wd", place / "late"], device="cpu")
-    with pytest.warns(UserWarning, match="1 of 192 pictures are left out"):
+    with pytest.warns(UserWarning, match="1 of 192 images are left out"):
         found = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entered]
-    assert [len(one) for one in found] == [PICTURES - 1] * 2
+    assert [len(one) for one in found] == [IMAGES - 1] * 2
     assert found[0].provenance["undecodable"][0]["id"] == 5
-    assert intersection.assemble(entered, found, dataset).labels.shape == (PICTURES - 1, 3)
+    assert intersection.assemble(entered, found, dataset).labels.shape == (IMAGES - 1, 3)
 
 
 # What is common
@@ -288,7 +288,7 @@ def made(
     labels: np.ndarray,
     files: list[int] | None = None,
 ) -> Predictions:
-    """Predictions of made-up pictures, written and opened; `files` are numbers of theirs, which are else as the ids."""
+    """Predictions of made-up images, written and opened; `files` are numbers of theirs, which are else as the ids."""
     hashes = np.stack([np.full(32, number, dtype=np.uint8) for number in files or ids])
     n = np.zeros(len(names), dtype=np.int64)
     tags = TagTable(names, n.astype(np.int8), n, n)
@@ -302,8 +302,8 @@ def entered(*found: Predictions) -> list[contenders.Entrant]:
     return contenders.enter([one.directory for one in found], device="cpu")
 
 
-def test_common_pictures_and_tags_are_found_whatever_their_order(tmp_path):
-    """Against a recount, picture by picture and tag by tag; two tags of one tagger become one by an alias."""
+def test_common_images_and_tags_are_found_whatever_their_order(tmp_path):
+    """Against a recount, image by image and tag by tag; two tags of one tagger become one by an alias."""
     rng = np.random.default_rng(0)
     aliases = {"car": "automobile", "auto": "automobile", "kitty": "cat"}
     vocabularies = [["cat", "dog", "automobile", "tree"], ["auto", "Tree", "car", "kitty", "fish"]]
@@ -335,13 +335,13 @@ def test_what_is_all_there_is_not_copied(predicted):
     assert all(c.scores is one.scores for c, one in zip(made.contenders, found, strict=True))
 
 
-def test_the_same_picture_has_the_same_id_and_the_same_file(tmp_path):
+def test_the_same_image_has_the_same_id_and_the_same_file(tmp_path):
     zeros = np.zeros((3, 1), dtype=bool)
     first = made(tmp_path / "1", [1, 2, 3], ["a"], zeros, zeros)
     second = made(tmp_path / "2", [1, 2, 4], ["a"], zeros, zeros, files=[1, 9, 3])
     assert intersection.assemble(entered(first, second), [first, second]).labels.shape == (1, 1)
     third = made(tmp_path / "3", [1, 2, 4], ["a"], zeros, zeros, files=[2, 9, 3])
-    with pytest.raises(intersection.ArenaError, match=r"no common picture \(the same id and the same file\)"):
+    with pytest.raises(intersection.ArenaError, match=r"no common image \(the same id and the same file\)"):
         intersection.assemble(entered(first, third), [first, third])
 
 

@@ -78,7 +78,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_what_was_written_is_read_without_the_pictures_that_could_not_be_decoded(directory, posts, scores):
+def test_what_was_written_is_read_without_the_images_that_could_not_be_decoded(directory, posts, scores):
     found, kept = Predictions.open(directory), [row for row in range(ROWS) if row not in dict(BAD)]
     np.testing.assert_array_equal(found.scores, scores[kept])
     assert found.scores.dtype == np.float16 and not found.scores.flags.writeable
@@ -187,7 +187,7 @@ def test_a_block_is_done_only_when_its_scores_and_its_line_are_whole(tmp_path_fa
     np.testing.assert_array_equal(np.load(stored), scores)
 
 
-def test_blocks_with_pictures_that_could_not_be_decoded_are_done_again(tmp_path, posts, scores):
+def test_blocks_with_images_that_could_not_be_decoded_are_done_again(tmp_path, posts, scores):
     """For the disk may be back."""
     work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     assert work.begin(FACTS) == set()
@@ -209,7 +209,7 @@ def test_a_block_that_is_lost_before_the_end_is_not_passed_over(tmp_path, posts,
         work.finish(posts, labels_of(posts, TAGS), vocabulary())
 
 
-def test_when_no_picture_is_left_one_line_says_so(tmp_path, posts, scores):
+def test_when_no_image_is_left_one_line_says_so(tmp_path, posts, scores):
     gone = [(row, f"{row}.jpg: gone") for row in range(ROWS)]
     with pytest.raises(PredictionsError, match=r"^0\.jpg: gone, and 10 others neither; is the disk there\?$"):
         finished(tmp_path / "predictions", posts, scores, gone)
@@ -322,12 +322,12 @@ HOSTILE = [
     (save("scores"), np.full((9, 5), np.nan, np.float16), "not between 0 and 1"),
     (save("scores"), np.full((9, 5), 1.5, np.float16), "not between 0 and 1"),
     (save("scores"), np.zeros((9, 5), np.float32), "float32"),
-    (save("scores"), np.zeros((9, 4), np.float16), "9 pictures and 5 tags"),
+    (save("scores"), np.zeros((9, 4), np.float16), "9 images and 5 tags"),
     (save("scores"), np.zeros((9, 5), np.float16, order="F"), "scores.npy: holds"),
     (save("scores"), np.zeros(9, np.float16), "scores.npy: holds"),
     (save("scores"), np.array([[Evil()]]), "scores.npy: damaged"),
     (save("ids"), np.array([Evil()]), "ids.npy: damaged"),
-    (save("ids"), np.zeros(0, np.int64), "0 pictures"),
+    (save("ids"), np.zeros(0, np.int64), "0 images"),
     (save("hashes"), np.zeros((9, 31), np.uint8), "hashes.npy"),
     (save("sources"), np.full(9, 2), "sources.npy: numbers outside 0 to 1"),
     (save("sources"), np.full(9, -1), "sources.npy: numbers outside"),
@@ -335,7 +335,7 @@ HOSTILE = [
     (labels, csc(data=np.array([Evil()] * 3)), "labels.npz: damaged"),
     (labels, csc(indices=np.array([0, 9, 2])), "labels.npz: damaged"),
     (labels, csc(indptr=np.array([0, 99, 2, 3, 3, 3])), "labels.npz: damaged"),
-    (labels, csc(shape=[10**12, 5]), "9 pictures and 5 tags"),
+    (labels, csc(shape=[10**12, 5]), "9 images and 5 tags"),
     (labels, csc(data=np.ones(3)), "labels.npz: holds float64"),
     (labels, csc(data=np.zeros(3, bool)), "labels.npz: holds bool or zeros"),
     (tags, {"name": list("abcda")}, "tags.parquet: a tag occurs twice"),

@@ -12,7 +12,7 @@ from joytag.evaluation.randomization_test import swap_test
 
 
 def by_enumeration(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """The share of the 2^P exchanges of a picture's decisions after which F1 differs at least as much; bool [P]."""
+    """The share of the 2^P exchanges of an image's decisions after which F1 differs at least as much; bool [P]."""
 
     def difference(swapped: np.ndarray) -> float:
         a, b = np.where(swapped, second, first), np.where(swapped, first, second)
@@ -34,7 +34,7 @@ def test_it_is_the_share_of_all_exchanges(decisions):
         np.testing.assert_allclose(found, by_enumeration(labels, first, second), atol=1e-12)
 
 
-def test_many_pictures_agree_with_random_exchanges():
+def test_many_images_agree_with_random_exchanges():
     rng = np.random.default_rng(0)
     labels = rng.random((3000, 3)) < (0.02, 0.2, 0.5)
     first, second = (labels ^ (rng.random((3000, 3)) < noise) for noise in (0.1, 0.12))

@@ -32,13 +32,13 @@ from joytag.models.vit import ViT, ViTConfig
 from joytag.training import trainer, validation
 from joytag.training.config import RunSettings
 
-PICTURES, BATCH = 1001, 16
+IMAGES, BATCH = 1001, 16
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    return Dataset.open(make_dataset(tmp_path_factory.mktemp("many"), {"train": 20, "validation": PICTURES}))
+    return Dataset.open(make_dataset(tmp_path_factory.mktemp("many"), {"train": 20, "validation": IMAGES}))
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +109,15 @@ def together(action: Callable[[], object], processes: int, errors: Path) -> tupl
     ]
 
 
-def test_scores_are_the_models_each_picture_once(dataset, model, whole):
+def test_scores_are_the_models_each_image_once(dataset, model, whole):
     found, posts = Predictions.open(whole), dataset.posts("validation")
     network, _ = release.load(model)
-    pictures = loader.Pictures(dataset, "validation", 16)
-    assert found.ids.tolist() == [*range(PICTURES)] and len({bytes(h) for h in found.hashes}) == PICTURES
+    pictures = loader.ImageDataset(dataset, "validation", 16)
+    assert found.ids.tolist() == [*range(IMAGES)] and len({bytes(h) for h in found.hashes}) == IMAGES
     for rows in (range(16), range(992, 1001)):
         logits = network((pictures.__getitems__([(0, row) for row in rows]).images / 255 - MEAN) / STD)
         np.testing.assert_allclose(found.scores[rows], logits.sigmoid().detach(), atol=5e-4)
-    np.testing.assert_array_equal(found.labels.toarray(), posts.labels(np.arange(PICTURES), 6))
+    np.testing.assert_array_equal(found.labels.toarray(), posts.labels(np.arange(IMAGES), 6))
     assert found.scores.std() > 0.1, "else any would do"
     told = {"split": "validation", "image_size": 16, "dtype": "float32", "device": "cpu", "batch": BATCH}
     assert told.items() <= found.provenance.items() and found.provenance["undecodable"] == []
@@ -194,7 +194,7 @@ def test_a_signal_stops_it_after_a_block_and_it_goes_on(run, whole, tmp_path, mo
         patch.setattr(inference, "predict", interrupted)
         run(tmp_path / "predictions")
     assert end.value.code == code
-    assert str(end.value) == "stopped after 112 of 1,001 pictures, as asked; the same command goes on"
+    assert str(end.value) == "stopped after 112 of 1,001 images, as asked; the same command goes on"
     calls.clear()
     monkeypatch.setattr(inference, "predict", lambda *arguments: calls.append(None) or predict(*arguments))
     assert run(tmp_path / "predictions") and len(calls) == 63 - 7
@@ -212,7 +212,7 @@ def test_a_signal_to_one_process_stops_all(run, whole, tmp_path, monkeypatch):
         process.join(30)
     assert [process.exitcode for process in started] == [130, 130]
     first, second = ((tmp_path / f"errors.{number}").read_text() for number in (0, 1))
-    assert "pictures, as asked; the same command goes on" in first and second == ""
+    assert "images, as asked; the same command goes on" in first and second == ""
     assert run(directory) and content(directory) == content(whole)
 
 
@@ -226,7 +226,7 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
     release.save(changed, network, tags)
     shutil.copytree(whole, tmp_path / "done")
     slow = tmp_path / "begun"
-    predictions_writer.PredictionsWriter(slow, PICTURES, 6, BATCH).begin(Predictions.open(whole).provenance)
+    predictions_writer.PredictionsWriter(slow, IMAGES, 6, BATCH).begin(Predictions.open(whole).provenance)
     for directory in (tmp_path / "done", slow):
         before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
         for change, told in (
@@ -242,7 +242,7 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
     assert codes == [2, 2] and "another precision" in errors[0] and errors[0].count("\n") == 1 and errors[1] == ""
 
 
-def test_pictures_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, whole, tmp_path):
+def test_images_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, whole, tmp_path):
     directory = tmp_path / "dataset"
     shutil.copytree(dataset.directory, directory)
     spoilt = Dataset.open(directory)
@@ -250,10 +250,10 @@ def test_pictures_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, w
     bad = [3, 500, *range(992, 1001)]  # the last block is of nothing else
     for row in bad:
         spoilt.image_path(hashes[row].tobytes()).write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"11 of 1001 pictures are left out, the first since .*provenance\.json lists"):
+    with pytest.warns(UserWarning, match=r"11 of 1001 images are left out, the first since .*provenance\.json lists"):
         run(tmp_path / "predictions", dataset=spoilt)
     found, expected = Predictions.open(tmp_path / "predictions"), Predictions.open(whole)
-    kept = [row for row in range(PICTURES) if row not in bad]
+    kept = [row for row in range(IMAGES) if row not in bad]
     assert found.ids.tolist() == kept
     np.testing.assert_allclose(found.scores, expected.scores[kept], atol=1e-3)
     assert found.labels.toarray().tolist() == expected.labels.toarray()[kept].tolist()
@@ -297,7 +297,7 @@ def test_training_sees_the_figures_of_the_predictions(dataset, model, whole, tmp
 
     def stream():
         with distributed.process_group(CPU, 60):
-            pictures = loader.Pictures(dataset, "validation", 16)
+            pictures = loader.ImageDataset(dataset, "validation", 16)
             table = runner.histogram(network, pictures, BATCH, 0, CPU, FLOAT).table
             np.save(tmp_path / f"{distributed.rank()}.npy", table.numpy())
 
@@ -308,12 +308,12 @@ def test_training_sees_the_figures_of_the_predictions(dataset, model, whole, tmp
     stored.add(torch.from_numpy(np.array(found.scores)), torch.from_numpy(found.labels.toarray()))
     for rank in range(processes):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), stored.table)
-    assert stored.table[:, 0].sum() == PICTURES
+    assert stored.table[:, 0].sum() == IMAGES
 
 
 def test_the_model_is_in_evaluation_mode_and_then_in_the_one_that_it_was_in(dataset, model, monkeypatch):
     network = release.load(model)[0].train()
-    pictures, modes, predict = loader.Pictures(dataset, "train", 16), [], inference.predict
+    pictures, modes, predict = loader.ImageDataset(dataset, "train", 16), [], inference.predict
     monkeypatch.setattr(inference, "predict", lambda *given: modes.append(given[0].training) or predict(*given))
     runner.histogram(network, pictures, BATCH, 0, CPU, FLOAT)
     assert network.training
@@ -324,7 +324,7 @@ def test_the_model_is_in_evaluation_mode_and_then_in_the_one_that_it_was_in(data
     assert not network.training and modes and not any(modes)
 
 
-def test_validation_logs_what_is_defined_of_the_pictures_that_can_be_decoded(run_values, monkeypatch):
+def test_validation_logs_what_is_defined_of_the_images_that_can_be_decoded(run_values, monkeypatch):
     config = RunSettings.model_validate(run_values)
     run = trainer.Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
     state = trainer.initial_state(run)
@@ -338,7 +338,7 @@ def test_validation_logs_what_is_defined_of_the_pictures_that_can_be_decoded(run
     gone = {run.dataset.posts("validation").hashes[row].tobytes() for row in range(4)}
     there, losses = Dataset.image_path, []
     for part in (range(4, 12), range(12)):
-        pictures = loader.Pictures(run.dataset, "validation", 8).__getitems__([(0, row) for row in part])
+        pictures = loader.ImageDataset(run.dataset, "validation", 8).__getitems__([(0, row) for row in part])
         logits = inference.predict(state.model.eval(), pictures.images, CPU, FLOAT)
         losses.append(128 * run.criterion(logits, pictures.labels).item())
     assert silent["val_loss"] == pytest.approx(losses[1], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Thresholds that are chosen on some pictures and tried on others."""
+"""Thresholds that are chosen on some images and tried on others."""
 
 import numpy as np
 import pytest
@@ -14,10 +14,10 @@ def curves(scores, labels, rows=None):
     return metrics.curves(table for _, table in metrics.histograms(scores, labels, rows))
 
 
-def skewed(seed, pictures=300, tags=40):
+def skewed(seed, images=300, tags=40):
     """Rare tags, whose scores are the lower, the rarer they are: 0.4 suits few of them."""
     rng = np.random.default_rng(seed)
-    labels = rng.random((pictures, tags)) < np.geomspace(0.02, 0.4, tags)
+    labels = rng.random((images, tags)) < np.geomspace(0.02, 0.4, tags)
     logits = rng.normal(size=labels.shape) + 2.5 * labels + np.linspace(-4, -1, tags)
     return (1 / (1 + np.exp(-logits))).astype(np.float16), csc_array(labels)
 
@@ -66,7 +66,7 @@ def test_shrunk_thresholds_are_those_of_a_search(seed, prior):
             assert reached == pytest.approx(wanted[:, i].max(), rel=1e-9)
 
 
-def test_shrinking_helps_rare_tags_on_other_pictures_and_all_are_better_than_a_fixed_threshold():
+def test_shrinking_helps_rare_tags_on_other_images_and_all_are_better_than_a_fixed_threshold():
     fixed, shared, raw, shrunk = np.zeros(4), np.zeros(4), np.zeros(4), np.zeros(4)
     for seed in range(4):
         scores, labels = skewed(seed)

@@ -26,10 +26,10 @@ def around(value: float, width: float = 0.01) -> Interval:
     return Interval(float(value), float(value) - width, float(value) + width)
 
 
-def per_tag(n_tags: int, pictures: int, rng: np.random.Generator) -> pa.Table:
+def per_tag(n_tags: int, images: int, rng: np.random.Generator) -> pa.Table:
     """Consistent counts; one tag in forty has no positives, and some are never predicted."""
     train = np.sort((1200 * rng.pareto(0.7, n_tags) + 1200).clip(max=3_100_000).astype(np.int64))[::-1]
-    positives = np.minimum(rng.poisson(train * pictures / 4e6) + 5, pictures // 2)
+    positives = np.minimum(rng.poisson(train * images / 4e6) + 5, images // 2)
     positives[::40] = 0
     skill = rng.beta(2.5, 2, n_tags)
     tp = rng.binomial(positives, skill)
@@ -51,7 +51,7 @@ def per_tag(n_tags: int, pictures: int, rng: np.random.Generator) -> pa.Table:
         "category": [CATEGORIES[i] for i in rng.choice(4, n_tags, p=[0.6, 0.25, 0.1, 0.05])],
         "band": [BANDS[np.searchsorted([3e3, 1e4, 1e5], n, side="right")] for n in train],
         "train_count": train, "positives": positives, "predicted": predicted,
-        "tp": tp, "fp": fp, "fn": fn, "tn": pictures - tp - fp - fn,
+        "tp": tp, "fp": fp, "fn": fn, "tn": images - tp - fp - fn,
         "precision": figures.precision, "recall": figures.recall, "f1": figures.f1, "mcc": figures.f1,
         "ap": best, "best_threshold": threshold, "best_f1": best, "threshold": threshold,
         "ece": rng.uniform(0, 0.02, n_tags), "undefined": undefined,
@@ -59,12 +59,12 @@ def per_tag(n_tags: int, pictures: int, rng: np.random.Generator) -> pa.Table:
     return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
 
 
-def average(rng: np.random.Generator, tags: int, pictures: int) -> dict[str, float]:
+def average(rng: np.random.Generator, tags: int, images: int) -> dict[str, float]:
     row = {f"{kind}_{figure}": float(rng.uniform(0.3, 0.9)) for kind in ("macro", "micro")
            for figure in ("precision", "recall", "f1")}  # fmt: skip
     low, high = row["macro_f1"] - 0.02, row["macro_f1"] + 0.02
     return row | {"macro_f1_low": low, "macro_f1_high": high, "map": row["macro_f1"] + 0.03, "tags": tags,
-                  "tags_with_positives": tags - 1, "pictures": pictures}  # fmt: skip
+                  "tags_with_positives": tags - 1, "images": images}  # fmt: skip
 
 
 def curves(table: pa.Table) -> dict:
@@ -80,10 +80,10 @@ def curves(table: pa.Table) -> dict:
     return figures
 
 
-def analysis(n_tags: int = 60, pictures: int = 400, seed: int = 0) -> Analysis:
+def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
     """An Analysis whose figures are of the right kind and range, though only those of one tag agree."""
     rng = np.random.default_rng(seed)
-    table = per_tag(n_tags, pictures, rng)
+    table = per_tag(n_tags, images, rng)
     thresholds = {"fixed": 0.4, "macro_break_even": 0.41, "micro_break_even": 0.44, "best_micro_f1": 0.38,
                   "best_macro_f1": 0.35}  # fmt: skip
     kinds = [f"{kind}_{figure}" for kind in ("macro", "micro") for figure in ("precision", "recall", "f1", "mcc")]
@@ -98,20 +98,20 @@ def analysis(n_tags: int = 60, pictures: int = 400, seed: int = 0) -> Analysis:
         }
         for name in ("global", "per_tag")
     }
-    groups = {kind: {name: average(rng, 10, pictures) for name in members} for kind, members in {
+    groups = {kind: {name: average(rng, 10, images) for name in members} for kind, members in {
         "sources": ("danbooru", "photographs"), "categories": CATEGORIES, "bands": BANDS,
         "groups": ("skin tones", "expressions", "<i>clothes</i>")}.items()}  # fmt: skip
     groups["groups"]["empty"] = {name: float("nan") for name in groups["sources"]["danbooru"]} | {
-        "tags": 3, "tags_with_positives": 0, "pictures": 0}  # fmt: skip
+        "tags": 3, "tags_with_positives": 0, "images": 0}  # fmt: skip
     gaps = {kind: dict(zip(("best", "worst", "gap"), [*list(rows)[:2], around(0.1)], strict=True))
             for kind, rows in groups.items()}  # fmt: skip
     middle = np.linspace(0.03, 0.97, 15)
     order = rng.permutation(n_tags)
     confusions = [Confusion(table["name"][int(a)].as_py(), table["name"][int(b)].as_py(), 9, 0.3)
                   for a, b in zip(order[:20], order[20:40], strict=False)]  # fmt: skip
-    mistakes = [Mistake(int(rng.integers(pictures)), int(tag), 0.9, bool(tag % 2), 0.8) for tag in order[:40]]
+    mistakes = [Mistake(int(rng.integers(images)), int(tag), 0.9, bool(tag % 2), 0.8) for tag in order[:40]]
     return Analysis(
-        facts={"threshold": 0.4, "pictures": pictures, "tags": n_tags, "labels_per_picture": 8.6,
+        facts={"threshold": 0.4, "images": images, "tags": n_tags, "labels_per_image": 8.6,
                "tags_with_positives": int(np.count_nonzero(table["positives"])), "minimum_positives": 1,
                "resamples": 1000, "seed": 0, "model": "runs/<b>model</b>", "versions": {"torch": "2.11"}},
         thresholds=thresholds, headline=headline | {"ranking": {"map": around(0.6)}},
@@ -125,14 +125,14 @@ def analysis(n_tags: int = 60, pictures: int = 400, seed: int = 0) -> Analysis:
     )  # fmt: skip
 
 
-def predictions(n_tags: int = 60, pictures: int = 400, seed: int = 0) -> SimpleNamespace:
+def predictions(n_tags: int = 60, images: int = 400, seed: int = 0) -> SimpleNamespace:
     """What reports need of Predictions: ids, hashes, sources, labels and names."""
     rng = np.random.default_rng(seed)
     return SimpleNamespace(
-        ids=np.arange(pictures) * 7,
-        hashes=rng.integers(0, 256, (pictures, 32), dtype=np.uint8),
-        sources=rng.integers(0, 2, pictures),
+        ids=np.arange(images) * 7,
+        hashes=rng.integers(0, 256, (images, 32), dtype=np.uint8),
+        sources=rng.integers(0, 2, images),
         source_names=["danbooru", "<u>photographs</u>"],
-        labels=csc_array(rng.random((pictures, min(n_tags, 300))) < 0.05),
+        labels=csc_array(rng.random((images, min(n_tags, 300))) < 0.05),
         tags=SimpleNamespace(names=names(n_tags)),
     )

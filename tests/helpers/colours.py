@@ -1,4 +1,4 @@
-"""Pictures of one colour each, whose tags tell it: something to be good or bad at in a second."""
+"""Images of one colour each, whose tags tell it: something to be good or bad at in a second."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ SIZE = 16
 
 
 def write_dataset(directory: Path, pictures: int = 192, names: list[str] = NAMES, first_id: int = 0) -> Path:
-    """A dataset directory, both splits of as many pictures; a tenth of the labels are wrong."""
+    """A dataset directory, both splits of as many images; a tenth of the labels are wrong."""
     counts = {}
     for split in SPLITS:
         rng = np.random.default_rng((split == "train", 7))

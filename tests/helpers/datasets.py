@@ -14,12 +14,12 @@ N_TAGS = 6
 
 
 def make_dataset(directory: Path, splits: dict[str, int]) -> Path:
-    """Write a dataset with so many pictures in its splits."""
+    """Write a dataset with so many images in its splits."""
     rng = np.random.default_rng(0)
     counts = {}
-    for split, pictures in splits.items():
+    for split, images in splits.items():
         rows = []
-        for number in range(pictures):
+        for number in range(images):
             tags = np.flatnonzero(rng.random(N_TAGS) < 0.4)
             colour = rng.integers(0, 255, 3)
             noise = (colour + rng.normal(0, 20, (20 + number % 3, 24, 3))).clip(0, 255).astype(np.uint8)

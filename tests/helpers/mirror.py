@@ -1,4 +1,4 @@
-"""Small pictures, mirrors and folders that the tests of data preparation are made of."""
+"""Small images, mirrors and folders that the tests of data preparation are made of."""
 
 import hashlib
 import io
@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
-    """A smooth random picture, whose pHash no other seed shares."""
+def random_image(seed: int, width: int = 60, height: int = 48) -> Image.Image:
+    """A smooth random image, whose pHash no other seed shares."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 

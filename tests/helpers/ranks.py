@@ -89,7 +89,7 @@ def recorded(job: dict):
             "loss": result.loss,
             "lr": state.optimizer.param_groups[0]["lr"],
             "rows": rows,
-            "pixels": [digest(picture) for batch in pixels for picture in batch],
+            "pixels": [digest(image) for batch in pixels for image in batch],
             "weights": digest(*state.model.parameters()),
             "buffers": digest(*state.model.buffers()),
         }

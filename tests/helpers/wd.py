@@ -25,11 +25,11 @@ def write_model(
     outputs: list[int | str],
     element: int = TensorProto.FLOAT,
 ) -> None:
-    """`model.onnx`: nodes from `pictures` to `scores`."""
+    """`model.onnx`: nodes from `images` to `scores`."""
     graph = helper.make_graph(
         nodes,
         "tagger",
-        [helper.make_tensor_value_info("pictures", element, inputs)],
+        [helper.make_tensor_value_info("images", element, inputs)],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, outputs)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -39,12 +39,12 @@ def write_model(
 
 
 def write_mean_colour(directory: Path, names: list[str], weights: np.ndarray, biases: np.ndarray, size: int) -> None:
-    """A tagger that knows a picture's mean colour alone: sigmoid(mean BGR, 0 to 255, times `weights` + `biases`).
+    """A tagger that knows an image's mean colour alone: sigmoid(mean BGR, 0 to 255, times `weights` + `biases`).
 
     `weights` [3, ratings + names] and `biases` are float32.
     """
     nodes = [
-        helper.make_node("ReduceMean", ["pictures", "axes"], ["mean"], keepdims=0),
+        helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
         helper.make_node("MatMul", ["mean", "weights"], ["weighted"]),
         helper.make_node("Add", ["weighted", "biases"], ["logits"]),
         helper.make_node("Sigmoid", ["logits"], ["scores"]),
@@ -58,7 +58,7 @@ def write_copier(directory: Path, size: int, batch: int | str = "batch") -> None
     """A tagger whose scores are the numbers that it is given, divided by 255; its first two are the ratings."""
     n = size * size * 3
     nodes = [
-        helper.make_node("Reshape", ["pictures", "shape"], ["flat"]),
+        helper.make_node("Reshape", ["images", "shape"], ["flat"]),
         helper.make_node("Div", ["flat", "most"], ["scores"]),
     ]
     constants = {"shape": np.array([-1, n]), "most": np.array(255, dtype=np.float32)}
@@ -69,9 +69,9 @@ def write_copier(directory: Path, size: int, batch: int | str = "batch") -> None
 def write_flattener(
     directory: Path, inputs: list[int | str], outputs: list[int | str], element: int = TensorProto.FLOAT
 ) -> None:
-    """A model, without a table of tags, that gives back what it is given, whatever its shape, in one row a picture."""
+    """A model, without a table of tags, that gives back what it is given, whatever its shape, in one row an image."""
     nodes = [
-        helper.make_node("Reshape", ["pictures", "shape"], ["flat"]),
+        helper.make_node("Reshape", ["images", "shape"], ["flat"]),
         helper.make_node("Cast", ["flat"], ["scores"], to=TensorProto.FLOAT),
     ]
     write_model(directory, nodes, {"shape": np.array([0, -1])}, inputs, outputs, element)

@@ -150,7 +150,7 @@ def test_impossible_configs_name_the_field(changes, field):
         small(**changes)
 
 
-def test_wrong_picture_sizes_are_refused():
+def test_wrong_image_sizes_are_refused():
     with pytest.raises(ValueError, match="patch size"):
         ViT(small())(torch.randn(1, 3, 18, 16))
     with pytest.raises(ValueError, match="learned positions"):
@@ -198,5 +198,5 @@ def test_an_impossible_backbone_names_the_field(values, message):
 
 
 def test_a_backbone_that_cannot_take_the_size_says_so():
-    with pytest.raises(ValueError, match="image_size: test_vit does not take pictures of 65 pixels"):
+    with pytest.raises(ValueError, match="image_size: test_vit does not take images of 65 pixels"):
         TimmConfig(5, "test_vit", 65).build()

@@ -71,7 +71,7 @@ def test_the_model_is_given_a_bicubic_square_on_white_in_bgr(tmp_path, pictures,
     np.testing.assert_array_equal((scores[3] * 255).round(), exact)
 
 
-def test_scores_do_not_depend_on_the_pictures_beside(tmp_path, pictures):
+def test_scores_do_not_depend_on_the_images_beside(tmp_path, pictures):
     wd.write_copier(tmp_path, SIZE)
     tagger = OnnxTagger.load(tmp_path)
     squares = np.stack([tagger.read(path) for path in pictures] * 3)  # 21, with 8 computed at once
@@ -93,22 +93,22 @@ def test_ratings_are_skipped_wherever_they_are(tmp_path):
     np.testing.assert_allclose(scores, [[0.5, 1 / (1 + np.exp(-2))]], rtol=1e-6)
 
 
-def test_what_is_no_picture_is_named(tmp_path):
+def test_what_is_no_image_is_named(tmp_path):
     wd.write_copier(tmp_path, SIZE)
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ImageError, match=r"text\.png: not a picture"):
+    with pytest.raises(ImageError, match=r"text\.png: not an image"):
         OnnxTagger.load(tmp_path).read(tmp_path / "text.png")
 
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "element", "message"),
     [
-        ([1, 3, 8, 8], [1, 192], TensorProto.FLOAT, "input pictures: .* is not float"),
-        ([1, 8, 4, 3], [1, 96], TensorProto.FLOAT, "input pictures: .* is not float"),
-        (["n", "h", "w", 3], ["n", "c"], TensorProto.FLOAT, "input pictures: .* is not float"),
-        (["n", 8, 8, 4], ["n", 256], TensorProto.FLOAT, "input pictures: .* is not float"),
-        (["n", 192], ["n", 192], TensorProto.FLOAT, "input pictures: .* is not float"),
-        (["n", 8, 8, 3], ["n", 192], TensorProto.FLOAT16, "input pictures: .* is not float"),
+        ([1, 3, 8, 8], [1, 192], TensorProto.FLOAT, "input images: .* is not float"),
+        ([1, 8, 4, 3], [1, 96], TensorProto.FLOAT, "input images: .* is not float"),
+        (["n", "h", "w", 3], ["n", "c"], TensorProto.FLOAT, "input images: .* is not float"),
+        (["n", 8, 8, 4], ["n", 256], TensorProto.FLOAT, "input images: .* is not float"),
+        (["n", 192], ["n", 192], TensorProto.FLOAT, "input images: .* is not float"),
+        (["n", 8, 8, 3], ["n", 192], TensorProto.FLOAT16, "input images: .* is not float"),
         (["n", 4, 4, 3], ["n", 48], TensorProto.FLOAT, r"output scores: .* is not \[batch, 192\]"),
     ],
 )
@@ -132,12 +132,12 @@ def test_values_that_are_no_scores_are_refused(tmp_path, columns):
 def test_outputs_whose_number_only_computing_tells_are_counted(tmp_path):
     wd.write_copier(tmp_path, SIZE)
     nodes = [
-        helper.make_node("Reshape", ["pictures", "shape"], ["flat"]),
+        helper.make_node("Reshape", ["images", "shape"], ["flat"]),
         helper.make_node("Compress", ["flat", "kept"], ["scores"], axis=1),
     ]
     constants = {"shape": np.array([0, -1]), "kept": np.ones(48, dtype=bool)}
     wd.write_model(tmp_path, nodes, constants, ["n", 4, 4, 3], ["n", "columns"])
-    with pytest.raises(OnnxError, match=r"gives \(48,\) values a picture, not 192"):
+    with pytest.raises(OnnxError, match=r"gives \(48,\) values an image, not 192"):
         OnnxTagger.load(tmp_path)(np.zeros((1, 4, 4, 3), dtype=np.uint8))
 
 

@@ -30,7 +30,7 @@ def test_points_lie_where_they_should_and_those_without_a_value_are_left_out():
 
 
 def test_a_logarithmic_axis_steps_by_factors_and_keeps_what_is_below_it_on_its_edge():
-    axis = Axis("pictures", 1, 1000, log=True)
+    axis = Axis("images", 1, 1000, log=True)
     np.testing.assert_allclose(axis.percent([0, 1, 10, 100, 1000, 5000]), [0, 0, 100 / 3, 200 / 3, 100, 100])
     assert axis.ticks() == [1, 10, 100, 1000]
     assert Axis("", 40, 700, log=True).ticks() == [50, 100, 200, 500]
@@ -74,12 +74,12 @@ def test_a_chart_is_named_and_has_a_legend_of_what_has_a_name():
     marks = [*iso_f1(), Line([0, 1], [0, 1], name="precision"), Line([0, 1], [1, 0], name="recall"),
              Line([0, 1], [0.5, 0.5], name="median", style="ink"), Rule(0.4, "0.4")]  # fmt: skip
     root = parsed(chart("Precision and recall", X, Y, marks))
-    picture = root.find("div/svg")
-    assert picture.get("role") == "img" and picture.get("aria-label") == "Precision and recall"
+    image = root.find("div/svg")
+    assert image.get("role") == "img" and image.get("aria-label") == "Precision and recall"
     assert [item[0].tail for item in root.iter("li")] == ["precision", "recall", "median"]
-    classes = [line.get("class") for line in picture.iter("polyline")]
+    classes = [line.get("class") for line in image.iter("polyline")]
     assert classes == ["line s0"] * 4 + ["line s1", "line s2", "line ink"]
-    texts = [text.text for text in picture.iter("text")]
+    texts = [text.text for text in image.iter("text")]
     assert "0.4" in texts and "threshold" in texts and "F1" in texts
 
 

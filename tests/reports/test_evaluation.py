@@ -1,4 +1,4 @@
-"""Reports to the byte, and pictures that can be looked at."""
+"""Reports to the byte, and images that can be looked at."""
 
 import json
 import math
@@ -41,15 +41,15 @@ TP: 1, TN: 9, FP: 1, FN: 1
 """
 
 
-def random_counts(n_tags: int, pictures: int, seed: int = 0) -> Counts:
+def random_counts(n_tags: int, images: int, seed: int = 0) -> Counts:
     """Counts of labels and decisions that agree more or less; some tags are never labelled, or never predicted."""
     rng = np.random.default_rng(seed)
-    positives = rng.binomial(pictures, rng.beta(0.3, 30, n_tags))
+    positives = rng.binomial(images, rng.beta(0.3, 30, n_tags))
     tp = rng.binomial(positives, rng.beta(2, 2, n_tags))
-    fp = rng.binomial(pictures - positives, rng.beta(0.3, 60, n_tags))
+    fp = rng.binomial(images - positives, rng.beta(0.3, 60, n_tags))
     positives[::50], tp[::50] = 0, 0
     tp[::70], fp[::70] = 0, 0
-    return Counts(tp=tp, fp=fp, fn=positives - tp, tn=pictures - positives - fp)
+    return Counts(tp=tp, fp=fp, fn=positives - tp, tn=images - positives - fp)
 
 
 def test_full_metrics_has_the_published_format(tmp_path):
@@ -77,7 +77,7 @@ def published(counts: Counts, names: list[str], trained: list[int]) -> str:
 
 
 def test_a_published_file_read_and_written_again_is_the_same_to_the_byte(tmp_path):
-    """5,813 tags over 32,768 pictures, in the published format; its mean F1 is that of the counts, to 4 decimals."""
+    """5,813 tags over 32,768 images, in the published format; its mean F1 is that of the counts, to 4 decimals."""
     counts, names = random_counts(5_813, 32_768), analyses.names(5_813)
     trained = sorted(np.random.default_rng(1).integers(1_200, 3_100_000, 5_813).tolist(), reverse=True)
     original, again = tmp_path / "full-metrics.txt", tmp_path / "again.txt"
@@ -185,7 +185,7 @@ def test_metrics_json_holds_all_averages_with_intervals_and_null_where_undefined
     interval = analysis.headline["fixed"]["macro_f1"]
     assert written["headline"]["fixed"]["macro_f1"] == {"value": interval.value, "low": interval.low,
                                                         "high": interval.high}  # fmt: skip
-    assert written["groups"]["empty"]["macro_f1"] is None and written["groups"]["empty"]["pictures"] == 0
+    assert written["groups"]["empty"]["macro_f1"] is None and written["groups"]["empty"]["images"] == 0
     assert written["facts"]["threshold"] == 0.4 and written["calibration"]["ece"] == analysis.calibration["ece"]
     assert written["split_half"]["per_tag"]["verdict"] == analysis.split_half["per_tag"]["verdict"]
 
@@ -222,7 +222,7 @@ def test_thresholds_are_those_that_predict_reads(reports):
     np.testing.assert_array_equal(thresholds, np.array(expected, dtype=np.float32))
 
 
-def test_a_tag_of_every_picture_gets_a_threshold_that_predict_takes(tmp_path):
+def test_a_tag_of_every_image_gets_a_threshold_that_predict_takes(tmp_path):
     table = analyses.analysis(60).per_tag.slice(1, 1)
     table = table.set_column(table.column_names.index("threshold"), "threshold", [[-0.5]])
     evaluation.write_thresholds(tmp_path / "thresholds.csv", table)
@@ -239,7 +239,7 @@ def test_label_errors_are_a_list_to_correct(reports):
 
 
 def small(kind: str) -> Predictions:
-    """Predictions of 40 pictures and 12 tags that leave this or that undefined."""
+    """Predictions of 40 images and 12 tags that leave this or that undefined."""
     rng = np.random.default_rng(0)
     labels = rng.random((40, 12)) < np.linspace(0.6, 0, 12)
     scores = (0.7 * labels + 0.3 * rng.random((40, 12))).astype(np.float16)
@@ -281,13 +281,11 @@ def test_the_terminal_s_table_has_a_row_for_everything_sources_and_categories():
     assert rows[6][:2] == [f"{value:.3f}", "±0.010"] and rows[7][3] == "undefined"
 
 
-def test_contact_sheet_and_curves_are_pictures(tmp_path):
+def test_contact_sheet_and_curves_are_images(tmp_path):
     rng = np.random.default_rng(0)
-    pictures = [Image.new("RGB", (64, 64), (i * 30, 100, 100)) for i in range(7)]
+    images = [Image.new("RGB", (64, 64), (i * 30, 100, 100)) for i in range(7)]
     names = [f"tag_with_a_long_name_{i}" for i in range(30)]
-    sheet = training_plots.contact_sheet(
-        pictures, rng.random((7, 30)) < 0.5, rng.random((7, 30)), names, 0.4, columns=4
-    )
+    sheet = training_plots.contact_sheet(images, rng.random((7, 30)) < 0.5, rng.random((7, 30)), names, 0.4, columns=4)
     assert sheet.width > sheet.height / 2
     log = tmp_path / "log.jsonl"
     log.write_text(

@@ -84,7 +84,7 @@ def test_the_page_says_all_that_was_measured(html, analysis):
         for name, row in getattr(analysis, kind).items():
             assert name in text and str(Markup(page.figure(row["macro_f1"])).striptags()) in text
     for confusion in analysis.confusions:
-        assert f"{confusion.labelled} {confusion.predicted} {confusion.pictures}" in text
+        assert f"{confusion.labelled} {confusion.predicted} {confusion.images}" in text
     assert "Better than the fixed threshold" in text and "a gap of 0.100 in macro F1" in text
     assert f"{analysis.calibration['ece']:.4f}" in text
 
@@ -161,24 +161,24 @@ def test_links_lead_to_sections(html):
     assert len(ids) == len(set(ids)) and set(links) == set(evaluation_html.SECTIONS) <= set(ids)
 
 
-def test_pictures_are_small_and_whoever_lacks_them_is_told(dataset_directory):
+def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
     dataset = Dataset.open(dataset_directory)
     posts = dataset.posts("validation")
     predictions = analyses.predictions(60)
     predictions.hashes[: len(posts)] = posts.hashes
     mistakes = [Mistake(0, 3, 0.9, False, 0.5), Mistake(300, 4, 0.1, True, 0.5)]
     there, missing = evaluation_html.gallery(mistakes, predictions, dataset)
-    picture = Image.open(io.BytesIO(base64.b64decode(there["picture"].removeprefix("data:image/jpeg;base64,"))))
-    assert picture.format == "JPEG" and max(picture.size) <= evaluation_html.SIDE
-    assert missing["picture"] == "" and missing["id"] == 2100 and missing["tag"] == analyses.names(60)[4]
+    image = Image.open(io.BytesIO(base64.b64decode(there["image"].removeprefix("data:image/jpeg;base64,"))))
+    assert image.format == "JPEG" and max(image.size) <= evaluation_html.SIDE
+    assert missing["image"] == "" and missing["id"] == 2100 and missing["tag"] == analyses.names(60)[4]
     carried = np.flatnonzero(predictions.labels.toarray()[300])
     assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: evaluation_html.SHOWN]
     shown = dataclasses.replace(analyses.analysis(60), false_positives=mistakes[:1], misses=mistakes[1:])
     html = evaluation_html.report(shown, predictions, dataset)
-    assert html.count('<img src="data:image/jpeg;base64,') == 1 and "picture 2100 is not at hand" in html
+    assert html.count('<img src="data:image/jpeg;base64,') == 1 and "image 2100 is not at hand" in html
 
 
-def test_a_dataset_without_pictures_is_no_reason_to_fail(dataset_directory):
+def test_a_dataset_without_images_is_no_reason_to_fail(dataset_directory):
     dataset = dataclasses.replace(Dataset.open(dataset_directory), extension="none")
     assert evaluation_html.thumbnail(dataset, bytes(32)) == ""
 
@@ -194,7 +194,7 @@ def large(tmp_path_factory):
 
 
 def test_the_page_stays_small(html, large):
-    """Without pictures, of which the galleries have 48 of a few kB each."""
+    """Without images, of which the galleries have 48 of a few kB each."""
     assert len(html.encode()) < 300_000
     assert large.stat().st_size < 3_000_000
 
@@ -275,7 +275,7 @@ def test_5813_tags_are_drawn_and_sorted(browser, large):
 def test_a_dot_that_is_tapped_says_its_name_below_the_chart(browser, path):
     view = browser.open(path, width=390)
     view.value("document.querySelector('.cloud circle').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
-    assert re.match(r".+: F1 [\d.]+, trained on [\d,]+, [\d,]+ pictures here",
+    assert re.match(r".+: F1 [\d.]+, trained on [\d,]+, [\d,]+ images here",
                     view.value("document.querySelector('.cloud .readout').textContent"))  # fmt: skip
 
 

@@ -30,17 +30,17 @@ def tagger() -> Tagger:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder with eight good pictures, one of them deeper, two bad ones and a text."""
+def images(tmp_path) -> Path:
+    """A folder with eight good images, one of them deeper, two bad ones and a text."""
     rng = np.random.default_rng(0)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     (root / "deep").mkdir(parents=True)
     for name in NAMES:
         Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(root / name)
     (root / "text.png").write_text("hello")
     (root / "._b.png").write_bytes(b"left by macOS")
     (root / "cut.jpg").write_bytes((root / "a b.jpg").read_bytes()[:200])
-    (root / "notes.md").write_text("not a picture")
+    (root / "notes.md").write_text("not an image")
     return root
 
 
@@ -60,64 +60,64 @@ def texts(root: Path, suffix: str = ".txt") -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob(f"*{suffix}")}
 
 
-def test_every_good_picture_gets_its_sidecar_and_every_bad_one_a_reason(tagger, pictures, capsys):
-    tag(tagger, pictures)
-    assert texts(pictures).keys() == {str(Path(name).with_suffix(".txt")) for name in NAMES}
+def test_every_good_image_gets_its_sidecar_and_every_bad_one_a_reason(tagger, images, capsys):
+    tag(tagger, images)
+    assert texts(images).keys() == {str(Path(name).with_suffix(".txt")) for name in NAMES}
     for name in NAMES:
-        expected = ", ".join(tagger(pictures / name, 0.5).tags)
-        assert (pictures / name).with_suffix(".txt").read_bytes() == expected.encode()
-    assert failures(pictures).keys() == {"text.png", "cut.jpg"}
-    assert "not a picture" in failures(pictures)["text.png"]
+        expected = ", ".join(tagger(images / name, 0.5).tags)
+        assert (images / name).with_suffix(".txt").read_bytes() == expected.encode()
+    assert failures(images).keys() == {"text.png", "cut.jpg"}
+    assert "not an image" in failures(images)["text.png"]
     shown = capsys.readouterr()
-    assert "8 pictures tagged" in shown.out and "2 not tagged, listed in" in shown.out
+    assert "8 images tagged" in shown.out and "2 not tagged, listed in" in shown.out
     assert shown.err.startswith("Not tagged: ") and "(and 1 more)" in shown.err
-    assert not list(pictures.rglob("*.part"))
+    assert not list(images.rglob("*.part"))
 
 
-def test_what_is_done_is_left_alone_and_what_failed_is_tried_again(tagger, pictures):
-    tag(tagger, pictures)
-    before = texts(pictures)
-    (pictures / "b.txt").write_text("mine")
-    (pictures / "text.png").write_bytes((pictures / "b.png").read_bytes())
-    job = tag(tagger, pictures)
+def test_what_is_done_is_left_alone_and_what_failed_is_tried_again(tagger, images):
+    tag(tagger, images)
+    before = texts(images)
+    (images / "b.txt").write_text("mine")
+    (images / "text.png").write_bytes((images / "b.png").read_bytes())
+    job = tag(tagger, images)
     assert {path.name for path in job.pending} == {"text.png", "cut.jpg"}
-    assert texts(pictures) == before | {"b.txt": b"mine", "text.txt": before["b.txt"]}
-    assert failures(pictures).keys() == {"cut.jpg"}
-    tag(tagger, pictures, overwrite=True)
-    assert texts(pictures)["b.txt"] == before["b.txt"]
-    (pictures / "cut.jpg").unlink()
-    tag(tagger, pictures)
-    assert not (pictures / "failed.jsonl").exists()
+    assert texts(images) == before | {"b.txt": b"mine", "text.txt": before["b.txt"]}
+    assert failures(images).keys() == {"cut.jpg"}
+    tag(tagger, images, overwrite=True)
+    assert texts(images)["b.txt"] == before["b.txt"]
+    (images / "cut.jpg").unlink()
+    tag(tagger, images)
+    assert not (images / "failed.jsonl").exists()
 
 
-def test_failures_of_other_pictures_stay_listed(tagger, pictures):
-    tag(tagger, pictures)
-    Job.plan([str(pictures / "b.png")], False, "txt", Captions(), overwrite=True).run(tagger, 0.5)
-    assert failures(pictures).keys() == {"text.png", "cut.jpg"}
+def test_failures_of_other_images_stay_listed(tagger, images):
+    tag(tagger, images)
+    Job.plan([str(images / "b.png")], False, "txt", Captions(), overwrite=True).run(tagger, 0.5)
+    assert failures(images).keys() == {"text.png", "cut.jpg"}
 
 
-def test_appending_merges_and_repeats_without_harm(tagger, pictures):
-    first = next(iter(tagger(pictures / "b.png", 0.5).tags))
-    (pictures / "b.txt").write_text(f"my character, {first.upper()}", encoding="utf-8-sig")
-    (pictures / "a b.txt").write_bytes(b"\xff\xfe\x00")
+def test_appending_merges_and_repeats_without_harm(tagger, images):
+    first = next(iter(tagger(images / "b.png", 0.5).tags))
+    (images / "b.txt").write_text(f"my character, {first.upper()}", encoding="utf-8-sig")
+    (images / "a b.txt").write_bytes(b"\xff\xfe\x00")
     for _ in range(2):
-        tag(tagger, pictures, append=True)
-        names = (pictures / "b.txt").read_text(encoding="utf-8").split(", ")
+        tag(tagger, images, append=True)
+        names = (images / "b.txt").read_text(encoding="utf-8").split(", ")
         assert names[:2] == ["my character", first.upper()]
-        assert sorted(name.lower() for name in names[1:]) == sorted(tagger(pictures / "b.png", 0.5).tags)
-        assert (pictures / "a b.txt").read_bytes() == b"\xff\xfe\x00"
-        assert "not UTF-8" in failures(pictures)["a b.jpg"]
+        assert sorted(name.lower() for name in names[1:]) == sorted(tagger(images / "b.png", 0.5).tags)
+        assert (images / "a b.txt").read_bytes() == b"\xff\xfe\x00"
+        assert "not UTF-8" in failures(images)["a b.jpg"]
 
 
-def test_json_sidecars_hold_scores(tagger, pictures):
-    tag(tagger, pictures, "json")
-    expected = {name: round(score, 4) for name, score in tagger(pictures / "b.png", 0.5).tags.items()}
-    assert json.loads((pictures / "b.json").read_text()) == {"tags": expected}
+def test_json_sidecars_hold_scores(tagger, images):
+    tag(tagger, images, "json")
+    expected = {name: round(score, 4) for name, score in tagger(images / "b.png", 0.5).tags.items()}
+    assert json.loads((images / "b.json").read_text()) == {"tags": expected}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_tables_hold_all_pictures_and_grow(tagger, pictures, kind):
-    path = pictures / f"tags.{kind}"
+def test_tables_hold_all_images_and_grow(tagger, images, kind):
+    path = images / f"tags.{kind}"
 
     def rows() -> dict[str, str]:
         with path.open(encoding="utf-8", newline="") as file:
@@ -125,61 +125,61 @@ def test_tables_hold_all_pictures_and_grow(tagger, pictures, kind):
         assert len({row["file_name"] for row in found}) == len(found)
         return {row["file_name"]: row["text"] for row in found}
 
-    tag(tagger, pictures, kind)
-    assert rows() == {name: ", ".join(tagger(pictures / name, 0.5).tags) for name in NAMES}
-    (pictures / "later.png").write_bytes((pictures / "b.png").read_bytes())
-    job = tag(tagger, pictures, kind)
+    tag(tagger, images, kind)
+    assert rows() == {name: ", ".join(tagger(images / name, 0.5).tags) for name in NAMES}
+    (images / "later.png").write_bytes((images / "b.png").read_bytes())
+    job = tag(tagger, images, kind)
     assert {p.name for p in job.pending} == {"later.png", "text.png", "cut.jpg"}
     assert rows().keys() == {*NAMES, "later.png"}
-    (pictures / "later.png").unlink()
-    tag(tagger, pictures, kind, overwrite=True)
+    (images / "later.png").unlink()
+    tag(tagger, images, kind, overwrite=True)
     assert rows().keys() == set(NAMES)
-    assert not list(pictures.glob(".*.part"))
+    assert not list(images.glob(".*.part"))
 
 
-def test_a_table_goes_on_after_a_line_that_was_cut_short(tagger, pictures):
-    tag(tagger, pictures, "jsonl")
-    whole = (pictures / "tags.jsonl").read_bytes()
-    (pictures / "tags.jsonl").unlink()
-    (pictures / ".tags.jsonl.part").write_bytes(whole[: len(whole) // 2])
-    tag(tagger, pictures, "jsonl")
-    assert (pictures / "tags.jsonl").read_bytes() == whole
+def test_a_table_goes_on_after_a_line_that_was_cut_short(tagger, images):
+    tag(tagger, images, "jsonl")
+    whole = (images / "tags.jsonl").read_bytes()
+    (images / "tags.jsonl").unlink()
+    (images / ".tags.jsonl.part").write_bytes(whole[: len(whole) // 2])
+    tag(tagger, images, "jsonl")
+    assert (images / "tags.jsonl").read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_table_of_which_only_the_end_is_missing_appears(tagger, pictures, kind):
+def test_a_table_of_which_only_the_end_is_missing_appears(tagger, images, kind):
     """Killed after the last row, before the table had its name: what is left to tag can only fail, or is nothing."""
-    tag(tagger, pictures, kind)
-    whole = (pictures / f"tags.{kind}").read_bytes()
-    tag(tagger, pictures, "jsonl")
+    tag(tagger, images, kind)
+    whole = (images / f"tags.{kind}").read_bytes()
+    tag(tagger, images, "jsonl")
     for bad in (True, False):
-        rows = (pictures / "tags.jsonl").read_bytes()
-        (pictures / f"tags.{kind}").unlink()
-        (pictures / f".tags.{kind}.part").write_bytes(rows)
+        rows = (images / "tags.jsonl").read_bytes()
+        (images / f"tags.{kind}").unlink()
+        (images / f".tags.{kind}.part").write_bytes(rows)
         if not bad:
-            (pictures / "text.png").unlink()
-            (pictures / "cut.jpg").unlink()
-        job = Job.plan([str(pictures)], True, kind, Captions())
+            (images / "text.png").unlink()
+            (images / "cut.jpg").unlink()
+        job = Job.plan([str(images)], True, kind, Captions())
         if bad:
             job.run(tagger, 0.5)
         else:
             assert not job.pending
             job.output.finish()
-        assert (pictures / f"tags.{kind}").read_bytes() == whole
+        assert (images / f"tags.{kind}").read_bytes() == whole
 
 
-def test_a_damaged_table_is_named(tagger, pictures):
-    (pictures / "tags.jsonl").write_text("{\n")
+def test_a_damaged_table_is_named(tagger, images):
+    (images / "tags.jsonl").write_text("{\n")
     with pytest.raises(ValueError, match=r"tags\.jsonl: damaged .*--overwrite"):
-        Job.plan([str(pictures)], True, "jsonl", Captions())
+        Job.plan([str(images)], True, "jsonl", Captions())
 
 
-def test_pictures_that_would_share_a_sidecar_are_reported_first(tagger, pictures):
-    (pictures / "b.jpg").write_bytes((pictures / "a b.jpg").read_bytes())
+def test_images_that_would_share_a_sidecar_are_reported_first(tagger, images):
+    (images / "b.jpg").write_bytes((images / "a b.jpg").read_bytes())
     with pytest.raises(ValueError, match=r"b\.jpg and b\.png: would share one \.txt file"):
-        Job.plan([str(pictures)], True, "txt", Captions())
-    assert not texts(pictures)
-    tag(tagger, pictures, "jsonl")
+        Job.plan([str(images)], True, "txt", Captions())
+    assert not texts(images)
+    tag(tagger, images, "jsonl")
 
 
 @pytest.mark.parametrize(
@@ -193,30 +193,30 @@ def test_pictures_that_would_share_a_sidecar_are_reported_first(tagger, pictures
         ("txt", {"append": True, "overwrite": True}, "--append"),
     ],
 )
-def test_contradictions_are_refused(pictures, kind, options, message):
+def test_contradictions_are_refused(images, kind, options, message):
     with pytest.raises(ValueError, match=message):
-        Job.plan([str(pictures)], True, kind, Captions(), **options)
+        Job.plan([str(images)], True, kind, Captions(), **options)
 
 
-def test_pictures_are_found_by_file_folder_and_pattern(pictures, monkeypatch):
-    assert {p.name for p in folder.find([str(pictures)])} == {*NAMES, "text.png", "cut.jpg"} - {"deep/c.PNG"}
-    assert "c.PNG" in {p.name for p in folder.find([str(pictures)], recursive=True)}
-    assert {p.name for p in folder.find([f"{pictures}/*.jpg"])} == {"a b.jpg", "cut.jpg"}
-    assert {p.name for p in folder.find([f"{pictures}/**/*.PNG"])} == {"c.PNG"}
-    assert len(folder.find([str(pictures / "b.png"), f"{pictures}/b.*", str(pictures / "b.png")])) == 1
-    assert [p.name for p in folder.find([str(pictures / "[bold]x.png")])] == ["[bold]x.png"]
-    monkeypatch.chdir(pictures)
+def test_images_are_found_by_file_folder_and_pattern(images, monkeypatch):
+    assert {p.name for p in folder.find([str(images)])} == {*NAMES, "text.png", "cut.jpg"} - {"deep/c.PNG"}
+    assert "c.PNG" in {p.name for p in folder.find([str(images)], recursive=True)}
+    assert {p.name for p in folder.find([f"{images}/*.jpg"])} == {"a b.jpg", "cut.jpg"}
+    assert {p.name for p in folder.find([f"{images}/**/*.PNG"])} == {"c.PNG"}
+    assert len(folder.find([str(images / "b.png"), f"{images}/b.*", str(images / "b.png")])) == 1
+    assert [p.name for p in folder.find([str(images / "[bold]x.png")])] == ["[bold]x.png"]
+    monkeypatch.chdir(images)
     assert folder.find(["b.png"]) == [Path("b.png")]
     for gone in ("gone.png", "gone/*.png"):
         with pytest.raises(ValueError, match="no such file or folder"):
             folder.find(["b.png", gone])
-    (pictures / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures here"):
-        folder.find([str(pictures / "empty")])
-    (pictures / "empty" / "below").mkdir()
-    (pictures / "empty" / "below" / "x.png").write_bytes(b"")
+    (images / "empty").mkdir()
+    with pytest.raises(ValueError, match="no images here"):
+        folder.find([str(images / "empty")])
+    (images / "empty" / "below").mkdir()
+    (images / "empty" / "below" / "x.png").write_bytes(b"")
     with pytest.raises(ValueError, match="add --recursive"):
-        folder.find([str(pictures / "empty")])
+        folder.find([str(images / "empty")])
 
 
 def test_names_that_are_no_utf8_and_as_long_as_names_can_be(tagger, tmp_path):
@@ -231,21 +231,21 @@ def test_names_that_are_no_utf8_and_as_long_as_names_can_be(tagger, tmp_path):
     assert len((tmp_path / "tags.jsonl").read_text().splitlines()) == 3
 
 
-def test_no_usable_picture_at_all_is_an_error(tagger, tmp_path):
+def test_no_usable_image_at_all_is_an_error(tagger, tmp_path):
     (tmp_path / "a.png").write_text("a")
-    with pytest.raises(ValueError, match=r"a\.png: not a picture"):
+    with pytest.raises(ValueError, match=r"a\.png: not an image"):
         tag(tagger, tmp_path)
     assert failures(tmp_path).keys() == {"a.png"}
 
 
-def test_printing_writes_no_file(tagger, pictures, capsys):
-    before = sorted(pictures.rglob("*"))
-    tag(tagger, pictures, "print")
-    assert sorted(pictures.rglob("*")) == before
+def test_printing_writes_no_file(tagger, images, capsys):
+    before = sorted(images.rglob("*"))
+    tag(tagger, images, "print")
+    assert sorted(images.rglob("*")) == before
     assert "b.png\n  " in capsys.readouterr().out
 
 
-def test_an_interruption_keeps_what_was_done_and_lists_what_failed(pictures):
+def test_an_interruption_keeps_what_was_done_and_lists_what_failed(images):
     class Interrupted:
         tags = ("a",)
 
@@ -259,9 +259,9 @@ def test_an_interruption_keeps_what_was_done_and_lists_what_failed(pictures):
             return results()
 
     with pytest.raises(KeyboardInterrupt):
-        Job.plan([str(pictures)], True, "txt", Captions()).run(Interrupted(), 0.5)
-    assert set(failures(pictures).values()) == {"bad"}
-    assert set(texts(pictures).values()) == {b"a"}
+        Job.plan([str(images)], True, "txt", Captions()).run(Interrupted(), 0.5)
+    assert set(failures(images).values()) == {"bad"}
+    assert set(texts(images).values()) == {b"a"}
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])

@@ -29,7 +29,7 @@ def tagger() -> Tagger:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> list[Path]:
-    """Nine pictures of different sizes; the fourth is damaged, the sixth empty."""
+    """Nine images of different sizes; the fourth is damaged, the sixth empty."""
     rng = np.random.default_rng(0)
     paths = []
     for number in range(9):
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_picture_goes_through_the_published_preprocessing(tagger, number):
+def test_a_image_goes_through_the_published_preprocessing(tagger, number):
     """The published example's tensors, and the model on them, give the scores."""
     fixture = np.load(FIXTURES / "preprocess.npz")
     with torch.inference_mode():
@@ -63,7 +63,7 @@ def test_a_result_has_all_scores_and_the_tags_above_the_threshold_best_first(tag
     assert list(tagger(pictures[0], threshold=own).tags) == [tagger.tags[4]]
 
 
-def test_all_forms_of_a_picture_are_the_same(tagger, pictures):
+def test_all_forms_of_a_image_are_the_same(tagger, pictures):
     path = pictures[0]
     opened = Image.open(path)
     expected = tagger(path).scores
@@ -92,7 +92,7 @@ def test_transparency_orientation_and_grey_of_pil_images(tagger):
     [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8), b"text"],
     ids=lambda value: str(getattr(value, "shape", value)),
 )
-def test_what_is_no_picture_is_refused(tagger, wrong):
+def test_what_is_no_image_is_refused(tagger, wrong):
     with pytest.raises(ImageError):
         tagger(wrong)
 
@@ -151,7 +151,7 @@ def test_no_memory_at_all_is_one_line(pictures, monkeypatch):
         raise torch.OutOfMemoryError("no more")
 
     monkeypatch.setattr(type(tagger.model), "forward", none)
-    with pytest.raises(ValueError, match="too little memory for a single picture"):
+    with pytest.raises(ValueError, match="too little memory for a single image"):
         tagger(pictures[0])
 
 

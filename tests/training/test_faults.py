@@ -32,7 +32,7 @@ def command(jobs: list[dict], processes: int, *options: str) -> list[str]:
     path = Path(jobs[0]["config"]).with_suffix(".jobs.json")
     path.write_text(json.dumps(jobs))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
-    return [sys.executable, *(launcher if processes > 1 or options else []), "tests/ranks.py", str(path)]
+    return [sys.executable, *(launcher if processes > 1 or options else []), "tests/helpers/ranks.py", str(path)]
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": ""}
@@ -84,7 +84,7 @@ def resumed(tmp_path: Path, whole: str, name: str, samples: int) -> None:
     shutil.copytree(tmp_path / whole / place, tmp_path / name / place)
 
 
-# Of 50 pictures in batches of 8: the middle of an epoch, an epoch's end, inside the batch that crosses it, a stage's
+# Of 50 images in batches of 8: the middle of an epoch, an epoch's end, inside the batch that crosses it, a stage's
 # end, and the last step.
 STOPS = [40, 48, 56, 104, 176]
 
@@ -265,7 +265,7 @@ def test_gradients_are_the_same_to_ten_digits_on_any_number_of_processes(job, tm
 
 
 @pytest.mark.faults
-def test_after_twenty_kills_every_picture_was_learned_from_once_an_epoch(job, tmp_path, dataset_directory):
+def test_after_twenty_kills_every_image_was_learned_from_once_an_epoch(job, tmp_path, dataset_directory):
     changes = {"stages": [{"image_size": 16, "samples": 1200}], "every": {"log": 80, "evaluate": 240, "checkpoint": 16}}
     assert call([job("whole", **changes)], 1).returncode == 0
     killed, rng = job("killed", "auto", **changes), np.random.default_rng(0)
@@ -293,7 +293,7 @@ def test_after_twenty_kills_every_picture_was_learned_from_once_an_epoch(job, tm
 
 @pytest.mark.faults
 def test_fifty_kills_during_saves_leave_whole_checkpoints_alone(job, tmp_path):
-    """A checkpoint after every step of a large model on small pictures: most of the time is spent in saving."""
+    """A checkpoint after every step of a large model on small images: most of the time is spent in saving."""
     model = {"num_blocks": 4, "patch_size": 8, "d_model": 256, "mlp_dim": 1024, "num_heads": 4, "cnn_stem": None}
     changes = {"model": model, "every": {"checkpoint": 8}, "stages": [{"image_size": 8, "samples": 40_000}]}
     killed, rng = job("killed", "auto", **changes), np.random.default_rng(0)
@@ -351,7 +351,7 @@ pixels = torch.zeros(1, 1, 3, dtype=torch.uint8)
 image.read_square = lambda *a: pixels
 keys = data.training_keys(0, 0, ROWS, 0, 50_000, 50_000, 0, 1)
 me = psutil.Process()
-loaded = data.batches(data.Pictures(dataset, "train", 1, (0, 0)), keys, 2, pin=False)
+loaded = data.batches(data.Images(dataset, "train", 1, (0, 0)), keys, 2, pin=False)
 for number, batch in zip(range(500), loaded):
     if number % 100 == 99:
         print(sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2**20, flush=True)

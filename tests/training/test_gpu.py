@@ -53,7 +53,7 @@ def test_an_imagined_gpu_tells_what_would_wait_and_what_cannot_be():
 @pytest.mark.parametrize("changes", MICRO_STEPS.values(), ids=MICRO_STEPS.keys())
 def test_a_micro_step_does_not_wait_for_the_gpu(run_values, changes):
     run = run_on_gpu(run_values, changes)
-    pictures = loader.Pictures(run.dataset, "train", 32, (0, 0), run.config.data.augment, deferred=True)
+    pictures = loader.ImageDataset(run.dataset, "train", 32, (0, 0), run.config.data.augment, deferred=True)
     batch = pictures.__getitems__([(0, row) for row in range(run.micro_batch)])
     assert isinstance(batch, loader.Batch) and batch.draws
     with gpu.imagined() as device:

@@ -101,7 +101,7 @@ def test_a_run_ends_with_the_same_weights(run_values, tmp_path, monkeypatch, alo
     assert lines[0] == lines[1]
 
 
-def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_pictures(run_values, tmp_path, monkeypatch, alone):
+def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_images(run_values, tmp_path, monkeypatch, alone):
     started, logged = [], []
 
     class Recorder:
@@ -124,8 +124,8 @@ def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_pictures(run_values, t
     assert {step for step, figures in logged if "loss" in figures} >= {16, 96, 104, 112, 184}
     shown = {step: figures["validation"] for step, figures in logged if "validation" in figures}
     assert [*shown] == [step for step, figures in logged if "val_loss" in figures]
-    for pictures in shown.values():
-        assert len(pictures) == 8 and all("tag_" in picture._caption for picture in pictures)
+    for images in shown.values():
+        assert len(images) == 8 and all("tag_" in image._caption for image in images)
 
 
 @pytest.mark.parametrize(

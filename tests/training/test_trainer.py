@@ -25,7 +25,7 @@ from joytag.core.jsonl import read_log
 from joytag.core.signals import Interrupts
 from joytag.data.dataset import Dataset
 from joytag.data.images import normalize
-from joytag.data.loader import Pictures, training_keys
+from joytag.data.loader import ImageDataset, training_keys
 from joytag.models import checkpoint, inference, release
 from joytag.models.vit import ViTConfig
 from joytag.training import launch, micro_batch, schedule, state, trainer, validation
@@ -70,7 +70,7 @@ def train_killed_at(run: trainer.Run, samples: int, monkeypatch) -> None:
         trainer.train(run, checkpoint.newest(run.root))
 
 
-# Of 50 pictures in batches of 8, checkpoints every 16: 40 is in the middle of an epoch, 48 saved just
+# Of 50 images in batches of 8, checkpoints every 16: 40 is in the middle of an epoch, 48 saved just
 # before an epoch ends inside the next batch, 104 the end of the first stage, 128 inside the second.
 @pytest.mark.parametrize("stop", [0, 8, 40, 48, 56, 104, 112, 128, 176])
 def test_a_killed_and_resumed_run_ends_bit_identical(run_values, tmp_path, monkeypatch, stop):
@@ -134,7 +134,7 @@ def test_a_stage_augments_as_its_config_says(run_values, augment):
     state = trainer.initial_state(run)
     state.samples = 112
     batch = next(trainer.begin_stage(state, run)[0])
-    pictures = Pictures(run.dataset, "train", 16, (0, 1), augment)
+    pictures = ImageDataset(run.dataset, "train", 16, (0, 1), augment)
     keys = next(training_keys(0, 1, len(pictures), 8, 8, 4, 0, 1))
     assert torch.equal(batch.images, pictures.__getitems__(keys).images)
 
@@ -185,7 +185,7 @@ def test_the_jump_at_a_restart_is_no_spike(run_values, monkeypatch):
     assert read_log(Path(run.config.output) / "events.jsonl") == []
 
 
-def test_a_loss_out_of_the_ordinary_is_told_with_its_pictures_and_nothing_else_is(run_values, monkeypatch):
+def test_a_loss_out_of_the_ordinary_is_told_with_its_images_and_nothing_else_is(run_values, monkeypatch):
     run = run_of(run_values, stages=[{"image_size": 8, "samples": 800}], every={"evaluate": 10_000})
     take_step, batch_loss = _step.train_step, _step.batch_loss
 
@@ -204,7 +204,7 @@ def test_a_loss_out_of_the_ordinary_is_told_with_its_pictures_and_nothing_else_i
 
 @pytest.fixture
 def spoilt(dataset_directory, tmp_path) -> tuple[Path, dict[int, str]]:
-    """A copy of the dataset, some pictures of which are bad in the ways of disks and downloads; and which, and why."""
+    """A copy of the dataset, some images of which are bad in the ways of disks and downloads; and which, and why."""
     directory = tmp_path / "spoilt"
     shutil.copytree(dataset_directory, directory)
     dataset = Dataset.open(directory)
@@ -221,7 +221,7 @@ def spoilt(dataset_directory, tmp_path) -> tuple[Path, dict[int, str]]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_pictures_are_replaced_and_listed_each_once(run_values, spoilt, workers):
+def test_bad_images_are_replaced_and_listed_each_once(run_values, spoilt, workers):
     directory, bad = spoilt
     loading = run_values["data"] | {"directory": str(directory), "workers": workers, "max_bad": 0.12}
     run = run_of(run_values, data=loading)
@@ -237,9 +237,9 @@ def test_bad_pictures_are_replaced_and_listed_each_once(run_values, spoilt, work
     assert all(line["reason"] for line in lines)
 
 
-def test_too_many_bad_pictures_end_the_run(run_values, spoilt):
+def test_too_many_bad_images_end_the_run(run_values, spoilt):
     run = run_of(run_values, data=run_values["data"] | {"directory": str(spoilt[0]), "max_bad": 0.05})
-    with pytest.raises(ValueError, match=r"^data\.max_bad: \d+\.0% of the pictures cannot be decoded, see .*"):
+    with pytest.raises(ValueError, match=r"^data\.max_bad: \d+\.0% of the images cannot be decoded, see .*"):
         trainer.train(run, None)
 
 
@@ -292,7 +292,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains_in_miniature(path, dataset_directory, tmp_path):
-    """The same choices, on a smaller model, smaller pictures and fewer samples."""
+    """The same choices, on a smaller model, smaller images and fewer samples."""
     values = settings.read(path)
     overrides = {
         "output": tmp_path, "data.directory": dataset_directory, "data.workers": 0, "batch_size": 8, "device": "cpu",
@@ -342,7 +342,7 @@ def test_the_first_gradients_in_fp16_are_not_lost_behind_small_layer_scales(run_
     run = dataclasses.replace(run_of(run_values), dtype=torch.float16)
     model = ViTConfig(n_tags=5813, image_size=112, patch_size=14, num_blocks=1, d_model=1024, mlp_dim=4096,
                       num_heads=16, cnn_stem=None, layerscale_init=1e-5).build()  # fmt: skip
-    torch.nn.init.constant_(model.head.bias, -5.2)  # 32 tags a picture
+    torch.nn.init.constant_(model.head.bias, -5.2)  # 32 tags an image
     with inference.autocast(run.device, run.dtype):
         logits = model(torch.randn(1, 3, 112, 112))
     labels = torch.arange(5813).expand(1, -1) % 182 == 0
@@ -375,7 +375,7 @@ def test_a_restart_begins_with_fresh_optimizer_state_and_keeps_the_weights(run_v
 
 @pytest.mark.parametrize("loss", ["focal", "bce", "asymmetric"])
 @pytest.mark.parametrize("optimizer", ["lamb", "torch_optimizer_lamb", "adamw"])
-def test_it_learns_its_training_pictures(run_values, loss, optimizer):
+def test_it_learns_its_training_images(run_values, loss, optimizer):
     run = run_of(
         run_values,
         data=run_values["data"] | {"augment": "none"},
@@ -459,7 +459,7 @@ def test_the_validation_loss_is_that_of_the_whole_split(run_values):
     run = run_of(run_values, loss={"name": "asymmetric", "multiplier": 3.0})
     state = trainer.initial_state(run)
     state.model.eval()
-    batch = Pictures(run.dataset, "validation", 8).__getitems__([(0, row) for row in range(12)])
+    batch = ImageDataset(run.dataset, "validation", 8).__getitems__([(0, row) for row in range(12)])
     expected = 3 * asymmetric(state.model(normalize(batch.images)), batch.labels)
     figures = validation.validate(state, run, Interrupts())
     assert figures["val_loss"] == pytest.approx(expected.item(), rel=1e-5)

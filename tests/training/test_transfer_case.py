@@ -1,7 +1,7 @@
-"""Ten tags that the quickstart's model has never seen, learned from 300 pictures: `make check-finetune`.
+"""Ten tags that the quickstart's model has never seen, learned from 300 images: `make check-finetune`.
 
-The pictures are Twemoji's. The tags are the commonest of theirs outside of the model's vocabulary, of which no two
-mean the same pictures; eight pictures of each are trained on, all others are held out. Old tags are labelled, too.
+The images are Twemoji's. The tags are the commonest of theirs outside of the model's vocabulary, of which no two
+mean the same images; eight images of each are trained on, all others are held out. Old tags are labelled, too.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 RELEASE, DATA, TWEMOJI = ROOT / "runs/openmoji/release", ROOT / "data/openmoji", ROOT / "data/raw/twemoji"
-PICTURES, NEW_TAGS, SHOTS = 300, 10, 8
+IMAGES, NEW_TAGS, SHOTS = 300, 10, 8
 
 
 def known_tags(dataset: Dataset) -> dict[bytes, list[str]]:
-    """The tags of the quickstart's training pictures, by sha256."""
+    """The tags of the quickstart's training images, by sha256."""
     posts = dataset.posts("train")
     tags = [posts.tags[posts.offsets[row] : posts.offsets[row + 1]] for row in range(len(posts))]
     return {posts.hashes[row].tobytes(): [dataset.tags.names[t] for t in tags[row]] for row in range(len(posts))}
@@ -44,29 +44,29 @@ def case(tmp_path_factory) -> tuple[Path, list[str]]:
     folder, dataset = tmp_path_factory.mktemp("case"), Dataset.open(DATA)
     known, tags, uses = known_tags(dataset), {}, defaultdict(set)
     for text in sorted(TWEMOJI.glob("*.txt")):
-        picture = text.with_suffix(".png")
-        digest = hashlib.sha256(picture.read_bytes()).digest()
+        image = text.with_suffix(".png")
+        digest = hashlib.sha256(image.read_bytes()).digest()
         if digest in known:
-            tags[picture] = known[digest]
+            tags[image] = known[digest]
             for tag in set(split(text.read_text(encoding="utf-8"))) - set(dataset.tags.names) - ALIASES.keys():
-                uses[tag].add(picture)
+                uses[tag].add(image)
     new: list[str] = []
     for tag in sorted(uses, key=lambda tag: (-len(uses[tag]), tag)):
         if len(new) < NEW_TAGS and all(len(uses[tag] & uses[other]) < len(uses[tag]) / 2 for other in new):
             new.append(tag)
     rng = np.random.default_rng(0)
-    train = {picture for tag in new for picture in rng.permutation(sorted(uses[tag]))[:SHOTS]}
-    rest = [picture for picture in rng.permutation(sorted(tags)) if picture not in train]
-    train |= set(rest[: PICTURES - len(train)])
-    rest = [picture for picture in rest if picture not in train]
-    held_out = [picture for picture in rest if any(picture in uses[tag] for tag in new)]
-    held_out += [picture for picture in rest if picture not in held_out][:300]
-    for name, pictures in (("train", train), ("held_out", held_out)):
+    train = {image for tag in new for image in rng.permutation(sorted(uses[tag]))[:SHOTS]}
+    rest = [image for image in rng.permutation(sorted(tags)) if image not in train]
+    train |= set(rest[: IMAGES - len(train)])
+    rest = [image for image in rest if image not in train]
+    held_out = [image for image in rest if any(image in uses[tag] for tag in new)]
+    held_out += [image for image in rest if image not in held_out][:300]
+    for name, images in (("train", train), ("held_out", held_out)):
         (folder / name).mkdir()
-        for picture in pictures:
-            shutil.copy(picture, folder / name)
-            both = [*tags[picture], *(tag for tag in new if picture in uses[tag])]
-            (folder / name / f"{picture.stem}.txt").write_text(", ".join(both))
+        for image in images:
+            shutil.copy(image, folder / name)
+            both = [*tags[image], *(tag for tag in new if image in uses[tag])]
+            (folder / name / f"{image.stem}.txt").write_text(", ".join(both))
     return folder, new
 
 
@@ -78,16 +78,16 @@ def run(script: str, *arguments: object) -> float:
 
 
 def macro_f1(release: Path, folder: Path, tags: list[str]) -> float:
-    """Of some tags, on a folder of pictures with sidecars."""
+    """Of some tags, on a folder of images with sidecars."""
     tagger = Tagger.load(release)
-    pictures = sorted(folder.glob("*.png"))
-    labels = [[tag in p.with_suffix(".txt").read_text().split(", ") for tag in tags] for p in pictures]
-    found = [[tag in result.tags for tag in tags] for result in tagger.stream(pictures)]
+    images = sorted(folder.glob("*.png"))
+    labels = [[tag in p.with_suffix(".txt").read_text().split(", ") for tag in tags] for p in images]
+    found = [[tag in result.tags for tag in tags] for result in tagger.stream(images)]
     return f1_score(np.array(labels), np.array(found), average="macro", zero_division=0)
 
 
 def micro_f1(release: Path) -> float:
-    """Of the quickstart's tags, on its validation pictures."""
+    """Of the quickstart's tags, on its validation images."""
     tagger, dataset = Tagger.load(release), Dataset.open(DATA)
     posts = dataset.posts("validation")
     paths = [dataset.image_path(digest.tobytes()) for digest in posts.hashes]

@@ -1,4 +1,4 @@
-"""The pictures of all sources, a row each: what the sources list, what the scan found, and the tags people gave."""
+"""The images of all sources, a row each: what the sources list, what the scan found, and the tags people gave."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """All pictures, by source and id; row i of every array is picture i.
+class ImageTable:
+    """All images, by source and id; row i of every array is image i.
 
     `usable` (bool) tells whether the scan found nothing against it; `sha256` is uint8 [rows, 32], `area` in pixels;
-    unusable pictures have zeros. `shard` counts through the files of posts of all sources.
+    unusable images have zeros. `shard` counts through the files of posts of all sources.
     """
 
     source: np.ndarray
@@ -95,8 +95,8 @@ class Pictures:
         return len(self.source)
 
 
-def load(listings: Sequence[Path], scans: Sequence[Sequence[Path]], posts: Sequence[Sequence[Path]]) -> Pictures:
-    """The pictures in the sources' listings, and in the scans of each; without scans all are usable."""
+def load(listings: Sequence[Path], scans: Sequence[Sequence[Path]], posts: Sequence[Sequence[Path]]) -> ImageTable:
+    """The images in the sources' listings, and in the scans of each; without scans all are usable."""
     shards_before = np.cumsum([0, *map(len, posts)])
     listed = [pq.read_table(path, columns=["post_id", "shard", "row"]) for path in listings]
     columns = {name: np.concatenate([t.column(name).to_numpy() for t in listed]) for name in ("post_id", "row")}
@@ -108,12 +108,12 @@ def load(listings: Sequence[Path], scans: Sequence[Sequence[Path]], posts: Seque
     if not files:
         nothing = np.zeros(len(source), dtype=np.int64)
         usable, sha256 = nothing == 0, np.zeros((len(source), 32), dtype=np.uint8)
-        return Pictures(
+        return ImageTable(
             source, columns["post_id"], shard, columns["row"], usable, sha256, nothing.astype(np.uint64), nothing
         )
     parts = [_found(file) for file in files]
     usable, sha256, phash, area = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Pictures(source, columns["post_id"], shard, columns["row"], usable, sha256, phash, area)
+    return ImageTable(source, columns["post_id"], shard, columns["row"], usable, sha256, phash, area)
 
 
 def _found(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -131,7 +131,7 @@ def _bytes(column: pa.ChunkedArray, length: int) -> np.ndarray:
 
 
 def thumbnails(scans: Sequence[Sequence[Path]], rows: np.ndarray) -> np.ndarray:
-    """The colour thumbnails of usable pictures, given by ascending rows: uint8 [rows, side, side, 3]."""
+    """The colour thumbnails of usable images, given by ascending rows: uint8 [rows, side, side, 3]."""
     found = np.empty((len(rows), scan.THUMBNAIL, scan.THUMBNAIL, 3), dtype=np.uint8)
     files = [file for source in scans for file in source]
     bounds = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in files)])
@@ -143,11 +143,11 @@ def thumbnails(scans: Sequence[Sequence[Path]], rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def raw_tags(posts: Sequence[Path], pictures: Pictures) -> tuple[list[tuple[np.ndarray, Rows]], list[str]]:
-    """The tags that people gave, file by file: rows (int64) of pictures with their raw tags, and those tags' names."""
+def raw_tags(posts: Sequence[Path], images: ImageTable) -> tuple[list[tuple[np.ndarray, Rows]], list[str]]:
+    """The tags that people gave, file by file: rows (int64) of images with their raw tags, and those tags' names."""
     names = pa.array([], pa.string())
-    order = np.lexsort((pictures.row, pictures.shard))
-    bounds = np.searchsorted(pictures.shard[order], np.arange(len(posts) + 1))
+    order = np.lexsort((images.row, images.shard))
+    bounds = np.searchsorted(images.shard[order], np.arange(len(posts) + 1))
     found = []
     for first in range(0, len(posts), TOGETHER):
         columns = [pq.read_table(file, columns=["tags"])["tags"].combine_chunks() for file in posts[first:][:TOGETHER]]
@@ -161,6 +161,6 @@ def raw_tags(posts: Sequence[Path], pictures: Pictures) -> tuple[list[tuple[np.n
         for shard, (column, chunk) in enumerate(zip(columns, values.chunks, strict=True), first):
             rows = order[bounds[shard] : bounds[shard + 1]]
             lists = Rows(column.offsets.to_numpy().astype(np.int64), numbers[chunk.indices.to_numpy()])
-            found.append((rows, lists.take(pictures.row[rows])))
+            found.append((rows, lists.take(images.row[rows])))
     pa.default_memory_pool().release_unused()
     return found, names.to_pylist()
