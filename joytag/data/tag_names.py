@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+DEFAULT_THRESHOLD = 0.4  # a tag is predicted above it; that of the released model
+
 
 def canonical(tag: str) -> str:
     """One form for all spellings of a tag: `Blue Hair \\(dyed\\)` and `blue_hair_(dyed)` are the same."""

@@ -75,7 +75,9 @@ def test_steps_are_compared_with_what_comes_before_them(copies, at_home):
     case = training.Case(16, 4, "cpu", SETTINGS)
     assert training.on_device(case, 1).work == "augment 4 at 16 px"
     fed = training.feed(copies, case, workers=1, rounds=2)
-    assert fed.work == "feed 16 px by 1 processes" and len(fed.timings.ratios) == 2 and min(fed.timings.ours) > 0
+    assert fed.work == "feed 16 px by 1 processes"
+    assert len(fed.timings.ratios) == 2
+    assert min(fed.timings.ours) > 0
 
 
 def test_settings_that_the_recipe_cannot_have_are_told_first(copies):
@@ -97,8 +99,10 @@ def test_all_leaves_the_rates_that_a_plan_reckons_with(copies, monkeypatch, tmp_
     monkeypatch.setattr(training, "training_flop", lambda config, size: 1000)
     text = training.measure("all", copies, "cpu", 8, 1, quick=True, json=None)
     rates = dry_run.read_rates()
-    assert "\nwork: losses 1.0% apart\n" in text and str(dry_run.RATES) in text
-    assert rates["loading"].keys() == {16, 32} and rates["workers"] == 0
+    assert "\nwork: losses 1.0% apart\n" in text
+    assert str(dry_run.RATES) in text
+    assert rates["loading"].keys() == {16, 32}
+    assert rates["workers"] == 0
     assert rates["flop"] == {16: pytest.approx(1000 * 8 / seconds.ours[0])}
 
 
@@ -126,7 +130,8 @@ def test_on_a_gpu_all_measures_both_sizes_and_how_they_are_fed(copies, monkeypat
     training.measure("all", copies, "cuda", None, 1, quick=False, json=None)
     assert measured == [(name, *case) for name in ("on_device", "step", "feed") for case in ((224, 256), (448, 64))]
     rates = dry_run.read_rates()
-    assert rates["machine"].startswith("NVIDIA H100") and rates["workers"] == 16
+    assert rates["machine"].startswith("NVIDIA H100")
+    assert rates["workers"] == 16
     assert rates["loading"] == {224: 256 / 16, 448: 64 / 16}
     assert rates["flop"][448] == 64 * training_flop(ViTConfig(n_tags=5813), 448)
 

@@ -215,19 +215,23 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
     options = ("--output", "print", "--threshold", "0.01")
     first = call("predict", "--model", run / "release", image, *options)
     second = call("predict", "--model", checkpoint, image, *options)
-    assert first.returncode == 0 and first.stdout == second.stdout
+    assert first.returncode == 0
+    assert first.stdout == second.stdout
     scores = [float(value) for value in re.findall(r"^  ([\d.]+)  tag_\d$", first.stdout, re.MULTILINE)]
-    assert scores and scores == sorted(scores, reverse=True)
+    assert scores
+    assert scores == sorted(scores, reverse=True)
 
     (run / "release" / "metrics.json").write_text((tmp_path / "out" / "metrics.json").read_text())
     done = call("show", "--run", run, "--data", dataset_directory)
     assert done.returncode == 0, done.stderr
-    assert (run / "contact-sheet.png").exists() and (run / "curves.png").exists()
+    assert (run / "contact-sheet.png").exists()
+    assert (run / "curves.png").exists()
     assert "The model names 6 tags with micro F1" in done.stdout
 
     shutil.move(run / "release", tmp_path / "finished")  # as in the middle of a run
     done = call("show", "--run", run, "--data", dataset_directory)
-    assert done.returncode == 0 and f"by the model of {checkpoint}" in done.stdout
+    assert done.returncode == 0
+    assert f"by the model of {checkpoint}" in done.stdout
     assert_one_line(
         call("show", "--run", dataset_directory, "--data", dataset_directory), "neither a release nor a checkpoint"
     )
@@ -285,7 +289,8 @@ def test_reports_are_made_anew_without_model_and_images(call, untrained, dataset
     done = call("evaluate", "--predictions", tmp_path / "stored", "--threshold", "0.35", "--output", tmp_path / "new")
     assert done.returncode == 0 and "Threshold 0.35" in done.stdout, done.stderr
     again = reports(tmp_path / "new")
-    assert again.keys() == first.keys() - release_files and b"data:image" not in again["report.html"]
+    assert again.keys() == first.keys() - release_files
+    assert b"data:image" not in again["report.html"]
     assert json.loads(again["metrics.json"])["thresholds"]["fixed"] == 0.35
     assert again["full-metrics.txt"] != first["full-metrics.txt"]
     assert again["thresholds.csv"] == first["thresholds.csv"], "which do not depend on it"
@@ -327,16 +332,22 @@ def images(tmp_path):
 
 def test_a_folder_is_tagged_and_then_left_alone(call, images):
     done = call("predict", "--model", TINY, images, "--dry-run", "--threshold", "0.3")
-    assert done.returncode == 0 and "4 images; 4 to tag, into a .txt file beside each" in done.stdout
+    assert done.returncode == 0
+    assert "4 images; 4 to tag, into a .txt file beside each" in done.stdout
     assert not list(images.glob("*.txt"))
     done = call("predict", "--model", TINY, images, "--threshold", "0.3")
     assert done.returncode == 0, done.stderr
     assert len(list(images.glob("*.txt"))) == 4
-    assert "4 images tagged" in done.stdout and "fp32 on" in done.stdout
+    assert "4 images tagged" in done.stdout
+    assert "fp32 on" in done.stdout
     counts = [int(count) for count in re.findall(r"^ +(\d+)  \w+", done.stdout, re.MULTILINE)]
-    assert counts and counts == sorted(counts, reverse=True) and max(counts) <= 4
+    assert counts
+    assert counts == sorted(counts, reverse=True)
+    assert max(counts) <= 4
     done = call("predict", "--model", TINY, images)
-    assert done.returncode == 0 and "4 of them done" in done.stdout and "0 to tag" in done.stdout
+    assert done.returncode == 0
+    assert "4 of them done" in done.stdout
+    assert "0 to tag" in done.stdout
 
 
 def test_flags_may_be_spelled_as_in_sd_scripts(call, images):
@@ -352,7 +363,8 @@ def test_flags_may_be_spelled_as_in_sd_scripts(call, images):
         done = call("predict", "--model", TINY, images, "--overwrite", *flags)
         assert done.returncode == 0, done.stderr
         found.append({path.name: path.read_text() for path in images.glob("*.caption")})
-    assert len(found[0]) == 4 and found[0] == found[1]
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
     done = call("predict", "--model", TINY, images, "--append_tags", "--caption_extension", ".caption")
     assert done.returncode == 0, done.stderr
 
@@ -399,13 +411,15 @@ def test_tag_fine_tune_and_tag_again(call, images, tmp_path):
 
     done = call("finetune", images, "--model", TINY, "--output", tmp_path / "new", "--only-new-tags", *short)
     assert done.returncode == 0, done.stderr
-    assert "dropped" in done.stdout and "grainy_texture" in (tmp_path / "new/release/top_tags.txt").read_text()
+    assert "dropped" in done.stdout
+    assert "grainy_texture" in (tmp_path / "new/release/top_tags.txt").read_text()
 
 
 def test_output_may_be_cut_off(images):
     command = f"{sys.executable} scripts/predict.py --model {TINY} --threshold 0.01 --output print '{images}' | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.endswith(".png\n") and done.stderr == ""
+    assert done.stdout.endswith(".png\n")
+    assert done.stderr == ""
 
 
 def test_fine_tuning_names_what_it_lacks(call, images, tmp_path):
@@ -423,12 +437,15 @@ def test_the_tagging_benchmark_compares_side_by_side(monkeypatch, tmp_path):
                       cnn_stem=None)  # fmt: skip
     monkeypatch.setattr(tagging, "ViTConfig", lambda n_tags: dataclasses.replace(small, n_tags=n_tags))
     text = tagging.tag(n_images=2, rounds=2, device="cpu", precision="fp32")
-    assert re.search(r"ratio \d+\.\d+ \(median; ", text) and "same decisions 100.0000%" in text
+    assert re.search(r"ratio \d+\.\d+ \(median; ", text)
+    assert "same decisions 100.0000%" in text
 
 
 def test_the_benchmarks_of_preparation_compare_side_by_side(tmp_path):
     text = preparation.scanning(n_images=2, rounds=1)
-    assert "JPEG" in text and "PNG" in text and "same pHash 100.00%, at most 0 bits apart" in text
+    assert "JPEG" in text
+    assert "PNG" in text
+    assert "same pHash 100.00%, at most 0 bits apart" in text
     assert "same groups: True" in preparation.grouping(20_000, 1_000)
     assert "mixed" in preparation.formats(n_images=2, rounds=1)
     synthetic.write(tmp_path, 40_000, images=False)

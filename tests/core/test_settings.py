@@ -82,7 +82,8 @@ def test_wrong_types_in_every_shipped_config_are_refused(schema, path):
     wrong = {"output": "3", "stages.0.samples" if schema is RunSettings else "validation.seed": "'3'"}
     for key, value in wrong.items():
         message = mistake(schema, path, f"{key}={value}")
-        assert message.startswith(f"{path}: {key}: input should be a valid ") and value in message
+        assert message.startswith(f"{path}: {key}: input should be a valid ")
+        assert value in message
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:e}", "{:.3e}", "{:.0e}"]))
@@ -91,14 +92,16 @@ def test_any_way_to_write_a_float_reads_as_that_float(number, form):
     text = form.format(number)
     values: dict = {}
     settings._override(values, f"rate={text}")
-    assert isinstance(values["rate"], float) and values["rate"] == float(text)
+    assert isinstance(values["rate"], float)
+    assert values["rate"] == float(text)
 
 
 def test_numbers_read_as_people_mean_them(write):
     path = write("small: 1e-6\nlarge: 220_000_000\nnegative: -2E3\nword: 1e\nplain: 3\n")
     values = {"small": 1e-6, "large": 220_000_000, "negative": -2000.0, "word": "1e", "plain": 3}
     read = settings.read(path)
-    assert read == values and {k: type(v) for k, v in read.items()} == {k: type(v) for k, v in values.items()}
+    assert read == values
+    assert {k: type(v) for k, v in read.items()} == {k: type(v) for k, v in values.items()}
 
 
 def test_settings_cannot_be_changed(write):
@@ -165,7 +168,8 @@ def test_base_files_that_include_each_other_are_refused(write):
     alone = write("base: alone.yaml\n", "alone.yaml")
     for path in (first, alone):
         message = mistake(Example, path)
-        assert message.startswith(f"{path}: base: ") and "include each other" in message
+        assert message.startswith(f"{path}: base: ")
+        assert "include each other" in message
 
 
 @pytest.mark.parametrize("base", ["nowhere.yaml", "3", "[a.yaml]", "."])

@@ -119,7 +119,8 @@ def test_a_image_is_augmented_alike_in_any_batch():
 def test_draws_are_in_range_and_differ_between_epochs(seed, epoch):
     first = draw([(seed, 0, epoch, row) for row in range(64)])
     second = draw([(seed, 0, epoch + 1, row) for row in range(64)])
-    assert first.operations.min() >= 0 and first.operations.max() < len(augment.OPERATIONS)
+    assert first.operations.min() >= 0
+    assert first.operations.max() < len(augment.OPERATIONS)
     assert not torch.equal(first.operations, second.operations)
 
 

@@ -76,7 +76,8 @@ def damage(directory: Path) -> str:
 def test_what_is_written_is_read(directory):
     dataset = Dataset.open(directory)
     assert (dataset.directory, dataset.sources, dataset.extension) == (directory, ["drawn", "photo"], "jpg")
-    assert dataset.tags.names == TAGS["name"] and len(dataset.tags) == 3
+    assert dataset.tags.names == TAGS["name"]
+    assert len(dataset.tags) == 3
     np.testing.assert_array_equal(dataset.tags.categories, TAGS["category"])
     np.testing.assert_array_equal(dataset.tags.counts, TAGS["count_train"])
     np.testing.assert_array_equal(dataset.tags.totals, TAGS["count"])
@@ -86,7 +87,8 @@ def test_what_is_written_is_read(directory):
     np.testing.assert_array_equal(posts.sources, POSTS["source"])
     np.testing.assert_array_equal(posts.phashes, np.array(POSTS["phash"], np.uint64))
     assert [row.tobytes() for row in posts.hashes] == POSTS["hash"]
-    assert posts.tags.dtype == np.int16 and posts.phashes.dtype == np.uint64
+    assert posts.tags.dtype == np.int16
+    assert posts.phashes.dtype == np.uint64
 
 
 def test_labels_come_in_the_order_of_the_rows_asked_for(directory):
@@ -129,7 +131,8 @@ def test_a_failed_write_leaves_the_old_file(directory):
 
 def test_a_missing_directory_is_answered_with_the_command_that_builds_it(tmp_path):
     message = damage(tmp_path / "nowhere")
-    assert message.startswith(f"{tmp_path / 'nowhere'}: no dataset here") and "joytag build" in message
+    assert message.startswith(f"{tmp_path / 'nowhere'}: no dataset here")
+    assert "joytag build" in message
 
 
 @pytest.mark.parametrize(

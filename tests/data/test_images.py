@@ -58,7 +58,8 @@ def test_a_image_becomes_the_tensor_of_the_published_example(number):
 def test_normalize_treats_every_image_of_a_batch_alike():
     pictures = torch.from_numpy(np.stack([images.to_array(Image.fromarray(noise()))] * 2))
     batch = images.normalize(pictures)
-    assert torch.equal(batch[0], batch[1]) and torch.equal(batch[0], images.normalize(pictures[0]))
+    assert torch.equal(batch[0], batch[1])
+    assert torch.equal(batch[0], images.normalize(pictures[0]))
 
 
 def test_alpha_is_laid_on_white():
@@ -74,7 +75,8 @@ def test_a_transparent_palette_entry_becomes_white(kind):
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 1), 1)
     decoded = images.decode(encode(image, kind, transparency=0))
-    assert decoded.getpixel((0, 0)) == (255, 255, 255) and decoded.getpixel((1, 1)) == (40, 50, 60)
+    assert decoded.getpixel((0, 0)) == (255, 255, 255)
+    assert decoded.getpixel((1, 1)) == (40, 50, 60)
 
 
 @pytest.mark.parametrize("colour", [("L", 7), ("RGB", (7, 8, 9)), ("1", 0)])
@@ -90,7 +92,8 @@ def test_16_bit_grey_is_scaled_rather_than_clipped(kind):
     decoded = np.asarray(images.decode(encode(Image.fromarray(grey), kind)))
     assert decoded.shape == (8, 8, 3)
     assert np.abs(decoded - grey[..., None] / 257).max() <= 1
-    assert decoded.min() == 0 and decoded.max() == 255
+    assert decoded.min() == 0
+    assert decoded.max() == 255
 
 
 def test_cmyk_becomes_rgb():
@@ -147,7 +150,8 @@ def test_what_is_no_image_is_refused(data, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ImageError) as caught:
         images.decode(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_formats_that_are_not_wanted_are_not_tried(tmp_path):
@@ -204,7 +208,8 @@ def test_fit_bounds_the_longest_side_keeps_the_shape_and_never_enlarges(width, h
     else:
         scale = longest / max(width, height)
         assert max(fitted.size) == longest
-        assert abs(fitted.width - max(1, width * scale)) <= 0.5 and abs(fitted.height - max(1, height * scale)) <= 0.5
+        assert abs(fitted.width - max(1, width * scale)) <= 0.5
+        assert abs(fitted.height - max(1, height * scale)) <= 0.5
 
 
 def test_images_of_a_folder_are_found_by_suffix_in_order(tmp_path):
@@ -235,9 +240,11 @@ def test_squares_for_training_are_those_of_pillow(tmp_path_factory, width, heigh
     image(width, height).save(path, quality=quality)
     size = max(size, max(width, height) // 2 + 1)
     ours = images.read_square(path, size)
-    assert ours.shape == (size, size, 3) and ours.dtype == torch.uint8
+    assert ours.shape == (size, size, 3)
+    assert ours.dtype == torch.uint8
     difference = np.abs(ours.numpy() - by_pillow(path, size))
-    assert difference.max() <= 2 and difference.mean() < 0.5
+    assert difference.max() <= 2
+    assert difference.mean() < 0.5
 
 
 @given(width=st.integers(1, 120), height=st.integers(1, 120), divisor=st.integers(1, 12))

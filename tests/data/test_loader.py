@@ -96,7 +96,9 @@ def test_what_is_deferred_is_done_later_alike(dataset_directory):
     dataset, keys = Dataset.open(dataset_directory), [(0, row) for row in range(8)]
     now = data.ImageDataset(dataset, "train", 16, (0, 0), "rand").__getitems__(keys)
     later = data.ImageDataset(dataset, "train", 16, (0, 0), "rand", deferred=True).__getitems__(keys)
-    assert now.draws == [] and len(later.draws) == 2 and not torch.equal(later.images, now.images)
+    assert now.draws == []
+    assert len(later.draws) == 2
+    assert not torch.equal(later.images, now.images)
     images = later.images
     for draws in later.draws:
         images = augment.apply(images, draws)
@@ -120,7 +122,8 @@ def test_a_bad_image_is_replaced_by_the_same_other_wherever_it_comes(without_thr
     pictures = data.ImageDataset(without_three, "train", 16, (0, 0), "trivial")
     keys = [(0, row) for row in range(8)]
     [together] = data.batches(pictures, [keys], workers, pin=False)
-    assert together.rows.tolist()[4::3] == [4, 7] and not {2, 3, 5} & set(together.rows.tolist())
+    assert together.rows.tolist()[4::3] == [4, 7]
+    assert not {2, 3, 5} & set(together.rows.tolist())
     assert {row for row, _ in together.bad} == {2, 3, 5}
     assert {reason for _, reason in together.bad} == {"gone.jpg: no such file"}
     alone = [pictures.__getitems__([key]) for key in keys]
@@ -135,9 +138,13 @@ def test_a_bad_image_is_replaced_by_the_same_other_wherever_it_comes(without_thr
 def test_a_bad_image_is_left_out_of_an_evaluation(without_three, workers):
     pictures = data.ImageDataset(without_three, "train", 16)
     some, none, nothing = data.batches(pictures, [[(0, 1), (0, 2)], [(0, 3), (0, 5)], []], workers, pin=False)
-    assert len(nothing) == 0 and nothing.images.shape == (0, 3, 16, 16)
-    assert some.rows.tolist() == [1] and [row for row, _ in some.bad] == [2]
-    assert len(none) == 0 and none.images.shape == (0, 3, 16, 16) and none.labels.shape == (0, 6)
+    assert len(nothing) == 0
+    assert nothing.images.shape == (0, 3, 16, 16)
+    assert some.rows.tolist() == [1]
+    assert [row for row, _ in some.bad] == [2]
+    assert len(none) == 0
+    assert none.images.shape == (0, 3, 16, 16)
+    assert none.labels.shape == (0, 6)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -153,7 +153,8 @@ def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_pa
     totals = dict(zip(dataset.tags.names, dataset.tags.totals.tolist(), strict=True))
     assert totals == {"known": 30, "new_(thing)": 10, "rare": 4, "unused": 0}
     validation = dataset.posts("validation")
-    assert len(validation) == 3 and len(dataset.posts("train")) == 27
+    assert len(validation) == 3
+    assert len(dataset.posts("train")) == 27
     assert validation.labels(np.arange(3), 4)[:, dataset.tags.names.index("new_(thing)")].any()
 
 
@@ -274,7 +275,8 @@ def test_without_images_there_are_tags_but_nothing_to_train_on(built, tmp_path):
     config, _ = built
     values = config.model_dump() | {"output": str(tmp_path / "tags"), "images": False}
     dataset = Dataset.open(build(BuildSettings.model_validate(values)))
-    assert "cat" in dataset.tags.names and not (tmp_path / "tags" / "images").exists()
+    assert "cat" in dataset.tags.names
+    assert not (tmp_path / "tags" / "images").exists()
     with pytest.raises(DatasetError, match="built with `images: false`"):
         dataset.image_path(bytes(32))
     assert (tmp_path / "tags" / "top_tags.txt").read_text().split("\n") == dataset.tags.names

@@ -70,7 +70,8 @@ def test_copies_do_not_depend_on_the_order_of_images(data):
     def keeping_file(order: list[int]) -> dict[int, int]:
         found = keepers(*((f"file {i}", *files[i], 100 + i) for i in order))
         for row, keeper in enumerate(found):
-            assert found[keeper] == keeper and order[keeper] >= order[row]
+            assert found[keeper] == keeper
+            assert order[keeper] >= order[row]
             same_look = files[order[row]][0] == files[order[keeper]][0] and files[order[row]][0] != 0
             assert order[row] == order[keeper] or same_look
         return {file: order[keeper] for file, keeper in zip(order, found, strict=True)}

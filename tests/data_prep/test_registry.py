@@ -123,8 +123,10 @@ def test_only_active_relations_count(tmp_path):
         tag_implications=[relation("x", "y"), relation("v", "w", "pending"), relation("y", "z", "retired")],
     )  # fmt: skip
     found, refused = registry.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
-    assert found.categories == {"cat": 0, "hero": 4, "old": 0} and found.deprecated == {"old"}
-    assert found.aliases == [("a", "b")] * 2 and found.implications == [("x", "y")]
+    assert found.categories == {"cat": 0, "hero": 4, "old": 0}
+    assert found.deprecated == {"old"}
+    assert found.aliases == [("a", "b")] * 2
+    assert found.implications == [("x", "y")]
     assert [(bad.source, bad.file.name) for bad in refused] == [(0, "tags000000000000.json")]
 
 
@@ -203,7 +205,8 @@ def test_names_that_no_table_can_hold_are_refused(tmp_path):
         (tmp_path / os.fsdecode(name)).touch()
         (tmp_path / os.fsdecode(name)).with_suffix(".txt").write_text("cat")
     found = read(tmp_path, "sidecar")
-    assert sorted(reasons(found)) == ["bad name", "bad name"] and [row["path"] for row in good(found)] == ["ok.png"]
+    assert sorted(reasons(found)) == ["bad name", "bad name"]
+    assert [row["path"] for row in good(found)] == ["ok.png"]
 
 
 def test_images_with_a_sidecar_are_posts_whose_ids_survive_additions(tmp_path):
@@ -216,7 +219,8 @@ def test_images_with_a_sidecar_are_posts_whose_ids_survive_additions(tmp_path):
     before = {row["path"]: row["post_id"] for row in good(read(tmp_path, "sidecar"))}
     (tmp_path / "sub" / "a.txt").write_text("dog")
     after = {row["path"]: row["post_id"] for row in good(read(tmp_path, "sidecar"))}
-    assert set(before) == {"b.png"} and set(after) - set(before) == {"sub/a.JPG"}
+    assert set(before) == {"b.png"}
+    assert set(after) - set(before) == {"sub/a.JPG"}
     assert after["b.png"] == before["b.png"] >= 0
 
 
@@ -247,7 +251,8 @@ def test_json_lines_name_images_below_their_folder(tmp_path):
 def test_a_dataset_is_a_source(dataset_directory):
     dataset = Dataset.open(dataset_directory)
     found = read(dataset_directory, "parquet")
-    assert not reasons(found) and len(found) == sum(len(dataset.posts(split)) for split in SPLITS)
+    assert not reasons(found)
+    assert len(found) == sum(len(dataset.posts(split)) for split in SPLITS)
     labels = {dataset.posts(s).hashes[i].tobytes().hex(): dataset.posts(s).labels(np.array([i]), 6)[0]
               for s in SPLITS for i in range(len(dataset.posts(s)))}  # fmt: skip
     for row in found:

@@ -78,7 +78,8 @@ def test_phash_of_a_flat_image_counts_as_flat(colour):
 def test_phash_of_a_reduced_jpeg_is_the_whole_images_or_is_not_given(seed):
     data = encode(random_image(seed, 1501 + 7 * seed, 1203), "JPEG", quality=85)
     reduced = images.decode_reduced(data, 512)
-    assert reduced.size == (1501 + 7 * seed, 1203) and not reduced.is_whole
+    assert reduced.size == (1501 + 7 * seed, 1203)
+    assert not reduced.is_whole
     exact = int(str(imagehash.phash(Image.open(io.BytesIO(data)))), 16)
     assert scan.reduced_phash(reduced) in (exact, None)
 
@@ -101,7 +102,8 @@ def test_a_copy_of_a_reduced_jpeg_is_that_of_the_whole(size):
     whole = images.decode(data)
     expected = images.fit(whole, 512)
     found = images.decode_reduced(data, 512).fit(512)
-    assert found.size == expected.size and max(found.size) == 512
+    assert found.size == expected.size
+    assert max(found.size) == 512
     assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).mean() < 1.5
 
 
@@ -119,7 +121,8 @@ def test_copies_are_stored_in_the_chosen_format(tmp_path, format, pillow):
     path.write_bytes(encode(random_image(5)))
     found = scan.scan(path, None, scan.Store(tmp_path, 32, format))
     with Image.open(dataset.image_path(tmp_path, found.sha256, scan.extension(format))) as stored:
-        assert stored.format == pillow and stored.size == (32, 26)
+        assert stored.format == pillow
+        assert stored.size == (32, 26)
 
 
 def test_the_mixed_format_has_the_shares_of_the_original_build():

@@ -33,7 +33,8 @@ def test_validation_holds_every_tag_and_no_look_alike_of_a_training_image(data):
         largest = max(Counter(groups.tolist()).values())
         assert totals.min() < least or max(wanted, least * n_tags * largest) + largest > len(groups)
         return
-    assert mask.dtype == bool and mask.shape == groups.shape
+    assert mask.dtype == bool
+    assert mask.shape == groups.shape
     assert not mask.all()
     assert mask.sum() >= wanted
     assert (np.bincount(np.concatenate([labels[row] for row in np.flatnonzero(mask)]), minlength=n_tags) >= least).all()
@@ -50,8 +51,10 @@ def test_validation_holds_every_tag_and_no_look_alike_of_a_training_image(data):
 def test_another_seed_chooses_other_images():
     groups, labels = np.arange(200), [np.array([0])] * 200
     first, second = (choose(groups, labels, 20, np.array([5]), seed) for seed in (0, 1))
-    assert first.sum() == second.sum() == 20 and (first != second).any()
-    assert first[:100].any() and first[100:].any()
+    assert first.sum() == second.sum() == 20
+    assert (first != second).any()
+    assert first[:100].any()
+    assert first[100:].any()
 
 
 def test_a_tag_that_is_too_rare_is_refused():
@@ -71,18 +74,21 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(groups, labels, want
 def test_every_source_is_represented():
     sources = [0] * 1000 + [1] * 20
     mask = choose(range(1020), [[0]] * 1020, 50, np.array([5]), sources=sources, per_source=(5, 7))
-    assert mask.sum() == 50 and mask[1000:].sum() >= 7
+    assert mask.sum() == 50
+    assert mask[1000:].sum() >= 7
 
 
 def test_a_group_too_large_for_what_is_missing_is_left_to_training():
     groups = [7] * 500 + list(range(1000, 1100))
     for seed in range(5):
         mask = choose(groups, [[0]] * 600, 40, np.array([0]), seed)
-        assert mask.sum() == 40 and not mask[:500].any()
+        assert mask.sum() == 40
+        assert not mask[:500].any()
 
 
 def test_rows_far_apart_are_found_for_rare_tags(monkeypatch):
     monkeypatch.setattr(split, "CHUNK", 7)
     labels = [[0, 1] if number % 50 == 0 else [0] for number in range(400)]
     mask = choose(range(400), labels, 20, np.array([5, 5]))
-    assert mask.sum() == 20 and sum(mask[number] for number in range(0, 400, 50)) >= 5
+    assert mask.sum() == 20
+    assert sum(mask[number] for number in range(0, 400, 50)) >= 5

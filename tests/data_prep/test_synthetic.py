@@ -74,7 +74,10 @@ def kept_posts(mirror: Path, key: synthetic.Key) -> dict[int, set[str]]:
 
 def test_every_fault_and_copy_is_accounted_for(mirror, built):
     _, key = mirror
-    assert len(key.rejected) >= 9 and len(key.copies) >= 30 and key.recoloured and key.retouched
+    assert len(key.rejected) >= 9
+    assert len(key.copies) >= 30
+    assert key.recoloured
+    assert key.retouched
     found = rows(built, "rejected")
     copies = {row["post_id"]: int(row["detail"].split("/")[1]) for row in found if row["reason"] == "copy"}
     assert copies == key.copies
@@ -112,10 +115,12 @@ def test_tags_and_their_counts_are_those_of_a_plain_recount(mirror, built):
 
 def test_no_validation_image_looks_like_a_training_image(mirror, built):
     train, validation = (np.array([row["phash"] for row in rows(built, s)], np.uint64) for s in dataset.SPLITS)
-    assert len(validation) >= 400 and not np.isin(validation, train).any()
+    assert len(validation) >= 400
+    assert not np.isin(validation, train).any()
     side = {row["post_id"]: split for split in dataset.SPLITS for row in rows(built, split)}
     pairs = [pair for pair in mirror[1].recoloured if set(pair) <= set(side)]
-    assert len(pairs) >= len(mirror[1].recoloured) / 2 and all(side[a] == side[b] for a, b in pairs)
+    assert len(pairs) >= len(mirror[1].recoloured) / 2
+    assert all(side[a] == side[b] for a, b in pairs)
 
 
 def test_within_a_radius_retouched_images_are_copies_and_none_is_apart(mirror, built, tmp_path):
@@ -131,7 +136,8 @@ def test_within_a_radius_retouched_images_are_copies_and_none_is_apart(mirror, b
         if r["reason"] == "copy"
     }
     planted = {frozenset(pair) for pair in key.copies.items()}
-    assert copies - planted <= {frozenset(pair) for pair in key.retouched} and planted <= copies
+    assert copies - planted <= {frozenset(pair) for pair in key.retouched}
+    assert planted <= copies
     assert len(copies - planted) >= 0.9 * len(key.retouched)
     train, validation = (np.array([row["phash"] for row in rows(output, s)], np.uint64) for s in dataset.SPLITS)
     assert all(np.bitwise_count(train ^ phash).min() > 3 for phash in validation)
@@ -203,7 +209,8 @@ def test_the_key_is_written_beside_the_mirror(mirror):
     written = json.loads((folder / "answers.json").read_text())
     assert written == json.loads(json.dumps(asdict(key)))
     files = sorted((folder / "metadata").glob("posts*.json"))
-    assert len(files) == synthetic.FILES and sum(path.read_bytes().count(b"\n") for path in files) == key.posts
+    assert len(files) == synthetic.FILES
+    assert sum(path.read_bytes().count(b"\n") for path in files) == key.posts
 
 
 def test_another_config_reuses_the_scan(mirror, built, tmp_path, monkeypatch):

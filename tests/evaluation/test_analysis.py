@@ -89,7 +89,8 @@ def test_parts_are_scikit_learns(sample, found):
     assert list(found.sources) == ["danbooru", "photographs"]  # the third has no images
     for number, row in enumerate(found.sources.values()):
         same(row, expected(labels[sources == number], predicted[sources == number]))
-        assert row["images"] == np.sum(sources == number) and row["macro_f1_low"] < row["macro_f1"]
+        assert row["images"] == np.sum(sources == number)
+        assert row["macro_f1_low"] < row["macro_f1"]
         enough = labels[sources == number].sum(0) >= 5
         parts = labels[sources == number][:, enough], scores[sources == number][:, enough].astype(float)
         assert row["map"] == pytest.approx(average_precision_score(*parts, average="macro"), abs=1e-9)
@@ -100,7 +101,8 @@ def test_parts_are_scikit_learns(sample, found):
     assert sum(row["tags"] for row in found.bands.values()) == TAGS
     same(found.groups["rare"], expected(labels[:, [0, 1, 4]], predicted[:, [0, 1, 4]]))
     gap = found.gaps["groups"]
-    assert (gap["best"], gap["worst"]) == ("common", "rare") and gap["gap"].excludes_zero
+    assert (gap["best"], gap["worst"]) == ("common", "rare")
+    assert gap["gap"].excludes_zero
     assert gap["gap"].value == pytest.approx(found.groups["common"]["macro_f1"] - found.groups["rare"]["macro_f1"])
 
 
@@ -118,7 +120,8 @@ def test_a_row_a_tag_with_what_is_undefined_in_words(sample, found):
         assert row["tp"] + row["fn"] == row["positives"] == labels[:, i].sum()
         assert row["tp"] + row["fp"] == row["predicted"] == np.sum(scores[:, i].astype(float) > 0.4)
         assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == IMAGES
-        assert row["threshold"] is not None and row["band"] in found.bands
+        assert row["threshold"] is not None
+        assert row["band"] in found.bands
         assert row["category"] == ("character" if i % 3 == 2 else "general")
         assert row["best_f1"] is None or row["best_f1"] >= row["f1"]
 
@@ -129,7 +132,8 @@ def test_thresholds_of_the_other_half_are_judged(sample, found):
     assert fixed["macro_f1"].value == pytest.approx(found.headline["fixed"]["macro_f1"].value)
     difference = per_tag["difference"]
     assert difference.value == pytest.approx(per_tag["macro_f1"].value - fixed["macro_f1"].value)
-    assert difference.low > 0 and min(per_tag["directions"]) > 0
+    assert difference.low > 0
+    assert min(per_tag["directions"]) > 0
     words = f"{difference.value:+.4f}, 95 % interval {difference.low:+.4f} to {difference.high:+.4f}."
     assert per_tag["verdict"] == f"A threshold for each tag, chosen on the other half, beats 0.4 in macro F1: {words}"
     best = metrics.averages(metrics.count(csc_array(labels), metrics.predicted(scores, found.thresholds["fixed"])))
@@ -150,16 +154,19 @@ def test_thresholds_that_gain_nothing_are_said_to():
 def test_curves_run_through_the_averages(sample, found):
     scores, labels, _ = sample
     curves = found.curves
-    assert (np.diff(curves["threshold"]) > 0).all() and 150 < len(curves["threshold"]) <= 210
+    assert (np.diff(curves["threshold"]) > 0).all()
+    assert 150 < len(curves["threshold"]) <= 210
     for place in range(0, len(curves["threshold"]), 30):
         threshold = curves["threshold"][place]
         counts = metrics.count(csc_array(labels), metrics.predicted(scores, threshold))
         names = curves.keys() - {"tags", "threshold"}
         same({name: curves[name][place] for name in names}, {name: metrics.averages(counts)[name] for name in names})
     assert np.abs(np.diff(curves["macro_recall"])).max() < 0.05  # no part of the curve is cut short
-    assert len(curves["tags"]) == analysis.CURVES and "tag_39" in curves["tags"]
+    assert len(curves["tags"]) == analysis.CURVES
+    assert "tag_39" in curves["tags"]
     recall, precision = curves["tags"]["tag_39"]
-    assert recall[-1] == 1 and (np.diff(recall) > 0).all()
+    assert recall[-1] == 1
+    assert (np.diff(recall) > 0).all()
     assert precision[-1] == pytest.approx(
         labels[:, 39].sum() / np.sum(scores[:, 39] >= scores[labels[:, 39], 39].min())
     )
@@ -167,7 +174,8 @@ def test_curves_run_through_the_averages(sample, found):
 
 def test_the_same_seed_gives_the_same(sample, found):
     again = analysis.analyse(predictions(*sample), 0.4, resamples=300)
-    assert again.headline == found.headline and again.split_half == found.split_half
+    assert again.headline == found.headline
+    assert again.split_half == found.split_half
     assert analysis.analyse(predictions(*sample), 0.4, resamples=300, seed=1).headline != found.headline
 
 
@@ -187,13 +195,17 @@ def test_predictions_with_little_to_tell(sample, kind):
     fixed = found.headline["fixed"]
     if kind == "no labels":
         assert all(np.isnan(value) for name, value in found.thresholds.items() if name != "fixed")
-        assert np.isnan(fixed["macro_f1"].value) and fixed["micro_f1"] == Interval(0, 0, 0)
+        assert np.isnan(fixed["macro_f1"].value)
+        assert fixed["micro_f1"] == Interval(0, 0, 0)
         assert found.split_half["per_tag"]["verdict"].endswith("cannot be judged: no figure is defined.")
-        assert found.curves["tags"] == {} and found.gaps["categories"] == {}
+        assert found.curves["tags"] == {}
+        assert found.gaps["categories"] == {}
     elif kind == "all labels":
-        assert fixed["macro_precision"] == Interval(1, 1, 1) and np.isnan(fixed["macro_mcc"].value)
+        assert fixed["macro_precision"] == Interval(1, 1, 1)
+        assert np.isnan(fixed["macro_mcc"].value)
     elif kind == "no predictions":
-        assert np.isnan(fixed["macro_precision"].value) and fixed["macro_recall"].value == 0
+        assert np.isnan(fixed["macro_precision"].value)
+        assert fixed["macro_recall"].value == 0
         assert found.macro_over["fixed"] == 0
     assert len(found.per_tag) == TAGS
 

@@ -120,18 +120,24 @@ def test_differences_are_paired(sample):
     found = bootstrap.replicates(csc_array(labels), decisions, seed=0)
     single = interval(0.5, found["a"]["micro_f1"])
     difference = interval(0.1, found["a"]["micro_f1"] - found["b"]["micro_f1"])
-    assert difference.excludes_zero and difference.high - difference.low < single.high - single.low
+    assert difference.excludes_zero
+    assert difference.high - difference.low < single.high - single.low
     none = interval(0, found["c"]["micro_f1"] - found["b"]["micro_f1"])
-    assert none == Interval(0, 0, 0) and not none.excludes_zero
+    assert none == Interval(0, 0, 0)
+    assert not none.excludes_zero
 
 
 def test_what_is_undefined_in_a_resample_is_left_out():
     assert interval(1, np.array([np.nan, 1, 1])) == Interval(1, 1, 1)
     found = interval(0.97, np.linspace(0.8, 1, 100))
-    assert found.high == 1 and found.low == pytest.approx(0.97 - 0.9 + 0.805, abs=1e-3)
+    assert found.high == 1
+    assert found.low == pytest.approx(0.97 - 0.9 + 0.805, abs=1e-3)
     for value, parts in ((np.nan, np.ones(3)), (0.5, np.full(3, np.nan))):
         found = interval(value, parts)
-        assert np.isnan(found.low) and np.isnan(found.high) and not found.excludes_zero
+        assert np.isnan(found.low)
+        assert np.isnan(found.high)
+        assert not found.excludes_zero
     labels = csc_array(np.array([[True], [False]]))  # a quarter of the resamples holds no positive
     found = bootstrap.replicates(labels, {"": labels}, resamples=400)[""]["macro_recall"]
-    assert 0.15 < np.isnan(found).mean() < 0.35 and np.nanmin(found) == 1
+    assert 0.15 < np.isnan(found).mean() < 0.35
+    assert np.nanmin(found) == 1

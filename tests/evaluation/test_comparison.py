@@ -63,10 +63,12 @@ JUDGED = [(name, figure) for name, view in VIEWS.items() for figure in view.figu
 @pytest.mark.parametrize(("view", "figure"), JUDGED)
 def test_the_better_one_wins_and_noise_is_called_noise(comparison, view, figure):
     better = comparison.difference("A", "B", view, figure)
-    assert better.winner == "A" and better.verdict.startswith("A is better by 0.")
+    assert better.winner == "A"
+    assert better.verdict.startswith("A is better by 0.")
     assert comparison.difference("B", "C", view, figure).winner == "C"
     copy = comparison.difference("A", "C", view, figure)
-    assert copy.winner == "" and copy.verdict.startswith("no difference beyond noise (")
+    assert copy.winner == ""
+    assert copy.verdict.startswith("no difference beyond noise (")
 
 
 def test_summaries_say_it_in_a_sentence(comparison):
@@ -76,10 +78,12 @@ def test_summaries_say_it_in_a_sentence(comparison):
 
 def test_tags_are_won_by_the_better_one(comparison):
     won = compare_report.won(comparison.per_tag, "A", "B")
-    assert won["A"] >= 6 and won["B"] == 0
+    assert won["A"] >= 6
+    assert won["B"] == 0
     assert compare_report.won(comparison.per_tag, "A", "C") == {"A": 0, "C": 0, "neither": 12}
     general, character = (comparison.categories[name]["differences"][0] for name in ("general", "character"))
-    assert general.winner == "A" and character.winner == "A"
+    assert general.winner == "A"
+    assert character.winner == "A"
 
 
 def test_figures_are_scikit_learns(comparison):
@@ -133,7 +137,8 @@ def test_intervals_are_those_of_pairs_resampled_together():
         differences.append(of_a - of_b)
     low, high = np.percentile(differences, (2.5, 97.5))
     width = high - low
-    assert abs(found.low - low) < 0.15 * width and abs(found.high - high) < 0.15 * width
+    assert abs(found.low - low) < 0.15 * width
+    assert abs(found.high - high) < 0.15 * width
 
 
 def test_a_tagger_against_itself_differs_by_nothing():
@@ -170,7 +175,8 @@ def test_what_is_undefined_is_said(tmp_path):
     assert {d.verdict for d in found.differences if d.figure.endswith(("macro_f1", "recall", "map"))} == {"undefined"}
     compare_report.write(tmp_path, found)
     text = (tmp_path / "compare.json").read_text()
-    assert json.loads(text)["figures"]["ranking"]["A"]["map"]["value"] is None and "NaN" not in text
+    assert json.loads(text)["figures"]["ranking"]["A"]["map"]["value"] is None
+    assert "NaN" not in text
     assert "undefined" in (tmp_path / "compare.html").read_text()
     silent = with_scores(contenders[1], "B", np.zeros_like(contenders[1].scores))
     found = compare([contenders[0], silent], labels, tags, resamples=20)
@@ -197,13 +203,16 @@ def test_verdicts_in_words(figure, interval, verdict, winner):
 def test_files_say_what_was_found(comparison, tmp_path):
     compare_report.write(tmp_path / "new", comparison)
     found = json.loads((tmp_path / "new" / "compare.json").read_text())
-    assert list(found["taggers"]) == ["A", "B", "C"] and found["facts"]["images"] == 1500
-    assert len(found["summary"]) == 3 and found["tags"]["AB"]["A"] >= 6
+    assert list(found["taggers"]) == ["A", "B", "C"]
+    assert found["facts"]["images"] == 1500
+    assert len(found["summary"]) == 3
+    assert found["tags"]["AB"]["A"] >= 6
     by_key = {(d["first"], d["second"], d["view"], d["figure"]): d for d in found["differences"]}
     assert len(by_key) == 3 * sum(len(view.figures) for view in VIEWS.values())
     row = by_key["A", "B", "ranking", "map"]
     value, low, high = (row["difference"][name] for name in ("value", "low", "high"))
-    assert low < value < high and row["winner"] == "A"
+    assert low < value < high
+    assert row["winner"] == "A"
     of_a, of_b = (found["figures"]["ranking"][letter]["map"]["value"] for letter in "AB")
     assert value == pytest.approx(of_a - of_b)
     table = pq.read_table(tmp_path / "new" / "per_tag.parquet")
@@ -215,8 +224,10 @@ def test_the_terminal_shows_everyone_and_every_pair(comparison, capsys):
     for table in compare_report.tables(comparison):
         Console(width=100).print(table)
     text = capsys.readouterr().out
-    assert text.count("A is better than B in") == 1 and text.count("No difference between A and C") == 1
-    assert "macro precision" in text and set(FIGURES.values()) <= {name for name in FIGURES.values() if name in text}
+    assert text.count("A is better than B in") == 1
+    assert text.count("No difference between A and C") == 1
+    assert "macro precision" in text
+    assert set(FIGURES.values()) <= {name for name in FIGURES.values() if name in text}
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +245,8 @@ def test_what_strangers_wrote_stays_text(hostile):
     html = hostile.read_text(encoding="utf-8")
     for name in (*analyses.HOSTILE[:3], "tagger <A>", "<img src=x>"):
         assert name not in html
-    assert "tagger &lt;A&gt;" in html and "&lt;script&gt;alert" in html
+    assert "tagger &lt;A&gt;" in html
+    assert "&lt;script&gt;alert" in html
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -242,7 +254,8 @@ def test_what_strangers_wrote_stays_text(hostile):
 def test_in_a_browser_all_is_drawn_and_nothing_is_asked_for(hostile, tmp_path, width):
     with Browser(tmp_path) as browser:
         page = browser.open(hostile, width=width)
-        assert page.problems == [] and page.requests == []
+        assert page.problems == []
+        assert page.requests == []
         assert page.value("document.documentElement.scrollWidth") <= width
         assert page.value("document.querySelectorAll('.chart polyline.s3').length") == 4  # the third tagger's curves
         assert page.value("document.querySelectorAll('.chart').length") == 4 + 3

@@ -27,7 +27,8 @@ def test_confusions_are_those_of_a_plain_count():
         if images and images * 400 >= error_analysis.CHANCE * missed[:, a].sum() * wrong[:, b].sum():
             expected[NAMES[a], NAMES[b]] = images, images / missed[:, a].sum()
     assert {(c.labelled, c.predicted): (c.images, c.share) for c in common} == expected
-    assert common[0][:2] == ("tag_2", "tag_7") and common[0].images >= 50
+    assert common[0][:2] == ("tag_2", "tag_7")
+    assert common[0].images >= 50
     assert [c.images for c in common] == sorted((c.images for c in common), reverse=True)
     assert [c.share for c in by_share] == sorted((c.share for c in by_share), reverse=True)
     assert set(by_share) == {c for c in common if c.images >= error_analysis.FEW}
@@ -52,7 +53,8 @@ def test_disagreements_are_all_mistakes_and_nothing_else():
     assert places == {(row, tag, bool(labels[row, tag])) for row, tag in zip(*np.nonzero(wrong), strict=True)}
     assert len(found.row) == len(places)
     np.testing.assert_array_equal(found.score, scores[found.row, found.tag])
-    assert (found.confidence >= 0).all() and (found.confidence <= 1).all()
+    assert (found.confidence >= 0).all()
+    assert (found.confidence <= 1).all()
 
 
 def test_confidence_is_what_its_definition_says():
@@ -91,7 +93,8 @@ def test_galleries_are_varied():
     found = error_analysis.disagreements(scores, csc_array(labels), metrics.predicted(scores, 0.6))
     wrong, missed = error_analysis.gallery(found)
     for shown, labelled in ((wrong, False), (missed, True)):
-        assert len(shown) == error_analysis.SHOWN and {m.labelled for m in shown} == {labelled}
+        assert len(shown) == error_analysis.SHOWN
+        assert {m.labelled for m in shown} == {labelled}
         assert len({m.row for m in shown}) == len(shown)
         assert max(np.unique([m.tag for m in shown], return_counts=True)[1]) <= error_analysis.OF_ONE_TAG
     assert wrong[0] == Mistake(5, int(np.flatnonzero(~labels[5])[0]), 1.0, False, wrong[0].confidence)
@@ -101,5 +104,6 @@ def test_where_all_decisions_are_right_there_is_nothing_to_show():
     labels = csc_array(np.eye(4, dtype=bool))
     scores = labels.toarray().astype(np.float16)
     found = error_analysis.disagreements(scores, labels, labels)
-    assert error_analysis.gallery(found) == ([], []) and error_analysis.label_errors(found) == []
+    assert error_analysis.gallery(found) == ([], [])
+    assert error_analysis.label_errors(found) == []
     assert error_analysis.confusions(labels, labels, NAMES) == ([], [])

@@ -107,7 +107,8 @@ def test_best_thresholds_of_tags_are_those_of_a_search(pair):
     scores, labels = pair
     found = curves(scores, labels)
     for i in np.flatnonzero(~labels.any(0)):
-        assert np.isnan(found.best_f1[i]) and np.isnan(found.best_threshold[i])
+        assert np.isnan(found.best_f1[i])
+        assert np.isnan(found.best_threshold[i])
     for i in np.flatnonzero(labels.any(0)):
         y, s = labels[:, i], scores[:, i].astype(np.float64)
         all_f1 = {t: reference.f1_score(y, s > t) for t in candidates(s)}
@@ -231,9 +232,12 @@ def test_of_several_columns_of_counts_each_is_averaged():
 
 def test_undefined_figures_are_nan():
     nothing = metrics.figures(Counts(*np.array([[0, 0], [0, 3], [0, 0], [5, 2]])))
-    assert np.isnan(nothing["recall"]).all() and np.isnan(nothing["mcc"]).all()
-    assert np.isnan(nothing["precision"][0]) and nothing["precision"][1] == 0
-    assert np.isnan(nothing["f1"][0]) and nothing["f1"][1] == 0
+    assert np.isnan(nothing["recall"]).all()
+    assert np.isnan(nothing["mcc"]).all()
+    assert np.isnan(nothing["precision"][0])
+    assert nothing["precision"][1] == 0
+    assert np.isnan(nothing["f1"][0])
+    assert nothing["f1"][1] == 0
     assert np.isnan(metrics.mean_average_precision(np.array([np.nan]), np.array([0]))[0])
     assert metrics.mean_average_precision(np.array([0.5, 1, 0]), np.array([5, 4, 9]), minimum=5) == (0.25, 2)
 

@@ -81,12 +81,15 @@ def content(directory: Path) -> dict[str, bytes]:
 def test_what_was_written_is_read_without_the_images_that_could_not_be_decoded(directory, posts, scores):
     found, kept = Predictions.open(directory), [row for row in range(ROWS) if row not in dict(BAD)]
     np.testing.assert_array_equal(found.scores, scores[kept])
-    assert found.scores.dtype == np.float16 and not found.scores.flags.writeable
+    assert found.scores.dtype == np.float16
+    assert not found.scores.flags.writeable
     np.testing.assert_array_equal(found.ids, posts.ids[kept])
     np.testing.assert_array_equal(found.hashes, posts.hashes[kept])
     np.testing.assert_array_equal(found.sources, posts.sources[kept])
     np.testing.assert_array_equal(found.labels.toarray(), posts.labels(np.array(kept), TAGS))
-    assert found.labels.dtype == bool and found.labels.format == "csc" and found.source_names == FACTS["sources"]
+    assert found.labels.dtype == bool
+    assert found.labels.format == "csc"
+    assert found.source_names == FACTS["sources"]
     assert found.tags.names == vocabulary().names
     for ours, theirs in zip(vars(found.tags).values(), vars(vocabulary()).values(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -146,7 +149,8 @@ def dying(monkeypatch, number: int, after: bool) -> Iterator[list[str]]:
 def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, posts, scores, directory, monkeypatch):
     with dying(monkeypatch, 0, False) as steps:
         finished(tmp_path / "whole", posts, scores)
-    assert set(steps) == set(STEPS) and len(steps) > 20
+    assert set(steps) == set(STEPS)
+    assert len(steps) > 20
     for number, after in itertools.product(range(1, len(steps) + 1), (False, True)):
         work = PredictionsWriter(tmp_path / f"{number} {after}", ROWS, TAGS, BATCH)
         with dying(monkeypatch, number, after):
@@ -223,7 +227,8 @@ def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, va
     do_block(work, 0, scores)
     with pytest.raises(PredictionsError, match=r"row 5: the model's scores are no numbers.*--precision"):
         do_block(work, 1, scores)
-    assert work.begin(FACTS) == set() and work.done().keys() == {0}
+    assert work.begin(FACTS) == set()
+    assert work.done().keys() == {0}
 
 
 @pytest.mark.parametrize(
@@ -288,8 +293,10 @@ def test_a_damaged_file_is_refused_in_one_line(directory, name, kind):
     with pytest.raises(PredictionsError) as error:
         Predictions.open(directory)
     line = str(error.value)
-    assert line.startswith(f"{directory / name}: ") and line.endswith(f"remove {directory} and evaluate again")
-    assert ("missing" if kind == "missing" else "damaged") in line and "\n" not in line
+    assert line.startswith(f"{directory / name}: ")
+    assert line.endswith(f"remove {directory} and evaluate again")
+    assert ("missing" if kind == "missing" else "damaged") in line
+    assert "\n" not in line
 
 
 class Evil:
@@ -354,7 +361,9 @@ def test_hostile_files_that_their_sha256_vouches_for_are_refused_in_one_line(dir
     path.write_text(json.dumps(provenance))
     with pytest.raises(PredictionsError) as error:
         Predictions.open(directory)
-    assert told in str(error.value) and "\n" not in str(error.value) and str(directory) in str(error.value)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(directory) in str(error.value)
     assert not Path("evil").exists()
 
 
@@ -389,5 +398,6 @@ def test_damaged_work_is_refused_in_one_line(tmp_path, scores, kind):
 def test_files_may_be_used_without_this_project(directory, posts):
     """As the README of a data set would tell."""
     scores, labels = np.load(directory / "scores.npy", mmap_mode="r"), scipy.sparse.load_npz(directory / "labels.npz")
-    assert isinstance(labels, csc_array) and scores.shape == labels.shape == (9, 5)
+    assert isinstance(labels, csc_array)
+    assert scores.shape == labels.shape == (9, 5)
     assert pq.read_table(directory / "tags.parquet")["name"].to_pylist() == vocabulary().names

@@ -113,14 +113,16 @@ def test_scores_are_the_models_each_image_once(dataset, model, whole):
     found, posts = Predictions.open(whole), dataset.posts("validation")
     network, _ = release.load(model)
     pictures = loader.ImageDataset(dataset, "validation", 16)
-    assert found.ids.tolist() == [*range(IMAGES)] and len({bytes(h) for h in found.hashes}) == IMAGES
+    assert found.ids.tolist() == [*range(IMAGES)]
+    assert len({bytes(h) for h in found.hashes}) == IMAGES
     for rows in (range(16), range(992, 1001)):
         logits = network((pictures.__getitems__([(0, row) for row in rows]).images / 255 - MEAN) / STD)
         np.testing.assert_allclose(found.scores[rows], logits.sigmoid().detach(), atol=5e-4)
     np.testing.assert_array_equal(found.labels.toarray(), posts.labels(np.arange(IMAGES), 6))
     assert found.scores.std() > 0.1, "else any would do"
     told = {"split": "validation", "image_size": 16, "dtype": "float32", "device": "cpu", "batch": BATCH}
-    assert told.items() <= found.provenance.items() and found.provenance["undecodable"] == []
+    assert told.items() <= found.provenance.items()
+    assert found.provenance["undecodable"] == []
     expected = {name: file_hash(model / name) for name in release.FILES}
     assert found.provenance["model_files"] == expected
 
@@ -170,7 +172,8 @@ def test_killed_at_any_moment_and_gone_on_with_by_others_it_writes_the_same_byte
     assert before < 63
     codes, errors = together(lambda: run(directory), 3, tmp_path / "errors")
     assert codes == [0, 0, 0], errors
-    assert lines(directory) == 0 and content(directory) == content(whole)
+    assert lines(directory) == 0
+    assert content(directory) == content(whole)
 
 
 def test_what_is_done_is_not_done_again(run, whole, tmp_path, monkeypatch):
@@ -197,7 +200,8 @@ def test_a_signal_stops_it_after_a_block_and_it_goes_on(run, whole, tmp_path, mo
     assert str(end.value) == "stopped after 112 of 1,001 images, as asked; the same command goes on"
     calls.clear()
     monkeypatch.setattr(inference, "predict", lambda *arguments: calls.append(None) or predict(*arguments))
-    assert run(tmp_path / "predictions") and len(calls) == 63 - 7
+    assert run(tmp_path / "predictions")
+    assert len(calls) == 63 - 7
     assert content(tmp_path / "predictions") == content(whole)
 
 
@@ -212,8 +216,10 @@ def test_a_signal_to_one_process_stops_all(run, whole, tmp_path, monkeypatch):
         process.join(30)
     assert [process.exitcode for process in started] == [130, 130]
     first, second = ((tmp_path / f"errors.{number}").read_text() for number in (0, 1))
-    assert "images, as asked; the same command goes on" in first and second == ""
-    assert run(directory) and content(directory) == content(whole)
+    assert "images, as asked; the same command goes on" in first
+    assert second == ""
+    assert run(directory)
+    assert content(directory) == content(whole)
 
 
 def test_predictions_of_another_model_dataset_or_precision_are_refused(
@@ -239,7 +245,10 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
                 run(directory, **change)
         assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
     codes, errors = together(lambda: run(slow, precision="bf16"), 2, tmp_path / "errors")
-    assert codes == [2, 2] and "another precision" in errors[0] and errors[0].count("\n") == 1 and errors[1] == ""
+    assert codes == [2, 2]
+    assert "another precision" in errors[0]
+    assert errors[0].count("\n") == 1
+    assert errors[1] == ""
 
 
 def test_images_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, whole, tmp_path):
@@ -258,7 +267,8 @@ def test_images_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, who
     np.testing.assert_allclose(found.scores, expected.scores[kept], atol=1e-3)
     assert found.labels.toarray().tolist() == expected.labels.toarray()[kept].tolist()
     listed = found.provenance["undecodable"]
-    assert [entry["id"] for entry in listed] == bad and all(entry["reason"] for entry in listed)
+    assert [entry["id"] for entry in listed] == bad
+    assert all(entry["reason"] for entry in listed)
     codes, errors = together(lambda: run(tmp_path / "shared", dataset=spoilt), 2, tmp_path / "errors")
     assert codes == [0, 0] and "left out" in errors[0] and errors[1] == "", errors
     assert content(tmp_path / "shared") == content(tmp_path / "predictions")
@@ -276,7 +286,9 @@ def test_a_disk_that_is_full_is_one_line_and_then_it_goes_on(run, whole, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(predictions_writer.PredictionsWriter, moment, cramped)
         codes, errors = together(lambda: run(tmp_path / "predictions"), 1, tmp_path / "errors")
-    assert codes == [2] and errors[0].count("\n") == 1 and "cannot be written" in errors[0]
+    assert codes == [2]
+    assert errors[0].count("\n") == 1
+    assert "cannot be written" in errors[0]
     assert "make room, then the same command goes on" in errors[0]
     assert run(tmp_path / "predictions")
     assert content(tmp_path / "predictions") == content(whole)
@@ -321,7 +333,9 @@ def test_the_model_is_in_evaluation_mode_and_then_in_the_one_that_it_was_in(data
         runner.histogram(network, pictures, BATCH, 0, CPU, FLOAT, stopping=lambda: True)
     assert network.training
     runner.histogram(network.eval(), pictures, BATCH, 0, CPU, FLOAT)
-    assert not network.training and modes and not any(modes)
+    assert not network.training
+    assert modes
+    assert not any(modes)
 
 
 def test_validation_logs_what_is_defined_of_the_images_that_can_be_decoded(run_values, monkeypatch):
@@ -355,8 +369,10 @@ def test_a_checkpoint_that_holds_predictions_is_still_whole(run_values, tmp_path
     trainer.train(run, None)
     newest = checkpoint.newest(run.root)
     assert runner.predict_release(newest / "predictions", newest, run.dataset, "validation", device_name="cpu")
-    assert checkpoint.newest(run.root) == newest and checkpoint.is_whole(newest)
-    assert trainer.load_state(newest, run).samples == 184 and release.load(newest)
+    assert checkpoint.newest(run.root) == newest
+    assert checkpoint.is_whole(newest)
+    assert trainer.load_state(newest, run).samples == 184
+    assert release.load(newest)
     assert len(Predictions.open(newest / "predictions")) == 12
 
 

@@ -56,7 +56,9 @@ def test_what_is_wrong_with_a_users_groups_is_told(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(SettingsError) as error:
         tag_groups.read(path)
-    assert str(path) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_names_that_a_vocabulary_lacks_are_left_out_with_a_warning():

@@ -77,7 +77,8 @@ def test_shrinking_helps_rare_tags_on_other_images_and_all_are_better_than_a_fix
         chosen = [shrunk_thresholds(scores, labels, curves(scores, labels, s), s, prior=0) for s in sides]
         raw[seed] = macro_f1(labels, _decide(scores, chosen, fit.first))
     assert (shrunk > fixed + 0.03).all()
-    assert shrunk.mean() > shared.mean() + 0.01 and shrunk.mean() > raw.mean() + 0.01
+    assert shrunk.mean() > shared.mean() + 0.01
+    assert shrunk.mean() > raw.mean() + 0.01
 
 
 def test_tags_without_positives_get_the_shared_threshold():
@@ -88,4 +89,5 @@ def test_tags_without_positives_get_the_shared_threshold():
     found = curves(scores, labels)
     shared = metrics.thresholds(found)["best_macro_f1"]
     threshold = shrunk_thresholds(scores, labels, found)[3]
-    assert abs(threshold - shared) < 0.02 and found.macro_f1[metrics.cut(threshold)] == found.macro_f1.max()
+    assert abs(threshold - shared) < 0.02
+    assert found.macro_f1[metrics.cut(threshold)] == found.macro_f1.max()

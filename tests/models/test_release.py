@@ -112,7 +112,9 @@ def test_every_architecture_of_the_family_survives_writing_and_reading(tmp_path,
     config, state = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
     images = torch.randn(3, 3, 16, 16)
     found, tags = release.load(tmp_path)
-    assert tags == TAGS and found.config == model.config and not found.training
+    assert tags == TAGS
+    assert found.config == model.config
+    assert not found.training
     with torch.inference_mode():
         logits = found(images)
         torch.testing.assert_close(logits, model(images), rtol=0, atol=0)
@@ -187,7 +189,8 @@ def test_hostile_pickles_are_refused(tmp_path, content, message):
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(release.ReleaseError, match=message) as error:
         release.load(tmp_path)
-    assert "\n" not in str(error.value) and "model.pt" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "model.pt" in str(error.value)
 
 
 def tensors(change):
@@ -271,12 +274,15 @@ def test_a_release_of_a_timm_backbone_is_read_back_to_the_bit(tmp_path, name):
     model(torch.randn(4, 3, 64, 64))  # for running statistics that are not the first ones
     release.save(tmp_path, model, TAGS)
     found, tags = release.load(tmp_path)
-    assert tags == TAGS and found.config == config and not found.training
+    assert tags == TAGS
+    assert found.config == config
+    assert not found.training
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(found(images), model.eval()(images))
     values = json.loads((tmp_path / "config.json").read_text())
-    assert values["class"] == "timm" and values["timm"] == name
+    assert values["class"] == "timm"
+    assert values["timm"] == name
     (tmp_path / "config.json").write_text(json.dumps(values | {"timm": "hf-hub:someone/model"}))
     with pytest.raises(release.ReleaseError, match=r"config\.json: timm: .* is no model there"):
         release.load(tmp_path)
@@ -300,7 +306,8 @@ def test_a_release_is_located_on_disk_or_on_the_hub(tmp_path, monkeypatch):
 
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
-    assert release.locate("someone/tagger") == tmp_path and asked == ["someone/tagger"]
+    assert release.locate("someone/tagger") == tmp_path
+    assert asked == ["someone/tagger"]
 
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path, monkeypatch):

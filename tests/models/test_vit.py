@@ -179,7 +179,8 @@ def test_stochastic_depth_of_a_backbone_is_its_drop_path_rate():
         ]
         for rate in (0.0, 0.3)
     ]
-    assert max(rates[1]) == pytest.approx(0.3) and not any(rates[0])
+    assert max(rates[1]) == pytest.approx(0.3)
+    assert not any(rates[0])
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def test_the_model_is_given_a_bicubic_square_on_white_in_bgr(tmp_path, pictures,
     wd.write_copier(tmp_path, SIZE, batch)
     tagger = OnnxTagger.load(tmp_path)
     scores = tagger(np.stack([tagger.read(path) for path in pictures]))
-    assert scores.shape == (len(pictures), SIZE * SIZE * 3 - 2) and scores.dtype == np.float32
+    assert scores.shape == (len(pictures), SIZE * SIZE * 3 - 2)
+    assert scores.dtype == np.float32
     for row, path in zip(scores, pictures, strict=True):
         expected = expected_input(path, SIZE).reshape(-1)[2:]
         assert np.abs(row * 255 - expected).max() <= 1.01, path.stem
@@ -88,7 +89,8 @@ def test_ratings_are_skipped_wherever_they_are(tmp_path):
     (tmp_path / "selected_tags.csv").write_text("\ufeff" + wd.HEADER + "\n".join(lines), encoding="utf-8")
     tagger = OnnxTagger.load(tmp_path)
     assert tagger.tags.names == ["long_hair", "a,b_(c)"]
-    assert tagger.tags.categories.tolist() == [0, 4] and tagger.tags.counts.tolist() == [70, 30]
+    assert tagger.tags.categories.tolist() == [0, 4]
+    assert tagger.tags.counts.tolist() == [70, 30]
     scores = tagger(np.zeros((1, SIZE, SIZE, 3), dtype=np.uint8))
     np.testing.assert_allclose(scores, [[0.5, 1 / (1 + np.exp(-2))]], rtol=1e-6)
 
@@ -117,7 +119,8 @@ def test_other_layouts_are_refused_in_one_line(tmp_path, inputs, outputs, elemen
     wd.write_flattener(tmp_path, inputs, outputs, element)
     with pytest.raises(OnnxError, match=message) as error:
         OnnxTagger.load(tmp_path)
-    assert "\n" not in str(error.value) and "model.onnx" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "model.onnx" in str(error.value)
 
 
 @pytest.mark.parametrize("columns", [192, "columns"])
@@ -162,7 +165,8 @@ def test_bad_tables_are_refused_in_one_line(tmp_path, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(OnnxError, match=message) as error:
         read_tags(path)
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):

@@ -45,7 +45,8 @@ def test_ticks_are_few_round_evenly_spaced_and_within_the_range(ends):
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
     assert f"{steps[0]:.3e}"[0] in "125" or f"{steps[0]:.3e}".startswith("9.99")
     inside = axis.percent(ticks)
-    assert (inside >= 0).all() and (inside <= 100).all()
+    assert (inside >= 0).all()
+    assert (inside <= 100).all()
 
 
 @given(st.lists(FINITE, min_size=1), st.booleans())
@@ -67,7 +68,8 @@ def test_bars_stand_on_the_axis_and_empty_ones_are_left_out():
     assert [bar.find("title").text for bar in bars] == ["a", "c"]
     for bar, height in zip(bars, (100 / 3, 100), strict=True):
         top, size = (float(bar.get(name)[:-1]) for name in ("y", "height"))
-        assert top + size == pytest.approx(100) and size == pytest.approx(height, abs=0.01)
+        assert top + size == pytest.approx(100)
+        assert size == pytest.approx(height, abs=0.01)
 
 
 def test_a_chart_is_named_and_has_a_legend_of_what_has_a_name():
@@ -75,18 +77,22 @@ def test_a_chart_is_named_and_has_a_legend_of_what_has_a_name():
              Line([0, 1], [0.5, 0.5], name="median", style="ink"), Rule(0.4, "0.4")]  # fmt: skip
     root = parsed(chart("Precision and recall", X, Y, marks))
     image = root.find("div/svg")
-    assert image.get("role") == "img" and image.get("aria-label") == "Precision and recall"
+    assert image.get("role") == "img"
+    assert image.get("aria-label") == "Precision and recall"
     assert [item[0].tail for item in root.iter("li")] == ["precision", "recall", "median"]
     classes = [line.get("class") for line in image.iter("polyline")]
     assert classes == ["line s0"] * 4 + ["line s1", "line s2", "line ink"]
     texts = [text.text for text in image.iter("text")]
-    assert "0.4" in texts and "threshold" in texts and "F1" in texts
+    assert "0.4" in texts
+    assert "threshold" in texts
+    assert "F1" in texts
 
 
 def test_lines_of_equal_f1_have_that_f1():
     for level, line in zip((0.2, 0.4, 0.6, 0.8), iso_f1(), strict=True):
         np.testing.assert_allclose(2 * line.x * line.y / (line.x + line.y), level)
-        assert line.x.max() == pytest.approx(1) and line.y.max() == pytest.approx(1)
+        assert line.x.max() == pytest.approx(1)
+        assert line.y.max() == pytest.approx(1)
 
 
 @given(st.text())
@@ -116,7 +122,8 @@ def test_the_running_median_follows_the_points():
     y = np.log10(x) / 10 + rng.normal(0, 0.05, 5000)
     y[::7], x[3] = np.nan, 0
     across, middle = running_median(x, y)
-    assert len(across) == 24 and (np.diff(across) > 0).all()
+    assert len(across) == 24
+    assert (np.diff(across) > 0).all()
     np.testing.assert_allclose(middle, np.log10(across) / 10, atol=0.02)
     assert [len(part) for part in running_median([1.0, 2.0], [np.nan, np.nan])] == [0, 0]
 

@@ -85,7 +85,8 @@ def test_a_published_file_read_and_written_again_is_the_same_to_the_byte(tmp_pat
     read = read_full_metrics(original)
     write_full_metrics(again, *read)
     assert again.read_bytes() == original.read_bytes()
-    assert read.names == names and read.train_counts == trained
+    assert read.names == names
+    assert read.train_counts == trained
     printed = [float(line.split()[1]) for line in original.read_text().splitlines() if line.startswith("F1: ")]
     tp, fp, fn = read.counts.tp, read.counts.fp, read.counts.fn
     assert np.mean(printed) == pytest.approx(np.mean(2 * tp / np.maximum(1, 2 * tp + fp + fn)), abs=5e-5)
@@ -146,7 +147,9 @@ def test_a_malformed_file_is_refused_with_file_line_and_remedy(tmp_path, old, ne
     with pytest.raises(ReportError) as error:
         read_full_metrics(path)
     text = str(error.value)
-    assert text.startswith(f"{path}: line {line}: ") and message in text and "\n" not in text
+    assert text.startswith(f"{path}: line {line}: ")
+    assert message in text
+    assert "\n" not in text
     assert text.endswith("; restore the file, or write it again with evaluate.py")
 
 
@@ -185,8 +188,10 @@ def test_metrics_json_holds_all_averages_with_intervals_and_null_where_undefined
     interval = analysis.headline["fixed"]["macro_f1"]
     assert written["headline"]["fixed"]["macro_f1"] == {"value": interval.value, "low": interval.low,
                                                         "high": interval.high}  # fmt: skip
-    assert written["groups"]["empty"]["macro_f1"] is None and written["groups"]["empty"]["images"] == 0
-    assert written["facts"]["threshold"] == 0.4 and written["calibration"]["ece"] == analysis.calibration["ece"]
+    assert written["groups"]["empty"]["macro_f1"] is None
+    assert written["groups"]["empty"]["images"] == 0
+    assert written["facts"]["threshold"] == 0.4
+    assert written["calibration"]["ece"] == analysis.calibration["ece"]
     assert written["split_half"]["per_tag"]["verdict"] == analysis.split_half["per_tag"]["verdict"]
 
 
@@ -264,7 +269,8 @@ def test_whatever_is_undefined_all_reports_are_written(tmp_path, kind):
     analysis = analyse(predictions, 0.4, {"half": analyses.names(12)[:6]}, resamples=20)
     evaluation.write_reports(tmp_path, analysis, predictions)
     html = (tmp_path / "report.html").read_text()
-    assert not re.search(r"\b(nan|None|inf)\b", html) and "What is undefined" in html
+    assert not re.search(r"\b(nan|None|inf)\b", html)
+    assert "What is undefined" in html
     json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     read_thresholds(tmp_path / "thresholds.csv", predictions.tags.names, 0.4)
     assert read_full_metrics(tmp_path / "full-metrics.txt").names == predictions.tags.names
@@ -278,7 +284,8 @@ def test_the_terminal_s_table_has_a_row_for_everything_sources_and_categories():
     rows = [list(column.cells) for column in table.columns]
     assert rows[0] == ["all", "", "danbooru", "photographs", *analyses.CATEGORIES]
     value = analysis.headline["fixed"]["macro_f1"].value
-    assert rows[6][:2] == [f"{value:.3f}", "±0.010"] and rows[7][3] == "undefined"
+    assert rows[6][:2] == [f"{value:.3f}", "±0.010"]
+    assert rows[7][3] == "undefined"
 
 
 def test_contact_sheet_and_curves_are_images(tmp_path):

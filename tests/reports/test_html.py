@@ -82,10 +82,12 @@ def test_the_page_says_all_that_was_measured(html, analysis):
                 assert f"{interval.value:.3f} {interval.low:.3f} to {interval.high:.3f}" in text, (name, figure)
     for kind in ("sources", "categories", "bands", "groups"):
         for name, row in getattr(analysis, kind).items():
-            assert name in text and str(Markup(page.figure(row["macro_f1"])).striptags()) in text
+            assert name in text
+            assert str(Markup(page.figure(row["macro_f1"])).striptags()) in text
     for confusion in analysis.confusions:
         assert f"{confusion.labelled} {confusion.predicted} {confusion.images}" in text
-    assert "Better than the fixed threshold" in text and "a gap of 0.100 in macro F1" in text
+    assert "Better than the fixed threshold" in text
+    assert "a gap of 0.100 in macro F1" in text
     assert f"{analysis.calibration['ece']:.4f}" in text
 
 
@@ -94,7 +96,9 @@ def test_every_tag_is_in_the_table_and_in_the_chart(html, analysis):
     assert len(rows) == 60
     cells = [re.sub("<[^>]*>", "\t", row).split("\t")[1:] for row in rows]
     first = analysis.per_tag.slice(1, 1).to_pylist()[0]
-    assert cells[1][0] == first["name"] and cells[1][6] == f"{first['f1']:.3f}" and cells[0][6] == "undefined"
+    assert cells[1][0] == first["name"]
+    assert cells[1][6] == f"{first['f1']:.3f}"
+    assert cells[0][6] == "undefined"
     defined = 60 - analysis.per_tag["f1"].null_count
     cloud = html.split('<figure class="cloud')[1].split("</figure>")[0]
     assert cloud.count("<title>") == defined + 1  # and one of the median's line
@@ -127,7 +131,8 @@ def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
         thresholds=dict.fromkeys(analysis.thresholds, float("nan")) | {"fixed": 0.4},
     )  # fmt: skip
     html = evaluation_html.report(nothing, analyses.predictions(60))
-    assert not re.search(r"\bnan\b", html) and "Groups" not in html
+    assert not re.search(r"\bnan\b", html)
+    assert "Groups" not in html
 
 
 def test_what_strangers_wrote_stays_text(html):
@@ -137,7 +142,8 @@ def test_what_strangers_wrote_stays_text(html):
     assert not {"b>model", "u", "i", "iframe"} & {tag for tag, _ in outline.elements}
     for tag, attributes in outline.elements:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
-    assert '<script>alert("x")</script>' in outline.text and "<i>clothes</i>" in outline.text
+    assert '<script>alert("x")</script>' in outline.text
+    assert "<i>clothes</i>" in outline.text
     labels = [attributes.get("aria-label") or "" for tag, attributes in outline.elements if tag == "svg"]
     assert any("aaaa" in label for label in labels)
 
@@ -151,14 +157,16 @@ def test_nothing_is_loaded_from_anywhere(html):
     policy = next(attributes["content"] for tag, attributes in outline.elements if "http-equiv" in attributes)
     script = re.search(r"<script>(.*?)</script>", html, re.S).group(1)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy.startswith("default-src 'none'; img-src data:; ") and f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    assert f"script-src 'sha256-{digest}'" in policy
 
 
 def test_links_lead_to_sections(html):
     outline = Outline(html)
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     links = [attributes["href"][1:] for tag, attributes in outline.elements if tag == "a"]
-    assert len(ids) == len(set(ids)) and set(links) == set(evaluation_html.SECTIONS) <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert set(links) == set(evaluation_html.SECTIONS) <= set(ids)
 
 
 def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
@@ -169,13 +177,17 @@ def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
     mistakes = [Mistake(0, 3, 0.9, False, 0.5), Mistake(300, 4, 0.1, True, 0.5)]
     there, missing = evaluation_html.gallery(mistakes, predictions, dataset)
     image = Image.open(io.BytesIO(base64.b64decode(there["image"].removeprefix("data:image/jpeg;base64,"))))
-    assert image.format == "JPEG" and max(image.size) <= evaluation_html.SIDE
-    assert missing["image"] == "" and missing["id"] == 2100 and missing["tag"] == analyses.names(60)[4]
+    assert image.format == "JPEG"
+    assert max(image.size) <= evaluation_html.SIDE
+    assert missing["image"] == ""
+    assert missing["id"] == 2100
+    assert missing["tag"] == analyses.names(60)[4]
     carried = np.flatnonzero(predictions.labels.toarray()[300])
     assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: evaluation_html.SHOWN]
     shown = dataclasses.replace(analyses.analysis(60), false_positives=mistakes[:1], misses=mistakes[1:])
     html = evaluation_html.report(shown, predictions, dataset)
-    assert html.count('<img src="data:image/jpeg;base64,') == 1 and "image 2100 is not at hand" in html
+    assert html.count('<img src="data:image/jpeg;base64,') == 1
+    assert "image 2100 is not at hand" in html
 
 
 def test_a_dataset_without_images_is_no_reason_to_fail(dataset_directory):
@@ -228,14 +240,18 @@ OVERLAPS = """[...document.querySelectorAll('.chart')].map(chart => {
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser_all_is_drawn_and_nothing_is_wrong(browser, path, width, dark):
     view = browser.open(path, width=width, dark=dark)
-    assert view.problems == [] and view.requests == []
+    assert view.problems == []
+    assert view.requests == []
     assert view.value("document.documentElement.scrollWidth") <= width
     sizes = view.value("[...document.querySelectorAll('.chart > svg')].map(s => [s.clientWidth, s.clientHeight])")
-    assert len(sizes) == 7 and all(across >= 280 and down >= 200 for across, down in sizes)
+    assert len(sizes) == 7
+    assert all(across >= 280 and down >= 200 for across, down in sizes)
     marks = ("polyline", ".dots circle", ".bars rect")
     drawn = view.value(f"{list(marks)}.map(m => [...document.querySelectorAll('.chart ' + m)].filter("
                        "e => e.getBoundingClientRect().width > 0).length)")  # fmt: skip
-    assert drawn[0] >= 20 and drawn[1] >= 60 and drawn[2] >= 10
+    assert drawn[0] >= 20
+    assert drawn[1] >= 60
+    assert drawn[2] >= 10
     assert view.value(OVERLAPS.replace("WIDTH", str(width))) == [0] * 7
     light = view.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 150) == dark
@@ -250,7 +266,8 @@ def test_the_table_is_searched_and_sorted(browser, path):
     view.value(f"{head}.querySelector('button').click()")
     assert view.value(f"{first}[6].textContent") == "1.000" or float(view.value(f"{first}[6].textContent")) > 0.8
     view.value(f"{head}.querySelector('button').click()")
-    assert view.value(f"{first}[6].textContent") == "undefined" and view.value(f"{head}.ariaSort") == "ascending"
+    assert view.value(f"{first}[6].textContent") == "undefined"
+    assert view.value(f"{head}.ariaSort") == "ascending"
     view.value("""{const search = document.querySelector('.search'); search.value = 'Blue red';
                search.dispatchEvent(new Event('input'))}""")
     rows = "[...document.querySelectorAll('.sortable tbody tr')].filter(row => row.checkVisibility())"
@@ -267,8 +284,10 @@ def test_5813_tags_are_drawn_and_sorted(browser, large):
     view.value("document.querySelectorAll('.sortable th button')[2].click()")
     column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[2].textContent)"
     trained = [int(text.replace(",", "")) for text in view.value(column)]
-    assert len(trained) == 5_813 and trained == sorted(trained, reverse=True)
-    assert view.problems == [] and view.requests == []
+    assert len(trained) == 5_813
+    assert trained == sorted(trained, reverse=True)
+    assert view.problems == []
+    assert view.requests == []
 
 
 @needs_chromium

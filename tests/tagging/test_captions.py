@@ -54,7 +54,8 @@ def test_of_tags_that_share_a_name_the_better_score_stays():
 
 @pytest.mark.parametrize("tag", ["^_^", ">_<", "o_o", "|_|", "0_0", "(o)_(o)", "<|>_<|>", "||_||", "@_@", "=_=", "a_b"])
 def test_kaomoji_keep_their_mouths(tag):
-    assert is_kaomoji(tag) and Captions(underscores="space").spell(tag) == tag
+    assert is_kaomoji(tag)
+    assert Captions(underscores="space").spell(tag) == tag
 
 
 @pytest.mark.parametrize("tag", ["blue_hair", "k-on!_x", "saber_(fate)", "looking_at_viewer", "日本_語"])
@@ -148,4 +149,5 @@ def test_a_wrong_table_of_thresholds_is_named(tmp_path, text, message):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message) as error:
         read_thresholds(path, ["solo", "1girl"], 0.4)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)

@@ -69,8 +69,10 @@ def test_every_good_image_gets_its_sidecar_and_every_bad_one_a_reason(tagger, im
     assert failures(images).keys() == {"text.png", "cut.jpg"}
     assert "not an image" in failures(images)["text.png"]
     shown = capsys.readouterr()
-    assert "8 images tagged" in shown.out and "2 not tagged, listed in" in shown.out
-    assert shown.err.startswith("Not tagged: ") and "(and 1 more)" in shown.err
+    assert "8 images tagged" in shown.out
+    assert "2 not tagged, listed in" in shown.out
+    assert shown.err.startswith("Not tagged: ")
+    assert "(and 1 more)" in shown.err
     assert not list(images.rglob("*.part"))
 
 
@@ -293,7 +295,8 @@ def test_killed_at_any_moment_and_run_again_it_ends_as_if_never_killed(tmp_path,
     kills, random_moment = 0, random.Random(0)
     while True:
         process = start("killed")
-        assert "to tag" in process.stdout.readline() and "tags, fp32 on cpu" in process.stdout.readline()
+        assert "to tag" in process.stdout.readline()
+        assert "tags, fp32 on cpu" in process.stdout.readline()
         time.sleep(random_moment.uniform(0.0, 0.25))
         if process.poll() is not None:
             break

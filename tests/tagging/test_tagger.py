@@ -52,7 +52,8 @@ def test_a_image_goes_through_the_published_preprocessing(tagger, number):
 
 def test_a_result_has_all_scores_and_the_tags_above_the_threshold_best_first(tagger, pictures):
     result = tagger(pictures[0], threshold=0.5)
-    assert result.error == "" and result.scores.shape == (len(tagger.tags),)
+    assert result.error == ""
+    assert result.scores.shape == (len(tagger.tags),)
     by_name = dict(zip(tagger.tags, result.scores, strict=True))
     assert result.tags == {tag: score for tag, score in by_name.items() if score > 0.5}
     assert list(result.tags.values()) == sorted(result.tags.values(), reverse=True)
@@ -104,7 +105,9 @@ def test_a_stream_keeps_the_order_and_names_what_is_wrong(tagger, pictures, batc
     assert len(results) == len(pictures)
     for number, (path, result) in enumerate(zip(pictures, results, strict=True)):
         if number in (3, 5):
-            assert str(path) in result.error and not result.tags and not result.scores.size
+            assert str(path) in result.error
+            assert not result.tags
+            assert not result.scores.size
         else:
             np.testing.assert_allclose(result.scores, tagger(path).scores, atol=1e-6)
 
@@ -141,7 +144,8 @@ def test_running_out_of_memory_leads_to_smaller_batches(pictures, monkeypatch):
         results = list(tagger.stream(pictures, batch_size=4, workers=1))
     for result, scores in zip(results, expected, strict=True):
         np.testing.assert_allclose(result.scores, scores, atol=1e-6)
-    assert seen.count(4) == 1 and set(seen[1:]) == {2}
+    assert seen.count(4) == 1
+    assert set(seen[1:]) == {2}
 
 
 def test_no_memory_at_all_is_one_line(pictures, monkeypatch):

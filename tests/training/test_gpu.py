@@ -55,14 +55,17 @@ def test_a_micro_step_does_not_wait_for_the_gpu(run_values, changes):
     run = run_on_gpu(run_values, changes)
     pictures = loader.ImageDataset(run.dataset, "train", 32, (0, 0), run.config.data.augment, deferred=True)
     batch = pictures.__getitems__([(0, row) for row in range(run.micro_batch)])
-    assert isinstance(batch, loader.Batch) and batch.draws
+    assert isinstance(batch, loader.Batch)
+    assert batch.draws
     with gpu.imagined() as device:
         current = state.initial_state(run)
         current.model.train()
         assert run.criterion  # what it is made of goes to the GPU once
         device.waits.clear()
         loss = step.batch_loss(current.model, batch, next(step.micro_batch_noise(current, run)), run)
-        assert loss.device == gpu.DEVICE and loss.dtype == torch.float32 and not loss.dim()
+        assert loss.device == gpu.DEVICE
+        assert loss.dtype == torch.float32
+        assert not loss.dim()
         assert not device.waits
 
 
@@ -75,7 +78,8 @@ def test_augmenting_does_not_wait_for_the_gpu(space):
         images = torch.zeros(pictures, 3, 16, 16, dtype=torch.uint8).to(gpu.DEVICE, non_blocking=True)
         for some in draws:
             assert augment.apply(images, some).device == gpu.DEVICE
-        assert device.launched and not device.waits
+        assert device.launched
+        assert not device.waits
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
@@ -86,7 +90,8 @@ def test_an_optimizer_does_not_wait_for_the_gpu(name):
             parameter.grad = torch.zeros_like(parameter)
         optimizer = optimizers.build(parameters, name, lr=0.1, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
         optimizer.step()
-        assert device.launched and not device.waits
+        assert device.launched
+        assert not device.waits
         assert all(ratio.device == gpu.DEVICE for _, ratio in optimizers.trust_ratios(optimizer))
 
 
@@ -117,7 +122,8 @@ def test_validation_counts_without_waiting_for_the_gpu(run_values):
         images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
         logits = inference.predict(model, images, gpu.DEVICE, torch.float16)
         counted.add(logits.sigmoid(), labels.to(gpu.DEVICE, non_blocking=True))
-        assert logits.dtype == torch.float32 and not device.waits
+        assert logits.dtype == torch.float32
+        assert not device.waits
 
 
 def test_each_shape_compiles_to_three_whole_graphs(run_values, monkeypatch):

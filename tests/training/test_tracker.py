@@ -120,12 +120,14 @@ def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_images(run_values, tmp
         )
         trainer.train(run, None)
     trainer.train(run, checkpoint.newest(run.root))
-    assert started[0]["id"] == started[1]["id"] and started[0]["resume"] == "allow"
+    assert started[0]["id"] == started[1]["id"]
+    assert started[0]["resume"] == "allow"
     assert {step for step, figures in logged if "loss" in figures} >= {16, 96, 104, 112, 184}
     shown = {step: figures["validation"] for step, figures in logged if "validation" in figures}
     assert [*shown] == [step for step, figures in logged if "val_loss" in figures]
     for images in shown.values():
-        assert len(images) == 8 and all("tag_" in image._caption for image in images)
+        assert len(images) == 8
+        assert all("tag_" in image._caption for image in images)
 
 
 @pytest.mark.parametrize(

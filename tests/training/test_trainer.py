@@ -123,7 +123,8 @@ def test_a_step_is_plain_gradient_descent_on_the_multiplied_and_clipped_loss(run
     step = _step.train_step(state, state.model, iter(batches), run)
     assert step.loss == pytest.approx(expected.item(), rel=1e-5)
     assert step.norm == pytest.approx(float(norm), rel=1e-4) and norm > 1, "otherwise nothing is clipped"
-    assert step.taken and (state.samples, state.skipped) == (8, 0)
+    assert step.taken
+    assert (state.samples, state.skipped) == (8, 0)
     for (name, after), gradient in zip(state.model.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(after.detach(), before[name] - 0.004 * gradient / norm, rtol=1e-4, atol=1e-6)
 
@@ -197,7 +198,8 @@ def test_a_loss_out_of_the_ordinary_is_told_with_its_images_and_nothing_else_is(
     monkeypatch.setattr(trainer, "train_step", once_large)
     trainer.train(run, None)
     [event] = read_log(Path(run.config.output) / "events.jsonl")
-    assert (event["event"], event["samples"]) == ("loss spike", 648) and event["score"] > 100
+    assert (event["event"], event["samples"]) == ("loss spike", 648)
+    assert event["score"] > 100
     keys = next(training_keys(0, 0, 50, 640, 8, 8, 0, 1))
     assert event["ids"] == [row for _, row in keys], "rows are ids in this dataset"
 
@@ -280,7 +282,8 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_it_goes_on_bit_identical(
         trainer.train(run, None)
     assert end.value.code == SIGNALS[number]
     found = checkpoint.newest(run.root)
-    assert found.name == f"{samples:012d}" and all(map(checkpoint.is_whole, checkpoint.checkpoints(run.root)))
+    assert found.name == f"{samples:012d}"
+    assert all(map(checkpoint.is_whole, checkpoint.checkpoints(run.root)))
     assert not (Path(run.config.output) / "release").exists()
     assert_same(weights(trainer.train(run, found)), weights(whole))
     lines = [line["samples"] for line in read_log(Path(run.config.output) / "log.jsonl") if "val_loss" in line]
@@ -316,7 +319,8 @@ def test_every_config_trains_in_miniature(path, dataset_directory, tmp_path):
     run = micro_batch.settled(run_of(changed))
     state = trainer.train(run, None)
     lines = read_log(tmp_path / "log.jsonl")
-    assert state.samples == 24 * len(stages) and all(math.isfinite(line.get("loss", 0)) for line in lines)
+    assert state.samples == 24 * len(stages)
+    assert all(math.isfinite(line.get("loss", 0)) for line in lines)
     assert run.config.micro_batch == 8
 
 
@@ -327,10 +331,12 @@ def test_the_micro_batch_is_found_once_and_recorded(run_values, monkeypatch, cap
     monkeypatch.setattr(micro_batch, "fits", lambda run, micro: tried.append(micro) or micro <= 6)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
-    assert micro_batch.settled(run).config.micro_batch == 6 and len(tried) <= 5
+    assert micro_batch.settled(run).config.micro_batch == 6
+    assert len(tried) <= 5
     assert "micro_batch: 6 samples at once on a GPU" in capsys.readouterr().out
     tried.clear()
-    assert micro_batch.settled(run).config.micro_batch == 6 and not tried
+    assert micro_batch.settled(run).config.micro_batch == 6
+    assert not tried
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a smaller GPU")
     monkeypatch.setattr(micro_batch, "fits", lambda run, micro: False)
     with pytest.raises(ValueError, match="micro_batch: not even 1 fits"):
@@ -349,7 +355,8 @@ def test_the_first_gradients_in_fp16_are_not_lost_behind_small_layer_scales(run_
     scaler = state.fresh_optimizer(model, run)[1]
     scaler.scale(focal(logits, labels) * 128 / 512).backward()
     gradient = model.blocks[0].qkv_proj.weight.grad
-    assert gradient.isfinite().all() and (gradient == 0).float().mean() < 0.1
+    assert gradient.isfinite().all()
+    assert (gradient == 0).float().mean() < 0.1
 
 
 def test_a_step_of_the_size_in_question_is_what_is_tried(run_values):

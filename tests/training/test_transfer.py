@@ -94,7 +94,8 @@ def test_rates_of_a_timm_backbone_fall_by_its_own_layers():
     order = [
         scales[f"backbone.{name}"] for name in ("stem.0.weight", "stages.0.blocks.0.gamma", "stages.3.blocks.0.gamma")
     ]
-    assert order == sorted(set(order)) and order[-1] <= 0.5
+    assert order == sorted(set(order))
+    assert order[-1] <= 0.5
 
 
 @pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
@@ -156,7 +157,8 @@ def test_freezing_more_blocks_than_there_are_is_refused(fine_tuned):
 
 def test_architecture_and_size_come_from_the_release_unless_given(fine_tuned):
     config = fine_tuned(model={"stochdepth_rate": 0.3}, stages=[{"samples": 64}, {"samples": 64, "image_size": 32}])
-    assert config.model.d_model == 16 and config.model.stochdepth_rate == 0.3
+    assert config.model.d_model == 16
+    assert config.model.stochdepth_rate == 0.3
     assert [stage.image_size for stage in config.plan()] == [16, 32]
     with pytest.raises(settings.SettingsError, match=r"init_from .*stages\.0\.image_size"):
         fine_tuned(stages=[{"samples": 64, "image_size": 18}])
