@@ -1,5 +1,6 @@
 """Measure speed as a ratio to a reference that runs side by side."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,8 +22,8 @@ OTHERS: dict[str, Callable[..., object]] = dict(tag=tagging.tag, metrics=tagging
               formats=preparation.formats, metadata=preparation.metadata, groups=preparation.grouping)  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for subject, text in TRAINING.items():
@@ -53,7 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = subjects.add_parser("groups", help="finding look-alikes among pHashes, against all pairs")
     groups.add_argument("--hashes", dest="count", type=positive, default=4_900_000, help="default: %(default)s")
     groups.add_argument("--few", type=positive, default=50_000, help="for all pairs (default: %(default)s)")
-    subject = (given := vars(parser.parse_args(arguments))).pop("subject")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = vars(parse(arguments))
+    subject = given.pop("subject")
     if subject in TRAINING:
         copies = [] if subject in ("step", "optimizer") else preparation.copies_of_originals(32)
         print(measure(subject, copies, **given))

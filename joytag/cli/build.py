@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -13,13 +14,18 @@ from joytag.cli.arguments import Parser
 from joytag.core import settings
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="a file in configs/data/")
     parser.add_argument("--backend", choices=get_args(Backend), default="local", help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
-    given = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     config = settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
     output = build(config, given.backend)
     print(f"Look at it: .venv/bin/joytag describe {output}")

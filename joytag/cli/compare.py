@@ -1,5 +1,6 @@
 """Compare taggers on the same images: which is better, by how much, on which tags, and what of it is noise."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from joytag.evaluation.intersection import assemble
 from joytag.reports.comparison import tables, write
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__, epilog="Stop it at will; the same command goes on.")
     add = parser.add_argument
     add("taggers", nargs="+", type=Path, metavar="TAGGER", help="a directory: predictions, a release, a checkpoint, a "
@@ -30,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "with antecedent_name and consequent_name, or a .yaml of `old: new`")  # fmt: skip
     add("--device", default="auto")
     add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     entered = contenders.enter(given.taggers, given.threshold, given.device)
     aliases = None if given.aliases is None else read_aliases(given.aliases)
     dataset = None if given.data is None else Dataset.open(given.data)

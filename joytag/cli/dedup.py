@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,15 @@ from data_prep.tools import copies_sheet
 from joytag.cli.arguments import Parser, positive
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__)
     parser.add_argument("--report", type=Path, required=True, metavar="DIR", help="a dataset directory")
     parser.add_argument("--pairs", type=positive, default=60, help="to show (default: %(default)s)")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     print(copies_sheet.draw(given.report, given.pairs))

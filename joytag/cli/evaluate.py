@@ -1,5 +1,6 @@
 """Measure a model on a dataset: predictions, then reports from them; or reports alone, such as at another threshold."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from joytag.evaluation.predictions import Predictions
 from joytag.reports import evaluation
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__, epilog="To share the work, call it by torchrun. Stop it at will; "
                     "the same command goes on.")  # fmt: skip
     add = parser.add_argument
@@ -35,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError("give either --model and --data, or --predictions; see --help")
     if given.data is None and given.model is not None:
         raise ValueError("--model: needs --data, a dataset directory; see --help")
+    return given
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     chosen = {} if given.groups is None else tag_groups.read(given.groups)
     dataset = None if given.data is None else Dataset.open(given.data)
     output = given.output or given.model or given.predictions.absolute().parent

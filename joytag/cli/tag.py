@@ -1,5 +1,6 @@
 """Tag images, folders of them or glob patterns: into a text beside each image, a table, or the terminal."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from joytag.tagging.folder import Job
 from joytag.tagging.tagger import Tagger
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
     # fmt: off
     parser = Parser(description=__doc__, epilog="The flags are also understood as sd-scripts spells them.")
     add = parser.add_argument
@@ -42,9 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--precision", choices=("auto", "fp32", "fp16", "bf16", "int8"), default="auto", help="to compute in")
     add("--frequency_tags", action="store_true", help="count all tags in the end, not only the 20 commonest")
     add("--dry-run", action="store_true", help="only say what would be done")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
     # fmt: on
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
     captions = Captions(given.exclude, dict(given.replace), given.always_first, given.max_tags, given.sort,
                         given.underscores, given.escape_parentheses, given.separator)  # fmt: skip
     job = Job.plan(given.inputs, given.recursive, given.output, captions, given.extension, given.append,
