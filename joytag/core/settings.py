@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 
 class SettingsError(ValueError):
@@ -19,10 +21,33 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """Base class of all settings: immutable, no type coercion, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Restrict a setting to the keys of a table: `name: Annotated[str, Choice(LOSSES)]`.
+
+    The error for another value names the nearest key; the JSON schema lists the keys as an enum.
+    """
+
+    table: Collection[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | {"enum": list(self.table)}
+
+    def _check(self, value: str) -> str:
+        if value not in self.table:
+            raise ValueError(f"{value!r} is unknown{_nearest(value, list(self.table))}")
+        return value
 
 
 class _Loader(yaml.SafeLoader):

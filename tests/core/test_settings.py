@@ -1,6 +1,7 @@
 """Configurations are read strictly, and every mistake in one is answered in one line that helps."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from data_prep.build import BuildSettings
 from joytag.core import settings
-from joytag.core.settings import Settings, SettingsError
+from joytag.core.settings import Choice, Settings, SettingsError
 from joytag.training.config import RunSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -145,6 +146,31 @@ def test_settings_cannot_be_changed(write):
 def test_a_mistake_is_answered_in_one_line_with_the_file_and_the_key(write, text, message):
     path = write(text)
     assert mistake(Example, path).startswith(f"{path}: {message}")
+
+
+COLOURS = {"red": 1, "green": 2}
+
+
+class Painted(Settings):
+    colour: Annotated[str, Choice(COLOURS)] = "red"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: gren\n", "colour: 'gren' is unknown; did you mean green?"),
+        ("colour: zzz\n", "colour: 'zzz' is unknown; known: red, green"),
+        ("colour: 3\n", "colour: input should be a valid string (given: 3)"),
+    ],
+)
+def test_a_choice_is_a_key_of_its_table(write, text, message):
+    path = write(text)
+    assert mistake(Painted, path) == f"{path}: {message}"
+    assert settings.load(Painted, write("colour: green\n")).colour == "green"
+
+
+def test_a_json_schema_lists_the_keys_of_a_choice():
+    assert Painted.model_json_schema()["properties"]["colour"]["enum"] == ["red", "green"]
 
 
 def test_an_unreadable_file_is_named(write, tmp_path):
