@@ -1,1 +1,1 @@
-"""Raw image sources to a dataset directory; `joytag build` runs it all."""
+"""From raw image sources to a dataset directory."""

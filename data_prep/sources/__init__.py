@@ -1,1 +1,1 @@
-"""Kinds of sources: where images and their tags come from."""
+"""The kinds of source: where images and their tags come from."""

@@ -1,1 +1,1 @@
-"""What looks at datasets, makes corpora and measures the build."""
+"""Describe datasets, build corpora, benchmark the build."""

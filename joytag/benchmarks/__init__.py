@@ -1,1 +1,1 @@
-"""Cost, measured side by side with a plain reference."""
+"""Speed and memory, measured beside a plain reference."""

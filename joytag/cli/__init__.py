@@ -1,1 +1,1 @@
-"""One file a command: parse, call, print."""
+"""One file for each command: parse, call, print."""

@@ -1,1 +1,1 @@
-"""Settings, errors, files, processes, devices: what knows nothing of images."""
+"""Settings, errors, files, processes and devices: code that knows nothing of images."""

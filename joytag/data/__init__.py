@@ -1,1 +1,1 @@
-"""A dataset directory to batches."""
+"""From a dataset directory to batches of images and labels."""

@@ -1,1 +1,1 @@
-"""Scores and labels to findings."""
+"""From scores and labels to metrics, intervals and comparisons."""

@@ -1,1 +1,1 @@
-"""Networks and the files that hold them."""
+"""Networks, and the files that hold them."""

@@ -1,1 +1,1 @@
-"""Findings to pages, tables and plots."""
+"""From results to pages, tables and plots."""

@@ -1,1 +1,1 @@
-"""Images to tags on disk."""
+"""From images to tags on disk."""

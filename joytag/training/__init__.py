@@ -1,1 +1,1 @@
-"""A config to a trained model."""
+"""From a config to a trained model."""
