@@ -6,7 +6,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-faults check-finetune check-data format clean
+.PHONY: help install quickstart test test-faults check-finetune check-data format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,13 @@ test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four p
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/installed  ## write the reference of all settings, for readers and for editors
+	$(BIN)/joytag train --settings > docs/configuration.md
+	echo >> docs/configuration.md
+	$(BIN)/joytag build --settings >> docs/configuration.md
+	$(BIN)/joytag train --settings json > configs/schema.json
+	$(BIN)/joytag build --settings json > configs/data/schema.json
 
 clean:  ## remove the environment, the embedded dataset and its run
 	rm -rf .venv data/raw/openmoji data/raw/twemoji $(DATA) $(RUN)

@@ -48,7 +48,7 @@ class Validation(Settings):
 
 
 class BuildSettings(Settings):
-    """A file in configs/data/."""
+    """Settings of a dataset: a file in configs/data/."""
 
     output: str
     sources: list[Source] = Field(min_length=1)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from joytag.core import settings_docs
+from joytag.core.settings import Settings
 
 
 class Parser(argparse.ArgumentParser):
@@ -12,6 +17,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ValueError with the message."""
         raise ValueError(f"{message}; see --help")
+
+
+class PrintSettings(argparse.Action):
+    """An option that prints the reference of a settings class, or its JSON schema, and ends the process."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, schema: type[Settings]) -> None:
+        text = "print all settings and exit; json: as a JSON schema"
+        forms = ("markdown", "json")
+        super().__init__(option_strings, dest, nargs="?", const="markdown", choices=forms, help=text)
+        self.schema = schema
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Print and exit."""
+        print(settings_reference(self.schema, values), end="")
+        parser.exit()
+
+
+def settings_reference(schema: type[Settings], form: str) -> str:
+    """Return what `--settings` prints: Markdown or a JSON schema."""
+    if form == "markdown":
+        return settings_docs.markdown(schema)
+    return json.dumps(settings_docs.json_schema(schema), indent=2) + "\n"
 
 
 def fraction(text: str) -> float:

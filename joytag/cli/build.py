@@ -10,7 +10,7 @@ from typing import get_args
 from data_prep.build import build
 from data_prep.config import BuildSettings
 from data_prep.shards import Backend
-from joytag.cli.arguments import Parser
+from joytag.cli.arguments import Parser, PrintSettings
 from joytag.core import settings
 
 
@@ -19,6 +19,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="a file in configs/data/")
     parser.add_argument("--backend", choices=get_args(Backend), default="local", help="default: %(default)s")
+    parser.add_argument("--settings", action=PrintSettings, schema=BuildSettings)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
     return parser.parse_intermixed_args(arguments)
 

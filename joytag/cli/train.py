@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from joytag.cli.arguments import Parser
+from joytag.cli.arguments import Parser, PrintSettings
 from joytag.core import settings
 from joytag.models import release
 from joytag.training import dry_run, launch
@@ -16,6 +16,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="a YAML file, looked for as given, then in configs/")
     parser.add_argument("--resume", metavar="auto|PATH", help="go on from the run's newest checkpoint, or from PATH")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without data")
+    parser.add_argument("--settings", action=PrintSettings, schema=RunSettings)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
     return parser.parse_intermixed_args(arguments)
 

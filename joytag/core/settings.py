@@ -19,7 +19,10 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base class of all settings: immutable, no type coercion, no unknown keys."""
+    """Base class of all settings: immutable, no type coercion, no unknown keys.
+
+    The string below a field is its description, in the documentation and in the JSON schema.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True

@@ -112,7 +112,7 @@ class Tracking(Settings):
 
 
 class RunSettings(Settings):
-    """A file in configs/."""
+    """Settings of a training run: a file in configs/."""
 
     output: str  # the run's directory
     init_from: str | None = None  # a release whose weights to start with, its head's rows by tag name

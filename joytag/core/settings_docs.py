@@ -1,0 +1,110 @@
+"""Documentation of a settings class: a Markdown reference for readers, a JSON schema for editors."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from joytag.core.settings import Settings
+
+WIDTH = 110
+NAMES = {"integer": "whole number", "string": "text", "boolean": "true or false"}  # of JSON types
+
+
+def json_schema(schema: type[Settings]) -> dict[str, Any]:
+    """Return the JSON schema of a configuration file.
+
+    A file may leave out what its `base:` gives, so only the items of lists, which are replaced whole, have required
+    keys.
+    """
+    document = schema.model_json_schema()
+    sections = [document, *document.get("$defs", {}).values()]
+    in_lists = {
+        _definition(document, value["items"])["title"]
+        for section in sections
+        for value in section["properties"].values()
+        if "$ref" in value.get("items", {})
+    }
+    for section in sections:
+        if section["title"] not in in_lists:
+            section.pop("required", None)
+        for value in section["properties"].values():
+            value.pop("title", None)  # repeats the key
+    base = {"type": "string", "description": "A file, relative to this one, whose values this one changes."}
+    document["properties"] = {"base": base, **document["properties"]}
+    return document
+
+
+def markdown(schema: type[Settings]) -> str:
+    """Return a Markdown list of all keys with type, default and description: a section for each nested class."""
+    document = schema.model_json_schema()
+    title, _, rest = document["description"].partition("\n")
+    source = f"Generated from the fields of `{schema.__module__}.{schema.__qualname__}`. {rest}"
+    return "\n\n".join([f"# {title.removesuffix('.')}", _wrap(source), *_sections(document, document, "")]) + "\n"
+
+
+def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) -> Iterator[str]:
+    """Yield the list of a section's own keys, then the sections below it, each with heading and description."""
+    nested = {}
+    items = []
+    for name, value in section["properties"].items():
+        if "$ref" in value:
+            nested[f"{prefix}{name}"] = value, value
+        elif "$ref" in value.get("items", {}):
+            nested[f"{prefix}{name}.N"] = value, value["items"]
+        else:
+            items.append(_item(f"{prefix}{name}", value, name in section.get("required", ())))
+    if items:
+        yield "\n".join(items)
+    for key, (value, reference) in nested.items():
+        definition = _definition(document, reference)
+        description = " ".join(filter(None, (value.get("description"), definition.get("description"))))
+        listed = " A list; `N` is the index, from 0." if reference is not value else ""
+        yield f"## {key.removesuffix('.N')}"
+        yield _wrap(f"{description}{listed}")
+        yield from _sections(document, definition, f"{key}.")
+
+
+def _item(key: str, value: dict[str, Any], required: bool) -> str:
+    default = "required" if required else f"default `{_literal(value['default'])}`"
+    description = f": {value['description']}" if "description" in value else ""
+    return _wrap(f"- `{key}` ({_type(value)}; {default}){description}", "  ")
+
+
+def _type(value: dict[str, Any]) -> str:
+    """Describe the values that a JSON schema allows."""
+    if "anyOf" in value:
+        return " or ".join(_type(option) for option in value["anyOf"])
+    if "enum" in value:
+        *others, last = (f"`{_literal(option)}`" for option in value["enum"])
+        return f"{', '.join(others)} or {last}"
+    if "const" in value:
+        return f"`{_literal(value['const'])}`"
+    if "prefixItems" in value:
+        return f"list of {len(value['prefixItems'])}: {_type(value['prefixItems'][0])} each"
+    if value["type"] == "array":
+        return f"list of {_type(value['items'])}"
+    if "pattern" in value:
+        return f"text like `{value['pattern']}`"
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{words} {_literal(value[name])}" for name, words in bounds.items() if name in value]
+    return " ".join([NAMES.get(value["type"], value["type"]), " and ".join(limits)]).strip()
+
+
+def _literal(value: Any) -> str:
+    """Write a value as a configuration file has it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:_}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _definition(document: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    definition: dict[str, Any] = document["$defs"][reference["$ref"].rpartition("/")[2]]
+    return definition
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    words = " ".join(text.split())
+    return textwrap.fill(words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

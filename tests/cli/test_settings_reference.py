@@ -1,0 +1,44 @@
+"""The files that `make docs` writes are current."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.config import BuildSettings
+from joytag.cli import command
+from joytag.cli.arguments import settings_reference
+from joytag.core.settings import Settings
+from joytag.training.config import RunSettings
+
+ROOT = Path(__file__).parents[2]
+REMEDY = "is not current; run: make docs"
+SCHEMAS: dict[str, type[Settings]] = {"configs": RunSettings, "configs/data": BuildSettings}
+
+
+def test_the_settings_documentation_is_current():
+    halves = [settings_reference(schema, "markdown") for schema in SCHEMAS.values()]
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == "\n".join(halves), REMEDY
+
+
+@pytest.mark.parametrize(("folder", "schema"), SCHEMAS.items())
+def test_the_json_schema_is_current(folder, schema):
+    assert (ROOT / folder / "schema.json").read_text(encoding="utf-8") == settings_reference(schema, "json"), REMEDY
+
+
+@pytest.mark.parametrize("path", [path for folder in SCHEMAS for path in sorted((ROOT / folder).glob("*.yaml"))])
+def test_a_config_names_its_schema_and_uses_only_keys_of_it(path):
+    text = path.read_text(encoding="utf-8")
+    assert "\n# yaml-language-server: $schema=schema.json\n" in text
+    schema = json.loads((path.parent / "schema.json").read_text(encoding="utf-8"))
+    assert set(yaml.safe_load(text)) <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(("name", "schema"), [("train", RunSettings), ("build", BuildSettings)])
+def test_a_command_prints_its_settings(name, schema, capsys):
+    for arguments, form in (["--settings"], "markdown"), (["--settings", "json"], "json"):
+        with pytest.raises(SystemExit) as ended:
+            command.run(name, arguments)
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == settings_reference(schema, form)
