@@ -11,7 +11,7 @@ from joytag.cli.arguments import Parser, fraction, names
 from joytag.data.dataset import Dataset
 from joytag.evaluation import contenders
 from joytag.evaluation.comparison import compare
-from joytag.evaluation.intersection import assemble
+from joytag.evaluation.intersection import intersect
 from joytag.reports.comparison import tables, write
 
 
@@ -37,11 +37,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     given = parse(arguments)
-    entered = contenders.enter(given.taggers, given.threshold, given.device)
+    entered = contenders.open_taggers(given.taggers, given.threshold, given.device)
     aliases = None if given.aliases is None else read_aliases(given.aliases)
     dataset = None if given.data is None else Dataset.open(given.data)
     found = [contenders.predict(one, dataset, given.output, given.device, given.precision) for one in entered]
-    arena = assemble(entered, found, dataset, aliases)
+    arena = intersect(entered, found, dataset, aliases)
     comparison = compare(arena.contenders, arena.labels, arena.tags, arena.facts)
     write(given.output, comparison)
     for one in entered:

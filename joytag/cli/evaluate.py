@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return  # the first process alone goes on
     predictions = Predictions.open(directory)
     if dataset is None:
-        dataset = runner.dataset_of(predictions)
+        dataset = runner.find_dataset(predictions)
     found = analysis.analyse(predictions, given.threshold, chosen)
     evaluation.write_reports(output, found, predictions, dataset)
     Console().print(evaluation.metrics_table(found))

@@ -14,10 +14,10 @@ from scipy.sparse import csc_array
 from joytag.data.dataset import TagTable
 from joytag.evaluation import bootstrap, error_analysis, metrics
 from joytag.evaluation.bootstrap import Interval, interval
-from joytag.evaluation.error_analysis import Confusion, Mistake
+from joytag.evaluation.error_analysis import Confusion, Disagreement
 from joytag.evaluation.metrics import LEVELS, VALUES, Counts, Curves
 from joytag.evaluation.predictions import Predictions
-from joytag.evaluation.tag_groups import by_category, by_count, category_names, of_names
+from joytag.evaluation.tag_groups import by_category, by_count, by_name, category_names
 from joytag.evaluation.thresholds import cross_fit, shrunk_thresholds
 
 POINTS = 101  # of a curve along thresholds, and as many along recall
@@ -69,9 +69,9 @@ class Analysis:
     calibration: dict[str, Any]
     confusions: list[Confusion]
     confusions_by_share: list[Confusion]
-    false_positives: list[Mistake]
-    misses: list[Mistake]
-    label_errors: list[Mistake]
+    false_positives: list[Disagreement]
+    misses: list[Disagreement]
+    label_errors: list[Disagreement]
 
 
 def analyse(
@@ -87,12 +87,12 @@ def analyse(
     `map` is over tags with at least `minimum_positives`. Raises ValueError when groups share no tag with the
     vocabulary.
     """
-    scores, labels, tags = metrics.by_tag(predictions.scores), predictions.labels, predictions.tags
+    scores, labels, tags = metrics.copy_by_tag(predictions.scores), predictions.labels, predictions.tags
     resample = partial(bootstrap.replicates, seed=seed, resamples=resamples)
     members = {
         "categories": by_category(tags.categories),
         "bands": by_count(tags.counts),
-        "groups": of_names(groups or {}, tags.names),
+        "groups": by_name(groups or {}, tags.names),
     }
     curves = metrics.curves(table for _, table in metrics.histograms(scores, labels))
     thresholds = {"fixed": float(threshold)} | metrics.thresholds(curves)
@@ -107,7 +107,7 @@ def analyse(
     rows["sources"], gaps["sources"] = _sources(predictions, scores, fixed, curves, minimum_positives, resample)
     disagreements = error_analysis.disagreements(scores, labels, fixed)
     common, by_share = error_analysis.confusions(labels, fixed, tags.names)
-    false_positives, misses = error_analysis.gallery(disagreements)
+    false_positives, misses = error_analysis.worst_disagreements(disagreements)
     of_tags = shrunk_thresholds(scores, labels, curves)
     facts = dict(minimum_positives=minimum_positives, tags_ranked=ranked, resamples=resamples, seed=seed)
     return Analysis(
@@ -287,7 +287,7 @@ def _per_tag(
         "positives": counts.positives,
         "predicted": counts.predicted,
         **{name: getattr(counts, name) for name in ("tp", "fp", "fn", "tn")},
-        **metrics.figures(counts),
+        **metrics.from_counts(counts),
         **{name: getattr(curves, name) for name in ("ap", "best_threshold", "best_f1")},
         "threshold": thresholds,
         "ece": curves.ece,
@@ -300,7 +300,9 @@ def _along_thresholds(curves: Curves) -> dict[str, np.ndarray]:
     """Macro and micro figures at thresholds that are evenly spread, and at such that macro recall is."""
     recall = np.nan_to_num(curves.macro_recall)[::-1]
     by_recall = LEVELS - 1 - np.searchsorted(recall, np.linspace(0, 1, POINTS)[1:-1])
-    level = np.unique(np.clip(np.concatenate([metrics.cut(np.linspace(0, 1, POINTS)), by_recall]), 1, LEVELS - 1))
+    level = np.unique(
+        np.clip(np.concatenate([metrics.first_level_above(np.linspace(0, 1, POINTS)), by_recall]), 1, LEVELS - 1)
+    )
     micro = curves.micro
     return {
         "threshold": VALUES[level - 1],

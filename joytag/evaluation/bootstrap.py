@@ -18,7 +18,7 @@ from joytag.evaluation.metrics import Counts, averages, histograms
 
 RESAMPLES = 1000
 BLOCK = 25  # resamples at a time, so that what is worked on stays in the cache
-Measure = Callable[[Counts], Mapping[str, Any]]
+MetricFunction = Callable[[Counts], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def interval(value: float, replicates: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+def resample_weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
     """How often each resample holds each image, float32 [P, at most BLOCK resamples], block by block."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
@@ -64,7 +64,7 @@ def weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[
 def replicates(
     labels: csc_array,
     decisions: Mapping[str, csc_array],
-    measure: Measure = averages,
+    measure: MetricFunction = averages,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -78,7 +78,7 @@ def replicates(
     hits = {name: made.multiply(labels.tocsr()) for name, made in rows.items()}
     carried = labels.tocsr()
     blocks: dict[str, list[Mapping[str, Any]]] = {name: [] for name in decisions}
-    for weight in weights(labels.shape[0], seed, resamples):
+    for weight in resample_weights(labels.shape[0], seed, resamples):
         positives = carried.T @ weight
         for name, found in blocks.items():
             tp, predicted = hits[name].T @ weight, rows[name].T @ weight
@@ -130,5 +130,5 @@ def ap_replicates(value: float, influence: np.ndarray, seed: int = 0, resamples:
     The resamples are those of `replicates`. What is left out is of second order: the more positives tags have, the
     smaller; a tag that a resample has no positive of stays in the mean.
     """
-    parts = [weight.T @ influence for weight in weights(len(influence), seed, resamples)]
+    parts = [weight.T @ influence for weight in resample_weights(len(influence), seed, resamples)]
     return value + np.concatenate(parts) - influence.sum()

@@ -16,15 +16,15 @@ from joytag.data import dataset
 from joytag.evaluation import bootstrap, metrics
 from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.metrics import Counts, Curves
-from joytag.evaluation.randomization_test import swap_test
-from joytag.evaluation.thresholds import halves
+from joytag.evaluation.randomization_test import randomization_test
+from joytag.evaluation.thresholds import random_half
 
-FIGURES = {
+METRICS = {
     f"{kind}_{name}": f"{kind} {word}"
     for kind in ("macro", "micro")
     for name, word in (("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
 } | {"map": "mAP"}
-F1S = ("macro_f1", "micro_f1")
+F1_METRICS = ("macro_f1", "micro_f1")
 
 
 class View(NamedTuple):
@@ -40,15 +40,19 @@ class View(NamedTuple):
 # good taggers 9 % of these differed by more than noise, but up to 63 % of the other figures at the same thresholds; of
 # all other views' figures 4 to 9 % did.
 VIEWS = {
-    "own": View("own threshold", "each at its own threshold", [name for name in FIGURES if name != "map"]),
-    "break_even": View("break-even", "each where its macro precision and macro recall are equal", F1S),
-    "crossed_macro": View("crossed, macro", "each at the best threshold for macro F1 on the other half", F1S[:1]),
-    "crossed_micro": View("crossed, micro", "each at the best threshold for micro F1 on the other half", F1S[1:]),
+    "own": View("own threshold", "each at its own threshold", [name for name in METRICS if name != "map"]),
+    "break_even": View("break-even", "each where its macro precision and macro recall are equal", F1_METRICS),
+    "crossed_macro": View(
+        "crossed, macro", "each at the best threshold for macro F1 on the other half", F1_METRICS[:1]
+    ),
+    "crossed_micro": View(
+        "crossed, micro", "each at the best threshold for micro F1 on the other half", F1_METRICS[1:]
+    ),
     "ranking": View("ranking", "without a threshold", ["map"]),
 }
 DECISIONS = [view for view in VIEWS if view != "ranking"]
-FAIR = "break_even"  # where tags and categories are compared
-HEADLINE = ((FAIR, "macro_f1"), (FAIR, "micro_f1"), ("ranking", "map"))
+FAIR_VIEW = "break_even"  # where tags and categories are compared
+HEADLINE = ((FAIR_VIEW, "macro_f1"), (FAIR_VIEW, "micro_f1"), ("ranking", "map"))
 CATEGORY = "category "  # before the names of categories among the figures
 POINTS = 200  # of a curve
 FALSE_DISCOVERIES = 0.05  # the share that is accepted among the tags that are called won or lost
@@ -130,7 +134,7 @@ class Comparison:
         """Who is better in what, in a sentence, by the figures in HEADLINE."""
         won: dict[str, list[str]] = {}
         for view, figure in HEADLINE:
-            won.setdefault(self.difference(first, second, view, figure).winner, []).append(FIGURES[figure])
+            won.setdefault(self.difference(first, second, view, figure).winner, []).append(METRICS[figure])
         if set(won) == {""}:
             return f"No difference between {first} and {second} beyond noise."
         parts = [f"{w} is better than {first if w == second else second} in {_listed(won[w])}" for w in won if w]
@@ -144,7 +148,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ContenderMetrics:
     """What is made of one contender: curves; by view thresholds, decisions bool [P, N], and counts of these."""
 
     curves: Curves
@@ -168,8 +172,8 @@ def compare(
     are: that those were chosen on images, too, they leave out. Each covers 95 % on its own, so of a hundred
     differences that are none about five will be called one.
     """
-    upper = halves(labels.shape[0], seed)
-    measured = {c.letter: measure(c, labels, upper) for c in contenders}
+    upper = random_half(labels.shape[0], seed)
+    measured = {c.letter: evaluate_contender(c, labels, upper) for c in contenders}
     positives = np.diff(labels.indptr).astype(np.int64)
     ranked = np.flatnonzero(positives >= max(1, minimum_positives))
     told = {
@@ -197,7 +201,7 @@ def compare(
     )
 
 
-def measure(contender: Contender, labels: csc_array, upper: np.ndarray) -> Measured:
+def evaluate_contender(contender: Contender, labels: csc_array, upper: np.ndarray) -> ContenderMetrics:
     """The curves of a contender, and its decisions in every view; `upper` are the images of one half, bool [P]."""
     scores = contender.scores
     whole, *parts = (
@@ -212,7 +216,9 @@ def measure(contender: Contender, labels: csc_array, upper: np.ndarray) -> Measu
         "crossed_micro": (higher["best_micro_f1"], lower["best_micro_f1"]),
     }
     decisions = {view: decide(scores, chosen, upper) for view, chosen in thresholds.items()}
-    return Measured(whole, thresholds, decisions, {view: count(labels, made) for view, made in decisions.items()})
+    return ContenderMetrics(
+        whole, thresholds, decisions, {view: count(labels, made) for view, made in decisions.items()}
+    )
 
 
 def decide(scores: np.ndarray, threshold: float | tuple[float, float], upper: np.ndarray) -> csc_array:
@@ -236,7 +242,7 @@ Resampled = dict[str, tuple[float, np.ndarray]]  # figure -> itself, and what it
 
 def _resample(
     contenders: Sequence[Contender],
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, ContenderMetrics],
     labels: csc_array,
     categories: np.ndarray,
     ranked: np.ndarray,
@@ -260,12 +266,12 @@ def _resample(
     return found
 
 
-def _averages_of(categories: np.ndarray) -> bootstrap.Measure:
+def _averages_of(categories: np.ndarray) -> bootstrap.MetricFunction:
     """A measure: the averages in FIGURES, and each category's macro F1."""
 
     def measure(counts: Counts) -> dict[str, np.ndarray]:
         averages = metrics.averages(counts)
-        found = {name: averages[name] for name in FIGURES if name in averages}
+        found = {name: averages[name] for name in METRICS if name in averages}
         for number in np.unique(categories):
             found[CATEGORY + _word(number)] = metrics.averages(counts[categories == number])["macro_f1"]
         return found
@@ -298,17 +304,17 @@ def _categories(
     found = {}
     for number in np.unique(categories):
         key = CATEGORY + _word(number)
-        of_models = {letter: by_name[key] for (view, letter), by_name in figures.items() if view == FAIR}
+        of_models = {letter: by_name[key] for (view, letter), by_name in figures.items() if view == FAIR_VIEW}
         found[_word(number)] = {
             "tags": int(np.count_nonzero(categories == number)),
             "tags_with_positives": int(np.count_nonzero(positives[categories == number])),
             "figures": of_models,
-            "differences": [d for d in differences if d.figure == key and d.view == FAIR],
+            "differences": [d for d in differences if d.figure == key and d.view == FAIR_VIEW],
         }
     return found
 
 
-def tag_table(measured: Mapping[str, Measured], labels: csc_array, tags: dataset.TagTable) -> pa.Table:
+def tag_table(measured: Mapping[str, ContenderMetrics], labels: csc_array, tags: dataset.TagTable) -> pa.Table:
     """A row a tag: index, name, category, train_count, positives, and, of what is undefined, nulls.
 
     Of each contender, by letter: ap_A, own_f1_A, and in the view FAIR precision_A, recall_A, f1_A. Of each pair:
@@ -325,14 +331,14 @@ def tag_table(measured: Mapping[str, Measured], labels: csc_array, tags: dataset
     }
     f1 = {}
     for letter, m in measured.items():
-        fair = metrics.figures(m.counts[FAIR])
+        fair = metrics.from_counts(m.counts[FAIR_VIEW])
         f1[letter] = fair["f1"]
         columns[f"ap_{letter}"] = m.curves.ap
-        columns[f"own_f1_{letter}"] = metrics.figures(m.counts["own"])["f1"]
+        columns[f"own_f1_{letter}"] = metrics.from_counts(m.counts["own"])["f1"]
         columns |= {f"{name}_{letter}": fair[name] for name in ("precision", "recall", "f1")}
     for first, second in combinations(measured, 2):
-        decisions = (measured[letter].decisions[FAIR] for letter in (first, second))
-        p = swap_test(labels, *decisions)
+        decisions = (measured[letter].decisions[FAIR_VIEW] for letter in (first, second))
+        p = randomization_test(labels, *decisions)
         q = np.full(len(tags), np.nan)
         q[~np.isnan(p)] = false_discovery_control(p[~np.isnan(p)])
         difference = f1[first] - f1[second]
@@ -346,7 +352,7 @@ def tag_table(measured: Mapping[str, Measured], labels: csc_array, tags: dataset
 def _sampled(curves: Curves) -> dict[str, np.ndarray]:
     """What Comparison says of a contender's curves."""
     threshold = np.linspace(0, 1, POINTS, endpoint=False)
-    levels = metrics.cut(threshold)
+    levels = metrics.first_level_above(threshold)
     found = {"threshold": threshold}
     for name in ("precision", "recall", "f1"):
         found[f"macro_{name}"] = getattr(curves, f"macro_{name}")[levels]

@@ -35,12 +35,12 @@ BATCH = 64  # rows of a block of predictions
 THRESHOLD = 0.4
 
 
-class EntrantError(ValueError):
+class TaggerEntryError(ValueError):
     """A directory that holds no tagger, or one that cannot be used: one line with the remedy."""
 
 
 @dataclass(frozen=True)
-class Entrant:
+class TaggerEntry:
     """A tagger that was given: `kind` is predictions, release or ONNX, `path` its directory, `letter` short for it.
 
     Predictions are opened, and an ONNX tagger is loaded.
@@ -55,7 +55,7 @@ class Entrant:
     onnx: OnnxTagger | None = None
 
 
-def enter(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str = "auto") -> list[Entrant]:
+def open_taggers(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str = "auto") -> list[TaggerEntry]:
     """Find out what directories hold, before any of it is used.
 
     That is predictions, a release, a checkpoint, a run (of which its release counts, or else its newest checkpoint) or
@@ -63,9 +63,11 @@ def enter(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str =
     at. Raises ValueError naming the first directory that holds none of it, or is not readable.
     """
     if not 2 <= len(paths) <= len(string.ascii_uppercase):
-        raise EntrantError(f"{len(paths)} taggers: give from 2 to {len(string.ascii_uppercase)} directories")
+        raise TaggerEntryError(f"{len(paths)} taggers: give from 2 to {len(string.ascii_uppercase)} directories")
     if len(thresholds) not in (0, 1, len(paths)):
-        raise EntrantError(f"--threshold: {len(thresholds)} of them; give one, or one for each of {len(paths)} taggers")
+        raise TaggerEntryError(
+            f"--threshold: {len(thresholds)} of them; give one, or one for each of {len(paths)} taggers"
+        )
     where, entrants = devices.pick_device(device), []
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True)):
         kind, path = _find(path)
@@ -75,7 +77,7 @@ def enter(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str =
             release.read_config(path), release.read_tags(path)
         usual = wd_onnx.THRESHOLD if onnx else THRESHOLD
         threshold = thresholds[number % len(thresholds)] if thresholds else usual
-        entrants.append(Entrant(string.ascii_uppercase[number], name, kind, path, threshold, made, onnx))
+        entrants.append(TaggerEntry(string.ascii_uppercase[number], name, kind, path, threshold, made, onnx))
     return entrants
 
 
@@ -95,7 +97,7 @@ def _common(sequences: Sequence[Sequence[str]]) -> int:
 def _find(path: Path) -> tuple[str, Path]:
     """The kind of a tagger, and its directory. Raises EntrantError."""
     if not path.is_dir():
-        raise EntrantError(f"{path}: no such directory")
+        raise TaggerEntryError(f"{path}: no such directory")
     config, weights = release.FILES[:2]
     if (path / wd_onnx.FILES[0]).exists():
         return "ONNX", path
@@ -108,7 +110,7 @@ def _find(path: Path) -> tuple[str, Path]:
             return "predictions", directory
     newest = checkpoint.newest(path / "checkpoints")
     if newest is None:
-        raise EntrantError(
+        raise TaggerEntryError(
             f"{path}: holds neither predictions ({predictions.PROVENANCE}) nor a release ({config}), a run (release/ "
             f"or checkpoints/) or an ONNX tagger ({' and '.join(wd_onnx.FILES)})"
         )
@@ -116,7 +118,7 @@ def _find(path: Path) -> tuple[str, Path]:
 
 
 def predict(
-    entrant: Entrant, dataset: Dataset | None, output: Path, device: str = "auto", precision: str = "auto"
+    entrant: TaggerEntry, dataset: Dataset | None, output: Path, device: str = "auto", precision: str = "auto"
 ) -> Predictions:
     """A tagger's predictions: its own, or else made in `output`/predictions, going on where it was stopped.
 
@@ -125,7 +127,7 @@ def predict(
     if entrant.predictions is not None:
         return entrant.predictions
     if dataset is None:
-        raise EntrantError(f"{entrant.path}: its predictions have to be made; give --data")
+        raise TaggerEntryError(f"{entrant.path}: its predictions have to be made; give --data")
     size = entrant.onnx.size if entrant.onnx else release.read_config(entrant.path).image_size
     image_dataset = loader.ImageDataset(dataset, SPLIT, size)
     where = devices.pick_device(device)
@@ -156,7 +158,7 @@ def _is_there(directory: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def _predict_foreign(
-    entrant: Entrant,
+    entrant: TaggerEntry,
     image_dataset: loader.ImageDataset,
     facts: Mapping[str, Any],
     directory: Path,
@@ -169,7 +171,7 @@ def _predict_foreign(
         tags = entrant.onnx.tags
     else:
         network, names = release.load(entrant.path)
-        tags = TagTable(names, *(_looked_up(names, known, column) for column in ("categories", "counts", "totals")))
+        tags = TagTable(names, *(_look_up(names, known, column) for column in ("categories", "counts", "totals")))
     work = PredictionsWriter(directory, len(image_dataset), len(tags), BATCH)
     done = work.begin(facts)
     with loader.worker_errors(), Interrupts() as interrupts:
@@ -178,11 +180,11 @@ def _predict_foreign(
         else:
             workers = loader.default_workers(device)
             runner.predict_blocks(work, done, network.to(device), image_dataset, workers, device, dtype, interrupts)
-    labels = merged(predictions.labels_of(posts, len(known)), _places(known.names, tags.names))
+    labels = merge_labels(predictions.label_matrix(posts, len(known)), _columns_of(known.names, tags.names))
     work.finish(posts, labels, tags)
 
 
-def _looked_up(names: Sequence[str], known: TagTable, column: str) -> np.ndarray:
+def _look_up(names: Sequence[str], known: TagTable, column: str) -> np.ndarray:
     """A column of a tag table for other names, 0 for those that it lacks."""
     values = dict(zip(known.names, getattr(known, column), strict=True))
     return np.array([values.get(name, 0) for name in names], dtype=getattr(known, column).dtype)
@@ -219,7 +221,7 @@ def _predict_onnx(
                 raise Exit(message, interrupts.code)
 
 
-def columns(names: Sequence[str], aliases: Mapping[str, str] | None = None) -> dict[str, list[int]]:
+def columns_by_name(names: Sequence[str], aliases: Mapping[str, str] | None = None) -> dict[str, list[int]]:
     """Where each name is, after aliases, in order of their first places."""
     found: dict[str, list[int]] = {}
     for place, name in enumerate(map(canonical, names)):
@@ -227,13 +229,13 @@ def columns(names: Sequence[str], aliases: Mapping[str, str] | None = None) -> d
     return found
 
 
-def _places(names: Sequence[str], wanted: Sequence[str]) -> list[list[int]]:
+def _columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[list[int]]:
     """The columns of each wanted name, perhaps none."""
-    found = columns(names)
+    found = columns_by_name(names)
     return [found.get(canonical(name), []) for name in wanted]
 
 
-def merged(labels: csc_array, columns: Sequence[Sequence[int]]) -> csc_array:
+def merge_labels(labels: csc_array, columns: Sequence[Sequence[int]]) -> csc_array:
     """Labels bool [P, N] whose column j holds where any of the columns[j] of others, bool [P, M], is set."""
     target = np.repeat(np.arange(len(columns)), [len(places) for places in columns])
     source = np.array([place for places in columns for place in places], dtype=np.int64)

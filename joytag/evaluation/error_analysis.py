@@ -29,7 +29,7 @@ class Confusion(NamedTuple):
     share: float  # of the images in which `labelled` was missed
 
 
-class Mistake(NamedTuple):
+class Disagreement(NamedTuple):
     """A decision that is not the label's: where (a row of Predictions, an output), and how sure it was."""
 
     row: int
@@ -78,10 +78,10 @@ class Disagreements:
     labelled: np.ndarray
     confidence: np.ndarray
 
-    def mistakes(self, order: np.ndarray) -> list[Mistake]:
+    def select(self, order: np.ndarray) -> list[Disagreement]:
         """Some of them, by index."""
         columns = (self.row, self.tag, self.score, self.labelled, self.confidence)
-        return [Mistake(*values) for values in zip(*(column[order].tolist() for column in columns), strict=True)]
+        return [Disagreement(*values) for values in zip(*(column[order].tolist() for column in columns), strict=True)]
 
 
 def disagreements(scores: np.ndarray, labels: csc_array, decisions: csc_array) -> Disagreements:
@@ -127,12 +127,12 @@ def _miss(negative: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndar
     return np.maximum(1 - ratio, 0) * (1 - without)
 
 
-def gallery(found: Disagreements) -> tuple[list[Mistake], list[Mistake]]:
+def worst_disagreements(found: Disagreements) -> tuple[list[Disagreement], list[Disagreement]]:
     """The worst false positives, by score, and the worst misses, by confidence; at most OF_ONE_TAG of each tag."""
     by_score = np.lexsort((found.tag, found.row, -found.score))
     by_confidence = np.lexsort((found.tag, found.row, -found.confidence))
     wrong, missed = by_score[~found.labelled[by_score]], by_confidence[found.labelled[by_confidence]]
-    return found.mistakes(_varied(found, wrong)), found.mistakes(_varied(found, missed))
+    return found.select(_varied(found, wrong)), found.select(_varied(found, missed))
 
 
 def _varied(found: Disagreements, order: np.ndarray) -> np.ndarray:
@@ -151,9 +151,9 @@ def _varied(found: Disagreements, order: np.ndarray) -> np.ndarray:
     return np.array(chosen, dtype=np.int64)
 
 
-def label_errors(found: Disagreements) -> list[Mistake]:
+def label_errors(found: Disagreements) -> list[Disagreement]:
     """The labels that are most probably wrong, the surest first: half of the list wanting, half too many if it can."""
     by_confidence = np.lexsort((found.tag, found.row, -found.confidence))
     kinds = [by_confidence[found.labelled[by_confidence] == labelled][: LISTED // 2] for labelled in (False, True)]
     both = np.concatenate(kinds)
-    return found.mistakes(both[np.argsort(-found.confidence[both], kind="stable")])
+    return found.select(both[np.argsort(-found.confidence[both], kind="stable")])

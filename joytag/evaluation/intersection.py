@@ -13,18 +13,18 @@ from scipy.sparse import csc_array
 from joytag.data.dataset import Dataset, Posts, TagTable
 from joytag.evaluation import predictions
 from joytag.evaluation.comparison import Contender
-from joytag.evaluation.contenders import SPLIT, Entrant, columns, merged
+from joytag.evaluation.contenders import SPLIT, TaggerEntry, columns_by_name, merge_labels
 from joytag.evaluation.predictions import Predictions
 
 CHUNK = 4096  # rows that are gathered at once
 
 
-class ArenaError(ValueError):
+class IntersectionError(ValueError):
     """Taggers that cannot be compared: one line with the directory and the remedy."""
 
 
 @dataclass(frozen=True)
-class Arena:
+class Intersection:
     """Contenders, labels bool [P, N] and tags [N], all of the common images and tags, and facts about them."""
 
     contenders: list[Contender]
@@ -34,7 +34,7 @@ class Arena:
 
 
 @dataclass(frozen=True)
-class Truth:
+class ReferenceLabels:
     """What is true: labels bool [P, N] of tags [N] and of images, told by `keys`; `source` says whose they are."""
 
     source: Path
@@ -43,32 +43,34 @@ class Truth:
     tags: TagTable
 
 
-def assemble(
-    entrants: Sequence[Entrant],
+def intersect(
+    entrants: Sequence[TaggerEntry],
     found: Sequence[Predictions],
     dataset: Dataset | None = None,
     aliases: Mapping[str, str] | None = None,
-) -> Arena:
+) -> Intersection:
     """Cut everyone's predictions down to the common images (same id, same file) and tags.
 
     Labels are the dataset's, or else those that all predictions agree on. Tags are the same whose names are, in one
     spelling and after `aliases`, from old names to those that count; where two of a tagger's become one, the higher
     score counts. Raises ArenaError when nothing is in common or when labels disagree.
     """
-    truth = _truth(found, dataset)
+    truth = _reference_labels(found, dataset)
     rows = _common_rows([truth.keys, *(_keys(one) for one in found)])
     vocabularies = [truth.tags.names, *(one.tags.names for one in found)]
     places = _common_tags(vocabularies, aliases)
     if not len(rows[0]) or not places[0]:
         what = "tag; do they need --aliases?" if len(rows[0]) else "image (the same id and the same file)"
-        raise ArenaError(f"{', '.join(str(e.path) for e in entrants)}, labelled by {truth.source}: no common {what}")
-    labels = merged(truth.labels[rows[0]].tocsc(), places[0])
-    tags = _some(truth.tags, [columns[0] for columns in places[0]])
+        raise IntersectionError(
+            f"{', '.join(str(e.path) for e in entrants)}, labelled by {truth.source}: no common {what}"
+        )
+    labels = merge_labels(truth.labels[rows[0]].tocsc(), places[0])
+    tags = _select_tags(truth.tags, [columns[0] for columns in places[0]])
     contenders = []
     for entrant, one, of_rows, of_columns in zip(entrants, found, rows[1:], places[1:], strict=True):
         if dataset is None:
-            _agree(labels, merged(one.labels[of_rows].tocsc(), of_columns), one, truth, tags)
-        scores = gathered(one.scores, of_rows, of_columns)
+            _check_labels_agree(labels, merge_labels(one.labels[of_rows].tocsc(), of_columns), one, truth, tags)
+        scores = gather_scores(one.scores, of_rows, of_columns)
         contenders.append(Contender(entrant.letter, entrant.name, entrant.threshold, scores, _facts(entrant, one)))
     facts = {
         "labels": str(truth.source),
@@ -76,15 +78,15 @@ def assemble(
         "labelled_tags": len(truth.tags),
         "tags_by_aliases": len(tags) - len(_common_tags(vocabularies, None)[0]),
     }
-    return Arena(contenders, labels, tags, facts)
+    return Intersection(contenders, labels, tags, facts)
 
 
-def _truth(found: Sequence[Predictions], dataset: Dataset | None) -> Truth:
+def _reference_labels(found: Sequence[Predictions], dataset: Dataset | None) -> ReferenceLabels:
     if dataset is None:
-        return Truth(found[0].directory, _keys(found[0]), found[0].labels, found[0].tags)
+        return ReferenceLabels(found[0].directory, _keys(found[0]), found[0].labels, found[0].tags)
     posts = dataset.posts(SPLIT)
-    labels = predictions.labels_of(posts, len(dataset.tags))
-    return Truth(dataset.directory, _keys(posts), labels, dataset.tags)
+    labels = predictions.label_matrix(posts, len(dataset.tags))
+    return ReferenceLabels(dataset.directory, _keys(posts), labels, dataset.tags)
 
 
 def _keys(images: Posts | Predictions) -> list[bytes]:
@@ -101,17 +103,17 @@ def _common_rows(keys: Sequence[Sequence[bytes]]) -> list[np.ndarray]:
 
 def _common_tags(vocabularies: Sequence[Sequence[str]], aliases: Mapping[str, str] | None) -> list[list[list[int]]]:
     """In which columns the tags that all have are in each, after aliases, in the order of the first."""
-    places = [columns(names, aliases) for names in vocabularies]
+    places = [columns_by_name(names, aliases) for names in vocabularies]
     shared = [name for name in places[0] if all(name in of_one for of_one in places)]
     return [[of_one[name] for name in shared] for of_one in places]
 
 
-def _some(tags: TagTable, chosen: Sequence[int]) -> TagTable:
+def _select_tags(tags: TagTable, chosen: Sequence[int]) -> TagTable:
     numbers = (column[chosen] for column in (tags.categories, tags.counts, tags.totals))
     return TagTable([tags.names[i] for i in chosen], *numbers)
 
 
-def _facts(entrant: Entrant, one: Predictions) -> dict[str, Any]:
+def _facts(entrant: TaggerEntry, one: Predictions) -> dict[str, Any]:
     provenance = one.provenance
     kept = {key: provenance.get(key) for key in ("model", "model_files", "dataset", "image_size", "dtype", "date")}
     undecodable = len(provenance.get("undecodable", ()))
@@ -119,7 +121,7 @@ def _facts(entrant: Entrant, one: Predictions) -> dict[str, Any]:
             "undecodable": undecodable, "tags": len(one.tags), **kept}  # fmt: skip
 
 
-def gathered(scores: np.ndarray, rows: np.ndarray, columns: Sequence[Sequence[int]]) -> np.ndarray:
+def gather_scores(scores: np.ndarray, rows: np.ndarray, columns: Sequence[Sequence[int]]) -> np.ndarray:
     """Scores float16 [rows, columns] of others; the highest where there are several columns for one.
 
     Those that are all there in their order are not copied.
@@ -138,12 +140,14 @@ def gathered(scores: np.ndarray, rows: np.ndarray, columns: Sequence[Sequence[in
     return found
 
 
-def _agree(labels: csc_array, others: csc_array, one: Predictions, truth: Truth, tags: TagTable) -> None:
+def _check_labels_agree(
+    labels: csc_array, others: csc_array, one: Predictions, truth: ReferenceLabels, tags: TagTable
+) -> None:
     """Raise ArenaError when labels, bool [P, N], are not those of the first."""
     differing = (labels != others).tocoo()
     if differing.nnz:
         tag = tags.names[differing.coords[1][0]]
-        raise ArenaError(
+        raise IntersectionError(
             f"{one.directory}: {differing.nnz} labels are not those of {truth.source}, such as of {tag}; "
             "give --data with the dataset that counts"
         )

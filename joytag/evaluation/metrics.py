@@ -65,7 +65,7 @@ def precision_recall_f1(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndar
     return precision, recall, 2 * precision * recall / (precision + recall + epsilon)
 
 
-def figures(counts: Counts) -> dict[str, np.ndarray]:
+def from_counts(counts: Counts) -> dict[str, np.ndarray]:
     """`precision`, `recall`, `f1` and `mcc` of counts, float64 of their shape, NaN where undefined.
 
     Precision TP/(TP+FP), where something is predicted; recall TP/(TP+FN), where something is labelled; F1
@@ -92,8 +92,8 @@ def averages(counts: Counts) -> dict[str, Any]:
     they do not exist: compare macro precisions only where that number is similar. Of [N] counts also `tags`.
     """
     positive = counts.positives > 0
-    result = {f"macro_{name}": _mean(value, positive) for name, value in figures(counts).items()}
-    result |= {f"micro_{name}": value for name, value in figures(counts.sum()).items()}
+    result = {f"macro_{name}": _mean(value, positive) for name, value in from_counts(counts).items()}
+    result |= {f"micro_{name}": value for name, value in from_counts(counts.sum()).items()}
     result["tags_with_positives"] = positive.sum(0)
     result["tags_predicted"] = (positive & (counts.predicted > 0)).sum(0)
     if counts.tp.ndim > 1:
@@ -141,7 +141,7 @@ class Histogram:
 
     def counts(self, threshold: float | np.ndarray) -> Counts:
         """Counts [N], int64, at one threshold or at one a tag [N]."""
-        cuts, found = np.broadcast_to(cut(threshold), self.table.shape[1]), []
+        cuts, found = np.broadcast_to(first_level_above(threshold), self.table.shape[1]), []
         for start, table in zip(range(0, len(cuts), TAGS), self.tables(), strict=True):
             hit = np.where(np.arange(LEVELS) >= cuts[start : start + TAGS, None], table, 0).sum(-1)
             found.append(np.stack([*hit, *(table.sum(-1) - hit)]))
@@ -149,12 +149,12 @@ class Histogram:
         return Counts(tp, fp, fn, tn)
 
 
-def cut(threshold: float | np.ndarray) -> np.ndarray:
+def first_level_above(threshold: float | np.ndarray) -> np.ndarray:
     """The first level above a threshold, int64 of its shape: a tag is predicted when its level is at least that."""
     return np.searchsorted(VALUES, threshold, side="right")
 
 
-def by_tag(scores: np.ndarray) -> np.ndarray:
+def copy_by_tag(scores: np.ndarray) -> np.ndarray:
     """A copy of scores, float16 [P, N], in which those of a tag lie together (Fortran order): for going over often."""
     copy = np.empty(scores.shape, dtype=np.float16, order="F")
     for start in range(0, len(scores), 64):  # a square of the cache's size
@@ -194,7 +194,7 @@ def histograms(
 
 def predicted(scores: np.ndarray, threshold: float | np.ndarray) -> csc_array:
     """Which scores, float16 [P, N], are above one threshold, or above one a tag [N]: bool [P, N]."""
-    cuts = np.broadcast_to(cut(threshold), scores.shape[1]).astype(np.uint16)
+    cuts = np.broadcast_to(first_level_above(threshold), scores.shape[1]).astype(np.uint16)
     rows = []
     for start in range(0, len(cuts), TAGS):
         levels = _levels(scores, slice(start, start + TAGS))
@@ -235,14 +235,14 @@ class Curves:
     def micro(self) -> dict[str, np.ndarray]:
         """Micro `precision`, `recall` and `f1`, float64 [LEVELS]."""
         zeros = np.zeros(LEVELS)
-        found = figures(Counts(self.micro_tp, self.micro_fp, self.positives.sum() - self.micro_tp, zeros))
+        found = from_counts(Counts(self.micro_tp, self.micro_fp, self.positives.sum() - self.micro_tp, zeros))
         return {name: found[name] for name in ("precision", "recall", "f1")}
 
 
 def curves(tables: Iterable[np.ndarray]) -> Curves:
     """The curves of the tables of a few tags after the other, from `Histogram.tables` or `histograms`."""
     of_tags, at_levels = [], np.zeros((6, LEVELS))
-    for table, work in cumulated(tables):
+    for table, work in cumulative_tables(tables):
         tags, levels = _curves(table, *work)
         of_tags.append(tags)
         at_levels += levels
@@ -255,7 +255,7 @@ def curves(tables: Iterable[np.ndarray]) -> Curves:
     return Curves(positives, ap, best_f1, best_threshold, ece, tp, fp, *macro, over)
 
 
-def cumulated(tables: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def cumulative_tables(tables: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tables, each with float64 [3, N, LEVELS], the highest level first: predictions, true positives, and scratch.
 
     In the same memory each time: asking the system for it anew would take as long as the arithmetic.
@@ -306,7 +306,9 @@ def average_precision(tables: Iterable[np.ndarray]) -> np.ndarray:
 
     At each one's own score, ties together (scikit-learn's average_precision_score: no interpolation).
     """
-    return np.concatenate([_average_precision(t, tp / np.maximum(made, 1)) for t, (made, tp, _) in cumulated(tables)])
+    return np.concatenate(
+        [_average_precision(t, tp / np.maximum(made, 1)) for t, (made, tp, _) in cumulative_tables(tables)]
+    )
 
 
 def _bins() -> np.ndarray:
@@ -390,7 +392,7 @@ def threshold_at(level: int | None, occurring: np.ndarray) -> float:
     return float((high + (VALUES[below[-1]] if len(below) else BELOW)) / 2)
 
 
-def validation_figures(histogram: Histogram, threshold: float) -> dict[str, float]:
+def validation_metrics(histogram: Histogram, threshold: float) -> dict[str, float]:
     """What training logs: micro_f1, macro_f1, macro_precision, macro_recall and, over all tags with positives, map."""
     counts = histogram.counts(threshold)
     found = averages(counts)

@@ -98,17 +98,17 @@ class Predictions:
             return f"hashes.npy and sources.npy are not of {shape[0]} images"
         if not 0 <= self.sources.min() <= self.sources.max() < len(self.source_names):
             return f"sources.npy: numbers outside 0 to {len(self.source_names) - 1}"
-        if not all(are_scores(self.scores[i : i + CHUNK]) for i in range(0, len(self), CHUNK)):
+        if not all(are_valid_scores(self.scores[i : i + CHUNK]) for i in range(0, len(self), CHUNK)):
             return "scores.npy: values that are not between 0 and 1"
         return ""
 
 
-def are_scores(values: np.ndarray) -> bool:
+def are_valid_scores(values: np.ndarray) -> bool:
     """Whether float16 values are all in [0, 1], none of them NaN or -0; their bit patterns then count up from 0."""
     return bool((values.view(np.uint16) < LEVELS).all())
 
 
-def labels_of(posts: dataset.Posts, n_tags: int) -> csc_array:
+def label_matrix(posts: dataset.Posts, n_tags: int) -> csc_array:
     """Which tags the images carry, bool [P, N]."""
     rows = np.repeat(np.arange(len(posts)), np.diff(posts.offsets))
     tags = posts.tags[posts.offsets[0] : posts.offsets[-1]]

@@ -33,7 +33,7 @@ from joytag.evaluation.predictions import (
     _read_json,
     _read_provenance,
     _remedy,
-    are_scores,
+    are_valid_scores,
 )
 
 
@@ -139,8 +139,8 @@ class PredictionsWriter:
         `writer` is the number of this process, which no other has. Raises PredictionsError when scores are no numbers
         from 0 to 1, or when they cannot be written.
         """
-        if not are_scores(scores):
-            row = next(row for row, line in zip(rows, scores, strict=True) if not are_scores(line))
+        if not are_valid_scores(scores):
+            row = next(row for row, line in zip(rows, scores, strict=True) if not are_valid_scores(line))
             raise PredictionsError(f"{self.directory}: row {row}: the model's scores are no numbers; try another "
                                    "--precision, such as fp32")  # fmt: skip
         first = block * self.batch

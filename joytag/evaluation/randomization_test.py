@@ -10,7 +10,7 @@ from scipy.sparse import csc_array
 from scipy.stats import binom
 
 
-def swap_test(labels: csc_array, first: csc_array, second: csc_array) -> np.ndarray:
+def randomization_test(labels: csc_array, first: csc_array, second: csc_array) -> np.ndarray:
     """How probable a difference in F1 as large is by chance alone: float64 [N], NaN without positives.
 
     Takes labels and decisions, bool [P, N]. Two-sided approximate randomization (Yeh 2000, More accurate tests for the
@@ -21,16 +21,16 @@ def swap_test(labels: csc_array, first: csc_array, second: csc_array) -> np.ndar
     hits = [labels.multiply(decisions).sum(axis=0) for decisions in (first, second, both)]
     alarms = [np.diff(of.indptr) - hit for of, hit in zip((first, second, both.tocsc()), hits, strict=True)]
     positives = np.diff(labels.indptr)
-    return np.array([_swap_test(*numbers) for numbers in zip(positives, *hits, *alarms, strict=True)])
+    return np.array([_p_value(*numbers) for numbers in zip(positives, *hits, *alarms, strict=True)])
 
 
-def _swap_test(n: int, tp1: int, tp2: int, tp: int, fp1: int, fp2: int, fp: int) -> float:
+def _p_value(n: int, tp1: int, tp2: int, tp: int, fp1: int, fp2: int, fp: int) -> float:
     """`swap_test` of one tag with `n` positives; `tp` and `fp` are common to both."""
     if n == 0:
         return np.nan
     hits, alarms = tp1 + tp2 - 2 * tp, fp1 + fp2 - 2 * fp  # in which they differ
-    x, of_x = _coins(int(hits))
-    y, of_y = _coins(int(alarms))
+    x, of_x = _binomial(int(hits))
+    y, of_y = _binomial(int(alarms))
     x, of_x = x[:, None], of_x[:, None]
 
     def difference(x: Any, y: Any) -> Any:
@@ -42,7 +42,7 @@ def _swap_test(n: int, tp1: int, tp2: int, tp: int, fp1: int, fp2: int, fp: int)
 
 
 @lru_cache(maxsize=4096)
-def _coins(n: int) -> tuple[np.ndarray, np.ndarray]:
+def _binomial(n: int) -> tuple[np.ndarray, np.ndarray]:
     """How many of `n` coins may show heads, and how probably; less than 1e-22 in all is left out."""
     reach = int(5 * np.sqrt(n)) + 1
     heads = np.arange(max(0, n // 2 - reach), min(n, n // 2 + reach) + 1)

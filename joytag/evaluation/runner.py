@@ -34,13 +34,13 @@ class Interrupted(Exception):
     """An evaluation was asked to stop."""
 
 
-def agreed(code: int) -> int:
+def agreed_exit_code(code: int) -> int:
     """The exit code that is due when any process is asked to stop, 0 if none is."""
     interrupted, requeued = distributed.total([code == ExitCode.INTERRUPTED, code == ExitCode.REQUEUE])
     return ExitCode.INTERRUPTED if interrupted else ExitCode.REQUEUE if requeued else 0
 
 
-def histogram(
+def score_histogram(
     model: nn.Module,
     image_dataset: loader.ImageDataset,
     batch: int,
@@ -103,15 +103,15 @@ def predict_release(
     work = predictions_writer.PredictionsWriter(directory, len(image_dataset), len(names), batch)
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT):
-            if not on_first(lambda: predictions_writer.is_finished(directory, facts)):
+            if not on_rank_zero(lambda: predictions_writer.is_finished(directory, facts)):
                 network = release.load(model)[0].to(device)
-                done = on_first(lambda: work.begin(facts))
+                done = on_rank_zero(lambda: work.begin(facts))
                 count = loader.default_workers(device) if workers is None else workers
                 with Interrupts(distributed.failed) as interrupts, inference.evaluating(network):
                     predict_blocks(work, done, network, image_dataset, count, device, dtype, interrupts)
                 if distributed.rank() == 0:
                     work.finish(
-                        image_dataset.posts, predictions.labels_of(image_dataset.posts, len(names)), dataset.tags
+                        image_dataset.posts, predictions.label_matrix(image_dataset.posts, len(names)), dataset.tags
                     )
             return distributed.rank() == 0
     except distributed.ProcessLost as error:
@@ -140,7 +140,7 @@ def predict_blocks(
                     scores = inference.predict(model, batch.images, device, dtype).sigmoid().half().cpu()
                 work.write(block[0][1] // work.batch, batch.rows.numpy(), scores.numpy(), batch.bad, rank)
             seen = advance(world * work.batch)
-            code = agreed(interrupts.code)
+            code = agreed_exit_code(interrupts.code)
             if code:
                 message = f"stopped after {seen:,} of {work.rows:,} images, as asked; the same command goes on"
                 raise Exit(message, code)
@@ -172,7 +172,7 @@ def provenance(
     }
 
 
-def dataset_of(found: predictions.Predictions) -> Dataset | None:
+def find_dataset(found: predictions.Predictions) -> Dataset | None:
     """The dataset that was predicted, if it is still where it was."""
     try:
         return Dataset.open(Path(str(found.provenance.get("dataset"))))
@@ -180,7 +180,7 @@ def dataset_of(found: predictions.Predictions) -> Dataset | None:
         return None
 
 
-def on_first(action: Callable[[], Value]) -> Value:
+def on_rank_zero(action: Callable[[], Value]) -> Value:
     """What an action gives on rank 0, where alone it is done; on all processes, which all end when it fails there."""
     found: Any = None
     failure: Exception | None = None

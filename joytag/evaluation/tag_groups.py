@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def of_names(groups: Mapping[str, Sequence[str]], vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
+def by_name(groups: Mapping[str, Sequence[str]], vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
     """Which tags, int64 in order, are in each group of names.
 
     Names that are not in the vocabulary, and groups without any that is, are left out, with a warning: a smaller

@@ -26,7 +26,7 @@ class CrossFit:
     own: csc_array
 
 
-def halves(images: int, seed: int = 0) -> np.ndarray:
+def random_half(images: int, seed: int = 0) -> np.ndarray:
     """Which images are in the first of two random halves, bool [P]."""
     return np.random.default_rng(seed).permutation(images) < images // 2
 
@@ -36,7 +36,7 @@ def cross_fit(scores: np.ndarray, labels: csc_array, seed: int = 0) -> CrossFit:
 
     Takes scores float16 [P, N] and labels bool [P, N].
     """
-    first = halves(len(scores), seed)
+    first = random_half(len(scores), seed)
     shared, own = [], []
     for half in (~first, first):
         rows = np.flatnonzero(half)
@@ -65,7 +65,9 @@ def shrunk_thresholds(
     """
     macro = prior * np.nan_to_num(curves.macro_f1)[::-1]
     levels = []
-    for _, (predicted, tp, scratch) in metrics.cumulated(t for _, t in metrics.histograms(scores, labels, rows)):
+    for _, (predicted, tp, scratch) in metrics.cumulative_tables(
+        t for _, t in metrics.histograms(scores, labels, rows)
+    ):
         n = tp[:, -1:].copy()
         np.divide(tp, np.maximum(np.add(predicted, n, out=predicted), 1, out=predicted), out=scratch)
         scratch *= 2 * n

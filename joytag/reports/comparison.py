@@ -17,7 +17,16 @@ from rich.table import Table
 
 from joytag.core import files
 from joytag.data.tables import write_table
-from joytag.evaluation.comparison import DECISIONS, F1S, FAIR, FALSE_DISCOVERIES, FIGURES, VIEWS, Comparison, Difference
+from joytag.evaluation.comparison import (
+    DECISIONS,
+    F1_METRICS,
+    FAIR_VIEW,
+    FALSE_DISCOVERIES,
+    METRICS,
+    VIEWS,
+    Comparison,
+    Difference,
+)
 from joytag.reports import html
 from joytag.reports.charts import Axis, Line, Points, chart, interval, iso_f1
 from joytag.reports.tables import jsonable, write_csv
@@ -83,15 +92,15 @@ def tables(comparison: Comparison) -> Iterator[Table]:
     for name, view in VIEWS.items():
         for number, figure in enumerate(view.figures):
             values = (html.figure(found[figure].value, 4) for found in comparison.figures[name].values())
-            figures.add_row("" if number else view.name, FIGURES[figure], *values)
+            figures.add_row("" if number else view.name, METRICS[figure], *values)
     yield figures
     for first, second in comparison.pairs():
         verdicts = Table(title=comparison.summary(first, second), title_justify="left", title_style="bold", box=SIMPLE,
                          padding=(0, 1, 0, 0), show_header=False)  # fmt: skip
         for _, rows in _rows(comparison, first, second):
             for d in rows:
-                if d.figure in (*F1S, "map"):
-                    verdicts.add_row(VIEWS[d.view].name, FIGURES[d.figure], d.verdict)
+                if d.figure in (*F1_METRICS, "map"):
+                    verdicts.add_row(VIEWS[d.view].name, METRICS[d.figure], d.verdict)
         yield verdicts
 
 
@@ -110,7 +119,7 @@ def compare_page(comparison: Comparison) -> str:
     return html.render("compare.html", {
         "title": " against ".join(names.values()), "comparison": comparison, "pairs": pairs, "names": names,
         "rows": {pair: _rows(comparison, *pair) for pair in pairs}, "axes": {p: _axis(comparison, *p) for p in pairs},
-        "interval": interval, "views": VIEWS, "decisions": DECISIONS, "figures": FIGURES, "fair": VIEWS[FAIR].words,
+        "interval": interval, "views": VIEWS, "decisions": DECISIONS, "figures": METRICS, "fair": VIEWS[FAIR_VIEW].words,
         "won": {pair: won(comparison.per_tag, *pair) for pair in pairs},
         "tags": {pair: {letter: _tags(comparison.per_tag, pair, letter) for letter in pair} for pair in pairs},
         "charts": _charts(comparison), "all_tags": _all_tags(comparison), "false_discoveries": FALSE_DISCOVERIES,

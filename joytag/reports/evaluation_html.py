@@ -16,7 +16,8 @@ from PIL import Image
 
 from joytag.data import images
 from joytag.data.dataset import Dataset, DatasetError
-from joytag.evaluation.analysis import Analysis, Mistake
+from joytag.evaluation.analysis import Analysis
+from joytag.evaluation.error_analysis import Disagreement
 from joytag.evaluation.predictions import Predictions
 from joytag.reports.charts import Axis, Bars, Line, Mark, Points, Rule, chart, interval, iso_f1, running_median, short
 from joytag.reports.html import UNDEFINED, figure, render, threshold
@@ -142,7 +143,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def describe(mistake: Mistake, predictions: Predictions) -> dict[str, Any]:
+def describe(mistake: Disagreement, predictions: Predictions) -> dict[str, Any]:
     """A mistake in words: image id, source and tag by name, beside its own fields."""
     return {
         **mistake._asdict(),
@@ -152,7 +153,9 @@ def describe(mistake: Mistake, predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def gallery(mistakes: Sequence[Mistake], predictions: Predictions, dataset: Dataset | None) -> list[dict[str, Any]]:
+def gallery(
+    mistakes: Sequence[Disagreement], predictions: Predictions, dataset: Dataset | None
+) -> list[dict[str, Any]]:
     """Mistakes in words with their images, "" where they are not at hand, and the labels of these."""
     labels = predictions.labels.tocsr()[[mistake.row for mistake in mistakes]]
     cards = []

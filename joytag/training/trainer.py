@@ -12,7 +12,7 @@ from joytag.core import distributed
 from joytag.core.errors import Exit
 from joytag.core.signals import Interrupts
 from joytag.data import loader
-from joytag.evaluation.runner import agreed
+from joytag.evaluation.runner import agreed_exit_code
 from joytag.models import release
 from joytag.models.architectures import Model, training_flop
 from joytag.models.vit import ViT
@@ -147,10 +147,10 @@ def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Int
             tracker.log(samples, figures)
             show_samples(state, run, tracker)
             state.validated = samples
-    code = agreed(interrupts.code)
+    code = agreed_exit_code(interrupts.code)
     if saved < samples and (ended or code or schedule.due(every.checkpoint, saved, samples)):
         save_state(state, run, required=code > 0 or samples == max(ends))
-        saved, code = samples, agreed(interrupts.code)  # a signal may have come meanwhile
+        saved, code = samples, agreed_exit_code(interrupts.code)  # a signal may have come meanwhile
     if code:
         raise Exit(f"stopped after {samples:,} samples, as asked; {GO_ON}", code)
     return saved

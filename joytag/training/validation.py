@@ -7,8 +7,8 @@ import math
 from joytag.core import distributed
 from joytag.core.signals import Interrupts
 from joytag.data import loader
-from joytag.evaluation.metrics import validation_figures
-from joytag.evaluation.runner import Interrupted, agreed, histogram
+from joytag.evaluation.metrics import validation_metrics
+from joytag.evaluation.runner import Interrupted, agreed_exit_code, score_histogram
 from joytag.models import inference
 from joytag.training.run import Run
 from joytag.training.state import (
@@ -26,16 +26,16 @@ def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, f
     image_dataset = loader.ImageDataset(run.dataset, "validation", model.config.image_size)
     where, losses = (run.device, run.dtype), []
     try:
-        scores = histogram(
+        scores = score_histogram(
             model, image_dataset, run.micro_batch, run.workers, *where, config.data.timeout,
-            stopping=lambda: agreed(interrupts.code) > 0,
+            stopping=lambda: agreed_exit_code(interrupts.code) > 0,
             seen=lambda logits, labels: losses.append(run.criterion(logits, labels).double() * len(labels)),
         )  # fmt: skip
     except Interrupted:
         return None
     (loss_sum,) = distributed.total([float(sum(losses)) * config.loss.multiplier])
     seen = int(scores.table[:, 0].sum())
-    figures = {"loss": loss_sum / seen if seen else math.nan} | validation_figures(scores, config.threshold)
+    figures = {"loss": loss_sum / seen if seen else math.nan} | validation_metrics(scores, config.threshold)
     return {f"val_{name}": value for name, value in figures.items() if name == "loss" or not math.isnan(value)}
 
 

@@ -24,19 +24,21 @@ def sample():
 
 def drawn(images, seed, resamples):
     """The images of each resample, repeated as often as they were drawn."""
-    blocks = np.concatenate(list(bootstrap.weights(images, seed, resamples)), axis=1)
+    blocks = np.concatenate(list(bootstrap.resample_weights(images, seed, resamples)), axis=1)
     return [np.repeat(np.arange(images), column.astype(int)) for column in blocks.T]
 
 
 def test_resamples_are_drawn_with_replacement_and_are_the_same_for_a_seed():
-    first = list(bootstrap.weights(50, seed=1, resamples=230))
+    first = list(bootstrap.resample_weights(50, seed=1, resamples=230))
     assert {block.shape for block in first} == {(50, bootstrap.BLOCK), (50, 230 % bootstrap.BLOCK)}
     whole = np.concatenate(first, axis=1)
     assert whole.shape == (50, 230)
     assert (whole.sum(0) == 50).all()
     assert whole.var() == pytest.approx(1 - 1 / 50, rel=0.03)  # of the multinomial distribution
-    np.testing.assert_array_equal(whole, np.concatenate(list(bootstrap.weights(50, seed=1, resamples=230)), axis=1))
-    assert (first[0] != next(bootstrap.weights(50, seed=2))).any()
+    np.testing.assert_array_equal(
+        whole, np.concatenate(list(bootstrap.resample_weights(50, seed=1, resamples=230)), axis=1)
+    )
+    assert (first[0] != next(bootstrap.resample_weights(50, seed=2))).any()
 
 
 def test_averages_of_resamples_are_scikit_learns_of_the_images_drawn(sample):

@@ -17,7 +17,16 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 from joytag.data.dataset import TagTable
 from joytag.evaluation import thresholds
 from joytag.evaluation.bootstrap import Interval
-from joytag.evaluation.comparison import F1S, FIGURES, HEADLINE, VIEWS, Comparison, Contender, Difference, compare
+from joytag.evaluation.comparison import (
+    F1_METRICS,
+    HEADLINE,
+    METRICS,
+    VIEWS,
+    Comparison,
+    Contender,
+    Difference,
+    compare,
+)
 from joytag.reports import comparison as compare_report
 
 FACTS = {"kind": "release", "path": "runs/x", "images": 9, "tags": 9, "image_size": 64}
@@ -57,7 +66,7 @@ def comparison() -> Comparison:
     return compare([a, b, c], labels, tags, {"labels": "data/x"})
 
 
-JUDGED = [(name, figure) for name, view in VIEWS.items() for figure in view.figures if figure in (*F1S, "map")]
+JUDGED = [(name, figure) for name, view in VIEWS.items() for figure in view.figures if figure in (*F1_METRICS, "map")]
 
 
 @pytest.mark.parametrize(("view", "figure"), JUDGED)
@@ -111,7 +120,7 @@ def test_figures_are_scikit_learns(comparison):
 def test_crossed_thresholds_are_the_best_of_the_other_half(comparison, kind):
     contenders, labels, _ = contest([2.5, 2.0])
     labels = labels.toarray()
-    upper = thresholds.halves(len(labels), 0)
+    upper = thresholds.random_half(len(labels), 0)
     for c in contenders:
         scores = c.scores.astype(np.float64)
         predicted = np.zeros_like(labels)
@@ -227,7 +236,7 @@ def test_the_terminal_shows_everyone_and_every_pair(comparison, capsys):
     assert text.count("A is better than B in") == 1
     assert text.count("No difference between A and C") == 1
     assert "macro precision" in text
-    assert set(FIGURES.values()) <= {name for name in FIGURES.values() if name in text}
+    assert set(METRICS.values()) <= {name for name in METRICS.values() if name in text}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csc_array
 
 from joytag.evaluation import error_analysis, metrics
-from joytag.evaluation.error_analysis import Confusion, Mistake
+from joytag.evaluation.error_analysis import Confusion, Disagreement
 
 NAMES = [f"tag_{i}" for i in range(12)]
 
@@ -91,19 +91,19 @@ def test_galleries_are_varied():
     labels, scores = rng.random((60, 20)) < 0.3, rng.random((60, 20)).astype(np.float16)
     scores[5] = np.where(labels[5], 0, 1)  # the worst of all images
     found = error_analysis.disagreements(scores, csc_array(labels), metrics.predicted(scores, 0.6))
-    wrong, missed = error_analysis.gallery(found)
+    wrong, missed = error_analysis.worst_disagreements(found)
     for shown, labelled in ((wrong, False), (missed, True)):
         assert len(shown) == error_analysis.SHOWN
         assert {m.labelled for m in shown} == {labelled}
         assert len({m.row for m in shown}) == len(shown)
         assert max(np.unique([m.tag for m in shown], return_counts=True)[1]) <= error_analysis.OF_ONE_TAG
-    assert wrong[0] == Mistake(5, int(np.flatnonzero(~labels[5])[0]), 1.0, False, wrong[0].confidence)
+    assert wrong[0] == Disagreement(5, int(np.flatnonzero(~labels[5])[0]), 1.0, False, wrong[0].confidence)
 
 
 def test_where_all_decisions_are_right_there_is_nothing_to_show():
     labels = csc_array(np.eye(4, dtype=bool))
     scores = labels.toarray().astype(np.float16)
     found = error_analysis.disagreements(scores, labels, labels)
-    assert error_analysis.gallery(found) == ([], [])
+    assert error_analysis.worst_disagreements(found) == ([], [])
     assert error_analysis.label_errors(found) == []
     assert error_analysis.confusions(labels, labels, NAMES) == ([], [])

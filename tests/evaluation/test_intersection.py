@@ -18,7 +18,7 @@ from scipy.sparse import csc_array
 
 from joytag.data.dataset import Dataset, TagTable
 from joytag.evaluation import contenders, intersection, predictions, predictions_writer
-from joytag.evaluation.contenders import EntrantError, short_names
+from joytag.evaluation.contenders import TaggerEntryError, short_names
 from joytag.evaluation.predictions import Predictions
 from joytag.models import checkpoint, release
 from joytag.models.wd_onnx import OnnxTagger
@@ -72,7 +72,7 @@ def call(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def predicted(place) -> dict[str, Path]:
     """Directories of everyone's predictions."""
-    entered = contenders.enter([place / name for name in ("early", "late", "copy", "wd")], device="cpu")
+    entered = contenders.open_taggers([place / name for name in ("early", "late", "copy", "wd")], device="cpu")
     dataset = Dataset.open(place / "data")
     return {one.name: contenders.predict(one, dataset, place / "cache", "cpu").directory for one in entered}
 
@@ -224,7 +224,7 @@ def test_a_release_brings_its_own_predictions_if_they_are_of_these_images(place,
     shutil.copytree(place / "late", model)
     shutil.copytree(predicted["late"], model / "predictions")
     dataset = Dataset.open(place / "data")
-    (entrant, _) = contenders.enter([model, place / "wd"], device="cpu")
+    (entrant, _) = contenders.open_taggers([model, place / "wd"], device="cpu")
     assert contenders.predict(entrant, dataset, tmp_path / "out", "cpu").directory == model / "predictions"
     other = Dataset.open(colours.write_dataset(tmp_path / "other", 20))
     found = contenders.predict(entrant, other, tmp_path / "out", "cpu")
@@ -242,14 +242,14 @@ def test_a_release_with_other_tags_is_predicted_too(place, tmp_path):
         model.head.bias.copy_(model.head.bias[order].clone())
     colours.save(tmp_path / "shuffled", model, state_names)
     dataset = Dataset.open(place / "data")
-    entered = contenders.enter([tmp_path / "shuffled", place / "late"], device="cpu")
+    entered = contenders.open_taggers([tmp_path / "shuffled", place / "late"], device="cpu")
     found = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entered]
     assert found[0].tags.names == state_names
     assert found[0].tags.categories.tolist() == [4, 0, 0, 0, 0]
-    expected = predictions.labels_of(dataset.posts("validation"), 5).toarray()[:, order]
+    expected = predictions.label_matrix(dataset.posts("validation"), 5).toarray()[:, order]
     expected[:, 3] = False
     np.testing.assert_array_equal(found[0].labels.toarray(), expected)
-    made = intersection.assemble(entered, found, dataset)
+    made = intersection.intersect(entered, found, dataset)
     assert made.tags.names == ["red", "green", "blue", "reddish_(hue)"]
     np.testing.assert_array_equal(made.contenders[0].scores, made.contenders[1].scores)
 
@@ -262,7 +262,7 @@ def test_the_onnx_taggers_predictions_are_its_scores(place, predicted):
     np.testing.assert_array_equal(found.ids, posts.ids)
     squares = np.stack([tagger.read(dataset.image_path(digest.tobytes())) for digest in posts.hashes])
     np.testing.assert_array_equal(found.scores, tagger(squares).astype(np.float16))
-    known = predictions.labels_of(posts, 5).toarray()
+    known = predictions.label_matrix(posts, 5).toarray()
     expected = np.stack([known[:, 2], known[:, 1], *np.zeros((1, IMAGES), bool), known[:, 3],
                          *np.zeros((1, IMAGES), bool)], axis=1)  # fmt: skip
     np.testing.assert_array_equal(found.labels.toarray(), expected)
@@ -273,12 +273,12 @@ def test_images_that_cannot_be_decoded_are_left_out(place, tmp_path):
     dataset = Dataset.open(tmp_path / "data")
     posts = dataset.posts("validation")
     dataset.image_path(posts.hashes[5].tobytes()).write_bytes(b"no image")
-    entered = contenders.enter([place / "wd", place / "late"], device="cpu")
+    entered = contenders.open_taggers([place / "wd", place / "late"], device="cpu")
     with pytest.warns(UserWarning, match="1 of 192 images are left out"):
         found = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entered]
     assert [len(one) for one in found] == [IMAGES - 1] * 2
     assert found[0].provenance["undecodable"][0]["id"] == 5
-    assert intersection.assemble(entered, found, dataset).labels.shape == (IMAGES - 1, 3)
+    assert intersection.intersect(entered, found, dataset).labels.shape == (IMAGES - 1, 3)
 
 
 # What is common
@@ -302,8 +302,8 @@ def made(
     return Predictions.open(directory)
 
 
-def entered(*found: Predictions) -> list[contenders.Entrant]:
-    return contenders.enter([one.directory for one in found], device="cpu")
+def entered(*found: Predictions) -> list[contenders.TaggerEntry]:
+    return contenders.open_taggers([one.directory for one in found], device="cpu")
 
 
 def test_common_images_and_tags_are_found_whatever_their_order(tmp_path):
@@ -321,7 +321,7 @@ def test_common_images_and_tags_are_found_whatever_their_order(tmp_path):
         labels = np.array([[truth.get((i, final.get(name, name)), False) for name in names] for i in ids[number]])
         found.append(made(tmp_path / str(number), ids[number], names, values, labels))
         scores.append(values)
-    common = intersection.assemble(entered(*found), found, aliases=aliases)
+    common = intersection.intersect(entered(*found), found, aliases=aliases)
     assert common.tags.names == ["cat", "automobile", "tree"]
     assert common.facts["tags_by_aliases"] == 2
     for row, i in enumerate([9, 3, 7, 1]):
@@ -335,7 +335,7 @@ def test_common_images_and_tags_are_found_whatever_their_order(tmp_path):
 
 def test_what_is_all_there_is_not_copied(predicted):
     found = [Predictions.open(predicted[name]) for name in ("early", "late")]
-    made = intersection.assemble(entered(*found), found)
+    made = intersection.intersect(entered(*found), found)
     assert all(c.scores is one.scores for c, one in zip(made.contenders, found, strict=True))
 
 
@@ -343,10 +343,10 @@ def test_the_same_image_has_the_same_id_and_the_same_file(tmp_path):
     zeros = np.zeros((3, 1), dtype=bool)
     first = made(tmp_path / "1", [1, 2, 3], ["a"], zeros, zeros)
     second = made(tmp_path / "2", [1, 2, 4], ["a"], zeros, zeros, files=[1, 9, 3])
-    assert intersection.assemble(entered(first, second), [first, second]).labels.shape == (1, 1)
+    assert intersection.intersect(entered(first, second), [first, second]).labels.shape == (1, 1)
     third = made(tmp_path / "3", [1, 2, 4], ["a"], zeros, zeros, files=[2, 9, 3])
-    with pytest.raises(intersection.ArenaError, match=r"no common image \(the same id and the same file\)"):
-        intersection.assemble(entered(first, third), [first, third])
+    with pytest.raises(intersection.IntersectionError, match=r"no common image \(the same id and the same file\)"):
+        intersection.intersect(entered(first, third), [first, third])
 
 
 def test_labels_that_disagree_are_refused_unless_a_dataset_decides(place, predicted, tmp_path):
@@ -357,12 +357,14 @@ def test_labels_that_disagree_are_refused_unless_a_dataset_decides(place, predic
     provenance = {"sources": first.source_names}
     predictions_writer.write(tmp_path / "other", *arrays, csc_array(labels), first.tags, provenance)
     found = [first, Predictions.open(tmp_path / "other")]
-    with pytest.raises(intersection.ArenaError, match=r"1 labels are not those of .*, such as of blue; give --data"):
-        intersection.assemble(entered(*found), found)
-    made = intersection.assemble(entered(*found), found, Dataset.open(place / "data"))
+    with pytest.raises(
+        intersection.IntersectionError, match=r"1 labels are not those of .*, such as of blue; give --data"
+    ):
+        intersection.intersect(entered(*found), found)
+    made = intersection.intersect(entered(*found), found, Dataset.open(place / "data"))
     np.testing.assert_array_equal(made.labels.toarray(), first.labels.toarray())
 
 
 def test_more_taggers_than_letters_are_refused():
-    with pytest.raises(EntrantError, match="27 taggers"):
-        contenders.enter([Path("a")] * 27)
+    with pytest.raises(TaggerEntryError, match="27 taggers"):
+        contenders.open_taggers([Path("a")] * 27)

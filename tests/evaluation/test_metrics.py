@@ -70,7 +70,7 @@ def check_against_scikit_learn(scores, labels, threshold):
 
     counts = counted(scores, labels, threshold)
     expected = reference.precision_recall_fscore_support(y, s > threshold, average=None, zero_division=np.nan)
-    found = metrics.figures(counts)
+    found = metrics.from_counts(counts)
     for name, value in zip(NAMES, expected, strict=False):
         same(found[name], value)
     mcc = [reference.matthews_corrcoef(y[:, i], s[:, i] > threshold) for i in range(n_tags)]
@@ -151,7 +151,7 @@ def test_curves_at_a_level_are_the_averages_there(pair):
     scores, labels = pair
     found = curves(scores, labels)
     for threshold in (0.0, 0.05, 0.4, 0.7):
-        level, expected = metrics.cut(threshold), metrics.averages(counted(scores, labels, threshold))
+        level, expected = metrics.first_level_above(threshold), metrics.averages(counted(scores, labels, threshold))
         for name in NAMES:
             same(getattr(found, f"macro_{name}")[level], expected[f"macro_{name}"])
             same(found.micro[name][level], expected[f"micro_{name}"])
@@ -196,7 +196,7 @@ def test_streamed_and_stored_scores_give_the_same(pair, batch):
         for found in (both.counts(threshold), metrics.count(csc_array(labels), decisions)):
             for name in ("tp", "fp", "fn", "tn"):
                 np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    logged = metrics.validation_figures(both, 0.4)
+    logged = metrics.validation_metrics(both, 0.4)
     means = metrics.averages(both.counts(0.4))
     np.testing.assert_equal({name: means[name] for name in logged if name != "map"} | {"map": logged["map"]}, logged)
     some = labels.any(0)
@@ -231,7 +231,7 @@ def test_of_several_columns_of_counts_each_is_averaged():
 
 
 def test_undefined_figures_are_nan():
-    nothing = metrics.figures(Counts(*np.array([[0, 0], [0, 3], [0, 0], [5, 2]])))
+    nothing = metrics.from_counts(Counts(*np.array([[0, 0], [0, 3], [0, 0], [5, 2]])))
     assert np.isnan(nothing["recall"]).all()
     assert np.isnan(nothing["mcc"]).all()
     assert np.isnan(nothing["precision"][0])
@@ -251,7 +251,7 @@ def test_full_metrics_convention_is_zero_for_what_is_undefined_in_float32():
 
 def test_a_score_at_the_threshold_is_no_prediction():
     score = np.float16(0.4)
-    assert metrics.VALUES[metrics.cut(float(score)) - 1] == score
+    assert metrics.VALUES[metrics.first_level_above(float(score)) - 1] == score
     assert metrics.predicted(
         np.array([[score, np.nextafter(score, np.float16(1))]]), float(score)
     ).toarray().tolist() == [[False, True]]

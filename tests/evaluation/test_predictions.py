@@ -20,7 +20,7 @@ from scipy.sparse import csc_array
 from joytag.core import files
 from joytag.data import dataset
 from joytag.evaluation import predictions, predictions_writer
-from joytag.evaluation.predictions import Predictions, PredictionsError, labels_of
+from joytag.evaluation.predictions import Predictions, PredictionsError, label_matrix
 from joytag.evaluation.predictions_writer import PredictionsWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are left out")
@@ -65,7 +65,7 @@ def finished(directory: Path, posts: dataset.Posts, scores: np.ndarray, bad: lis
     work.begin(FACTS)
     for block in (2, 0, 1):
         do_block(work, block, scores, bad, writer=block % 2)
-    work.finish(posts, labels_of(posts, TAGS), vocabulary())
+    work.finish(posts, label_matrix(posts, TAGS), vocabulary())
     return directory
 
 
@@ -108,8 +108,8 @@ def test_labels_are_those_of_the_split(tags):
     flat = np.array([tag for of_one in tags for tag in of_one], dtype=np.int16)
     posts = dataset.Posts(rows, np.cumsum([0, *map(len, tags)]), flat, rows, rows, rows)
     expected = np.array([[tag in of_one for tag in range(7)] for of_one in tags])
-    np.testing.assert_array_equal(labels_of(posts, 7).toarray(), expected)
-    np.testing.assert_array_equal(labels_of(posts, 7).toarray(), posts.labels(rows, 7))
+    np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), expected)
+    np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), posts.labels(rows, 7))
 
 
 STEPS = [
@@ -160,7 +160,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, posts, scores,
                 Predictions.open(work.directory)
             for block in {0, 1, 2} - work.begin(FACTS):
                 do_block(work, block, scores)
-            work.finish(posts, labels_of(posts, TAGS), vocabulary())
+            work.finish(posts, label_matrix(posts, TAGS), vocabulary())
         assert content(work.directory) == content(directory), (steps[number - 1], after)
 
 
@@ -200,7 +200,7 @@ def test_blocks_with_images_that_could_not_be_decoded_are_done_again(tmp_path, p
     assert work.begin(FACTS) == {1}
     do_block(work, 0, scores, [])
     do_block(work, 2, scores, [])
-    work.finish(posts, labels_of(posts, TAGS), vocabulary())
+    work.finish(posts, label_matrix(posts, TAGS), vocabulary())
     np.testing.assert_array_equal(Predictions.open(work.directory).scores, scores)
 
 
@@ -210,7 +210,7 @@ def test_a_block_that_is_lost_before_the_end_is_not_passed_over(tmp_path, posts,
     for block in (0, 2):
         do_block(work, block, scores)
     with pytest.raises(PredictionsError, match="1 blocks are not as they were written; evaluate again"):
-        work.finish(posts, labels_of(posts, TAGS), vocabulary())
+        work.finish(posts, label_matrix(posts, TAGS), vocabulary())
 
 
 def test_when_no_image_is_left_one_line_says_so(tmp_path, posts, scores):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csc_array
 from sklearn.metrics import f1_score
 
-from joytag.evaluation.randomization_test import swap_test
+from joytag.evaluation.randomization_test import randomization_test
 
 
 def by_enumeration(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
@@ -27,7 +27,7 @@ def by_enumeration(labels: np.ndarray, first: np.ndarray, second: np.ndarray) ->
 @settings(deadline=None, max_examples=30)
 def test_it_is_the_share_of_all_exchanges(decisions):
     labels, first, second = np.array(decisions).T
-    (found,) = swap_test(*(csc_array(column[:, None]) for column in (labels, first, second)))
+    (found,) = randomization_test(*(csc_array(column[:, None]) for column in (labels, first, second)))
     if not labels.any():
         assert np.isnan(found)
     else:
@@ -38,7 +38,7 @@ def test_many_images_agree_with_random_exchanges():
     rng = np.random.default_rng(0)
     labels = rng.random((3000, 3)) < (0.02, 0.2, 0.5)
     first, second = (labels ^ (rng.random((3000, 3)) < noise) for noise in (0.1, 0.12))
-    found = swap_test(*map(csc_array, (labels, first, second)))
+    found = randomization_test(*map(csc_array, (labels, first, second)))
     swapped = rng.random((2000, 3000)) < 0.5
     for tag in range(3):
         y, a, b = (matrix[:, tag].astype(np.float64) for matrix in (labels, first, second))
@@ -58,6 +58,6 @@ def test_it_is_certain_where_one_is_right_and_the_other_wrong():
     labels = np.zeros((20_000, 2), dtype=bool)
     labels[:5000] = True
     wrong = np.stack([~labels[:, 0], labels[:, 1]], axis=1)
-    p = swap_test(*map(csc_array, (labels, labels, wrong)))
+    p = randomization_test(*map(csc_array, (labels, labels, wrong)))
     assert p[0] < 1e-100
     assert p[1] == 1

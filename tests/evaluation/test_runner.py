@@ -310,7 +310,7 @@ def test_training_sees_the_figures_of_the_predictions(dataset, model, whole, tmp
     def stream():
         with distributed.process_group(CPU, 60):
             pictures = loader.ImageDataset(dataset, "validation", 16)
-            table = runner.histogram(network, pictures, BATCH, 0, CPU, FLOAT).table
+            table = runner.score_histogram(network, pictures, BATCH, 0, CPU, FLOAT).table
             np.save(tmp_path / f"{distributed.rank()}.npy", table.numpy())
 
     codes, errors = together(stream, processes, tmp_path / "errors")
@@ -327,12 +327,12 @@ def test_the_model_is_in_evaluation_mode_and_then_in_the_one_that_it_was_in(data
     network = release.load(model)[0].train()
     pictures, modes, predict = loader.ImageDataset(dataset, "train", 16), [], inference.predict
     monkeypatch.setattr(inference, "predict", lambda *given: modes.append(given[0].training) or predict(*given))
-    runner.histogram(network, pictures, BATCH, 0, CPU, FLOAT)
+    runner.score_histogram(network, pictures, BATCH, 0, CPU, FLOAT)
     assert network.training
     with pytest.raises(runner.Interrupted):
-        runner.histogram(network, pictures, BATCH, 0, CPU, FLOAT, stopping=lambda: True)
+        runner.score_histogram(network, pictures, BATCH, 0, CPU, FLOAT, stopping=lambda: True)
     assert network.training
-    runner.histogram(network.eval(), pictures, BATCH, 0, CPU, FLOAT)
+    runner.score_histogram(network.eval(), pictures, BATCH, 0, CPU, FLOAT)
     assert not network.training
     assert modes
     assert not any(modes)

@@ -63,8 +63,8 @@ def test_what_is_wrong_with_a_users_groups_is_told(tmp_path, text, message):
 
 def test_names_that_a_vocabulary_lacks_are_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="hair: not in the vocabulary: blue_hair"):
-        found = tag_groups.of_names({"hair": ["red_hair", "blue_hair", "long_hair"]}, ["long_hair", "hat", "red_hair"])
+        found = tag_groups.by_name({"hair": ["red_hair", "blue_hair", "long_hair"]}, ["long_hair", "hat", "red_hair"])
     assert {name: tags.tolist() for name, tags in found.items()} == {"hair": [0, 2]}
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of their tags is in the vocabulary"):
-        tag_groups.of_names({"hair": ["red"]}, ["hat"])
-    assert tag_groups.of_names({}, ["hat"]) == {}
+        tag_groups.by_name({"hair": ["red"]}, ["hat"])
+    assert tag_groups.by_name({}, ["hat"]) == {}

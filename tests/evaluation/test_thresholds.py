@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csc_array
 
 from joytag.evaluation import metrics
-from joytag.evaluation.thresholds import _decide, cross_fit, halves, shrunk_thresholds
+from joytag.evaluation.thresholds import _decide, cross_fit, random_half, shrunk_thresholds
 
 
 def curves(scores, labels, rows=None):
@@ -27,10 +27,10 @@ def macro_f1(labels, decisions):
 
 
 def test_halves_are_random_and_disjoint():
-    first = halves(1001, seed=3)
+    first = random_half(1001, seed=3)
     assert first.sum() == 500
     assert 200 < first[:500].sum() < 300
-    assert (first != halves(1001, seed=4)).any()
+    assert (first != random_half(1001, seed=4)).any()
 
 
 def test_a_half_is_decided_with_thresholds_of_the_other_alone():
@@ -90,4 +90,4 @@ def test_tags_without_positives_get_the_shared_threshold():
     shared = metrics.thresholds(found)["best_macro_f1"]
     threshold = shrunk_thresholds(scores, labels, found)[3]
     assert abs(threshold - shared) < 0.02
-    assert found.macro_f1[metrics.cut(threshold)] == found.macro_f1.max()
+    assert found.macro_f1[metrics.first_level_above(threshold)] == found.macro_f1.max()

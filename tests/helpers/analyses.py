@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csc_array
 
-from joytag.evaluation.analysis import Analysis, Confusion, Mistake
+from joytag.evaluation.analysis import Analysis
 from joytag.evaluation.bootstrap import Interval
+from joytag.evaluation.error_analysis import Confusion, Disagreement
 
 HOSTILE = ['<script>alert("x")</script>', "' onload='alert(1)", "</title><b>", "=_=", "\u202eevil", "a" * 200]
 WORDS = ("red", "blue", "long", "short", "hair", "eyes", "hat", "cat", "dog", "sky", "tree", "smile", "open", "hand",
@@ -109,7 +110,7 @@ def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
     order = rng.permutation(n_tags)
     confusions = [Confusion(table["name"][int(a)].as_py(), table["name"][int(b)].as_py(), 9, 0.3)
                   for a, b in zip(order[:20], order[20:40], strict=False)]  # fmt: skip
-    mistakes = [Mistake(int(rng.integers(images)), int(tag), 0.9, bool(tag % 2), 0.8) for tag in order[:40]]
+    mistakes = [Disagreement(int(rng.integers(images)), int(tag), 0.9, bool(tag % 2), 0.8) for tag in order[:40]]
     return Analysis(
         facts={"threshold": 0.4, "images": images, "tags": n_tags, "labels_per_image": 8.6,
                "tags_with_positives": int(np.count_nonzero(table["positives"])), "minimum_positives": 1,

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from joytag.data.dataset import Dataset
-from joytag.evaluation.analysis import Mistake
+from joytag.evaluation.error_analysis import Disagreement
 from joytag.reports import evaluation_html
 from joytag.reports import html as page
 from joytag.reports.charts import number
@@ -174,7 +174,7 @@ def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
     posts = dataset.posts("validation")
     predictions = analyses.predictions(60)
     predictions.hashes[: len(posts)] = posts.hashes
-    mistakes = [Mistake(0, 3, 0.9, False, 0.5), Mistake(300, 4, 0.1, True, 0.5)]
+    mistakes = [Disagreement(0, 3, 0.9, False, 0.5), Disagreement(300, 4, 0.1, True, 0.5)]
     there, missing = evaluation_html.gallery(mistakes, predictions, dataset)
     image = Image.open(io.BytesIO(base64.b64decode(there["image"].removeprefix("data:image/jpeg;base64,"))))
     assert image.format == "JPEG"
