@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from rich.progress import track
 
+from joytag.core import progress
 from joytag.core.files import file_hash, write_text
 from joytag.data import tables
 
@@ -42,7 +42,7 @@ def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backen
     jobs = [(part, file) for part, file in zip(parts, files, strict=True) if file.name not in done]
     finished = (_ray if backend == "ray" else _local)(partial(_publish, work), jobs)
     with (directory / MANIFEST).open("a", encoding="utf-8") as manifest:
-        for name, digest in track(finished, description=title, total=len(jobs), disable=not jobs):
+        for name, digest in progress.track(finished, title, len(jobs), "shards"):
             manifest.write(json.dumps({"file": name, "sha256": digest}) + "\n")
             manifest.flush()
             os.fsync(manifest.fileno())

@@ -18,9 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from rich.progress import track
-
-from joytag.core import files
+from joytag.core import files, progress
 from joytag.data.images import decode
 
 TABLE = Path(__file__).with_name("openmoji.csv")
@@ -110,7 +108,7 @@ def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
         done = pool.map(partial(render, size=size), jobs, chunksize=64)
-        for _ in track(done, description=title, total=len(jobs)):
+        for _ in progress.track(done, title, len(jobs), "images"):
             pass
 
 

@@ -26,8 +26,8 @@ import imagehash
 import msgspec
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
+from joytag.core import progress
 from joytag.core.files import write_text
 
 Generation = Literal["2021", "2020", "mixed"]
@@ -112,7 +112,7 @@ def write(directory: Path, posts: int, *, images: bool = True, generation: Gener
     (directory / "metadata").mkdir(parents=True, exist_ok=True)
     key = Key()
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for found in track(pool.map(write_posts, jobs), "Posts", total=len(jobs)):
+        for found in progress.track(pool.map(write_posts, jobs), "Posts", len(jobs), "files"):
             key.add(found)
     write_tags(directory / "metadata", world(n_tags))
     write_text(directory / "answers.json", json.dumps(asdict(key), indent=1) + "\n")

@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from joytag.benchmarks import baselines
-from joytag.core import devices, settings
+from joytag.core import devices, progress, settings
 from joytag.core.files import write_text
 from joytag.core.timing import Comparison, Timings, side_by_side, table
 from joytag.data import augment, dataset
@@ -91,10 +89,7 @@ def measure(
         "feed": lambda: [feed(copies, case, max(1, workers), rounds) for case in cases],
     }
     wanted = [subject] if subject != "all" else [name for name in measures if name != "feed" or on_gpu]
-    console = Console(stderr=True)
-    found = {
-        name: measures[name]() for name in track(wanted, "Measure", console=console, disable=not console.is_terminal)
-    }
+    found = {name: measures[name]() for name in progress.track(wanted, "Measure", len(wanted), "subjects")}
     comparisons = [comparison for some in found.values() for comparison in some]
     machine = f"{torch.cuda.get_device_name(chosen)}, " if on_gpu else ""
     machine += f"{os.cpu_count()} CPU cores ({platform.machine()})"

@@ -207,7 +207,7 @@ def _predict_onnx(
 
     blocks = [[row for _, row in keys] for keys in loader.evaluation_keys(work.rows, work.batch, done=done)]
     squares = read_ahead(read, (row for block in blocks for row in block), os.cpu_count() or 1, 2 * work.batch)
-    with progress.progress("Predict", work.rows, min(len(done) * work.batch, work.rows)) as advance:
+    with progress.bar("Predict", work.rows, "images", min(len(done) * work.batch, work.rows)) as advance:
         for block in blocks:
             read_here = {row: next(squares) for row in block}
             good = {row: square for row, square in read_here.items() if not isinstance(square, str)}

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from joytag.core import devices, distributed
+from joytag.core import devices, distributed, progress
 from joytag.core.errors import Exit, ExitCode
 from joytag.core.files import file_hash
-from joytag.core.progress import progress
 from joytag.core.signals import Interrupts
 from joytag.data import loader
 from joytag.data.dataset import Dataset, DatasetError
@@ -132,7 +131,7 @@ def predict_blocks(
     rank, world = distributed.rank(), distributed.world_size()
     keys = loader.evaluation_keys(work.rows, work.batch, rank, world, done)
     loaded = loader.batches(image_dataset, keys, workers, device.type == "cuda")
-    with progress("Predict", work.rows, min(len(done) * work.batch, work.rows)) as advance:
+    with progress.bar("Predict", work.rows, "images", min(len(done) * work.batch, work.rows)) as advance:
         for block, batch in zip(keys, loaded, strict=True):
             if block:
                 scores = torch.empty(0, work.n_tags, dtype=torch.float16)

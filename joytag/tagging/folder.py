@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from joytag.core import files
+from joytag.core import files, progress
 from joytag.data import images
 from joytag.tagging.captions import Captions
-from joytag.tagging.tagger import Result, Tagger
+from joytag.tagging.tagger import Tagger
 
 FAILED = "failed.jsonl"
 
@@ -288,8 +286,9 @@ class Job:
         counts: Counter[str] = Counter()
         start = time.perf_counter()
         results = tagger.stream(self.pending, threshold, batch_size, workers)
+        tracked = progress.track(results, "Tag", len(self.pending), "images")
         try:
-            for image, result in zip(self.pending, progress(results, len(self.pending)), strict=True):
+            for image, result in zip(self.pending, tracked, strict=True):
                 names = self.captions.choose(result.tags, places)
                 error = result.error or self.output.write(image, names)
                 if error:
@@ -350,20 +349,3 @@ def _file_name(line: str) -> str:
 
 def _rounded(names: dict[str, float]) -> dict[str, float]:
     return {name: round(score, 4) for name, score in names.items()}
-
-
-def progress(results: Iterable[Result], total: int) -> Iterator[Result]:
-    """The results as they come, with a bar, images a second and the time left, if people watch."""
-    columns = (
-        TextColumn("Tag"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} images/s"),
-        TimeRemainingColumn(),
-    )
-    start = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=total, rate=0.0)
-        for done, result in enumerate(results, start=1):
-            yield result
-            bar.update(task, completed=done, rate=done / (time.perf_counter() - start))
