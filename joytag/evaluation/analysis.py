@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csc_array
 
-from joytag.data.dataset import TagTable
 from joytag.evaluation import bootstrap, error_analysis, metrics
 from joytag.evaluation.bootstrap import Interval, interval
 from joytag.evaluation.error_analysis import Confusion, Disagreement
 from joytag.evaluation.metrics import LEVELS, VALUES, Counts, Curves
+from joytag.evaluation.per_tag import per_tag_table
 from joytag.evaluation.predictions import Predictions
-from joytag.evaluation.tag_groups import by_category, by_count, by_name, category_names
+from joytag.evaluation.tag_groups import by_category, by_count, by_name
 from joytag.evaluation.thresholds import cross_fit, shrunk_thresholds
 
 POINTS = 101  # of a curve along thresholds, and as many along recall
@@ -40,9 +40,7 @@ class Analysis:
     `split_half`: `fixed`, `global` and `per_tag`, each with macro_f1 and micro_f1 Intervals, the last two also with
     `difference` (Interval of macro F1 minus that of `fixed`), `directions` (that difference on either half alone) and
     `verdict` (a sentence). Each image is decided once, at thresholds chosen on the other half.
-    `per_tag`: a row a tag: index, name, category (word), band, train_count, positives, predicted, tp, fp, fn, tn,
-    precision, recall, f1, mcc, ap, best_threshold, best_f1, threshold (for use: shrunk, see `shrunk_thresholds`),
-    ece, undefined (words, or ""). Figures that are undefined are null.
+    `per_tag`: a row for each tag, with the columns of `per_tag.COLUMNS`; null is undefined.
     `sources`, `categories`, `bands`, `groups`: name -> macro_ and micro_ precision, recall, f1, `macro_f1_low`,
     `macro_f1_high`, map, tags, tags_with_positives, images (with a label of it). `gaps`: the same four names ->
     best, worst (names), gap (Interval of the difference of their macro F1); empty where there are not two.
@@ -116,7 +114,7 @@ def analyse(
         headline=headline,
         macro_over=macro_over,
         split_half=_split_half(scores, labels, fixed, threshold, seed, resample),
-        per_tag=_per_tag(tags, members["bands"], curves, counts, of_tags),
+        per_tag=per_tag_table(tags, members["bands"], counts, curves, of_tags),
         **rows,
         gaps=gaps,
         curves=_along_thresholds(curves) | {"tags": _curves_of_tags(predictions, curves, minimum_positives)},
@@ -266,34 +264,6 @@ def _verdict(what: str, threshold: float, gained: Interval) -> str:
         f"{what} {verb} {threshold:g} in macro F1: {gained.value:+.4f}, "
         f"95 % interval {gained.low:+.4f} to {gained.high:+.4f}."
     )
-
-
-def _per_tag(
-    tags: TagTable, bands: Mapping[str, np.ndarray], curves: Curves, counts: Counts, thresholds: np.ndarray
-) -> pa.Table:
-    """A row a tag; `thresholds`, float64 [N], are those for use."""
-    band = np.empty(len(tags), dtype=object)
-    for name, members in bands.items():
-        band[members] = name
-    words = {(False, False): "", (False, True): "never predicted", (True, False): "no positives",
-             (True, True): "no positives, never predicted"}  # fmt: skip
-    undefined = zip((counts.positives == 0).tolist(), (counts.predicted == 0).tolist(), strict=True)
-    columns: dict[str, Any] = {
-        "index": np.arange(len(tags)),
-        "name": tags.names,
-        "category": category_names(tags.categories),
-        "band": band.tolist(),
-        "train_count": tags.counts,
-        "positives": counts.positives,
-        "predicted": counts.predicted,
-        **{name: getattr(counts, name) for name in ("tp", "fp", "fn", "tn")},
-        **metrics.from_counts(counts),
-        **{name: getattr(curves, name) for name in ("ap", "best_threshold", "best_f1")},
-        "threshold": thresholds,
-        "ece": curves.ece,
-        "undefined": [words[both] for both in undefined],
-    }
-    return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
 
 
 def _along_thresholds(curves: Curves) -> dict[str, np.ndarray]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from rich.box import SIMPLE
 from rich.table import Table
 
@@ -29,6 +28,7 @@ from joytag.evaluation.comparison import (
 )
 from joytag.reports import html
 from joytag.reports.charts import Axis, Line, Points, chart, interval, iso_f1
+from joytag.reports.formats import format_difference, format_number, format_threshold
 from joytag.reports.tables import jsonable, write_csv
 
 MOST = 20  # tags that are listed as won or lost
@@ -91,7 +91,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
         figures.add_column(name, justify="right" if name else "left")
     for name, view in VIEWS.items():
         for number, figure in enumerate(view.figures):
-            values = (html.figure(found[figure].value, 4) for found in comparison.figures[name].values())
+            values = (format_number(found[figure].value, 4) for found in comparison.figures[name].values())
             figures.add_row("" if number else view.name, METRICS[figure], *values)
     yield figures
     for first, second in comparison.pairs():
@@ -144,7 +144,7 @@ def _thresholds(comparison: Comparison) -> dict[str, dict[str, str]]:
     """Thresholds in words, by view and letter; two where each half has its own."""
     return {
         view: {
-            letter: " and ".join(html.threshold(one) for one in (value if isinstance(value, tuple) else (value,)))
+            letter: " and ".join(format_threshold(one) for one in (value if isinstance(value, tuple) else (value,)))
             for letter, value in of_view.items()
         }
         for view, of_view in comparison.thresholds.items()
@@ -216,18 +216,17 @@ def _cloud(comparison: Comparison, first: str, second: str) -> Markup:
 
 
 def _all_tags(comparison: Comparison) -> Markup:
-    """The rows of the long table; closing tags, which HTML may leave out, would make it half as large again."""
+    """The per-tag table: average precision and F1 of every tagger, then the difference in F1 of every pair."""
     table = comparison.per_tag
-
-    def cells(name: str, write: Any) -> list[str]:
-        return [f"<td>{write(value)}" for value in table[name].to_pylist()]
-
-    columns = [cells("name", escape), cells("category", escape), cells("train_count", "{:,}".format)]
-    columns.append(cells("positives", "{:,}".format))
-    letters = [c.letter for c in comparison.contenders]
-    columns += [cells(f"{kind}_{letter}", html.figure) for kind in ("ap", "f1") for letter in letters]
-    for first, second in combinations(letters, 2):
-        columns.append(cells(f"difference_{first}{second}", html.signed))
-        columns.append(cells(f"q_{first}{second}", html.figure))
-        columns.append(cells(f"winner_{first}{second}", str))
-    return Markup("\n".join("<tr>" + "".join(row) for row in zip(*columns, strict=True)))
+    titles = {"name": "tag", "category": "category", "train_count": "trained on", "positives": "images"}
+    columns = [html.TableColumn(title, table[name]) for name, title in titles.items()]
+    for name, title in (("ap", "AP"), ("f1", "F1")):
+        columns += [html.TableColumn(f"{title} {c.letter}", table[f"{name}_{c.letter}"]) for c in comparison.contenders]
+    for first, second in comparison.pairs():
+        pair = f"{first}{second}"
+        columns += [
+            html.TableColumn(f"{first} − {second}", table[f"difference_{pair}"], format_difference),
+            html.TableColumn("q", table[f"q_{pair}"]),
+            html.TableColumn("won by", table[f"winner_{pair}"]),
+        ]
+    return html.sortable_table(columns)

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from joytag.data import images
 from joytag.data.dataset import Dataset, DatasetError
 from joytag.evaluation.analysis import Analysis
 from joytag.evaluation.error_analysis import Disagreement
+from joytag.evaluation.per_tag import COLUMNS
 from joytag.evaluation.predictions import Predictions
 from joytag.reports.charts import Axis, Bars, Line, Mark, Points, Rule, chart, interval, iso_f1, running_median, short
-from joytag.reports.html import UNDEFINED, figure, render, threshold
+from joytag.reports.formats import format_number, format_threshold
+from joytag.reports.html import TableColumn, render, sortable_table
 
 SIDE = 160  # pixels of an image's longest side
 
@@ -70,23 +72,41 @@ UNIT = Axis("")
 
 
 def report(analysis: Analysis, predictions: Predictions, dataset: Dataset | None = None) -> str:
-    """The page about an analysis of these predictions, HTML; with images if there is a dataset that has them."""
+    """Return report.html for an analysis of these predictions, with images if a dataset has them."""
     table, facts = analysis.per_tag, analysis.facts
     judged = table.filter(pc.greater_equal(table["positives"], ENOUGH))
     few = min(MOST, -(-len(judged) // 2))
-    return render("report.html", {
+    values = {
         "title": f"Evaluation of {facts['model']}" if "model" in facts else "Evaluation",
-        "analysis": analysis, "charts": _charts(analysis), "sections": SECTIONS.items(), "threshold_names": THRESHOLDS,
-        "interval": interval, "unit": UNIT, "groups": _groups(analysis),
-        "judged": len(judged), "enough": ENOUGH, "most": MOST, "shown": SHOWN,
+        "analysis": analysis,
+        "charts": _charts(analysis),
+        "sections": SECTIONS.items(),
+        "threshold_names": THRESHOLDS,
+        "metric_titles": _metric_titles(analysis),
+        "interval": interval,
+        "unit": UNIT,
+        "groups": _groups(analysis),
+        "judged": len(judged),
+        "enough": ENOUGH,
+        "most": MOST,
+        "shown": SHOWN,
         "best": judged.sort_by([("f1", "descending"), ("positives", "descending")]).slice(0, few).to_pylist(),
         "worst": judged.sort_by([("f1", "ascending"), ("positives", "descending")]).slice(0, few).to_pylist(),
         "false_positives": gallery(analysis.false_positives[:CARDS], predictions, dataset),
         "misses": gallery(analysis.misses[:CARDS], predictions, dataset),
         "label_errors": [describe(mistake, predictions) for mistake in analysis.label_errors[:ERRORS]],
-        "all_tags": _all_tags(table), "undefined": _undefined(table), "undefined_f1": table["f1"].null_count,
+        "all_tags": _all_tags(table),
+        "columns": COLUMNS,
+        "undefined": _undefined(table),
+        "undefined_f1": table["f1"].null_count,
         "provenance": list(_flat({name: value for name, value in facts.items() if name not in ("version", "sha256")})),
-    })  # fmt: skip
+    }
+    return render("report.html", values)
+
+
+def _metric_titles(analysis: Analysis) -> dict[str, str]:
+    """Name and title of each metric of which the headline has macro and micro averages."""
+    return {column.name: column.title for column in COLUMNS if f"macro_{column.name}" in analysis.headline["fixed"]}
 
 
 def _groups(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, dict[str, float]]]]]:
@@ -103,21 +123,8 @@ def _groups(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, dict[str
 
 
 def _all_tags(table: pa.Table) -> Markup:
-    """The rows of the long table; closing tags, which HTML may leave out, would make it half as large again."""
-
-    def cells(name: str, write: Any) -> list[str]:
-        return [f"<td>{write(value)}" for value in table[name].to_pylist()]
-
-    def defined(name: str) -> list[str]:
-        texts = map(figure, table[name].to_pylist())
-        return [f"<td class=none>{text}" if text == UNDEFINED else f"<td>{text}" for text in texts]
-
-    columns = [
-        cells("name", escape), cells("category", escape), cells("train_count", "{:,}".format),
-        cells("positives", "{:,}".format), *map(defined, ("precision", "recall", "f1", "mcc", "ap")),
-        *(cells(name, "{:,}".format) for name in ("tp", "fp", "fn")), defined("threshold"), cells("undefined", escape),
-    ]  # fmt: skip
-    return Markup("\n".join("<tr>" + "".join(row) for row in zip(*columns, strict=True)))
+    """The per-tag table with the columns that have a title."""
+    return sortable_table(TableColumn(column.title, table[column.name]) for column in COLUMNS if column.title)
 
 
 def _undefined(table: pa.Table) -> list[tuple[str, list[str]]]:
@@ -227,9 +234,9 @@ def _sweep(analysis: Analysis, kind: str) -> Markup:
     recall, f1 = curves[f"{kind}_recall"], curves[f"{kind}_f1"]
     best, even = analysis.thresholds[f"best_{kind}_f1"], analysis.thresholds[f"{kind}_break_even"]
     best_f1, both = np.interp(best, across, f1), np.interp(even, across, recall)
-    highest = f"{kind} F1 is highest, {figure(best_f1)}, at {threshold(best)}"
+    highest = f"{kind} F1 is highest, {format_number(best_f1)}, at {format_threshold(best)}"
     marks: list[Mark] = [
-        Rule(analysis.facts["threshold"], threshold(analysis.facts["threshold"])),
+        Rule(analysis.facts["threshold"], format_threshold(analysis.facts["threshold"])),
         Line(across, curves[f"{kind}_precision"], name="precision"),
         Line(across, recall, name="recall"),
         Line(across, f1, name="F1"),

@@ -1,72 +1,84 @@
-"""report.html: an analysis as one page that loads nothing, for a screen of any width, in the dark and on paper."""
+"""Shared HTML rendering: templates with number formats, and the long sortable table."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
+import pyarrow as pa
+from markupsafe import Markup, escape
+
+from joytag.reports.formats import (
+    UNDEFINED,
+    format_count,
+    format_difference,
+    format_number,
+    format_percent,
+    format_threshold,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-UNDEFINED = "undefined"
+FILTERS = {
+    "count": format_count,
+    "difference": format_difference,
+    "number": format_number,
+    "percent": format_percent,
+    "threshold": format_threshold,
+}
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """A page from a template, in which whatever comes from elsewhere is escaped; HTML.
+    """Render a page from a template; all values are escaped unless they are Markup.
 
-    Pages extend base.html, whose policy forbids every request and every script but script.js.
+    Pages extend base.html. Its content security policy forbids every request and every script but script.js.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    for write in (figure, count, threshold, signed, percent):
-        environment.filters[write.__name__] = _styled(write)
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: _mark_undefined(format_value) for name, format_value in FILTERS.items()}
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(**values, script=Markup(script), script_hash=digest)
 
 
-def _styled(write: Callable[..., str]) -> Callable[..., str]:
-    """The same in HTML: the word for what is undefined looks different from figures."""
+def _mark_undefined(format_value: Callable[..., str]) -> Callable[..., str]:
+    """Wrap a format so that "undefined" looks different from numbers on the page."""
 
-    def styled(*arguments: Any) -> str:
-        text = write(*arguments)
+    def wrapped(*arguments: Any) -> str:
+        text = format_value(*arguments)
         return Markup('<span class="none">undefined</span>') if text == UNDEFINED else text
 
-    return styled
+    return wrapped
 
 
-def _is_undefined(value: float | None) -> bool:
-    return value is None or math.isnan(value)
+class TableColumn(NamedTuple):
+    """A column of a sortable table: header, values and, unless their type decides, how to format one of them."""
+
+    title: str
+    values: pa.ChunkedArray
+    format_value: Callable[[Any], str] | None = None
 
 
-def figure(value: float | None, digits: int = 3) -> str:
-    """A figure, or the word."""
-    return UNDEFINED if _is_undefined(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def count(value: int | None) -> str:
-    """A number with commas, or the word."""
-    return UNDEFINED if _is_undefined(value) else f"{value:,.0f}"
-
-
-def threshold(value: float | None) -> str:
-    """A threshold: 0.4, 0.415; or the word."""
-    return UNDEFINED if _is_undefined(value) else f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def signed(value: float | None) -> str:
-    """A difference: +0.021; or the word."""
-    return UNDEFINED if _is_undefined(value) else f"{value:+.3f}".replace("-", "−")
-
-
-def percent(value: float | None) -> str:
-    """A share: 31 %; or the word."""
-    return UNDEFINED if _is_undefined(value) else f"{value:.0%}".replace("%", " %")
+def sortable_table(columns: Iterable[TableColumn]) -> Markup:
+    """Return a table that script.js sorts and searches: text is escaped, integers get commas, floats 3 decimals."""
+    heads, cells = [], []
+    for title, values, format_value in columns:
+        is_text = pa.types.is_string(values.type)
+        heads.append(f'<th scope="col"{" data-text" if is_text else ""}>{escape(title)}</th>')
+        by_type = escape if is_text else format_count if pa.types.is_integer(values.type) else format_number
+        texts = map(format_value or by_type, values.to_pylist())
+        undefined = None if is_text else UNDEFINED
+        # HTML may leave out the closing tags of cells and rows. With them the table would be half as large again.
+        cells.append([f"<td class=none>{text}" if text == undefined else f"<td>{text}" for text in texts])
+    rows = "\n".join("<tr>" + "".join(row) for row in zip(*cells, strict=True))
+    return Markup(
+        f'<table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
+    )

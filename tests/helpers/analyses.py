@@ -1,14 +1,19 @@
 """An analysis of made-up predictions, of any number of tags, for tests of what is written about it."""
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 from scipy.sparse import csc_array
 
-from joytag.evaluation.analysis import Analysis
+from joytag.data.dataset import TagTable
+from joytag.evaluation.analysis import HEADLINE, Analysis
 from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.error_analysis import Confusion, Disagreement
+from joytag.evaluation.metrics import Counts, Curves
+from joytag.evaluation.per_tag import per_tag_table
+from joytag.evaluation.tag_groups import by_count
 
 HOSTILE = ['<script>alert("x")</script>', "' onload='alert(1)", "</title><b>", "=_=", "\u202eevil", "a" * 200]
 WORDS = ("red", "blue", "long", "short", "hair", "eyes", "hat", "cat", "dog", "sky", "tree", "smile", "open", "hand",
@@ -36,28 +41,11 @@ def per_tag(n_tags: int, images: int, rng: np.random.Generator) -> pa.Table:
     tp = rng.binomial(positives, skill)
     fp = rng.poisson(positives * (1 - skill))
     fp[tp == 0] = 0
-    fn, predicted = positives - tp, tp + fp
-    figures = SimpleNamespace()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        figures.precision, figures.recall = tp / predicted, tp / positives
-        figures.f1 = 2 * tp / (positives + predicted)
-    best = np.where(positives > 0, np.minimum(1, np.nan_to_num(figures.f1) + 0.03), np.nan)
-    undefined = np.select(
-        [positives == 0, predicted == 0], ["no positives: recall, F1, AP", "never predicted: precision"], ""
-    )
-    threshold = np.where(positives > 0, np.round(rng.uniform(0.2, 0.6, n_tags), 4), np.nan)
-    columns = {
-        "index": np.arange(n_tags),
-        "name": names(n_tags),
-        "category": [CATEGORIES[i] for i in rng.choice(4, n_tags, p=[0.6, 0.25, 0.1, 0.05])],
-        "band": [BANDS[np.searchsorted([3e3, 1e4, 1e5], n, side="right")] for n in train],
-        "train_count": train, "positives": positives, "predicted": predicted,
-        "tp": tp, "fp": fp, "fn": fn, "tn": images - tp - fp - fn,
-        "precision": figures.precision, "recall": figures.recall, "f1": figures.f1, "mcc": figures.f1,
-        "ap": best, "best_threshold": threshold, "best_f1": best, "threshold": threshold,
-        "ece": rng.uniform(0, 0.02, n_tags), "undefined": undefined,
-    }  # fmt: skip
-    return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
+    counts = Counts(tp=tp, fp=fp, fn=positives - tp, tn=images - positives - fp)
+    thresholds = np.where(positives > 0, np.round(rng.uniform(0.2, 0.6, n_tags), 4), np.nan)
+    of_curves = {field.name: np.where(positives > 0, rng.uniform(size=n_tags), np.nan) for field in fields(Curves)}
+    tags = TagTable(names(n_tags), rng.choice([0, 4, 3, 5], n_tags, p=[0.6, 0.25, 0.1, 0.05]), train, train)
+    return per_tag_table(tags, by_count(train), counts, Curves(**of_curves), thresholds)
 
 
 def average(rng: np.random.Generator, tags: int, images: int) -> dict[str, float]:
@@ -87,8 +75,7 @@ def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
     table = per_tag(n_tags, images, rng)
     thresholds = {"fixed": 0.4, "macro_break_even": 0.41, "micro_break_even": 0.44, "best_micro_f1": 0.38,
                   "best_macro_f1": 0.35}  # fmt: skip
-    kinds = [f"{kind}_{figure}" for kind in ("macro", "micro") for figure in ("precision", "recall", "f1", "mcc")]
-    headline = {name: {kind: around(rng.uniform(0.5, 0.7)) for kind in kinds} for name in thresholds}
+    headline = {name: {metric: around(rng.uniform(0.5, 0.7)) for metric in HEADLINE} for name in thresholds}
     split = {"fixed": {"macro_f1": around(0.5), "micro_f1": around(0.6)}} | {
         name: {
             "macro_f1": around(0.52),

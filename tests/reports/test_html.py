@@ -12,14 +12,14 @@ import analyses
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from markupsafe import Markup
 from PIL import Image
 
 from joytag.data.dataset import Dataset
 from joytag.evaluation.error_analysis import Disagreement
+from joytag.evaluation.per_tag import COLUMNS
 from joytag.reports import evaluation_html
-from joytag.reports import html as page
 from joytag.reports.charts import number
+from joytag.reports.formats import format_number
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
 VOID = {"meta", "link", "img", "br", "input"}
@@ -83,7 +83,7 @@ def test_the_page_says_all_that_was_measured(html, analysis):
     for kind in ("sources", "categories", "bands", "groups"):
         for name, row in getattr(analysis, kind).items():
             assert name in text
-            assert str(Markup(page.figure(row["macro_f1"])).striptags()) in text
+            assert format_number(row["macro_f1"]) in text
     for confusion in analysis.confusions:
         assert f"{confusion.labelled} {confusion.predicted} {confusion.images}" in text
     assert "Better than the fixed threshold" in text
@@ -92,13 +92,15 @@ def test_the_page_says_all_that_was_measured(html, analysis):
 
 
 def test_every_tag_is_in_the_table_and_in_the_chart(html, analysis):
-    rows = html.split('<table class="sortable">')[1].split("</table>")[0].split("<tr>")[2:]
+    rows = html.split('<table class="sortable">')[1].split("</tbody>")[0].split("<tr>")[2:]
     assert len(rows) == 60
     cells = [re.sub("<[^>]*>", "\t", row).split("\t")[1:] for row in rows]
     first = analysis.per_tag.slice(1, 1).to_pylist()[0]
-    assert cells[1][0] == first["name"]
-    assert cells[1][6] == f"{first['f1']:.3f}"
-    assert cells[0][6] == "undefined"
+    titles = [column.title for column in COLUMNS if column.title]
+    assert [len(row) for row in cells] == [len(titles)] * 60
+    assert cells[1][titles.index("tag")] == first["name"]
+    assert cells[1][titles.index("F1")] == f"{first['f1']:.3f}"
+    assert cells[0][titles.index("F1")] == "undefined"
     defined = 60 - analysis.per_tag["f1"].null_count
     cloud = html.split('<figure class="cloud')[1].split("</figure>")[0]
     assert cloud.count("<title>") == defined + 1  # and one of the median's line
@@ -113,7 +115,7 @@ def test_dots_of_the_cloud_lie_at_their_figures(html, analysis):
 
 
 def test_undefined_figures_are_named_in_words(html, analysis):
-    assert "2 tags : no positives: recall, F1, AP" in Outline(html).text
+    assert "2 tags : no positives" in Outline(html).text
     assert html.count('<span class="none">undefined</span>') >= 5  # the empty group's
     assert not re.search(r"\b(nan|None)\b", html)
 
@@ -264,9 +266,10 @@ def test_the_table_is_searched_and_sorted(browser, path):
     view.value("document.querySelector('details:has(.sortable)').open = true")
     head = "[...document.querySelectorAll('.sortable th')].find(h => h.textContent == 'F1')"
     view.value(f"{head}.querySelector('button').click()")
-    assert view.value(f"{first}[6].textContent") == "1.000" or float(view.value(f"{first}[6].textContent")) > 0.8
+    value = f"{first}[{head}.cellIndex].textContent"
+    assert float(view.value(value)) > 0.8
     view.value(f"{head}.querySelector('button').click()")
-    assert view.value(f"{first}[6].textContent") == "undefined"
+    assert view.value(value) == "undefined"
     assert view.value(f"{head}.ariaSort") == "ascending"
     view.value("""{const search = document.querySelector('.search'); search.value = 'Blue red';
                search.dispatchEvent(new Event('input'))}""")

@@ -1,0 +1,36 @@
+"""Numbers as text, the same on pages and in terminal tables."""
+
+from __future__ import annotations
+
+import math
+
+UNDEFINED = "undefined"
+
+
+def _is_undefined(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Format a number with a fixed number of decimals: 0.631; "undefined" for NaN and None."""
+    return UNDEFINED if _is_undefined(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def format_difference(value: float | None) -> str:
+    """Format a difference with its sign: +0.021; "undefined" for NaN and None."""
+    return UNDEFINED if _is_undefined(value) else f"{value:+.3f}".replace("-", "−")
+
+
+def format_count(value: int | None) -> str:
+    """Format a count with commas: 5,813; "undefined" for None."""
+    return UNDEFINED if _is_undefined(value) else f"{value:,.0f}"
+
+
+def format_threshold(value: float | None) -> str:
+    """Format a threshold in as few characters as possible: 0.4, 0.415; "undefined" for NaN and None."""
+    return UNDEFINED if _is_undefined(value) else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def format_percent(value: float | None) -> str:
+    """Format a share from 0 to 1 as percent: 31 %; "undefined" for NaN and None."""
+    return UNDEFINED if _is_undefined(value) else f"{value:.0%}".replace("%", " %")
