@@ -16,7 +16,7 @@ import pyarrow as pa
 import scipy.sparse
 from scipy.sparse import csc_array
 
-from joytag.core import files
+from joytag.core import files, jsonl
 from joytag.data import dataset, tables
 from joytag.evaluation.predictions import (
     ARRAYS,
@@ -151,8 +151,7 @@ class PredictionsWriter:
             with self._scores.open("r+b") as file:
                 file.seek(self._open().offset + 2 * first * self.n_tags)
                 file.write(content.data)
-            with (self._scores.parent / f"done.{writer}.jsonl").open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(line))  # the line before may have been cut off
+            jsonl.append(self._scores.parent / f"done.{writer}.jsonl", line)
         except OSError as error:
             raise _unwritten(self.directory, error) from None
 
@@ -176,13 +175,7 @@ class PredictionsWriter:
 
     def _journal(self) -> Iterator[dict[str, Any]]:
         for path in sorted(self._scores.parent.glob("done.*.jsonl")):
-            for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:  # cut off
-                    continue
-                if isinstance(line, dict) and line.keys() == {"block", "crc", "bad"}:
-                    yield line
+            yield from (line for line in jsonl.read(path) if line.keys() == {"block", "crc", "bad"})
 
     def finish(self, posts: dataset.Posts, labels: csc_array, tags: dataset.TagTable) -> None:
         """Turn the work, all blocks of which are done, into predictions of the images that could be decoded.

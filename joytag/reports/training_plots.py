@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from joytag.core.jsonl import read_log
+from joytag.core import jsonl
 from joytag.data import images
 
 RIGHT, WRONG, MISSED, INK = "#1a7f37", "#cf222e", "#8c959f", "#1f2328"
@@ -19,7 +19,7 @@ def plot_curves(log: Path, path: Path) -> None:
     from matplotlib.figure import Figure  # here, since importing matplotlib writes a font cache
     from matplotlib.ticker import EngFormatter
 
-    lines = read_log(log)
+    lines = jsonl.read(log)
     figure = Figure(figsize=(13, 3.2), layout="constrained")
     panels = {
         "Loss": {"loss": "training", "val_loss": "validation"},

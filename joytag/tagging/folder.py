@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from joytag.core import files, progress
+from joytag.core import files, jsonl, progress
 from joytag.data import images
 from joytag.tagging.captions import Captions
 from joytag.tagging.tagger import Tagger
@@ -325,10 +325,10 @@ def write_failed(folder: Path, paths: Iterable[Path], failed: dict[Path, str]) -
     There is no such file when there is nothing to say.
     """
     path, known = folder / FAILED, {"", *(relative(image, folder) for image in paths)}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    others = [line for line in lines if (name := _file_name(line)) not in known and (folder / name).exists()]
+    names = [(str(row.get("file_name", "")), row) for row in jsonl.read(path)]
+    others = [row for name, row in names if name not in known and (folder / name).exists()]
     rows = [{"file_name": relative(image, folder), "reason": reason} for image, reason in failed.items()]
-    text = "".join(f"{line}\n" for line in [*others, *map(json.dumps, rows)])
+    text = "".join(json.dumps(row) + "\n" for row in [*others, *rows])
     if text:
         files.write_text(path, text)
     else:
@@ -338,13 +338,6 @@ def write_failed(folder: Path, paths: Iterable[Path], failed: dict[Path, str]) -
 def relative(image: Path, folder: Path) -> str:
     """An image's path seen from a folder, with forward slashes."""
     return Path(os.path.relpath(image, folder)).as_posix()
-
-
-def _file_name(line: str) -> str:
-    try:
-        return str(json.loads(line)["file_name"])
-    except (ValueError, TypeError, KeyError):
-        return ""
 
 
 def _rounded(names: dict[str, float]) -> dict[str, float]:

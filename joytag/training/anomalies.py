@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from joytag.core import jsonl
 from joytag.core.errors import Exit, ExitCode
-from joytag.core.jsonl import read_log
 from joytag.data import loader
 from joytag.data.dataset import Dataset, Posts
 from joytag.training import schedule
@@ -102,7 +102,7 @@ class Quarantine:
     def __init__(self, dataset: Dataset, posts: Posts, tracker: Tracker) -> None:
         self.dataset, self.posts, self.enabled = dataset, posts, tracker.enabled
         self.path = tracker.path.with_name("quarantine.jsonl")
-        self.rows = {int(line["row"]) for line in read_log(self.path)}
+        self.rows = {int(line["row"]) for line in jsonl.read(self.path)}
 
     def add(self, samples: int, bad: list[tuple[int, str]]) -> int:
         """Note rows that cannot be decoded, and why; returns how many there are by now."""

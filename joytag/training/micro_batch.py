@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from joytag.core import distributed
+from joytag.core import distributed, jsonl
 from joytag.core.files import write_text
-from joytag.core.jsonl import read_log
 from joytag.data import loader
 from joytag.training.run import Run
 from joytag.training.state import (
@@ -34,7 +33,7 @@ def settled(run: Run) -> Run:
     path = Path(run.config.output) / "micro_batch.json"
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
     facts = {"device": name, "processes": distributed.world_size()}
-    lines = [line for line in read_log(path) if facts.items() <= line.items()]
+    lines = [line for line in jsonl.read(path) if facts.items() <= line.items()]
     micro = int(lines[0]["micro_batch"]) if lines else largest_micro_batch(run)
     if not lines and distributed.rank() == 0:
         print(f"micro_batch: {micro} samples at once on {name}")

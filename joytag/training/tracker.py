@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from joytag.core import jsonl
 from joytag.core.files import write_text
-from joytag.core.jsonl import read_log
 
 INIT_TIMEOUT = 30  # seconds that wandb may take to reach its server
 FINISH_TIMEOUT = 60  # and to send the rest of a run; `wandb sync` sends it later
@@ -35,7 +35,7 @@ class Tracker:
         if not enabled:
             return
         for path in (self.path, self.events):
-            kept = [line for line in read_log(path) if line["samples"] <= samples]
+            kept = [line for line in jsonl.read(path) if line["samples"] <= samples]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.wandb = _start_wandb(wandb, project, directory, config)
         self.console = Console()
@@ -106,8 +106,7 @@ class Tracker:
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        jsonl.append(path, line)
     except OSError as error:
         warnings.warn(f"{path}: cannot be written ({error}); the run goes on", stacklevel=2)
 

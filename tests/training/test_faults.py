@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from joytag.core.jsonl import read_log
+from joytag.core import jsonl
 from joytag.models import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def job(run_values, tmp_path):
 
 
 def steps(run: Path, rank: int = 0) -> list[dict]:
-    return read_log(run / f"steps.{rank}.jsonl")
+    return jsonl.read(run / f"steps.{rank}.jsonl")
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ def test_not_a_number_on_one_process_is_skipped_by_all_and_the_third_in_a_row_en
                 assert (line[what] == before[what]) == (not line["taken"])
         assert lines[3]["lr"] == lines[2]["lr"], "the schedule waits for a step that is taken"
     assert steps(tmp_path / "run", 0)[-1]["weights"] == steps(tmp_path / "run", 1)[-1]["weights"]
-    events = [event for event in read_log(tmp_path / "run" / "events.jsonl") if event["event"] == "skipped step"]
+    events = [event for event in jsonl.read(tmp_path / "run" / "events.jsonl") if event["event"] == "skipped step"]
     shares = [[line["rows"] for line in steps(tmp_path / "run", rank)] for rank in (0, 1)]
     ids = [[*first, *second] for first, second in zip(*shares, strict=True)]  # which are the rows in this dataset
     assert [event["ids"] for event in events] == [ids[i] for i in (2, 5, 6, 7)]

@@ -14,7 +14,7 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
-from joytag.core.jsonl import read_log
+from joytag.core import jsonl
 from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
 from joytag.training import step as _step
@@ -97,7 +97,7 @@ def test_a_run_ends_with_the_same_weights(run_values, tmp_path, monkeypatch, alo
     assert len(said) == (warning is not None)
     if warning is not None:
         assert re.match(warning, said[0])
-    lines = [[line["samples"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("without", "with")]
+    lines = [[line["samples"] for line in jsonl.read(tmp_path / name / "log.jsonl")] for name in ("without", "with")]
     assert lines[0] == lines[1]
 
 

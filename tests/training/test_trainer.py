@@ -19,9 +19,8 @@ import yaml
 from safetensors.torch import load_file
 from torchvision.ops import sigmoid_focal_loss
 
-from joytag.core import settings
+from joytag.core import jsonl, settings
 from joytag.core.errors import Exit
-from joytag.core.jsonl import read_log
 from joytag.core.signals import Interrupts
 from joytag.data.dataset import Dataset
 from joytag.data.images import normalize
@@ -83,7 +82,7 @@ def test_a_killed_and_resumed_run_ends_bit_identical(run_values, tmp_path, monke
     files = [{path.name: path.read_bytes() for path in root.iterdir()} for root in roots]
     assert files[0] == files[1]
     logs = [
-        [{k: v for k, v in line.items() if k not in MEASURED} for line in read_log(Path(run) / "log.jsonl")]
+        [{k: v for k, v in line.items() if k not in MEASURED} for line in jsonl.read(Path(run) / "log.jsonl")]
         for run in (killed.config.output, run_values["output"])
     ]
     assert logs[0] == logs[1]
@@ -98,7 +97,7 @@ def test_sigkill_at_any_moment_loses_nothing(run_values, tmp_path):
     log = Path(run_values["output"]) / "log.jsonl"
     for lines in (1, 5):  # kill as soon as this much is logged
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(read_log(log)) < lines:
+        while process.poll() is None and len(jsonl.read(log)) < lines:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -183,7 +182,7 @@ def test_the_jump_at_a_restart_is_no_spike(run_values, monkeypatch):
         _step, "batch_loss", lambda *given: batch_loss(*given) * (1 if given[1].images.shape[-1] == 8 else 100)
     )
     trainer.train(run, None)
-    assert read_log(Path(run.config.output) / "events.jsonl") == []
+    assert jsonl.read(Path(run.config.output) / "events.jsonl") == []
 
 
 def test_a_loss_out_of_the_ordinary_is_told_with_its_images_and_nothing_else_is(run_values, monkeypatch):
@@ -197,7 +196,7 @@ def test_a_loss_out_of_the_ordinary_is_told_with_its_images_and_nothing_else_is(
 
     monkeypatch.setattr(trainer, "train_step", once_large)
     trainer.train(run, None)
-    [event] = read_log(Path(run.config.output) / "events.jsonl")
+    [event] = jsonl.read(Path(run.config.output) / "events.jsonl")
     assert (event["event"], event["samples"]) == ("loss spike", 648)
     assert event["score"] > 100
     keys = next(training_keys(0, 0, 50, 640, 8, 8, 0, 1))
@@ -231,7 +230,7 @@ def test_bad_images_are_replaced_and_listed_each_once(run_values, spoilt, worker
         warnings.simplefilter("ignore")
         state = trainer.train(run, None)
     assert state.samples == 184
-    lines = read_log(Path(run.config.output) / "quarantine.jsonl")
+    lines = jsonl.read(Path(run.config.output) / "quarantine.jsonl")
     assert sorted(line["row"] for line in lines) == sorted(bad)
     assert all(
         line["post_id"] == line["row"] and line["source"] == ["drawn", "photo"][line["row"] % 2] for line in lines
@@ -286,7 +285,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_it_goes_on_bit_identical(
     assert all(map(checkpoint.is_whole, checkpoint.checkpoints(run.root)))
     assert not (Path(run.config.output) / "release").exists()
     assert_same(weights(trainer.train(run, found)), weights(whole))
-    lines = [line["samples"] for line in read_log(Path(run.config.output) / "log.jsonl") if "val_loss" in line]
+    lines = [line["samples"] for line in jsonl.read(Path(run.config.output) / "log.jsonl") if "val_loss" in line]
     assert lines == [48, 96, 104, 144, 184], "each validation once, one that was interrupted when the run goes on"
 
 
@@ -318,7 +317,7 @@ def test_every_config_trains_in_miniature(path, dataset_directory, tmp_path):
     assert values.keys() <= {*RunSettings.model_fields, "base"}
     run = micro_batch.settled(run_of(changed))
     state = trainer.train(run, None)
-    lines = read_log(tmp_path / "log.jsonl")
+    lines = jsonl.read(tmp_path / "log.jsonl")
     assert state.samples == 24 * len(stages)
     assert all(math.isfinite(line.get("loss", 0)) for line in lines)
     assert run.config.micro_batch == 8
@@ -393,7 +392,7 @@ def test_it_learns_its_training_images(run_values, loss, optimizer):
         every={"log": 64},
     )
     trainer.train(run, None)
-    losses = [line["loss"] for line in read_log(Path(run.config.output) / "log.jsonl") if "loss" in line]
+    losses = [line["loss"] for line in jsonl.read(Path(run.config.output) / "log.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
 
 
@@ -500,5 +499,5 @@ def test_compiled_blocks_learn_alike(run_settings):
     losses = []
     for config in (run_settings, compiled):
         launch.start(config, None)
-        losses.append([line["loss"] for line in read_log(Path(config.output) / "log.jsonl") if "loss" in line])
+        losses.append([line["loss"] for line in jsonl.read(Path(config.output) / "log.jsonl") if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
