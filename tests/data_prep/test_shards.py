@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from requirements import require_ray
 
 from data_prep import shards
 
@@ -160,7 +161,10 @@ def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ray_does_what_processes_do(tmp_path, monkeypatch):
-    pytest.importorskip("ray").shutdown()  # an earlier test's would not know of this
+    require_ray()
+    import ray
+
+    ray.shutdown()  # an instance that an earlier test started has the old PYTHONPATH
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # its workers, too, import this module
     assert run(tmp_path, backend="ray") == [0, 1, 4, 9, 16]
     with pytest.raises(OSError, match="No space left"):

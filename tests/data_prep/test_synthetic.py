@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from requirements import require_ray
 
 from data_prep import shards
 from data_prep.build import build
@@ -150,7 +151,7 @@ def test_one_worker_builds_the_same(mirror, built, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ray_builds_the_same(mirror, built, tmp_path):
-    pytest.importorskip("ray")
+    require_ray()
     assert digest(build(settings(mirror[0], tmp_path / "out"), "ray")) == digest(built)
 
 

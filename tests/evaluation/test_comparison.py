@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser
 from rich.console import Console
 from scipy.sparse import csc_array
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
@@ -258,7 +258,6 @@ def test_what_strangers_wrote_stays_text(hostile):
     assert "&lt;script&gt;alert" in html
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser_all_is_drawn_and_nothing_is_asked_for(hostile, tmp_path, width):
     with Browser(tmp_path) as browser:

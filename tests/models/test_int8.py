@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from requirements import needs_vnni
 from torch import nn
 
 from joytag.models import int8
 from joytag.models.vit import ViT, ViTConfig
 
-pytestmark = pytest.mark.skipif(not int8.supported(), reason="this CPU has no VNNI")
+pytestmark = needs_vnni
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import analyses
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser
 from PIL import Image
 
 from joytag.data.dataset import Dataset
@@ -21,7 +21,6 @@ from joytag.reports import evaluation_html
 from joytag.reports.charts import number
 from joytag.reports.formats import format_number
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
 VOID = {"meta", "link", "img", "br", "input"}
 IMPLIED = {"td", "tr"}  # whose end tags HTML may leave out
 
@@ -237,7 +236,6 @@ OVERLAPS = """[...document.querySelectorAll('.chart')].map(chart => {
 })"""
 
 
-@needs_chromium
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser_all_is_drawn_and_nothing_is_wrong(browser, path, width, dark):
@@ -259,7 +257,6 @@ def test_in_a_browser_all_is_drawn_and_nothing_is_wrong(browser, path, width, da
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 150) == dark
 
 
-@needs_chromium
 def test_the_table_is_searched_and_sorted(browser, path):
     view = browser.open(path)
     first = "document.querySelector('.sortable tbody tr').cells"
@@ -278,7 +275,6 @@ def test_the_table_is_searched_and_sorted(browser, path):
     assert view.problems == []
 
 
-@needs_chromium
 def test_5813_tags_are_drawn_and_sorted(browser, large):
     view = browser.open(large)
     defined = 5_813 - analyses.analysis(5_813, 32_768).per_tag["f1"].null_count
@@ -293,7 +289,6 @@ def test_5813_tags_are_drawn_and_sorted(browser, large):
     assert view.requests == []
 
 
-@needs_chromium
 def test_a_dot_that_is_tapped_says_its_name_below_the_chart(browser, path):
     view = browser.open(path, width=390)
     view.value("document.querySelector('.cloud circle').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
@@ -301,7 +296,6 @@ def test_a_dot_that_is_tapped_says_its_name_below_the_chart(browser, path):
                     view.value("document.querySelector('.cloud .readout').textContent"))  # fmt: skip
 
 
-@needs_chromium
 def test_on_paper_it_is_light_and_the_long_table_is_left_out(browser, path, tmp_path):
     view = browser.open(path, dark=True)
     view.pdf(tmp_path / "report.pdf")
@@ -311,7 +305,6 @@ def test_on_paper_it_is_light_and_the_long_table_is_left_out(browser, path, tmp_
     assert view.value("document.querySelector('details:has(.sortable)').checkVisibility()") is False
 
 
-@needs_chromium
 def test_the_policy_stops_what_should_not_be_there(browser, path, tmp_path):
     """So that the tests above would have seen it."""
     hostile = Path(tmp_path / "hostile.html")

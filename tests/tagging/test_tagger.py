@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from requirements import needs_vnni
 
 from joytag.core.parallel import batches, read_ahead
 from joytag.data.images import ImageError, normalize
@@ -179,7 +180,7 @@ def test_precision_is_chosen_by_device_and_size(monkeypatch):
     assert pick_precision("auto", cpu, 768) == "bf16"
 
 
-@pytest.mark.skipif(not int8.supported(), reason="this CPU has no VNNI")
+@needs_vnni
 def test_int8_agrees_with_float32_whatever_the_batch(pictures, tmp_path):
     torch.manual_seed(0)
     config = ViTConfig(n_tags=30, image_size=32, num_blocks=2, patch_size=8, d_model=64, mlp_dim=128, num_heads=2,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from requirements import require
 from sklearn.metrics import f1_score
 
 from data_prep.sources.posts import split
@@ -39,8 +40,7 @@ def known_tags(dataset: Dataset) -> dict[bytes, list[str]]:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory) -> tuple[Path, list[str]]:
     """Folders `train` and `held_out`, and the new tags."""
-    if not (RELEASE / "model.safetensors").exists():
-        pytest.skip("needs the quickstart's model: make quickstart")
+    require((RELEASE / "model.safetensors").exists(), "the quickstart's model: make quickstart")
     folder, dataset = tmp_path_factory.mktemp("case"), Dataset.open(DATA)
     known, tags, uses = known_tags(dataset), {}, defaultdict(set)
     for text in sorted(TWEMOJI.glob("*.txt")):

@@ -1,0 +1,25 @@
+"""What some tests need beyond the package: without it they are skipped, but fail where CI=true."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+from joytag.models import int8
+
+# Hardware is the exception: no installation provides it.
+needs_vnni = pytest.mark.skipif(not int8.supported(), reason="needs a CPU with VNNI")
+
+
+def require(available: bool, what: str) -> None:
+    """Skip the test or fixture that calls this unless `what` is available; with CI=true, fail it."""
+    if available:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"needs {what} (a failure, not a skip, since CI=true)", pytrace=False)
+    pytest.skip(f"needs {what}")
+
+
+def require_ray() -> None:
+    """Require ray, an optional dependency."""
+    require(find_spec("ray") is not None, "ray: pip install 'joytag[cluster]'")
