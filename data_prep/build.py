@@ -25,6 +25,7 @@ from data_prep.shards import Backend
 from data_prep.sources import registry
 from data_prep.split import choose_validation
 from data_prep.tags import Policy, Rows, read_names, survey
+from joytag.core import settings
 from joytag.core.files import write_text
 from joytag.data.dataset import read_description
 
@@ -39,7 +40,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     """
     output, work = Path(config.output), Path(config.output) / "work"
     registry.check(config.sources, output)
-    blacklist = [*config.tags.blacklist, *(n for f in config.tags.blacklist_files for n in read_names(Path(f)))]
+    blacklist = [*config.tags.blacklist, *(n for f in config.tags.blacklist_files for n in read_names(settings.find(f, "data")))]
     keep = [] if config.tags.keep is None else kept_tags(Path(config.tags.keep))
     fingerprints = [registry.fingerprint(source) for source in config.sources]
     if (output / "dataset.json").exists():

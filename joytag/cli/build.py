@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from data_prep.build import build
@@ -27,6 +26,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     given = parse(arguments)
-    config = settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
+    config = settings.load(BuildSettings, settings.find(given.config, "data"), given.overrides)
     output = build(config, given.backend)
     print(f"Look at it: .venv/bin/joytag describe {output}")

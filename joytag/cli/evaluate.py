@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from joytag.cli.arguments import Parser, fraction, positive
+from joytag.core import settings
 from joytag.data.dataset import SPLITS, Dataset
 from joytag.evaluation import analysis, runner, tag_groups
 from joytag.evaluation.predictions import Predictions
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     given = parse(arguments)
-    chosen = {} if given.groups is None else tag_groups.read(given.groups)
+    chosen = {} if given.groups is None else tag_groups.read(settings.find(given.groups, "groups"))
     dataset = None if given.data is None else Dataset.open(given.data)
     output = given.output or given.model or given.predictions.absolute().parent
     directory = given.predictions or output / "predictions"

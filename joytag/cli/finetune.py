@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = {"output": str(given.output), "init_from": str(model), "data": data}
     config = config.model_copy(update=paths).fitted_to(release.read_config(model))
 
-    base = settings.load(BuildSettings, settings.find("folder.yaml", Path("configs/data")))
+    base = settings.load(BuildSettings, settings.find("folder.yaml", "data"))
     source = base.sources[0].model_copy(update={"path": str(given.images)})
     tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / "top_tags.txt")})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))

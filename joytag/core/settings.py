@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
+PACKAGE = Path(__file__).parents[1]  # holds a copy of configs/
+
 
 class SettingsError(ValueError):
     """A mistake in a configuration: one line that names the file, the key and the remedy."""
@@ -77,16 +79,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def find(name: str | Path, directory: Path = Path("configs")) -> Path:
-    """A configuration file, looked for as given, then in `directory`, with or without `.yaml`.
+def find(name: str | Path, folder: str = "") -> Path:
+    """Return a configuration file: `name` as given, or in configs/FOLDER, with or without `.yaml`.
 
-    Raises SettingsError naming the nearest file when there is none.
+    Looks in the working directory first, then at the configs that are installed with this package. Raises
+    SettingsError naming the nearest file when there is none.
     """
-    for candidate in (Path(name), directory / name, directory / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = [p.relative_to(directory).as_posix() for p in sorted(directory.rglob("*.yaml"))]
-    raise SettingsError(f"{name}: no such file, nor in {directory}/{_nearest(str(name), known)}")
+    directory = Path("configs", folder)
+    for root in (Path(), PACKAGE):
+        for candidate in (root / name, root / directory / name, root / directory / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    pattern = f"*{Path(name).suffix or '.yaml'}"
+    paths = {path.relative_to(top) for top in (directory, PACKAGE / directory) for path in top.rglob(pattern)}
+    known = sorted(path.as_posix() for path in paths)
+    raise SettingsError(f"{name}: no such file, nor in {directory.as_posix()}/{_nearest(str(name), known)}")
 
 
 def load(schema: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> SettingsT:

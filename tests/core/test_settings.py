@@ -253,23 +253,45 @@ def test_an_override_of_an_unknown_key_names_the_nearest(write):
     assert mistake(Example, path, "rows.0.sze=1") == f"{path}: rows.0.sze: unknown key; did you mean rows.0.size?"
 
 
-def test_a_config_is_found_by_path_or_by_name(write, tmp_path):
+def test_a_config_is_found_by_path_or_by_name(write, tmp_path, monkeypatch):
     path = write("", "configs/b16_448.yaml")
-    for name in (path, "b16_448.yaml", "b16_448"):
-        assert settings.find(name, tmp_path / "configs") == path
+    monkeypatch.chdir(tmp_path)
+    assert settings.find(path) == path
+    for name in ("configs/b16_448.yaml", "b16_448.yaml", "b16_448"):
+        assert settings.find(name) == Path("configs/b16_448.yaml"), "the working directory's comes first"
 
 
-def test_a_config_that_is_not_there_is_answered_with_the_nearest(write, tmp_path):
-    write("", "configs/b16_448.yaml")
-    write("", "configs/data/openmoji.yaml")
-    for name, hint in (
-        ("b16_484.yaml", "did you mean b16_448.yaml?"),
-        ("data/opnmoji", "did you mean data/openmoji.yaml?"),
-        ("zzz", "known: b16_448.yaml, data/openmoji.yaml"),
+@pytest.mark.parametrize(
+    ("name", "folder", "found"),
+    [
+        ("b16_448.yaml", "", "b16_448.yaml"),
+        ("configs/b16_448.yaml", "", "b16_448.yaml"),
+        ("data/folder", "", "data/folder.yaml"),
+        ("folder", "data", "data/folder.yaml"),
+        ("configs/data/blacklist.txt", "data", "data/blacklist.txt"),
+        ("openmoji.yaml", "groups", "groups/openmoji.yaml"),
+    ],
+)
+def test_installed_configs_are_found_from_any_directory(tmp_path, monkeypatch, name, folder, found):
+    monkeypatch.chdir(tmp_path)
+    assert settings.find(name, folder).samefile(CONFIGS / found)
+
+
+def test_the_error_for_a_missing_config_names_the_nearest(write, tmp_path, monkeypatch):
+    write("", "configs/mine.yaml")
+    write("", "configs/data/raw.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "PACKAGE", tmp_path / "installed")
+    for name, folder, hint in (
+        ("mien.yaml", "", "nor in configs/; did you mean mine.yaml?"),
+        ("data/rwa", "", "nor in configs/; did you mean data/raw.yaml?"),
+        ("zzz", "", "nor in configs/; known: data/raw.yaml, mine.yaml"),
+        ("zzz", "data", "nor in configs/data/; known: raw.yaml"),
+        ("zzz.txt", "data", "nor in configs/data/"),
     ):
         with pytest.raises(SettingsError) as caught:
-            settings.find(name, tmp_path / "configs")
-        assert str(caught.value) == f"{name}: no such file, nor in {tmp_path / 'configs'}/; {hint}"
+            settings.find(name, folder)
+        assert str(caught.value) == f"{name}: no such file, {hint}"
 
 
 @pytest.mark.parametrize(
