@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from data_prep.sources import json_reader, posts
+from data_prep.sources import json_reader
 from data_prep.tags import resolve_aliases
+from joytag.data.tag_names import danbooru_spelling
 
 COLUMNS = ("antecedent_name", "consequent_name")
 
@@ -39,7 +40,7 @@ def read_aliases(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
     if not pairs:
         raise ValueError(f"{path}: holds no aliases")
-    return resolve_aliases((posts.clean(old), posts.clean(new)) for old, new in pairs)
+    return resolve_aliases((danbooru_spelling(old), danbooru_spelling(new)) for old, new in pairs)
 
 
 def _read_json(path: Path) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from data_prep.split import choose_validation
 from data_prep.tags import Policy, Rows, read_names, survey
 from joytag.core import settings
 from joytag.core.files import write_text
+from joytag.data import tag_names
 from joytag.data.dataset import read_description
 
 TOGETHER = 4  # chunks whose tags are settled at once
@@ -89,9 +90,9 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
 def kept_tags(path: Path) -> list[str]:
     """The names in a release's `top_tags.txt`. Raises ValueError when it cannot be read."""
     try:
-        return [name.strip() for name in path.read_text(encoding="utf-8").split("\n") if name.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"tags.keep: {path}: cannot be read ({error})") from None
+        return tag_names.read(path)
+    except tag_names.TagListError as error:
+        raise ValueError(f"tags.keep: {error}") from None
 
 
 def _check_same(output: Path, config: BuildSettings, fingerprints: list[str]) -> None:

@@ -23,7 +23,7 @@ from data_prep.image_table import ImageTable
 from data_prep.sources import json_reader, registry
 from data_prep.tags import Rows
 from joytag.core.files import write_text
-from joytag.data import dataset
+from joytag.data import dataset, tag_names
 from joytag.data.tables import write_table
 
 ROW_GROUP = 1 << 16
@@ -97,7 +97,7 @@ def write(output: Path, content: Content, source_names: list[str]) -> None:
         }
     )
     write_table(table, dataset.TAGS_SCHEMA, output / "tags.parquet")
-    write_text(output / "top_tags.txt", "\n".join(vocabulary[i] for i in order))
+    write_text(output / tag_names.FILE, "\n".join(vocabulary[i] for i in order))
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
         tables = _split_tables(content, np.flatnonzero(chosen), index)
         write_table(tables, dataset.POSTS_SCHEMA, output / f"{split}.parquet")
@@ -221,7 +221,7 @@ def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_t
 
 def describe(output: Path, config: BuildSettings, counts: dict[str, Any], oddities: dict[str, int]) -> None:
     """Write `config.yaml`, and `dataset.json` last, since its presence says that the dataset is whole."""
-    files = ("train.parquet", "validation.parquet", "tags.parquet", "top_tags.txt", "rejected.parquet")
+    files = ("train.parquet", "validation.parquet", "tags.parquet", tag_names.FILE, "rejected.parquet")
     description = {
         "sources": [source.name for source in config.sources],
         "extension": scan.extension(config.format) if config.images else "none",

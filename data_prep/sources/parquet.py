@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from data_prep.sources import posts
 from data_prep.sources.posts import Post
+from joytag.data import tag_names
 
 FILES = ("train.parquet", "validation.parquet")
 TYPES: dict[str, Callable[[pa.DataType], bool]] = {
@@ -52,7 +53,7 @@ def parts(folder: Path) -> list[Part]:
 
 def inputs(folder: Path) -> list[Path]:
     """The two splits and the list of tags."""
-    return [folder / name for name in (*FILES, "tags.parquet", "top_tags.txt") if (folder / name).exists()]
+    return [folder / name for name in (*FILES, "tags.parquet", tag_names.FILE) if (folder / name).exists()]
 
 
 def read(part: Part) -> pa.Table:
@@ -101,10 +102,12 @@ def _layout(folder: Path) -> tuple[str, str, bool]:
 
 def _tag_names(folder: Path) -> list[str]:
     """The name of each output. Raises ValueError when neither list of tags is there."""
-    table, text = folder / "tags.parquet", folder / "top_tags.txt"
+    table = folder / "tags.parquet"
     try:
         if table.exists():
             return pq.read_table(table, columns=["name"]).column("name").to_pylist()
-        return text.read_text(encoding="utf-8").split("\n")
+        return tag_names.read(folder / tag_names.FILE)
+    except tag_names.TagListError as error:
+        raise ValueError(f"{error}; it names the tags by their numbers") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{text}: cannot be read ({error}); it names the tags by their numbers") from None
+        raise ValueError(f"{table}: cannot be read ({error}); it names the tags by their numbers") from None

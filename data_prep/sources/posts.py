@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from joytag.data.tag_names import danbooru_spelling
+
 SCHEMA = pa.schema(
     [
         pa.field("post_id", pa.int64()),
@@ -57,11 +59,6 @@ def is_inside(path: str) -> bool:
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
 
 
-def clean(name: str) -> str:
-    """A tag as people type it in Danbooru's spelling: lower case, underscores, plain parentheses."""
-    return re.sub(r"\s+", "_", re.sub(r"\\([()])", r"\1", name).strip().lower())
-
-
 def split(text: str) -> list[str]:
     """The tags of a caption, separated by commas or newlines, each once, in their order."""
     return unique(re.split(r"[,\r\n]", text))
@@ -69,4 +66,4 @@ def split(text: str) -> list[str]:
 
 def unique(names: Iterable[str]) -> list[str]:
     """Names in Danbooru's spelling, each once, in their order."""
-    return [name for name in dict.fromkeys(map(clean, names)) if name]
+    return [name for name in dict.fromkeys(map(danbooru_spelling, names)) if name]

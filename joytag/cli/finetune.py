@@ -8,6 +8,7 @@ from data_prep.build import BuildSettings, build
 from joytag.cli.arguments import Parser
 from joytag.core import settings
 from joytag.core.errors import Exit
+from joytag.data import tag_names
 from joytag.models import checkpoint, release
 from joytag.training import launch
 from joytag.training.config import RunSettings
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     base = settings.load(BuildSettings, settings.find("folder.yaml", "data"))
     source = base.sources[0].model_copy(update={"path": str(given.images)})
-    tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / "top_tags.txt")})
+    tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / tag_names.FILE)})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
     try:
         launch.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)

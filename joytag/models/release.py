@@ -17,15 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from joytag.core import files
+from joytag.data import tag_names
 from joytag.models.architectures import Config, Model
 from joytag.models.timm_backbone import TimmConfig, TimmModel
 from joytag.models.vit import ViT, ViTConfig
 
-FILES = ("config.json", "model.safetensors", "top_tags.txt")
+FILES = ("config.json", "model.safetensors", tag_names.FILE)
 OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
 OLD_OUTPUTS = 9  # very old heads end with 3 ratings and 6 scores
 LOSS_TYPES = {"focal": "focal2", "bce": "ce", "asymmetric": "asl"}
-MAX_TEXT = 16 * 2**20  # bytes of config.json or top_tags.txt
+MAX_CONFIG = 2**20  # bytes of config.json
+INCOMPLETE = f"; a release holds {', '.join(FILES)}"
 CLASSES: dict[str, tuple[type[Config], type[Model]]] = {"ViT": (ViTConfig, ViT), "timm": (TimmConfig, TimmModel)}
 
 
@@ -48,7 +50,7 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str = "focal
     kind = next(name for name, (_, cls) in CLASSES.items() if isinstance(model, cls))
     text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
     files.write_text(directory / "config.json", text + "\n")
-    files.write_text(directory / "top_tags.txt", "\n".join(tags))
+    files.write_text(directory / tag_names.FILE, "\n".join(tags))
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
     partial = directory / "model.safetensors.part"
     save_file(state, partial)
@@ -91,7 +93,7 @@ def load(directory: Path) -> tuple[Model, list[str]]:
     config, tags = read_config(directory), read_tags(directory)
     if len(tags) != config.n_tags:
         raise ReleaseError(
-            f"{directory / 'top_tags.txt'}: {len(tags)} tags, but config.json's n_tags is {config.n_tags}; "
+            f"{directory / tag_names.FILE}: {len(tags)} tags, but config.json's n_tags is {config.n_tags}; "
             "the files are of different releases"
         )
     path, state = _read_weights(directory)
@@ -117,14 +119,11 @@ def load(directory: Path) -> tuple[Model, list[str]]:
 
 def read_tags(directory: Path) -> list[str]:
     """The tag names, output by output. Raises ReleaseError when `top_tags.txt` is missing or no list of names."""
-    path = directory / "top_tags.txt"
-    tags = [tag.strip() for tag in _read_text(path).split("\n") if tag.strip()]
-    seen: set[str] = set()
-    for tag in tags:
-        if tag in seen:
-            raise ReleaseError(f"{path}: {tag}: given twice")
-        seen.add(tag)
-    return tags
+    path = directory / tag_names.FILE
+    try:
+        return tag_names.read(path)
+    except tag_names.TagListError as error:
+        raise ReleaseError(f"{error}{'' if path.exists() else INCOMPLETE}") from None
 
 
 def read_config(directory: Path) -> Config:
@@ -159,11 +158,11 @@ def read_config(directory: Path) -> Config:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_TEXT:
-            raise ReleaseError(f"{path}: larger than {MAX_TEXT // 2**20} MB; this is no part of a release")
+        if path.stat().st_size > MAX_CONFIG:
+            raise ReleaseError(f"{path}: larger than {MAX_CONFIG // 2**20} MB; this is no part of a release")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ReleaseError(f"{path}: missing; a release holds {', '.join(FILES)}") from None
+        raise ReleaseError(f"{path}: missing{INCOMPLETE}") from None
     except UnicodeDecodeError:
         raise ReleaseError(f"{path}: not UTF-8 text; copy the file again") from None
 
@@ -180,7 +179,7 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     except (SafetensorError, OSError) as error:
         raise ReleaseError(f"{path}: damaged or cut short ({error}); copy the file again") from None
     if not old.is_file():
-        raise ReleaseError(f"{path}: missing; a release holds {', '.join(FILES)}")
+        raise ReleaseError(f"{path}: missing{INCOMPLETE}")
     try:
         path, content = old, torch.load(old, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes its reader raise whatever it likes

@@ -267,7 +267,7 @@ def test_the_original_builds_dataset_is_a_source(tmp_path):
     schema = pa.schema({"post_id": pa.int64(), "tags": pa.list_(pa.int16()), "hash": pa.binary()})
     for split in SPLITS:
         pq.write_table(pa.table(rows, schema), tmp_path / f"{split}.parquet")
-    with pytest.raises(ValueError, match=r"top_tags\.txt: cannot be read"):
+    with pytest.raises(ValueError, match=r"top_tags\.txt: missing; it names the tags"):
         read(tmp_path, "parquet")
     (tmp_path / "top_tags.txt").write_text("cat\ndog\n🦊")
     found = read(tmp_path, "parquet")

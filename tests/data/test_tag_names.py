@@ -1,0 +1,53 @@
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from joytag.data import tag_names
+from joytag.data.tag_names import TagListError, canonical, danbooru_spelling
+
+ANY_TAG = st.text() | st.text(r"aA_ \()	" + "\u00a0\u2028")
+
+
+@given(ANY_TAG)
+@example("a _ b__\\(C\\)  ")
+def test_both_spellings_follow_their_definition(tag):
+    plain = re.sub(r"\\([()])", r"\1", tag).strip().lower()
+    assert danbooru_spelling(tag) == re.sub(r"\s+", "_", plain)
+    assert canonical(tag) == re.sub(r"[\s_]+", "_", plain)
+
+
+def test_spellings_of_a_tag_compare_as_equal():
+    assert {canonical(tag) for tag in (r"Blue Hair \(dyed\)", "blue_hair_(dyed)", " blue__hair (dyed)")} == {
+        "blue_hair_(dyed)"
+    }
+
+
+def test_names_are_read_in_order(tmp_path):
+    path = tmp_path / "top_tags.txt"
+    path.write_bytes("\ufeff1girl\r\n ^_^ \n\n猫\n".encode())
+    assert tag_names.read(path) == ["1girl", "^_^", "猫"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "missing"),
+        (b"\xff\xfe\n", "not UTF-8"),
+        (b"a\nb\na", "a: given twice"),
+        (b" " * (tag_names.MAX_BYTES + 1), "larger than 16 MB"),
+    ],
+)
+def test_an_unusable_list_is_named(tmp_path, content, message):
+    path = tmp_path / "top_tags.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TagListError, match=message) as error:
+        tag_names.read(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_folder_is_not_a_list(tmp_path):
+    with pytest.raises(TagListError, match="cannot be read"):
+        tag_names.read(tmp_path)
