@@ -25,7 +25,6 @@ from joytag.models.vit import ViT, ViTConfig
 FILES = ("config.json", "model.safetensors", tag_names.FILE)
 OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
 OLD_OUTPUTS = 9  # very old heads end with 3 ratings and 6 scores
-LOSS_TYPES = {"focal": "focal2", "bce": "ce", "asymmetric": "asl"}
 MAX_CONFIG = 2**20  # bytes of config.json
 INCOMPLETE = f"; a release holds {', '.join(FILES)}"
 CLASSES: dict[str, tuple[type[Config], type[Model]]] = {"ViT": (ViTConfig, ViT), "timm": (TimmConfig, TimmModel)}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,28 +22,46 @@ MAX_IMAGE_SIZE = 4096  # pixels; far beyond any model, and small enough for memo
 
 
 @dataclass(frozen=True)
-class ViTConfig:
-    """The architecture, in the words of a release's `config.json`.
+class ViTOptions:
+    """The part of `ViTConfig` that a run's settings choose; n_tags and image_size come from data and stages."""
 
-    `image_size` is the side in pixels that the model was last trained at; with sine positions
-    (`use_sine`) it runs at any multiple of `patch_size`. `cnn_stem` replaces the plain patch
-    projection; its grammar is that of `CNNStem`. `layerscale_init` None chooses by depth.
-    Raises ValueError, naming the field, for a combination that cannot be built.
-    """
+    num_blocks: Annotated[int, Field(description="Transformer blocks.")] = 12
+    patch_size: Annotated[int, Field(description="Side of a patch, pixels.")] = 16
+    d_model: Annotated[int, Field(description="Width of the tokens.")] = 768
+    mlp_dim: Annotated[int, Field(description="Width of the hidden layer of each block's MLP.")] = 3072
+    num_heads: Annotated[int, Field(description="Attention heads; must divide d_model.")] = 12
+    stochdepth_rate: Annotated[
+        float, Field(description="Share of samples for which stochastic depth drops a branch, in [0, 1).")
+    ] = 0.05
+    use_sine: Annotated[
+        bool, Field(description="Fixed sine positions, which fit any image size; false: learned ones, for one size.")
+    ] = True
+    layerscale_init: Annotated[
+        float | None, Field(description="Initial factor of each residual branch; null chooses by num_blocks.")
+    ] = None
+    head_mean_after: Annotated[
+        bool, Field(description="Average the tokens' logits instead of the tokens; same values, more work.")
+    ] = False
+    cnn_stem: Annotated[
+        str | None,
+        Field(description="Convolutions that turn pixels into tokens, see `CNNStem`; null: one patch projection."),
+    ] = RELEASE_STEM
+    patch_dropout: Annotated[float, Field(description="Share of tokens dropped in training, in [0, 1).")] = 0.0
 
+
+@dataclass(frozen=True)
+class _DataOptions:
     n_tags: int
     image_size: int = 448
-    num_blocks: int = 12
-    patch_size: int = 16
-    d_model: int = 768
-    mlp_dim: int = 3072
-    num_heads: int = 12
-    stochdepth_rate: float = 0.05
-    use_sine: bool = True
-    layerscale_init: float | None = None
-    head_mean_after: bool = False
-    cnn_stem: str | None = RELEASE_STEM
-    patch_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ViTConfig(ViTOptions, _DataOptions):  # in this order `_DataOptions` gives the first keys of config.json
+    """The architecture, with the names of a release's `config.json`.
+
+    `image_size` is the side in pixels that the model was last trained at; with sine positions it runs at any multiple
+    of `patch_size`. Raises ValueError, naming the field, for a combination that cannot be built.
+    """
 
     def __post_init__(self) -> None:
         for name in ("n_tags", "image_size", "num_blocks", "patch_size", "d_model", "mlp_dim", "num_heads"):

@@ -1,4 +1,4 @@
-"""The settings of a training run, with the recipe's values as defaults."""
+"""The settings of a training run; the defaults are the recipe's."""
 
 from __future__ import annotations
 
@@ -8,142 +8,183 @@ import torch
 from pydantic import Field, Strict, model_validator
 
 from joytag.core import settings
-from joytag.core.settings import Settings
+from joytag.core.settings import Choice, Settings
+from joytag.data.augment import SPACES
+from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models.architectures import Config
-from joytag.models.stem import RELEASE_STEM
 from joytag.models.timm_backbone import TimmConfig
-from joytag.models.vit import ViTConfig
+from joytag.models.vit import ViTConfig, ViTOptions
 from joytag.training import schedule
+from joytag.training.losses import LOSSES
+from joytag.training.optimizers import OPTIMIZERS
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Settings):
-    """Where the images come from."""
+    """The images, how they are loaded and how they are augmented."""
 
-    directory: str  # a dataset directory, built by data_prep.build
-    tags: PositiveInt | None = None  # size of the vocabulary, for a dry run without data
-    workers: int | None = Field(default=None, ge=0)  # decoding processes; null chooses by device
-    augment: Literal["trivial", "rand", "none"] = "trivial"
-    mixup: float = Field(default=0.0, ge=0)  # alpha, of the beta distribution of shares; 0 for none
-    max_bad: float = Field(default=0.05, ge=0, le=1)  # the share of images that may be replaced, being undecodable
-    timeout: PositiveInt = 600  # seconds to wait for the decoding processes
+    directory: str
+    """A dataset directory, built by `joytag build`."""
+    tags: PositiveInt | None = None
+    """Number of tags, for a dry run without the dataset; null reads it from the dataset."""
+    workers: int | None = Field(default=None, ge=0)
+    """Decoding processes per training process; 0 decodes in the training process, null chooses by device."""
+    augment: Annotated[str, Choice(["none", *SPACES])] = "trivial"
+    """Augmentation: trivial is TrivialAugment, rand is RandAugment."""
+    mixup: float = Field(default=0.0, ge=0)
+    """Alpha of the beta distribution of mixup's shares; 0 turns mixup off."""
+    max_bad: float = Field(default=0.05, ge=0, le=1)
+    """The run ends when more than this share of the images cannot be decoded; until then they are replaced."""
+    timeout: PositiveInt = 600
+    """Seconds to wait for a decoding process before the run ends."""
 
 
-class Model(Settings):
-    """The architecture; see `joytag.models.vit.ViTConfig`. The vocabulary and the image size come from elsewhere.
+class Model(Settings, ViTOptions):
+    """The architecture, without what data and stages determine.
 
-    With `init_from` the defaults are those of its release. With `timm` it is that backbone, of which only
+    With `init_from` its defaults are the release's. With `timm` the model is that backbone, and only
     `stochdepth_rate` can be chosen.
     """
 
-    timm: str | None = None  # a name in timm.list_models()
-    num_blocks: int = 12
-    patch_size: int = 16
-    d_model: int = 768
-    mlp_dim: int = 3072
-    num_heads: int = 12
-    stochdepth_rate: float = 0.05
-    use_sine: bool = True
-    layerscale_init: float | None = None
-    head_mean_after: bool = False
-    cnn_stem: str | None = RELEASE_STEM
-    patch_dropout: float = 0.0
-    freeze: int | None = Field(default=None, ge=0)  # the stem and this many blocks keep their weights
+    timm: str | None = None
+    """A backbone from timm.list_models() instead of our vision transformer; null: none."""
+    freeze: int | None = Field(default=None, ge=0)
+    """Keep the weights of the stem and of this many blocks; null trains everything, 0 freezes the stem alone."""
 
 
 ARCHITECTURE = [name for name in Model.model_fields if name != "freeze"]
-TIMM = {"timm", "stochdepth_rate", "freeze"}  # the settings that mean something for a backbone of timm
+TIMM = {"timm", "stochdepth_rate", "freeze"}  # the settings that apply to a timm backbone
 
 
 class Stage(Settings):
-    """A stretch of training at one image size; `restart` begins it with a fresh optimizer, scaler and rate."""
+    """A stretch of training at one image size."""
 
-    image_size: PositiveInt | None = None  # null, with init_from: its release's
+    image_size: PositiveInt | None = None
+    """Side of the images, pixels; null, only with init_from: the release's."""
     samples: PositiveInt
+    """Length in samples, rounded down to whole batches."""
     restart: bool = True
+    """Begin with a fresh optimizer, gradient scaler and learning-rate curve."""
 
 
 class Optimizer(Settings):
-    """The optimizer and its peak learning rate, which decays to 0 on a cosine in each stage."""
+    """The optimizer and its peak learning rate, which decays to 0 on a cosine in each stage that restarts."""
 
-    name: Literal["lamb", "torch_optimizer_lamb", "adamw"] = "lamb"
+    name: Annotated[str, Choice(OPTIMIZERS)] = "lamb"
+    """The algorithm; torch_optimizer_lamb is LAMB as in the paper, without bias correction."""
     lr: float = Field(default=0.004, gt=0)
+    """Peak learning rate."""
     betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
+    """Decay rates of the two moments, per step."""
     eps: float = Field(default=1e-6, gt=0)
+    """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Weight decay, of all parameters."""
     clip_norm: float = Field(default=1.0, gt=0)
-    layer_decay: float = Field(default=1.0, gt=0, le=1)  # of the rate, from each block to the one before it
+    """Gradients are scaled down to at most this norm."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from each block to the one before it; 1 gives all the same rate."""
 
 
 class Loss(Settings):
-    """The loss; `multiplier` keeps it, averaged over thousands of rare tags, in the range of fp16 gradients."""
+    """The loss and its targets."""
 
-    name: Literal["focal", "bce", "asymmetric"] = "focal"
-    gamma: float = Field(default=2.0, ge=0)  # of the focal loss
-    frequency_power: float = Field(
-        default=0.0, ge=0, le=1
-    )  # of bce, weighted by tags' odds; see joytag.training.losses
+    name: Annotated[str, Choice(LOSSES)] = "focal"
+    """The loss function."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Focal loss only: how strongly well-classified labels are discounted; 0 is plain cross-entropy."""
+    frequency_power: float = Field(default=0.0, ge=0, le=1)
+    """bce only: positives of a tag weigh its odds to the power of minus this; 0 weighs all alike, 1 balances fully."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Move targets towards 1/2 by this share."""
     multiplier: float = Field(default=128.0, gt=0)
+    """Factor of the loss; it keeps the mean over thousands of rare tags in the range of fp16 gradients."""
 
     @model_validator(mode="after")
-    def _not_in_vain(self) -> Self:
-        for field, name in {"gamma": "focal", "frequency_power": "bce"}.items():
-            if self.name != name and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"{field}: only for name: {name}, not {self.name}")
+    def _check_unused_options(self) -> Self:
+        for option in sorted({option for loss in LOSSES.values() for option in loss.options}):
+            users = [name for name, loss in LOSSES.items() if option in loss.options]
+            if self.name not in users and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option}: only for name: {' or '.join(users)}, not {self.name}")
         return self
 
 
 class Every(Settings):
-    """How often things happen, in samples; each also happens at the end."""
+    """How often the run logs, validates and saves; it also does all three at the end of a stage."""
 
     log: PositiveInt = 409_600
+    """Samples between two lines of the log."""
     evaluate: PositiveInt = 10_000_000
+    """Samples between two validations."""
     checkpoint: PositiveInt = 2_000_000
+    """Samples between two checkpoints."""
 
 
 class Tracking(Settings):
-    """Where figures go besides the terminal and log.jsonl."""
+    """Where metrics go besides the terminal and log.jsonl."""
 
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online with an account
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; auto is online with an account, else offline."""
     project: str = "joytag"
+    """Project at Weights & Biases."""
 
 
 class RunSettings(Settings):
-    """Settings of a training run: a file in configs/."""
+    """A training run: a file in configs/."""
 
-    output: str  # the run's directory
-    init_from: str | None = None  # a release whose weights to start with, its head's rows by tag name
+    output: str
+    """The run's directory."""
+    init_from: str | None = None
+    """A release to take weights from, a directory or a hub id; tags are matched by name. Null: random weights."""
     seed: int = Field(default=0, ge=0)
-    retain: float = Field(default=0.0, ge=0, lt=1)  # the share of init_from's weights in the finished model
+    """Seed of initial weights, order, augmentation, mixup and stochastic depth."""
+    retain: float = Field(default=0.0, ge=0, lt=1)
+    """Share of init_from's weights that is mixed into the finished model."""
     data: Data
+    """The images."""
     model: Model = Model()
+    """The architecture."""
     stages: list[Stage] = Field(min_length=1)
-    batch_size: PositiveInt = 4096  # global: the samples of an optimizer step
-    # The samples a process works on at once; null for all its share, auto for the most that the GPU's memory takes.
+    """The stages, in order."""
+    batch_size: PositiveInt = 4096
+    """Samples of an optimizer step, over all processes."""
     micro_batch: PositiveInt | Literal["auto"] | None = None
+    """Samples that a process computes at once; null: its whole share of a batch, auto: as many as fit in memory."""
     optimizer: Optimizer = Optimizer()
-    average: float | None = Field(default=None, gt=0, lt=1)  # of the weights over steps: the share that is kept
+    """The optimizer."""
+    average: float | None = Field(default=None, gt=0, lt=1)
+    """Publish an exponential moving average of the weights with this decay per step; null: the weights themselves."""
     loss: Loss = Loss()
+    """The loss."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """cpu, mps, cuda or cuda:N; auto takes the fastest present."""
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
-    compile: bool = False  # stem and blocks by torch.compile; takes a minute at each image size; no gain on a CPU
-    threshold: float = Field(default=0.4, gt=0, lt=1)  # of a tag's score, in validation
+    """Number format of forward and backward passes; auto chooses by device and model width."""
+    compile: bool = False
+    """Compile stem and blocks by torch.compile: a minute for each image size, and no gain on a CPU."""
+    threshold: float = Field(default=DEFAULT_THRESHOLD, gt=0, lt=1)
+    """Score above which a tag counts as predicted in validation."""
     every: Every = Every()
-    keep_last: PositiveInt = 3  # checkpoints
-    keep_every: PositiveInt = 50_000_000  # samples: the first checkpoint after each such stretch stays, too
-    max_skips: PositiveInt = 3  # steps in a row with gradients that are not finite, after which the run ends
-    timeout: PositiveInt = 600  # seconds that processes wait for each other
+    """How often the run logs, validates and saves."""
+    keep_last: PositiveInt = 3
+    """Number of newest checkpoints to keep."""
+    keep_every: PositiveInt = 50_000_000
+    """Samples; the first checkpoint after each such stretch is kept, too."""
+    max_skips: PositiveInt = 3
+    """The run ends after this many steps in a row without finite gradients."""
+    timeout: PositiveInt = 600
+    """Seconds that processes wait for each other before the run ends."""
     tracking: Tracking = Tracking()
+    """Where metrics go besides the terminal and log.jsonl."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_consistency(self) -> Self:
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
         if self.retain and self.init_from is None:
-            raise ValueError("retain: there is nothing to retain without init_from")
+            raise ValueError("retain: needs init_from, whose weights it retains")
         for number, stage in enumerate(self.stages):
             if stage.samples < self.batch_size:
                 raise ValueError(
@@ -151,7 +192,7 @@ class RunSettings(Settings):
                 )
             if stage.image_size is None:
                 if self.init_from is None:
-                    raise ValueError(f"stages.{number}.image_size: give one; only with init_from is there a default")
+                    raise ValueError(f"stages.{number}.image_size: missing; only init_from provides a default")
                 continue
             if self.init_from is not None and not self.model.model_fields_set >= set(ARCHITECTURE):
                 continue  # the release's architecture is not known yet
@@ -161,15 +202,15 @@ class RunSettings(Settings):
                 key = f"stages.{number}" if str(error).startswith("image_size") else "model"
                 raise ValueError(f"{key}.{error}") from None
         if self.model.timm is not None:
-            self._possible_timm()
+            self._check_timm()
         if not self.model.use_sine and len({stage.image_size for stage in self.stages}) > 1:
             raise ValueError("model.use_sine: learned positions fit one image size, the stages have several")
         return self
 
-    def _possible_timm(self) -> None:
+    def _check_timm(self) -> None:
         for name in sorted(self.model.model_fields_set - TIMM):
             if getattr(self.model, name) != type(self.model).model_fields[name].default:
-                raise ValueError(f"model.{name}: not for a backbone of timm, which has its own")
+                raise ValueError(f"model.{name}: not for a timm backbone, which has its own")
         sizes = [stage.image_size for stage in self.stages if stage.image_size is not None]
         try:
             with torch.device("meta"):
@@ -181,28 +222,28 @@ class RunSettings(Settings):
             raise ValueError(f"stages: {self.model.timm} does not take these image sizes ({error})") from None
 
     def architecture(self, n_tags: int, image_size: int) -> Config:
-        """The architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""
+        """Return the architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""
         if self.model.timm is not None:
             return TimmConfig(n_tags, self.model.timm, image_size, self.model.stochdepth_rate)
         return ViTConfig(n_tags=n_tags, image_size=image_size, **self.model.model_dump(exclude={"freeze", "timm"}))
 
     def fitted_to(self, released: Config) -> RunSettings:
-        """These settings with the architecture and the image size of `init_from`, where they have none of their own.
+        """Fill in the architecture and the image sizes that these settings leave to `init_from`'s release.
 
-        Raises SettingsError when the two cannot go together.
+        Raises SettingsError when the two are incompatible.
         """
         values = self.model_dump()
-        own = self.model.model_dump(exclude_unset=True)
-        values["model"] |= {name: getattr(released, name) for name in ARCHITECTURE if hasattr(released, name)} | own
+        chosen = self.model.model_dump(exclude_unset=True)
+        values["model"] |= {name: getattr(released, name) for name in ARCHITECTURE if hasattr(released, name)} | chosen
         for stage in values["stages"]:
             stage["image_size"] = stage["image_size"] or released.image_size
         return settings.validate(RunSettings, values, f"init_from {self.init_from}")
 
     def plan(self) -> list[schedule.Stage]:
-        """The stages in whole global batches."""
+        """Return the stages in whole global batches."""
         stages = []
         for stage in self.stages:
-            assert stage.image_size is not None, "fitted_to comes first"
+            assert stage.image_size is not None, "call fitted_to first"
             samples = schedule.whole_batches(stage.samples, self.batch_size)
             stages.append(schedule.Stage(stage.image_size, samples, stage.restart))
         return stages

@@ -1,9 +1,13 @@
 """Losses for multi-label logits [B, N]: float32 scalars, or float64 ones for float64 logits.
 
-Targets are {0, 1}, or between them where labels are mixed or smoothed.
+Targets are 0 or 1, or values between them for mixed or smoothed labels. LOSSES lists those that a config can name.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,15 +15,16 @@ from torch.nn import functional as F
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy; `positive_weight` [N] multiplies what each tag's positives cost."""
+    """Mean binary cross-entropy; `positive_weight` [N] multiplies the loss of each tag's positives."""
     logits, targets = _precise(logits, targets)
     return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weight)
 
 
 def frequency_weight(frequencies: Tensor, power: float) -> Tensor:
-    """The weight of each tag's positives, float32 [N], of its share among images: its odds to the power `-power`.
+    """Return the weight of each tag's positives, float32 [N]: its odds to the power `-power`.
 
-    At 1 positives and negatives of a tag weigh the same in all, at 0 each image does.
+    `frequencies` [N] are the tags' shares of the images. At power 1 the positives of a tag weigh as much as its
+    negatives, in total; at 0 every weight is 1.
     """
     return ((1 - frequencies) / frequencies).pow(power).float()
 
@@ -27,8 +32,8 @@ def frequency_weight(frequencies: Tensor, power: float) -> Tensor:
 def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
     """Mean focal loss without class weights (Lin et al. 2017, arXiv:1708.02002, equation 4).
 
-    Each element's cross-entropy is weighted by (1 - p_t) ** gamma, where p_t is the probability
-    given to the right answer.
+    Each element's cross-entropy is weighted by (1 - p_t) ** gamma, where p_t is the predicted probability
+    of the correct answer.
     """
     logits, targets = _precise(logits, targets)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -53,10 +58,39 @@ def asymmetric(
 
 
 def smooth(targets: Tensor, share: float) -> Tensor:
-    """Targets moved towards 1/2, `share` of the way (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+    """Move targets towards 1/2, by `share` of the distance (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
     return targets * (1 - share) + share / 2
 
 
 def _precise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype), targets.to(dtype)
+
+
+Criterion = Callable[[Tensor, Tensor], Tensor]  # logits and targets to a scalar
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss that a config can name.
+
+    `build` takes the tags' shares of the training images (float64 [N]), the device and, by name, the settings in
+    `options`. `loss_type` is the name in a release's config.json.
+    """
+
+    build: Callable[..., Criterion]
+    loss_type: str
+    options: tuple[str, ...] = ()
+
+
+def _build_bce(frequencies: Tensor, device: torch.device, frequency_power: float) -> Criterion:
+    if not frequency_power:
+        return binary_cross_entropy
+    return partial(binary_cross_entropy, positive_weight=frequency_weight(frequencies, frequency_power).to(device))
+
+
+LOSSES = {
+    "focal": Loss(lambda frequencies, device, gamma: partial(focal, gamma=gamma), "focal2", ("gamma",)),
+    "bce": Loss(_build_bce, "ce", ("frequency_power",)),
+    "asymmetric": Loss(lambda frequencies, device: asymmetric, "asl"),
+}

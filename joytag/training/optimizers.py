@@ -1,8 +1,9 @@
-"""Parameters and settings to an optimizer."""
+"""Optimizers; OPTIMIZERS lists those that a config can name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 
 class Lamb(torch.optim.AdamW):
-    """LAMB (You et al. 2020, arXiv:1904.00962) with the moments' bias corrected and decay inside the trust ratio.
+    """LAMB (You et al. 2020, arXiv:1904.00962) as timm implements it.
 
-    A step goes the way that AdamW's would go at rate 1, but as far as the rate times the tensor's norm; so torch's
-    fused AdamW does most of the work.
+    The moments' bias is corrected, and weight decay is inside the trust ratio. A step has the direction of an AdamW
+    step at rate 1 and the length `lr` times the tensor's norm, so torch's fused AdamW does most of the work.
     """
 
     def __init__(self, parameters: Iterable[Any], **settings: Any) -> None:
@@ -26,7 +27,7 @@ class Lamb(torch.optim.AdamW):
         """Update all parameters that have gradients."""
         assert closure is None
         rates = [group["lr"] for group in self.param_groups]
-        moved = [
+        updates = [
             (parameter, parameter.clone(), rate)
             for rate, group in zip(rates, self.param_groups, strict=True)
             for parameter in group["params"]
@@ -37,20 +38,28 @@ class Lamb(torch.optim.AdamW):
         super().step()
         for rate, group in zip(rates, self.param_groups, strict=True):
             group["lr"] = rate
-        # A GPU wants few and large operations, a CPU those on what is in its cache.
-        at_once = len(moved) if moved and moved[0][0].is_cuda else 1
-        for first in range(0, len(moved), at_once):
-            self._scale(*map(list, zip(*moved[first : first + at_once], strict=True)))
+        # A GPU is fastest with few large operations, a CPU with tensors that are still in its cache.
+        at_once = len(updates) if updates and updates[0][0].is_cuda else 1
+        for first in range(0, len(updates), at_once):
+            self._scale(*map(list, zip(*updates[first : first + at_once], strict=True)))
 
     def _scale(self, parameters: list[Tensor], before: list[Tensor], rates: list[float]) -> None:
-        """Multiply the way from `before` to the parameters by the rates and trust ratios."""
+        """Multiply the update, the difference between the parameters and `before`, by rates and trust ratios."""
         torch._foreach_sub_(parameters, before)
         norms, lengths = torch.stack(torch._foreach_norm(before)), torch.stack(torch._foreach_norm(parameters))
         ratios = torch.where((norms > 0) & (lengths > 0), norms / lengths, 1.0)
-        rates_there = torch.tensor(rates, dtype=ratios.dtype).to(ratios.device, non_blocking=True)
-        torch._foreach_mul_(parameters, (ratios * rates_there).unbind())
+        device_rates = torch.tensor(rates, dtype=ratios.dtype).to(ratios.device, non_blocking=True)
+        torch._foreach_mul_(parameters, (ratios * device_rates).unbind())
         torch._foreach_add_(parameters, before)
         self.trust_ratios.update(zip(parameters, ratios.unbind(), strict=True))
+
+
+# What a config can name. torch_optimizer's LAMB follows the paper: no bias correction, weight norms clamped at 10.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "lamb": Lamb,
+    "torch_optimizer_lamb": torch_optimizer.Lamb,
+    "adamw": partial(torch.optim.AdamW, foreach=True),
+}
 
 
 def build(
@@ -61,25 +70,17 @@ def build(
     eps: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Build `lamb`, `torch_optimizer_lamb` or `adamw` over parameters, or dicts of groups of them.
+    """Build one of OPTIMIZERS over parameters, or over dicts of parameter groups.
 
-    As in the recipe nothing is excluded from weight decay. Both LAMBs (You et al. 2020,
-    arXiv:1904.00962) leave clipping to the training step. `lamb` corrects the moments' bias and puts
-    decay inside the trust ratio, as timm's does; torch_optimizer's follows the paper, with weight norms clamped at 10.
+    As in the recipe, weight decay applies to all parameters. The training step clips gradients, not the optimizer.
     """
-    parameters = list(parameters)
-    if name == "lamb":
-        return Lamb(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    if name == "torch_optimizer_lamb":
-        return torch_optimizer.Lamb(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    assert name == "adamw", name
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+    return OPTIMIZERS[name](list(parameters), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
 def trust_ratios(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each parameter that LAMB has stepped, and the ratio of its norm to its update's, by which it scales the rate.
+    """Yield each parameter that LAMB has updated, and its trust ratio: its norm over the norm of its update.
 
-    Nothing for other optimizers.
+    Yields nothing for other optimizers.
     """
     if isinstance(optimizer, Lamb):
         yield from optimizer.trust_ratios.items()

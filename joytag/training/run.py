@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -74,12 +73,14 @@ class Run:
         return torch.from_numpy((self.dataset.tags.counts + 1) / (len(self.images) + 2))
 
     @cached_property
-    def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def criterion(self) -> losses.Criterion:
         """The loss of logits and targets, without the multiplier."""
         settings = self.config.loss
-        if settings.name == "focal":
-            return partial(losses.focal, gamma=settings.gamma)
-        if settings.frequency_power:
-            weight = losses.frequency_weight(self.frequencies, settings.frequency_power).to(self.device)
-            return partial(losses.binary_cross_entropy, positive_weight=weight)
-        return losses.asymmetric if settings.name == "asymmetric" else losses.binary_cross_entropy
+        loss = losses.LOSSES[settings.name]
+        options = {name: getattr(settings, name) for name in loss.options}
+        return loss.build(self.frequencies, self.device, **options)
+
+    @property
+    def loss_type(self) -> str:
+        """The loss's name in a release."""
+        return losses.LOSSES[self.config.loss.name].loss_type

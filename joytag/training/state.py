@@ -128,10 +128,10 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             "optimizer": optimizer,
             "course": course(run),
         }
-        loss_type, tags = release.LOSS_TYPES[run.config.loss.name], run.dataset.tags.names
         keep = run.config.keep_last, run.config.keep_every
         try:
-            checkpoint.save(run.root, state.drawn, state.released, tags, loss_type, tensors, facts, *keep)
+            tags = run.dataset.tags.names
+            checkpoint.save(run.root, state.drawn, state.released, tags, run.loss_type, tensors, facts, *keep)
         except checkpoint.CheckpointError as error:
             failure = str(error)
     if distributed.total([bool(failure)])[0]:

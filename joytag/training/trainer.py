@@ -75,8 +75,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
             transfer.retain(state.released, run.dataset.tags.names, *source(run), config.retain)
             tracker.log(state.samples, {"retain": config.retain} | (validate(state, run, interrupts) or {}))
     if distributed.rank() == 0:
-        loss_type = release.LOSS_TYPES[config.loss.name]
-        release.save(Path(config.output) / "release", state.released, run.dataset.tags.names, loss_type)
+        release.save(Path(config.output) / "release", state.released, run.dataset.tags.names, run.loss_type)
     return state
 
 

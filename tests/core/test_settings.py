@@ -107,8 +107,8 @@ def test_numbers_read_as_people_mean_them(write):
 
 def test_settings_cannot_be_changed(write):
     example = settings.load(Example, write("name: x"))
-    with pytest.raises(ValueError):
-        example.name = "y"
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.__setattr__(example, "name", "y")
 
 
 @pytest.mark.parametrize(
@@ -309,12 +309,12 @@ def test_the_error_for_a_missing_config_names_the_nearest(write, tmp_path, monke
         (["model.patch_size=0"], "model.patch_size: 0 is not positive"),
         (["model.stochdepth_rate=1.0"], "model.stochdepth_rate: 1.0 is not in [0, 1)"),
         (["stages=[]"], "stages: list should have at least 1 item"),
-        (["optimizer.name=lam"], "optimizer.name: input should be 'lamb', 'torch_optimizer_lamb' or 'adamw'"),
+        (["optimizer.name=lam"], "optimizer.name: 'lam' is unknown; did you mean lamb?"),
         (["optimizer.betas=[0.9]"], "optimizer.betas.1: field required"),
         (["loss.name=bce", "loss.gamma=1.0"], "loss.gamma: only for name: focal, not bce"),
         (["loss.frequency_power=0.5"], "loss.frequency_power: only for name: bce, not focal"),
         (["model.timm=convnext_bse"], "model.timm: 'convnext_bse' is no model there; nearest: convnext_base"),
-        (["model.timm=test_vit", "model.num_blocks=3"], "model.num_blocks: not for a backbone of timm"),
+        (["model.timm=test_vit", "model.num_blocks=3"], "model.num_blocks: not for a timm backbone"),
         (["model.timm=test_vit", "stages.0.image_size=225"], "stages: test_vit does not take these image sizes"),
         (["model.timm=hiera_tiny_224", "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]"],
          "stages: hiera_tiny_224 does not take these image sizes"),

@@ -44,7 +44,7 @@ def reference(name: str, gradients: list[torch.Tensor], p: torch.Tensor) -> list
     return after
 
 
-@pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_trust_ratios_are_those_of_the_step(name):
     """Known from how far a step went, in a direction that is known from the moments."""
     generator = torch.Generator().manual_seed(2)
@@ -72,7 +72,7 @@ def test_trust_ratios_are_those_of_the_step(name):
         assert float(ratios[parameter]) == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["lamb", "torch_optimizer_lamb", "adamw"])
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_steps_follow_the_formula(name):
     gradients, after, start = steps(name)
     for ours, expected in zip(after, reference(name, gradients, start), strict=True):

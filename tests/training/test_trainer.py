@@ -30,7 +30,8 @@ from joytag.models.vit import ViTConfig
 from joytag.training import launch, micro_batch, schedule, state, trainer, validation
 from joytag.training import step as _step
 from joytag.training.config import RunSettings
-from joytag.training.losses import asymmetric, focal
+from joytag.training.losses import LOSSES, Loss, asymmetric, focal
+from joytag.training.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).parents[2]
 MEASURED = {"samples_per_s", "data_wait", "memory_gb"}  # which differ from run to run
@@ -379,8 +380,8 @@ def test_a_restart_begins_with_fresh_optimizer_state_and_keeps_the_weights(run_v
     assert_same(starts[1][3], dict(end_of_first_stage.state_dict()))
 
 
-@pytest.mark.parametrize("loss", ["focal", "bce", "asymmetric"])
-@pytest.mark.parametrize("optimizer", ["lamb", "torch_optimizer_lamb", "adamw"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_it_learns_its_training_images(run_values, loss, optimizer):
     run = run_of(
         run_values,
@@ -394,6 +395,19 @@ def test_it_learns_its_training_images(run_values, loss, optimizer):
     trainer.train(run, None)
     losses = [line["loss"] for line in jsonl.read(Path(run.config.output) / "log.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_a_loss_is_one_row_of_a_table(run_values, monkeypatch):
+    """Config, training, checkpoint and release know a new loss from its row alone."""
+    row = Loss(
+        lambda frequencies, device, gamma: lambda logits, targets: gamma * focal(logits, targets), "new", ("gamma",)
+    )
+    monkeypatch.setitem(LOSSES, "new", row)
+    run = run_of(run_values, stages=[{"image_size": 8, "samples": 16}], loss={"name": "new", "gamma": 0.5})
+    trainer.train(run, None)
+    for directory in (checkpoint.newest(run.root), Path(run.config.output) / "release"):
+        assert directory is not None
+        assert json.loads((directory / "config.json").read_text())["loss_type"] == "new"
 
 
 def test_a_new_model_starts_at_the_tags_frequencies(run_settings):

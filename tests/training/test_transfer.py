@@ -187,5 +187,5 @@ def test_what_is_retained_lies_between_the_release_and_the_run(fine_tuned, sourc
 
 
 def test_there_is_nothing_to_retain_without_a_release(run_values):
-    with pytest.raises(ValueError, match="retain: there is nothing to retain"):
+    with pytest.raises(ValueError, match="retain: needs init_from"):
         RunSettings.model_validate(run_values | {"retain": 0.5})
