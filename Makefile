@@ -14,7 +14,7 @@ help:  ## list the targets
 install: .venv/installed  ## install the project into .venv
 
 quickstart: $(RUN)/release/metrics.json  ## build the embedded dataset, train, evaluate, draw a contact sheet
-	$(BIN)/python scripts/show.py --run $(RUN) --data $(DATA)
+	$(BIN)/joytag show --run $(RUN) --data $(DATA)
 
 test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/ruff check .
@@ -67,7 +67,7 @@ $(DATA)/dataset.json: | $(RAW)
 	$(BIN)/joytag build --config configs/data/openmoji.yaml
 
 $(RUN)/release/model.safetensors: | $(DATA)/dataset.json
-	$(BIN)/python scripts/train.py --config openmoji.yaml --resume auto
+	$(BIN)/joytag train --config openmoji.yaml --resume auto
 
 $(RUN)/release/metrics.json: | $(RUN)/release/model.safetensors
-	$(BIN)/python scripts/evaluate.py --model $(RUN)/release --data $(DATA) --groups configs/groups/openmoji.yaml
+	$(BIN)/joytag evaluate --model $(RUN)/release --data $(DATA) --groups configs/groups/openmoji.yaml
