@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from torch.distributed.run import parse_args as parse_torchrun
 
+import joytag
 from data_prep.config import BuildSettings
 from joytag.cli.command import COMMANDS
 from joytag.core import settings
@@ -88,7 +90,7 @@ def check(words: list[str]) -> None:
         if found[0] in ("train", "finetune"):
             settings.load(RunSettings, settings.find(given.config), given.overrides)
         if found[0] == "build":
-            settings.load(BuildSettings, settings.find(given.config, Path("configs/data")), given.overrides)
+            settings.load(BuildSettings, settings.find(given.config, "data"), given.overrides)
     elif words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), f"no target {words[1]}"
     else:
@@ -271,3 +273,34 @@ def test_a_mistyped_command_is_noticed(command, wrong, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=wrong):
         check(command.split())
+
+
+def test_pre_commit_runs_what_make_test_runs():
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ntest:")[2].split("\n\n")[0]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert re.findall(r"^\t\$\(BIN\)/(.*)", recipe, re.MULTILINE) == [
+        hook["entry"].removeprefix(".venv/bin/") for hook in hooks
+    ]
+
+
+def test_the_workflow_runs_the_checks_on_all_supported_versions_of_python():
+    job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]["test"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+
+
+def test_citation_and_changelog_know_the_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == joytag.__version__
+    assert f"## [{joytag.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_what_an_addition_touches_exists_and_is_little():
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("| to add |")[2]
+    for row in re.findall(r"^\| an? .*", table, re.MULTILINE):
+        addition, touched, tables = (cell.strip() for cell in row.strip("| ").split(" | "))
+        paths = re.findall(r"`([^`]+)`", touched)
+        assert len(paths) <= 4, addition
+        known = [ROOT / path for path in paths if "NAME" not in path]
+        assert all(path.exists() for path in known), addition
+        assert any(tables.strip("`") in path.read_text(encoding="utf-8") for path in known), f"{addition}: no {tables}"
