@@ -53,11 +53,11 @@ clean:  ## remove the environment, the embedded dataset and its run
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[demo]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[train,demo]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[demo,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[train,demo,dev]'
 	touch $@
 
 $(RAW): | .venv/installed

