@@ -60,10 +60,11 @@ def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) ->
         yield "\n".join(items)
     for key, (value, reference) in nested.items():
         definition = _definition(document, reference)
-        description = " ".join(filter(None, (value.get("description"), definition.get("description"))))
-        listed = " A list; `N` is the index, from 0." if reference is not value else ""
+        text = definition["description"]
+        if reference is not value:
+            text = f"{value.get('description', '')} {text} A list; `N` is the index, from 0."
         yield f"## {key.removesuffix('.N')}"
-        yield _wrap(f"{description}{listed}")
+        yield _wrap(text)
         yield from _sections(document, definition, f"{key}.")
 
 
