@@ -41,7 +41,7 @@ def random_release(directory: Path, seed: int = 0) -> None:
     """Write a release of the published size, 448 px and 5,813 tags, with random weights."""
     torch.manual_seed(seed)
     config = ViTConfig(n_tags=5813)
-    release.save(directory, ViT(config), [f"tag_{i}" for i in range(config.n_tags)])
+    release.save(directory, ViT(config), [f"tag_{i}" for i in range(config.n_tags)], "focal2")
 
 
 def random_images(directory: Path, count: int, seed: int = 0) -> list[Path]:

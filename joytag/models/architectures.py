@@ -1,6 +1,8 @@
-"""The architectures that exist, their size and their cost."""
+"""The table of architectures, and the size and cost of a model."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,9 +12,20 @@ from joytag.models.timm_backbone import TimmConfig, TimmModel
 from joytag.models.vit import ViT, ViTConfig
 
 Config = ViTConfig | TimmConfig
-
-
 Model = ViT | TimmModel
+
+
+class Architecture(NamedTuple):
+    """A kind of model: its configuration, which is what `config.json` holds, and its network."""
+
+    config: type[Config]
+    model: type[Model]
+
+
+ARCHITECTURES = {  # by the `class` in a release's config.json
+    "ViT": Architecture(ViTConfig, ViT),
+    "timm": Architecture(TimmConfig, TimmModel),
+}
 
 
 def count_parameters(model: nn.Module) -> int:

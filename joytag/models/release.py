@@ -18,35 +18,32 @@ from torch import Tensor
 
 from joytag.core import files
 from joytag.data import tag_names
-from joytag.models.architectures import Config, Model
-from joytag.models.timm_backbone import TimmConfig, TimmModel
-from joytag.models.vit import ViT, ViTConfig
+from joytag.models.architectures import ARCHITECTURES, Config, Model
 
 FILES = ("config.json", "model.safetensors", tag_names.FILE)
 OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
 OLD_OUTPUTS = 9  # very old heads end with 3 ratings and 6 scores
 MAX_CONFIG = 2**20  # bytes of config.json
 INCOMPLETE = f"; a release holds {', '.join(FILES)}"
-CLASSES: dict[str, tuple[type[Config], type[Model]]] = {"ViT": (ViTConfig, ViT), "timm": (TimmConfig, TimmModel)}
 
 
 class ReleaseError(ValueError):
     """A release directory that cannot be read: one line with the file, the field and the remedy."""
 
 
-def save(directory: Path, model: Model, tags: list[str], loss_type: str = "focal2") -> None:
+def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None:
     """Write a model and its tag names as the release's existing loaders expect them, float32.
 
-    The weights come last, since their presence says that the directory is whole.
+    `loss_type` is what `config.json` says about the loss, such as `focal2`; no loader needs it. The weights are
+    written last: their presence means that the directory is complete.
     """
-    optional = {"layerscale_init", "head_mean_after", "cnn_stem", "patch_dropout"}
-    defaults = {field.name: field.default for field in dataclasses.fields(ViTConfig)} | {"cnn_stem": None}
+    assumed = model.config.ASSUMED
     config = {
         key: value
         for key, value in dataclasses.asdict(model.config).items()
-        if key not in optional or value != defaults[key]
+        if key not in assumed or value != assumed[key]
     }
-    kind = next(name for name, (_, cls) in CLASSES.items() if isinstance(model, cls))
+    kind = next(name for name, row in ARCHITECTURES.items() if isinstance(model, row.model))
     text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
     files.write_text(directory / "config.json", text + "\n")
     files.write_text(directory / tag_names.FILE, "\n".join(tags))
@@ -96,11 +93,10 @@ def load(directory: Path) -> tuple[Model, list[str]]:
             "the files are of different releases"
         )
     path, state = _read_weights(directory)
-    blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    if (
-        isinstance(config, ViTConfig) and blocks != config.num_blocks
-    ):  # checked first, since a model of a billion blocks takes long to describe
-        raise ReleaseError(f"{path}: holds {blocks} blocks, but config.json's num_blocks is {config.num_blocks}")
+    try:
+        config.check_tensors(state)
+    except ValueError as error:
+        raise ReleaseError(f"{path}: {error}") from None
     for name in ("head.weight", "head.bias"):
         if name in state and len(state[name]) == config.n_tags + OLD_OUTPUTS:
             state[name] = state[name][: config.n_tags]
@@ -110,8 +106,8 @@ def load(directory: Path) -> tuple[Model, list[str]]:
     except (RuntimeError, ValueError) as error:  # sizes beyond what integers count
         raise ReleaseError(f"{directory / 'config.json'}: describes no model ({str(error).splitlines()[0]})") from None
     _check(path, state, model.state_dict())
-    if isinstance(model, TimmModel):  # some of its buffers are not in the file
-        model = model.config.build()
+    if not model.state_is_complete:
+        model = config.build()
     model.load_state_dict({name: _as_published(value).clone() for name, value in state.items()}, assign=True)
     return model.eval(), tags
 
@@ -133,10 +129,10 @@ def read_config(directory: Path) -> Config:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ReleaseError(f"{path}: not valid JSON ({error})") from None
     kind = values.pop("class", None) if isinstance(values, dict) else None
-    if not isinstance(kind, str) or kind not in CLASSES:
-        raise ReleaseError(f"{path}: class: not {' or '.join(CLASSES)}")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise ReleaseError(f"{path}: class: not {' or '.join(ARCHITECTURES)}")
     values.pop("loss_type", None)
-    config, _ = CLASSES[kind]
+    config = ARCHITECTURES[kind].config
     fields = dataclasses.fields(config)
     for key in sorted(values.keys() - {field.name for field in fields}):
         raise ReleaseError(f"{path}: {key}: unknown key")
@@ -144,9 +140,7 @@ def read_config(directory: Path) -> Config:
     for key in sorted(required - values.keys()):
         raise ReleaseError(f"{path}: {key}: missing")
     try:
-        if config is ViTConfig:
-            values.setdefault("cnn_stem", None)
-        return TypeAdapter(config).validate_json(json.dumps(values), strict=True)
+        return TypeAdapter(config).validate_json(json.dumps({**config.ASSUMED, **values}), strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "value_error":

@@ -1,43 +1,77 @@
-"""The convolutional stem and its grammar."""
+"""The convolutional stem: a table of its layers, and the grammar that names them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 RELEASE_STEM = "conv:c=64;ln;relu;conv:c=128;ln;relu;conv:c=256;ln;relu;conv:c=512;ln;relu;conv:c=768,s=1,k=1,p=0"
 
 
-def parse_stem(stem: str) -> list[tuple[str, dict[str, int]]]:
-    """`conv:c=64,k=3;ln;relu` to `[("conv", {"c": 64, "k": 3, "s": 2, "p": 1}), ("ln", {}), ("relu", {})]`.
-
-    Items are split by `;`. `conv` takes `c` (channels, required), `k` (kernel, 3), `s` (stride, 2) and
-    `p` (padding, 1); `ln`, `bn`, `relu` and `gelu` take nothing. Raises ValueError on anything else.
-    """
-    items = []
-    for item in stem.split(";"):
-        kind, _, arguments = item.strip().partition(":")
-        try:
-            options = {key.strip(): int(value) for key, value in (a.split("=") for a in arguments.split(",") if a)}
-        except ValueError:
-            raise ValueError(f"cnn_stem: cannot read {item!r}; write it like conv:c=64,k=3,s=2,p=1") from None
-        if kind == "conv" and "c" in options and options.keys() <= set("cksp"):
-            items.append((kind, {"k": 3, "s": 2, "p": 1} | options))
-        elif kind in ("ln", "bn", "relu", "gelu") and not options:
-            items.append((kind, {}))
-        else:
-            raise ValueError(f"cnn_stem: unknown item {item!r}; use conv:c=64,k=3,s=2,p=1, ln, bn, relu or gelu")
-    return items
-
-
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of a [B, C, Y, X] map; free of copies when that is channels-last."""
+    """LayerNorm over the channels of a [B, C, Y, X] map; needs no copy when the map is channels-last."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
+        """[B, C, Y, X] to the same shape."""
         return self.norm(x_BCYX.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Item(NamedTuple):
+    """A kind of layer.
+
+    `build` takes the number of input channels and the item's options by name. `options` holds their defaults, None
+    where an option must be given. The option `c` is the number of output channels, by default that of the input.
+    """
+
+    build: Callable[..., nn.Module]
+    options: Mapping[str, int | None] = MappingProxyType({})
+
+
+ITEMS: dict[str, Item] = {
+    "conv": Item(lambda channels, c, k, s, p: nn.Conv2d(channels, c, k, s, p), {"c": None, "k": 3, "s": 2, "p": 1}),
+    "ln": Item(ChannelNorm),
+    "bn": Item(nn.BatchNorm2d),
+    "relu": Item(lambda _: nn.ReLU()),
+    "gelu": Item(lambda _: nn.GELU()),
+}
+
+
+def parse_stem(stem: str) -> list[tuple[str, dict[str, int]]]:
+    """`conv:c=64,k=5;ln` to `[("conv", {"c": 64, "k": 5, "s": 2, "p": 1}), ("ln", {})]`.
+
+    Items are separated by `;` and named in ITEMS, with their options: for `conv` its channels `c` (required), kernel
+    `k`, stride `s` and padding `p`. Raises ValueError for anything else.
+    """
+    items = []
+    for text in stem.split(";"):
+        name, _, arguments = text.strip().partition(":")
+        try:
+            given = {key.strip(): int(value) for key, value in (a.split("=") for a in arguments.split(",") if a)}
+        except ValueError:
+            raise ValueError(f"cnn_stem: cannot read {text!r}; write it like conv:c=64,k=3,s=2,p=1") from None
+        known = ITEMS[name].options if name in ITEMS else None
+        options = {key: value for key, value in {**(known or {}), **given}.items() if value is not None}
+        if known is None or options.keys() != known.keys():
+            raise ValueError(f"cnn_stem: unknown item {text!r}; known: {', '.join(ITEMS)}, like conv:c=64,k=3")
+        items.append((name, options))
+    return items
+
+
+def build_stem(stem: str, items: Mapping[str, Item] = ITEMS) -> nn.Sequential:
+    """Build the layers that a stem names, from 3 input channels; `items` may replace kinds of layers."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for name, options in parse_stem(stem):
+        layers.append(items[name].build(channels, **options))
+        channels = options.get("c", channels)
+    return nn.Sequential(*layers)
 
 
 class CNNStem(nn.Module):
@@ -45,19 +79,8 @@ class CNNStem(nn.Module):
 
     def __init__(self, stem: str) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for kind, options in parse_stem(stem):
-            if kind == "conv":
-                layers.append(nn.Conv2d(channels, options["c"], options["k"], options["s"], options["p"]))
-                channels = options["c"]
-            elif kind == "ln":
-                layers.append(ChannelNorm(channels))
-            elif kind == "bn":
-                layers.append(nn.BatchNorm2d(channels))
-            else:
-                layers.append(nn.ReLU() if kind == "relu" else nn.GELU())
-        self.conv = nn.Sequential(*layers)
+        self.conv = build_stem(stem)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
+        """[B, 3, height, width] float images to [B, D, Y, X] patches."""
         return self.conv(images_BCYX)

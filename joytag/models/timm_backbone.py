@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ class TimmConfig:
     `stochdepth_rate` is its `drop_path_rate`, which timm's models let grow from 0 to it over their depth.
     Raises ValueError, naming the field, for a name or an image size that cannot be built.
     """
+
+    ASSUMED: ClassVar[dict[str, Any]] = {}  # for keys that config.json lacks: nothing
 
     n_tags: int
     timm: str
@@ -43,13 +46,17 @@ class TimmConfig:
             raise ValueError(f"timm: {self.timm!r} is no model there; nearest: {', '.join(nearest) or 'none'}")
 
     def build(self) -> TimmModel:
-        """The model, with random weights."""
+        """Build the model, with random weights."""
         return TimmModel(self)
+
+    def check_tensors(self, names: Collection[str]) -> None:
+        """Accept all tensor names: backbones that timm knows by name have a reasonable size."""
 
 
 class TimmModel(nn.Module):
     """A backbone of timm (github.com/huggingface/pytorch-image-models), and a linear head on its pooled features."""
 
+    state_is_complete = False  # backbones have buffers that their state_dict leaves out
     noise_sites = 0  # its stochastic depth draws for itself, from torch's global generator
 
     def __init__(self, config: TimmConfig) -> None:

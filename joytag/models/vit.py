@@ -6,9 +6,9 @@ H heads, K width of a head, N tags, S sites of stochastic depth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -44,7 +44,7 @@ class ViTOptions:
     ] = False
     cnn_stem: Annotated[
         str | None,
-        Field(description="Convolutions that turn pixels into tokens, see `CNNStem`; null: one patch projection."),
+        Field(description="Convolutions that turn pixels into tokens, see `stem.ITEMS`; null: one patch projection."),
     ] = RELEASE_STEM
     patch_dropout: Annotated[float, Field(description="Share of tokens dropped in training, in [0, 1).")] = 0.0
 
@@ -62,6 +62,14 @@ class ViTConfig(ViTOptions, _DataOptions):  # in this order `_DataOptions` gives
     `image_size` is the side in pixels that the model was last trained at; with sine positions it runs at any multiple
     of `patch_size`. Raises ValueError, naming the field, for a combination that cannot be built.
     """
+
+    # What readers of a release assume for keys that config.json lacks.
+    ASSUMED: ClassVar[dict[str, Any]] = {
+        "layerscale_init": None,
+        "head_mean_after": False,
+        "cnn_stem": None,
+        "patch_dropout": 0.0,
+    }
 
     def __post_init__(self) -> None:
         for name in ("n_tags", "image_size", "num_blocks", "patch_size", "d_model", "mlp_dim", "num_heads"):
@@ -90,8 +98,17 @@ class ViTConfig(ViTOptions, _DataOptions):  # in this order `_DataOptions` gives
                 raise ValueError(f"cnn_stem: its strides multiply to {stride}, not to patch_size {self.patch_size}")
 
     def build(self) -> ViT:
-        """The model, with random weights."""
+        """Build the model, with random weights."""
         return ViT(self)
+
+    def check_tensors(self, names: Collection[str]) -> None:
+        """Check a file's tensor names before a model is built, since one of a billion blocks would take long.
+
+        Raises ValueError when they are of another number of blocks.
+        """
+        blocks = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
+        if blocks != self.num_blocks:
+            raise ValueError(f"holds {blocks} blocks, but config.json's num_blocks is {self.num_blocks}")
 
 
 def add_branch(
@@ -210,6 +227,8 @@ class LearnedPositions(nn.Module):
 
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) with a mean-pooled linear head."""
+
+    state_is_complete = True  # its state_dict holds all its tensors
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

@@ -259,7 +259,7 @@ def untrained(run_values, tmp_path) -> Path:
     """A release for the dataset."""
     config = RunSettings.model_validate(run_values)
     run = Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
-    release.save(tmp_path / "untrained", initial_state(run).model, run.dataset.tags.names)
+    release.save(tmp_path / "untrained", initial_state(run).model, run.dataset.tags.names, "focal2")
     return tmp_path / "untrained"
 
 

@@ -50,7 +50,7 @@ def model(tmp_path_factory, dataset) -> Path:
                        cnn_stem=None, stochdepth_rate=0.5)  # fmt: skip
     network = ViT(config)
     torch.nn.init.normal_(network.head.weight, std=0.5)
-    release.save(directory, network, dataset.tags.names)
+    release.save(directory, network, dataset.tags.names, "focal2")
     return directory
 
 
@@ -229,7 +229,7 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
     shutil.copytree(model, changed)
     network, tags = release.load(model)
     network.head.bias.data += 1
-    release.save(changed, network, tags)
+    release.save(changed, network, tags, "focal2")
     shutil.copytree(whole, tmp_path / "done")
     slow = tmp_path / "begun"
     predictions_writer.PredictionsWriter(slow, IMAGES, 6, BATCH).begin(Predictions.open(whole).provenance)
@@ -296,7 +296,7 @@ def test_a_disk_that_is_full_is_one_line_and_then_it_goes_on(run, whole, tmp_pat
 
 def test_a_model_of_another_vocabulary_is_refused(run, model, dataset, tmp_path):
     network, tags = release.load(model)
-    release.save(tmp_path / "other", network, [f"other_{tag}" for tag in tags])
+    release.save(tmp_path / "other", network, [f"other_{tag}" for tag in tags], "focal2")
     with pytest.raises(ValueError, match=r"other: its 6 tags are not those of"):
         run(tmp_path / "predictions", model=tmp_path / "other")
     assert not (tmp_path / "predictions").exists()

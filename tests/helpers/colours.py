@@ -71,4 +71,4 @@ def train(dataset: Path, directories: dict[int, Path]) -> ViT:
 
 def save(directory: Path, model: ViT, names: list[str] = NAMES) -> None:
     directory.mkdir(parents=True)
-    release.save(directory, model, names)
+    release.save(directory, model, names, "focal2")

@@ -108,7 +108,7 @@ def test_the_second_definition_reproduces_the_published_outputs(size):
 @pytest.mark.parametrize("changes", FAMILY, ids=str)
 def test_every_architecture_of_the_family_survives_writing_and_reading(tmp_path, changes):
     model = model_of(changes)
-    release.save(tmp_path, model, TAGS)
+    release.save(tmp_path, model, TAGS, "focal2")
     config, state = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
     images = torch.randn(3, 3, 16, 16)
     found, tags = release.load(tmp_path)
@@ -123,7 +123,7 @@ def test_every_architecture_of_the_family_survives_writing_and_reading(tmp_path,
 
 def test_what_is_written_has_the_published_layout(tmp_path):
     model, tags = release.load(TINY)
-    release.save(tmp_path, model, tags)
+    release.save(tmp_path, model, tags, "focal2")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(release.FILES)
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads((TINY / "config.json").read_text())
     assert (tmp_path / "top_tags.txt").read_bytes() == (TINY / "top_tags.txt").read_bytes()
@@ -137,7 +137,7 @@ def test_a_written_config_has_no_key_that_breaks_loaders(tmp_path):
     required = {"class", "n_tags", "image_size", "num_blocks", "patch_size", "d_model", "mlp_dim", "num_heads",
                 "stochdepth_rate", "use_sine", "loss_type"}  # fmt: skip
     for changes in FAMILY:
-        release.save(tmp_path, model_of(changes), TAGS)
+        release.save(tmp_path, model_of(changes), TAGS, "focal2")
         keys = json.loads((tmp_path / "config.json").read_text()).keys()
         assert required <= keys <= required | {"layerscale_init", "head_mean_after", "cnn_stem", "patch_dropout"}
         types = {value.dtype for value in load_file(tmp_path / "model.safetensors").values()}
@@ -147,7 +147,7 @@ def test_a_written_config_has_no_key_that_breaks_loaders(tmp_path):
 
 def test_very_old_heads_lose_their_nine_last_rows(tmp_path):
     model = model_of({})
-    release.save(tmp_path, model, TAGS)
+    release.save(tmp_path, model, TAGS, "focal2")
     state = load_file(tmp_path / "model.safetensors")
     state["head.weight"] = torch.cat([state["head.weight"], torch.randn(9, 16)])
     state["head.bias"] = torch.cat([state["head.bias"], torch.randn(9)])
@@ -161,7 +161,7 @@ def test_very_old_heads_lose_their_nine_last_rows(tmp_path):
 @pytest.mark.parametrize("nested", [False, True])
 def test_pickled_weights_are_read_as_weights_only(tmp_path, prefix, nested):
     model = model_of({})
-    release.save(tmp_path, model, TAGS)
+    release.save(tmp_path, model, TAGS, "focal2")
     (tmp_path / "model.safetensors").unlink()
     state = {prefix + name: value.half() if "norm1" in name else value for name, value in model.state_dict().items()}
     torch.save({"model": state} if nested else state, tmp_path / "model.pt")
@@ -183,7 +183,7 @@ class Hostile:
     ids=lambda value: type(value).__name__,
 )
 def test_hostile_pickles_are_refused(tmp_path, content, message):
-    release.save(tmp_path, model_of({}), TAGS)
+    release.save(tmp_path, model_of({}), TAGS, "focal2")
     (tmp_path / "model.safetensors").unlink()
     path = tmp_path / "model.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -259,7 +259,7 @@ def content(name: str, data: bytes):
     ids=lambda value: re.sub(r"\W+", "-", value) if isinstance(value, str) else "",
 )
 def test_a_wrong_release_is_refused_in_one_line_that_names_the_file(tmp_path, change, message):
-    release.save(tmp_path, model_of({}), TAGS)
+    release.save(tmp_path, model_of({}), TAGS, "focal2")
     change(tmp_path / "model.safetensors")
     with pytest.raises(release.ReleaseError, match=message) as error:
         release.load(tmp_path)
@@ -272,7 +272,7 @@ def test_a_release_of_a_timm_backbone_is_read_back_to_the_bit(tmp_path, name):
     config = TimmConfig(7, name, 64)
     model = config.build()
     model(torch.randn(4, 3, 64, 64))  # for running statistics that are not the first ones
-    release.save(tmp_path, model, TAGS)
+    release.save(tmp_path, model, TAGS, "focal2")
     found, tags = release.load(tmp_path)
     assert tags == TAGS
     assert found.config == config
@@ -289,7 +289,7 @@ def test_a_release_of_a_timm_backbone_is_read_back_to_the_bit(tmp_path, name):
 
 
 def test_a_missing_key_is_named(tmp_path):
-    release.save(tmp_path, model_of({}), TAGS)
+    release.save(tmp_path, model_of({}), TAGS, "focal2")
     path = tmp_path / "config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "image_size"}))
     with pytest.raises(release.ReleaseError, match="image_size: missing"):
@@ -323,7 +323,7 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path, monkeypatch):
 
 
 def test_reading_does_not_depend_on_the_file_afterwards(tmp_path):
-    release.save(tmp_path, model_of({}), TAGS)
+    release.save(tmp_path, model_of({}), TAGS, "focal2")
     model, _ = release.load(tmp_path)
     before = model.head.weight.clone()
     shutil.copyfile(TINY / "top_tags.txt", tmp_path / "model.safetensors")

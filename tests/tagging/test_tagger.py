@@ -185,7 +185,7 @@ def test_int8_agrees_with_float32_whatever_the_batch(pictures, tmp_path):
     torch.manual_seed(0)
     config = ViTConfig(n_tags=30, image_size=32, num_blocks=2, patch_size=8, d_model=64, mlp_dim=128, num_heads=2,
                        cnn_stem=None)  # fmt: skip
-    release.save(tmp_path, ViT(config), [f"tag_{i}" for i in range(30)])
+    release.save(tmp_path, ViT(config), [f"tag_{i}" for i in range(30)], "focal2")
     exact, fast = (Tagger.load(tmp_path, "cpu", precision) for precision in ("fp32", "int8"))
     assert str(fast) == "int8 on cpu, batches of 1"
     for path, result in zip(pictures, fast.stream(pictures, batch_size=4), strict=True):
@@ -196,7 +196,7 @@ def test_int8_agrees_with_float32_whatever_the_batch(pictures, tmp_path):
 
 def test_a_timm_backbone_tags_like_any_model(pictures, tmp_path):
     model = TimmConfig(30, "test_convnext", 64).build().eval()
-    release.save(tmp_path, model, [f"tag_{i}" for i in range(30)])
+    release.save(tmp_path, model, [f"tag_{i}" for i in range(30)], "focal2")
     tagger = Tagger.load(tmp_path, "cpu")
     assert str(tagger) == "fp32 on cpu, batches of 64"
     for path, result in zip(pictures, tagger.stream(pictures), strict=True):

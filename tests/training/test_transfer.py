@@ -28,7 +28,7 @@ def source(tmp_path) -> tuple[Path, ViT, list[str]]:
     """A release that knows two of the dataset's tags, and one that the dataset lacks."""
     torch.manual_seed(1)
     model, tags = vit(3), ["tag_4", "old", "tag_0"]
-    release.save(tmp_path / "source", model, tags)
+    release.save(tmp_path / "source", model, tags, "focal2")
     return tmp_path / "source", model.eval(), tags
 
 
