@@ -46,7 +46,7 @@ docs: .venv/installed  ## write the reference of all settings, for readers and f
 clean:  ## remove the environment, the embedded dataset and its run
 	rm -rf .venv data/raw/openmoji data/raw/twemoji $(DATA) $(RUN)
 
-# Each step below is done only when what it makes is missing.
+# Each rule below runs only if its output is missing.
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

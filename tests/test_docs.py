@@ -1,4 +1,4 @@
-"""README.md and docs/: links lead somewhere, the tree is true, commands and examples work."""
+"""README.md and docs/: links exist, the tree is true, commands and examples work."""
 
 import ast
 import re
@@ -110,7 +110,7 @@ def run(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
-    """A directory with what the pages speak of, in miniature: images, datasets, runs with releases and reports."""
+    """A directory with what the pages refer to, in miniature: images, datasets, runs with releases and reports."""
     root = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for folder in ("my_images", "more_images", "emoji"):
@@ -172,7 +172,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_and_images_lead_somewhere(page):
+def test_links_and_images_exist(page):
     for image, text, target in re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         assert text or not image, f"{target}: an image needs a description"
         if not target.startswith("https://"):
@@ -188,7 +188,7 @@ def test_every_page_is_linked_from_the_readme():
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=name)
-def test_every_command_is_understood(page, monkeypatch):
+def test_every_command_parses(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(page):
         check(words)
@@ -290,12 +290,12 @@ def test_the_workflow_runs_the_checks_on_all_supported_versions_of_python():
     assert ".ci/run" in [step.get("run") for step in job["steps"]]
 
 
-def test_citation_and_changelog_know_the_version():
+def test_citation_and_changelog_name_the_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == joytag.__version__
     assert f"## [{joytag.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_what_an_addition_touches_exists_and_is_little():
+def test_files_to_touch_exist_and_are_at_most_four():
     table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("| to add |")[2]
     for row in re.findall(r"^\| an? .*", table, re.MULTILINE):
         addition, touched, tables = (cell.strip() for cell in row.strip("| ").split(" | "))
