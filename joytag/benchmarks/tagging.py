@@ -12,7 +12,7 @@ from scipy.sparse import csc_array, csr_array, vstack
 
 from joytag.core.timing import side_by_side
 from joytag.data import images
-from joytag.evaluation import metrics
+from joytag.evaluation.curves import choose_thresholds, compute_curves
 from joytag.models import release
 from joytag.models.architectures import Model
 from joytag.models.vit import ViT, ViTConfig
@@ -116,8 +116,8 @@ def measuring(n_images: int, tags: int, rounds: int) -> str:
         by_tag = np.asfortranarray(scores, dtype=np.float32)  # what suits it best; not in its time
 
         def ours() -> None:
-            curves = metrics.curves(table for _, table in metrics.histograms(scores, labels))
-            metrics.thresholds(curves)
+            curves = compute_curves(scores, labels)
+            choose_thresholds(curves)
             found["ours"] = np.stack([curves.ap, curves.best_f1])
 
         def reference() -> None:

@@ -1,4 +1,4 @@
-"""Several taggers on the same images and tags: their figures, and which differences are more than noise."""
+"""Several taggers on the same images and tags: their metrics, and which differences are more than noise."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from scipy.stats import false_discovery_control
 from joytag.data import dataset
 from joytag.evaluation import bootstrap, metrics
 from joytag.evaluation.bootstrap import Interval
-from joytag.evaluation.metrics import Counts, Curves
+from joytag.evaluation.curves import Curves, SampledCurves, choose_thresholds, compute_curves
+from joytag.evaluation.metrics import Counts
 from joytag.evaluation.randomization_test import randomization_test
-from joytag.evaluation.thresholds import random_half
+from joytag.evaluation.tag_groups import by_category, category_names
+from joytag.evaluation.thresholds import predicted_by_half, random_half
 
 METRICS = {
     f"{kind}_{name}": f"{kind} {word}"
@@ -28,41 +30,38 @@ F1_METRICS = ("macro_f1", "micro_f1")
 
 
 class View(NamedTuple):
-    """A way to choose thresholds, in few words and in more, and the figures that may be compared at them."""
+    """A way to choose thresholds: a short name, a description, and the metrics that may be compared at them."""
 
     name: str
     words: str
-    figures: Sequence[str]
+    metrics: Sequence[str]
 
 
-# A threshold that is chosen on images scatters with them, which the bootstrap does not see. So of crossed thresholds
-# only that figure is compared that they were chosen for: it is flat where it is best. In 300 simulated pairs of equally
-# good taggers 9 % of these differed by more than noise, but up to 63 % of the other figures at the same thresholds; of
-# all other views' figures 4 to 9 % did.
+# A threshold chosen on images varies with them, which the bootstrap does not see. So at crossed thresholds only the
+# metric they were chosen for is compared: it is flat where it is best. In 300 simulated pairs of equally good taggers,
+# 9 % of these metrics differed by more than noise, but up to 63 % of the others at the same thresholds; of the metrics
+# of all other views, 4 to 9 % did.
 VIEWS = {
     "own": View("own threshold", "each at its own threshold", [name for name in METRICS if name != "map"]),
     "break_even": View("break-even", "each where its macro precision and macro recall are equal", F1_METRICS),
-    "crossed_macro": View(
-        "crossed, macro", "each at the best threshold for macro F1 on the other half", F1_METRICS[:1]
-    ),
-    "crossed_micro": View(
-        "crossed, micro", "each at the best threshold for micro F1 on the other half", F1_METRICS[1:]
-    ),
+    "crossed_macro": View("crossed, macro", "each at the best threshold for macro F1 on the other half", ["macro_f1"]),
+    "crossed_micro": View("crossed, micro", "each at the best threshold for micro F1 on the other half", ["micro_f1"]),
     "ranking": View("ranking", "without a threshold", ["map"]),
 }
 DECISIONS = [view for view in VIEWS if view != "ranking"]
-FAIR_VIEW = "break_even"  # where tags and categories are compared
+FAIR_VIEW = "break_even"  # for comparing tags and categories
 HEADLINE = ((FAIR_VIEW, "macro_f1"), (FAIR_VIEW, "micro_f1"), ("ranking", "map"))
-CATEGORY = "category "  # before the names of categories among the figures
+CATEGORY = "category "  # prefix of a category's name among the metrics
 POINTS = 200  # of a curve
-FALSE_DISCOVERIES = 0.05  # the share that is accepted among the tags that are called won or lost
+FALSE_DISCOVERIES = 0.05  # expected share of false findings among the tags called won or lost
+Threshold = float | tuple[float, float]  # one for all images, or one for the second half and one for the first
 
 
 @dataclass(frozen=True)
 class Contender:
     """A tagger in a comparison: `scores` float16 [P, N] of the common images and tags; `threshold` is its own.
 
-    `letter` stands for it in figures and tables; `facts` tell what it is and where it came from.
+    `letter` stands for it in plots and tables; `facts` describe it and its origin.
     """
 
     letter: str
@@ -74,17 +73,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of one contender minus that of another, paired over images; positive if the first is better."""
+    """A metric of one contender minus that of another, paired over images; positive if the first is better."""
 
     first: str
     second: str
     view: str
-    figure: str
+    metric: str
     interval: Interval
 
     @property
     def winner(self) -> str:
-        """Whose figure is higher, "" if the difference may be noise or is undefined."""
+        """The letter with the higher metric; "" if the difference may be noise or is undefined."""
         return "" if not self.interval.excludes_zero else self.first if self.interval.value > 0 else self.second
 
     @property
@@ -96,45 +95,53 @@ class Difference:
         if not self.winner:
             return f"no difference beyond noise ({value:+.4f}, 95 % {low:+.4f} to {high:+.4f})"
         low, high = sorted((abs(low), abs(high)))
-        better = "higher" if self.figure.endswith(("precision", "recall")) else "better"
+        better = "higher" if self.metric.endswith(("precision", "recall")) else "better"
         return f"{self.winner} is {better} by {abs(value):.4f} (95 % {low:.4f} to {high:.4f})"
 
 
 @dataclass(frozen=True)
+class CategoryComparison:
+    """One category in the view FAIR_VIEW: `macro_f1` by letter, and the differences of every pair."""
+
+    tags: int
+    tags_with_positives: int
+    macro_f1: dict[str, Interval]
+    differences: list[Difference]
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """All that a comparison tells. NaN is undefined.
+    """All findings of a comparison. NaN is undefined.
 
     `facts`: images, tags, tags_with_positives, minimum_positives, tags_ranked (over which `map` is the mean),
-    resamples, seed, and what the caller adds. `thresholds`: view -> letter -> the threshold, of crossed views one for
-    either half. `figures`: view -> letter -> figure -> Interval. `differences`: of every pair, view and figure.
-    `categories`: name -> tags, tags_with_positives, `figures` (letter -> Interval of macro F1 in the view FAIR) and
-    `differences`. `per_tag`: see `tag_table`. `curves`: letter -> float64 arrays [POINTS]: `threshold`, and macro_ and
-    micro_ precision, recall, f1 there.
+    resamples, seed, and what the caller adds. `thresholds`: view -> letter. `metrics`: view -> letter -> metric.
+    `differences`: of every pair, view and metric. `categories`: by name. `per_tag`: see `tag_table`. `curves`: letter
+    -> averages at POINTS thresholds.
     """
 
     facts: dict[str, Any]
     contenders: Sequence[Contender]
-    thresholds: dict[str, dict[str, Any]]
-    figures: dict[str, dict[str, dict[str, Interval]]]
+    thresholds: dict[str, dict[str, Threshold]]
+    metrics: dict[str, dict[str, dict[str, Interval]]]
     differences: list[Difference]
-    categories: dict[str, dict[str, Any]]
+    categories: dict[str, CategoryComparison]
     per_tag: pa.Table
-    curves: dict[str, dict[str, np.ndarray]]
+    curves: dict[str, SampledCurves]
 
-    def difference(self, first: str, second: str, view: str, figure: str) -> Difference:
-        """One of the differences."""
-        sought = (first, second, view, figure)
-        return next(d for d in self.differences if (d.first, d.second, d.view, d.figure) == sought)
+    def difference(self, first: str, second: str, view: str, metric: str) -> Difference:
+        """Return one of the differences."""
+        key = (first, second, view, metric)
+        return next(d for d in self.differences if (d.first, d.second, d.view, d.metric) == key)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The letters of those that are compared with each other."""
+        """Return the letters of every pair of contenders."""
         return list(combinations([c.letter for c in self.contenders], 2))
 
     def summary(self, first: str, second: str) -> str:
-        """Who is better in what, in a sentence, by the figures in HEADLINE."""
+        """Say in a sentence which of a pair is better at which metric in HEADLINE."""
         won: dict[str, list[str]] = {}
-        for view, figure in HEADLINE:
-            won.setdefault(self.difference(first, second, view, figure).winner, []).append(METRICS[figure])
+        for view, metric in HEADLINE:
+            won.setdefault(self.difference(first, second, view, metric).winner, []).append(METRICS[metric])
         if set(won) == {""}:
             return f"No difference between {first} and {second} beyond noise."
         parts = [f"{w} is better than {first if w == second else second} in {_listed(won[w])}" for w in won if w]
@@ -148,13 +155,32 @@ def _listed(words: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class ContenderMetrics:
-    """What is made of one contender: curves; by view thresholds, decisions bool [P, N], and counts of these."""
+class EvaluatedContender:
+    """A contender's curves, and by view its threshold, decisions bool [P, N], and their counts [N]."""
 
     curves: Curves
-    thresholds: dict[str, Any]
+    thresholds: dict[str, Threshold]
     decisions: dict[str, csc_array]
     counts: dict[str, Counts]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A metric, and its value in every resample, float64 [R]."""
+
+    value: float
+    replicates: np.ndarray
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        return Resampled(self.value - other.value, self.replicates - other.replicates)
+
+    @property
+    def interval(self) -> Interval:
+        """The metric with its interval."""
+        return bootstrap.interval(self.value, self.replicates)
+
+
+ResampledMetrics = dict[str, dict[str, dict[str, Resampled]]]  # view -> letter -> metric
 
 
 def compare(
@@ -166,17 +192,18 @@ def compare(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Compare taggers on labels, bool [P, N], of tags [N]; `facts` are told along.
+    """Compare taggers on labels, bool [P, N], of tags [N]; `facts` are added to those of the comparison.
 
-    All intervals come from the same resamples of images. They hold for the thresholds and the mAP's tags as they
-    are: that those were chosen on images, too, they leave out. Each covers 95 % on its own, so of a hundred
-    differences that are none about five will be called one.
+    All intervals come from the same resamples of images. They take the thresholds and the tags of mAP as fixed, though
+    these were chosen on images, too. Each interval covers 95 % on its own: of a hundred differences that are zero,
+    about five will be called more than noise.
     """
-    upper = random_half(labels.shape[0], seed)
-    measured = {c.letter: evaluate_contender(c, labels, upper) for c in contenders}
+    first_half = random_half(labels.shape[0], seed)
+    evaluated = {c.letter: evaluate_contender(c, labels, first_half) for c in contenders}
     positives = np.diff(labels.indptr).astype(np.int64)
     ranked = np.flatnonzero(positives >= max(1, minimum_positives))
-    told = {
+    resampled = _resample(contenders, evaluated, labels, tags.categories, ranked, resamples, seed)
+    all_facts = {
         **(facts or {}),
         "images": labels.shape[0],
         "tags": len(tags),
@@ -186,159 +213,130 @@ def compare(
         "resamples": resamples,
         "seed": seed,
     }
-    resampled = _resample(contenders, measured, labels, tags.categories, ranked, resamples, seed)
-    figures = {key: {n: bootstrap.interval(*both) for n, both in found.items()} for key, found in resampled.items()}
-    differences = _differences(resampled, list(measured))
     return Comparison(
-        told,
-        contenders,
-        {view: {letter: m.thresholds[view] for letter, m in measured.items()} for view in DECISIONS},
-        {v: {c: {n: figures[v, c][n] for n in view.figures} for c in measured} for v, view in VIEWS.items()},
-        [d for d in differences if d.figure in VIEWS[d.view].figures],
-        _categories(figures, differences, tags.categories, positives),
-        tag_table(measured, labels, tags),
-        {letter: _sampled(m.curves) for letter, m in measured.items()},
+        facts=all_facts,
+        contenders=contenders,
+        thresholds={view: {letter: e.thresholds[view] for letter, e in evaluated.items()} for view in DECISIONS},
+        metrics={name: _intervals(resampled[name], view.metrics) for name, view in VIEWS.items()},
+        differences=[
+            _difference(resampled, *pair, name, metric)
+            for pair in combinations(evaluated, 2)
+            for name, view in VIEWS.items()
+            for metric in view.metrics
+        ],
+        categories=_compare_categories(resampled, tags.categories, positives),
+        per_tag=tag_table(evaluated, labels, tags),
+        curves={letter: _sample_curves(e.curves) for letter, e in evaluated.items()},
     )
 
 
-def evaluate_contender(contender: Contender, labels: csc_array, upper: np.ndarray) -> ContenderMetrics:
-    """The curves of a contender, and its decisions in every view; `upper` are the images of one half, bool [P]."""
+def evaluate_contender(contender: Contender, labels: csc_array, first_half: np.ndarray) -> EvaluatedContender:
+    """Compute a contender's curves, and its decisions in every view; `first_half` of the images, bool [P]."""
     scores = contender.scores
-    whole, *parts = (
-        metrics.curves(table for _, table in metrics.histograms(scores, labels, rows))
-        for rows in (None, np.flatnonzero(~upper), np.flatnonzero(upper))
-    )
-    lower, higher = map(metrics.thresholds, parts)
-    thresholds: dict[str, Any] = {
-        "own": contender.threshold,
-        "break_even": metrics.thresholds(whole)["macro_break_even"],
-        "crossed_macro": (higher["best_macro_f1"], lower["best_macro_f1"]),  # for the lower half, and for the upper
-        "crossed_micro": (higher["best_micro_f1"], lower["best_micro_f1"]),
-    }
-    decisions = {view: decide(scores, chosen, upper) for view, chosen in thresholds.items()}
-    return ContenderMetrics(
-        whole, thresholds, decisions, {view: count(labels, made) for view, made in decisions.items()}
-    )
-
-
-def decide(scores: np.ndarray, threshold: float | tuple[float, float], upper: np.ndarray) -> csc_array:
-    """What is predicted, bool [P, N], at one threshold or at one for either half; nothing where it is undefined."""
-    if isinstance(threshold, tuple):
-        of_lower, of_upper = (decide(scores, one, upper) for one in threshold)
-        rows = upper[:, None]
-        return csc_array(of_lower.multiply(~rows) + of_upper.multiply(rows), dtype=bool)
-    return metrics.predicted(scores, 1.0 if np.isnan(threshold) else threshold)
-
-
-def count(labels: csc_array, decisions: csc_array) -> Counts:
-    """Counts [N], int64, of labels and decisions, both bool [P, N]."""
-    tp = labels.multiply(decisions).sum(axis=0)
-    positives, predicted = (np.diff(of.indptr).astype(np.int64) for of in (labels, decisions))
-    return Counts(tp, predicted - tp, positives - tp, labels.shape[0] - predicted - positives + tp)
-
-
-Resampled = dict[str, tuple[float, np.ndarray]]  # figure -> itself, and what it is in every resample, float64 [R]
+    curves = compute_curves(scores, labels)
+    on_first = choose_thresholds(compute_curves(scores, labels, np.flatnonzero(first_half)))
+    on_second = choose_thresholds(compute_curves(scores, labels, np.flatnonzero(~first_half)))
+    single = {"own": contender.threshold, "break_even": choose_thresholds(curves)["macro_break_even"]}
+    decisions = {view: metrics.predicted(scores, threshold) for view, threshold in single.items()}
+    thresholds: dict[str, Threshold] = {**single}
+    for kind in ("macro", "micro"):
+        for_second, for_first = on_first[f"best_{kind}_f1"], on_second[f"best_{kind}_f1"]
+        thresholds[f"crossed_{kind}"] = for_second, for_first
+        decisions[f"crossed_{kind}"] = predicted_by_half(scores, first_half, for_first, for_second)
+    counts = {view: metrics.count(labels, predicted) for view, predicted in decisions.items()}
+    return EvaluatedContender(curves, thresholds, decisions, counts)
 
 
 def _resample(
     contenders: Sequence[Contender],
-    measured: Mapping[str, ContenderMetrics],
+    evaluated: Mapping[str, EvaluatedContender],
     labels: csc_array,
     categories: np.ndarray,
     ranked: np.ndarray,
     resamples: int,
     seed: int,
-) -> dict[tuple[str, str], Resampled]:
-    """All figures by view and letter; `ranked` are the tags of mAP, int64."""
-    average = _averages_of(categories)
-    decisions = {f"{view} {letter}": m.decisions[view] for letter, m in measured.items() for view in DECISIONS}
-    replicates = bootstrap.replicates(labels, decisions, average, seed, resamples)
-    found: dict[tuple[str, str], Resampled] = {}
+) -> ResampledMetrics:
+    """Resample all metrics; `ranked` are the tags of mAP, int64."""
+    averages = _averages_by_category(categories)
+    decisions = {f"{view} {letter}": e.decisions[view] for letter, e in evaluated.items() for view in DECISIONS}
+    replicates = bootstrap.replicates(labels, decisions, averages, seed, resamples)
+    resampled: ResampledMetrics = {view: {} for view in VIEWS}
     for c in contenders:
-        m = measured[c.letter]
+        e = evaluated[c.letter]
         for view in DECISIONS:
-            values = average(m.counts[view])
-            of_view = replicates[f"{view} {c.letter}"]
-            found[view, c.letter] = {name: (float(value), of_view[name]) for name, value in values.items()}
-        mean = float(m.curves.ap[ranked].mean()) if len(ranked) else np.nan
+            values, of_view = averages(e.counts[view]), replicates[f"{view} {c.letter}"]
+            resampled[view][c.letter] = {name: Resampled(float(values[name]), of_view[name]) for name in values}
+        mean = float(e.curves.ap[ranked].mean()) if len(ranked) else np.nan
         influence = bootstrap.ap_influence(c.scores, labels, ranked)
-        found["ranking", c.letter] = {"map": (mean, bootstrap.ap_replicates(mean, influence, seed, resamples))}
-    return found
+        mean_ap = Resampled(mean, bootstrap.ap_replicates(mean, influence, seed, resamples))
+        resampled["ranking"][c.letter] = {"map": mean_ap}
+    return resampled
 
 
-def _averages_of(categories: np.ndarray) -> bootstrap.MetricFunction:
-    """A measure: the averages in FIGURES, and each category's macro F1."""
+def _averages_by_category(categories: np.ndarray) -> bootstrap.MetricFunction:
+    """Return a function of Counts [N, ...] that gives the averages in METRICS, and each category's macro F1."""
+    members = by_category(categories)
 
-    def measure(counts: Counts) -> dict[str, np.ndarray]:
+    def averages_of(counts: Counts) -> dict[str, np.ndarray]:
         averages = metrics.averages(counts)
-        found = {name: averages[name] for name in METRICS if name in averages}
-        for number in np.unique(categories):
-            found[CATEGORY + _word(number)] = metrics.averages(counts[categories == number])["macro_f1"]
-        return found
+        values = {name: averages[name] for name in METRICS if name in averages}
+        for category, tags in members.items():
+            values[CATEGORY + category] = metrics.averages(counts[tags])["macro_f1"]
+        return values
 
-    return measure
-
-
-def _word(category: int) -> str:
-    return dataset.CATEGORIES.get(int(category), f"category {category}")
+    return averages_of
 
 
-def _differences(resampled: Mapping[tuple[str, str], Resampled], letters: Sequence[str]) -> list[Difference]:
-    found = []
-    for first, second in combinations(letters, 2):
-        for view in VIEWS:
-            others = resampled[view, second]
-            for name, (value, replicates) in resampled[view, first].items():
-                interval = bootstrap.interval(value - others[name][0], replicates - others[name][1])
-                found.append(Difference(first, second, view, name, interval))
-    return found
+def _intervals(
+    by_letter: Mapping[str, Mapping[str, Resampled]], names: Sequence[str]
+) -> dict[str, dict[str, Interval]]:
+    return {letter: {name: values[name].interval for name in names} for letter, values in by_letter.items()}
 
 
-def _categories(
-    figures: Mapping[tuple[str, str], Mapping[str, Interval]],
-    differences: Sequence[Difference],
-    categories: np.ndarray,
-    positives: np.ndarray,
-) -> dict[str, dict[str, Any]]:
-    """What Comparison says of categories."""
-    found = {}
-    for number in np.unique(categories):
-        key = CATEGORY + _word(number)
-        of_models = {letter: by_name[key] for (view, letter), by_name in figures.items() if view == FAIR_VIEW}
-        found[_word(number)] = {
-            "tags": int(np.count_nonzero(categories == number)),
-            "tags_with_positives": int(np.count_nonzero(positives[categories == number])),
-            "figures": of_models,
-            "differences": [d for d in differences if d.figure == key and d.view == FAIR_VIEW],
-        }
-    return found
+def _difference(resampled: ResampledMetrics, first: str, second: str, view: str, metric: str) -> Difference:
+    difference = resampled[view][first][metric] - resampled[view][second][metric]
+    return Difference(first, second, view, metric, difference.interval)
 
 
-def tag_table(measured: Mapping[str, ContenderMetrics], labels: csc_array, tags: dataset.TagTable) -> pa.Table:
-    """A row a tag: index, name, category, train_count, positives, and, of what is undefined, nulls.
+def _compare_categories(
+    resampled: ResampledMetrics, categories: np.ndarray, positives: np.ndarray
+) -> dict[str, CategoryComparison]:
+    compared, fair = {}, resampled[FAIR_VIEW]
+    for category, tags in by_category(categories).items():
+        metric = CATEGORY + category
+        compared[category] = CategoryComparison(
+            tags=len(tags),
+            tags_with_positives=int(np.count_nonzero(positives[tags])),
+            macro_f1={letter: values[metric].interval for letter, values in fair.items()},
+            differences=[_difference(resampled, *pair, FAIR_VIEW, metric) for pair in combinations(fair, 2)],
+        )
+    return compared
 
-    Of each contender, by letter: ap_A, own_f1_A, and in the view FAIR precision_A, recall_A, f1_A. Of each pair:
-    difference_AB (of f1), p_AB and q_AB (`swap_test`, and that after Benjamini and Hochberg's correction for the number
-    of tags), winner_AB: a letter where q is at most FALSE_DISCOVERIES, else "". Of the tags that are called won or lost
-    about that share are so by chance.
+
+def tag_table(evaluated: Mapping[str, EvaluatedContender], labels: csc_array, tags: dataset.TagTable) -> pa.Table:
+    """Build the per-tag table: index, name, category, train_count, positives; null where undefined.
+
+    For each contender, by letter: ap_A, own_f1_A, and in the view FAIR_VIEW precision_A, recall_A, f1_A. For each pair:
+    difference_AB of f1; p_AB, the p-value of `randomization_test`; q_AB, the same after Benjamini and Hochberg's
+    correction for the number of tags; winner_AB, a letter where q is at most FALSE_DISCOVERIES, else "". About that
+    share of the tags won or lost are false findings.
     """
     columns: dict[str, Any] = {
         "index": range(len(tags)),
         "name": tags.names,
-        "category": [_word(number) for number in tags.categories],
+        "category": category_names(tags.categories),
         "train_count": tags.counts,
         "positives": np.diff(labels.indptr).astype(np.int64),
     }
     f1 = {}
-    for letter, m in measured.items():
-        fair = metrics.from_counts(m.counts[FAIR_VIEW])
+    for letter, e in evaluated.items():
+        fair = metrics.from_counts(e.counts[FAIR_VIEW])
         f1[letter] = fair["f1"]
-        columns[f"ap_{letter}"] = m.curves.ap
-        columns[f"own_f1_{letter}"] = metrics.from_counts(m.counts["own"])["f1"]
+        columns[f"ap_{letter}"] = e.curves.ap
+        columns[f"own_f1_{letter}"] = metrics.from_counts(e.counts["own"])["f1"]
         columns |= {f"{name}_{letter}": fair[name] for name in ("precision", "recall", "f1")}
-    for first, second in combinations(measured, 2):
-        decisions = (measured[letter].decisions[FAIR_VIEW] for letter in (first, second))
-        p = randomization_test(labels, *decisions)
+    for first, second in combinations(evaluated, 2):
+        p = randomization_test(labels, *(evaluated[letter].decisions[FAIR_VIEW] for letter in (first, second)))
         q = np.full(len(tags), np.nan)
         q[~np.isnan(p)] = false_discovery_control(p[~np.isnan(p)])
         difference = f1[first] - f1[second]
@@ -349,12 +347,6 @@ def tag_table(measured: Mapping[str, ContenderMetrics], labels: csc_array, tags:
     return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
 
 
-def _sampled(curves: Curves) -> dict[str, np.ndarray]:
-    """What Comparison says of a contender's curves."""
-    threshold = np.linspace(0, 1, POINTS, endpoint=False)
-    levels = metrics.first_level_above(threshold)
-    found = {"threshold": threshold}
-    for name in ("precision", "recall", "f1"):
-        found[f"macro_{name}"] = getattr(curves, f"macro_{name}")[levels]
-        found[f"micro_{name}"] = curves.micro[name][levels]
-    return found
+def _sample_curves(curves: Curves) -> SampledCurves:
+    thresholds = np.linspace(0, 1, POINTS, endpoint=False)
+    return curves.at(metrics.first_level_above(thresholds), thresholds)

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from joytag.data.dataset import TagTable
 from joytag.evaluation import metrics
-from joytag.evaluation.metrics import Counts, Curves
+from joytag.evaluation.curves import Curves
+from joytag.evaluation.metrics import Counts
 from joytag.evaluation.tag_groups import category_names
 
 

@@ -63,10 +63,15 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "summary": [comparison.summary(*pair) for pair in comparison.pairs()],
         "views": {name: view.words for name, view in VIEWS.items()},
         "thresholds": comparison.thresholds,
-        "figures": comparison.figures,
+        "figures": comparison.metrics,
         "differences": [_difference(d) for d in comparison.differences],
         "categories": {
-            name: {**row, "differences": [_difference(d) for d in row["differences"]]}
+            name: {
+                "tags": row.tags,
+                "tags_with_positives": row.tags_with_positives,
+                "figures": row.macro_f1,
+                "differences": [_difference(d) for d in row.differences],
+            }
             for name, row in comparison.categories.items()
         },
         "tags": {f"{a}{b}": won(comparison.per_tag, a, b) for a, b in comparison.pairs()},
@@ -74,8 +79,15 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _difference(difference: Difference) -> dict[str, Any]:
-    named = {name: getattr(difference, name) for name in ("first", "second", "view", "figure")}
-    return {**named, "difference": difference.interval, "winner": difference.winner, "verdict": difference.verdict}
+    return {
+        "first": difference.first,
+        "second": difference.second,
+        "view": difference.view,
+        "figure": difference.metric,
+        "difference": difference.interval,
+        "winner": difference.winner,
+        "verdict": difference.verdict,
+    }
 
 
 def won(per_tag: pa.Table, first: str, second: str) -> dict[str, int]:
@@ -90,24 +102,24 @@ def tables(comparison: Comparison) -> Iterator[Table]:
     for name in ("", "", *(c.letter for c in comparison.contenders)):
         figures.add_column(name, justify="right" if name else "left")
     for name, view in VIEWS.items():
-        for number, figure in enumerate(view.figures):
-            values = (format_number(found[figure].value, 4) for found in comparison.figures[name].values())
-            figures.add_row("" if number else view.name, METRICS[figure], *values)
+        for number, metric in enumerate(view.metrics):
+            values = (format_number(found[metric].value, 4) for found in comparison.metrics[name].values())
+            figures.add_row("" if number else view.name, METRICS[metric], *values)
     yield figures
     for first, second in comparison.pairs():
         verdicts = Table(title=comparison.summary(first, second), title_justify="left", title_style="bold", box=SIMPLE,
                          padding=(0, 1, 0, 0), show_header=False)  # fmt: skip
         for _, rows in _rows(comparison, first, second):
             for d in rows:
-                if d.figure in (*F1_METRICS, "map"):
-                    verdicts.add_row(VIEWS[d.view].name, METRICS[d.figure], d.verdict)
+                if d.metric in (*F1_METRICS, "map"):
+                    verdicts.add_row(VIEWS[d.view].name, METRICS[d.metric], d.verdict)
         yield verdicts
 
 
 def _rows(comparison: Comparison, first: str, second: str) -> list[tuple[str, list[Difference]]]:
     """The differences of a pair by view."""
     return [
-        (view, [comparison.difference(first, second, view, figure) for figure in VIEWS[view].figures])
+        (view, [comparison.difference(first, second, view, metric) for metric in VIEWS[view].metrics])
         for view in VIEWS
     ]  # fmt: skip
 
@@ -119,7 +131,8 @@ def compare_page(comparison: Comparison) -> str:
     return html.render("compare.html", {
         "title": " against ".join(names.values()), "comparison": comparison, "pairs": pairs, "names": names,
         "rows": {pair: _rows(comparison, *pair) for pair in pairs}, "axes": {p: _axis(comparison, *p) for p in pairs},
-        "interval": interval, "views": VIEWS, "decisions": DECISIONS, "figures": METRICS, "fair": VIEWS[FAIR_VIEW].words,
+        "interval": interval, "views": VIEWS, "decisions": DECISIONS, "metrics": METRICS,
+        "fair": VIEWS[FAIR_VIEW].words,
         "won": {pair: won(comparison.per_tag, *pair) for pair in pairs},
         "tags": {pair: {letter: _tags(comparison.per_tag, pair, letter) for letter in pair} for pair in pairs},
         "charts": _charts(comparison), "all_tags": _all_tags(comparison), "false_discoveries": FALSE_DISCOVERIES,
@@ -183,12 +196,12 @@ def _charts(comparison: Comparison) -> dict[str, Any]:
     for kind in ("macro", "micro"):
         drawn[f"{kind}_pr"] = chart(
             f"{kind} precision against recall of {', '.join(names.values())}", Axis("recall"), Axis("precision"),
-            [*iso_f1(), *(Line(c[f"{kind}_recall"], c[f"{kind}_precision"], name=names[letter])
+            [*iso_f1(), *(Line(getattr(c, kind).recall, getattr(c, kind).precision, name=names[letter])
                           for letter, c in curves.items())],
         )  # fmt: skip
         drawn[f"{kind}_sweep"] = chart(
             f"{kind} F1 against the threshold of {', '.join(names.values())}", Axis("threshold"), Axis(f"{kind} F1"),
-            [Line(c["threshold"], c[f"{kind}_f1"], name=names[letter]) for letter, c in curves.items()],
+            [Line(c.threshold, getattr(c, kind).f1, name=names[letter]) for letter, c in curves.items()],
         )  # fmt: skip
     drawn["clouds"] = {pair: _cloud(comparison, *pair) for pair in comparison.pairs()}
     return drawn

@@ -50,10 +50,19 @@ def write_reports(
 
 def write_metrics(path: Path, analysis: Analysis) -> None:
     """Write metrics.json: all of the analysis but the curves and what is about single tags or images."""
-    names = ("facts", "thresholds", "headline", "macro_over", "split_half", "sources", "categories", "bands", "groups",
-             "gaps", "calibration")  # fmt: skip
-    values = {name: jsonable(getattr(analysis, name)) for name in names}
-    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    split_half = analysis.split_half
+    groupings = {name: getattr(analysis, name) for name in ("sources", "categories", "bands", "groups")}
+    values = {
+        "facts": analysis.facts.flat(),
+        "thresholds": analysis.thresholds,
+        "headline": analysis.headline,
+        "macro_over": analysis.macro_over,
+        "split_half": {"fixed": split_half.fixed, "global": split_half.shared, "per_tag": split_half.per_tag},
+        **{name: grouping.rows for name, grouping in groupings.items()},
+        "gaps": {name: groupings[name].gap or {} for name in ("categories", "bands", "groups", "sources")},
+        "calibration": analysis.calibration,
+    }
+    write_text(path, json.dumps(jsonable(values), indent=2, allow_nan=False) + "\n")
 
 
 def summary(path: Path) -> str:
@@ -84,21 +93,21 @@ def write_thresholds(path: Path, table: pa.Table) -> None:
 def metrics_table(analysis: Analysis) -> Table:
     """A terminal table of averages at the fixed threshold: all images with 95 % intervals, sources, categories."""
     figures = [f"{kind}_{figure}" for kind in ("micro", "macro") for figure in ("precision", "recall", "f1")]
-    table = Table(title=f"Threshold {analysis.facts['threshold']:g}", title_justify="left", box=SIMPLE,
+    table = Table(title=f"Threshold {analysis.facts.threshold:g}", title_justify="left", box=SIMPLE,
                   padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column("")
     for name in ("micro\nP", "micro\nR", "micro\nF1", "macro\nP", "macro\nR", "macro\nF1", "\nmAP", "\ntags"):
         table.add_column(name, justify="right")
     headline = {**analysis.headline["fixed"], **analysis.headline["ranking"]}
     shown = [headline[name] for name in (*figures, "map")]
-    tags = f"{analysis.facts['tags_with_positives']}/{analysis.facts['tags']}"
+    tags = f"{analysis.facts.tags_with_positives}/{analysis.facts.tags}"
     table.add_row("all", *(_figure(interval.value) for interval in shown), tags)
     spreads = ("" if math.isnan(i.value) else f"±{(i.high - i.low) / 2:.3f}" for i in shown)
     table.add_row("", *spreads, style="dim")
-    for rows in (analysis.sources, analysis.categories):
-        for name, row in rows.items():
-            numbers = f"{row['tags_with_positives']}/{row['tags']}"
-            table.add_row(escape(name), *(_figure(row[figure]) for figure in (*figures, "map")), numbers)
+    for grouping in (analysis.sources, analysis.categories):
+        for name, row in grouping.rows.items():
+            numbers = f"{row.tags_with_positives}/{row.tags}"
+            table.add_row(escape(name), *(_figure(getattr(row, figure)) for figure in (*figures, "map")), numbers)
     return table
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from joytag.data import images
 from joytag.data.dataset import Dataset, DatasetError
-from joytag.evaluation.analysis import Analysis
+from joytag.evaluation.analysis import Analysis, Gap, Grouping, GroupMetrics
+from joytag.evaluation.curves import Calibration, PrecisionRecallF1
 from joytag.evaluation.error_analysis import Disagreement
 from joytag.evaluation.per_tag import COLUMNS
 from joytag.evaluation.predictions import Predictions
@@ -73,7 +74,7 @@ UNIT = Axis("")
 
 def report(analysis: Analysis, predictions: Predictions, dataset: Dataset | None = None) -> str:
     """Return report.html for an analysis of these predictions, with images if a dataset has them."""
-    table, facts = analysis.per_tag, analysis.facts
+    table, facts = analysis.per_tag, analysis.facts.flat()
     judged = table.filter(pc.greater_equal(table["positives"], ENOUGH))
     few = min(MOST, -(-len(judged) // 2))
     values = {
@@ -109,16 +110,17 @@ def _metric_titles(analysis: Analysis) -> dict[str, str]:
     return {column.name: column.title for column in COLUMNS if f"macro_{column.name}" in analysis.headline["fixed"]}
 
 
-def _groups(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, dict[str, float]]]]]:
-    """Title, kind and rows of the tables, best first; bands go by count, as they are."""
+def _groups(analysis: Analysis) -> list[tuple[str, Gap | None, list[tuple[str, GroupMetrics]]]]:
+    """Return title, gap and rows of each table, the best group first; bands stay in the order of their counts."""
     tables = []
     for title, kind in (("Categories", "categories"), ("By training images", "bands"), ("Sources", "sources"),
                         ("Groups", "groups")):  # fmt: skip
-        rows = list(getattr(analysis, kind).items())
+        grouping: Grouping = getattr(analysis, kind)
+        rows = list(grouping.rows.items())
         if kind != "bands":
-            rows.sort(key=lambda row: -1 if math.isnan(row[1]["macro_f1"]) else row[1]["macro_f1"], reverse=True)
+            rows.sort(key=lambda row: -1 if math.isnan(row[1].macro_f1) else row[1].macro_f1, reverse=True)
         if rows:
-            tables.append((title, kind, rows))
+            tables.append((title, grouping.gap, rows))
     return tables
 
 
@@ -189,15 +191,15 @@ def thumbnail(dataset: Dataset, sha256: bytes) -> str:
 
 
 def _charts(analysis: Analysis) -> dict[str, Markup]:
-    curves = analysis.curves
+    curves = analysis.tag_curves
     return {
         "by_count": _by_count(analysis.per_tag),
         "macro_sweep": _sweep(analysis, "macro"),
         "micro_sweep": _sweep(analysis, "micro"),
         "precision_recall": _precision_recall(analysis),
         "chosen": chart(
-            "Precision against recall of single tags: " + ", ".join(curves["tags"]), Axis("recall"), Axis("precision"),
-            [*iso_f1(), *(Line(recall, precision, name=name) for name, (recall, precision) in curves["tags"].items())],
+            "Precision against recall of single tags: " + ", ".join(curves), Axis("recall"), Axis("precision"),
+            [*iso_f1(), *(Line(recall, precision, name=name) for name, (recall, precision) in curves.items())],
         ),
         "reliability": _reliability(analysis.calibration),
         "bins": _bins(analysis.calibration),
@@ -230,14 +232,14 @@ def _by_count(table: pa.Table) -> Markup:
 
 def _sweep(analysis: Analysis, kind: str) -> Markup:
     """Precision, recall and F1 against the threshold, with the fixed one, the best, and where P = R."""
-    curves, across = analysis.curves, analysis.curves["threshold"]
-    recall, f1 = curves[f"{kind}_recall"], curves[f"{kind}_f1"]
+    across = analysis.curves.threshold
+    precision, recall, f1 = getattr(analysis.curves, kind)
     best, even = analysis.thresholds[f"best_{kind}_f1"], analysis.thresholds[f"{kind}_break_even"]
     best_f1, both = np.interp(best, across, f1), np.interp(even, across, recall)
     highest = f"{kind} F1 is highest, {format_number(best_f1)}, at {format_threshold(best)}"
     marks: list[Mark] = [
-        Rule(analysis.facts["threshold"], format_threshold(analysis.facts["threshold"])),
-        Line(across, curves[f"{kind}_precision"], name="precision"),
+        Rule(analysis.facts.threshold, format_threshold(analysis.facts.threshold)),
+        Line(across, precision, name="precision"),
         Line(across, recall, name="recall"),
         Line(across, f1, name="F1"),
         Points([best], [best_f1], [highest], style="ink"),
@@ -252,36 +254,37 @@ def _precision_recall(analysis: Analysis) -> Markup:
     curves, fixed = analysis.curves, analysis.headline["fixed"]
     marks: list[Mark] = [*iso_f1()]
     for kind in ("macro", "micro"):
-        marks.append(Line(curves[f"{kind}_recall"], curves[f"{kind}_precision"], name=kind))
+        average: PrecisionRecallF1 = getattr(curves, kind)
+        marks.append(Line(average.recall, average.precision, name=kind))
     for kind in ("macro", "micro"):
         recall, precision = fixed[f"{kind}_recall"].value, fixed[f"{kind}_precision"].value
-        words = f"{kind} at {analysis.facts['threshold']:g}: precision {precision:.3f}, recall {recall:.3f}"
+        words = f"{kind} at {analysis.facts.threshold:g}: precision {precision:.3f}, recall {recall:.3f}"
         marks.append(Points([recall], [precision], [words], style="ink"))
     return chart("Macro and micro precision against recall", Axis("recall"), Axis("precision"), marks)
 
 
-def _reliability(calibration: Mapping[str, Any]) -> Markup:
+def _reliability(calibration: Calibration) -> Markup:
     """How often the label agrees, by score."""
-    scores, frequency = calibration["mean_score"], calibration["frequency"]
+    scores, frequency = calibration.mean_score, calibration.frequency
     titles = [
         f"score {score:.3f}: labelled in {share:.1%} of {number:,} decisions"
-        for score, share, number in zip(scores, frequency, calibration["count"], strict=True)
+        for score, share, number in zip(scores, frequency, calibration.count, strict=True)
     ]
     marks: list[Mark] = [
         Line([0, 1], [0, 1]),
         Line(scores, frequency, style="s1"),
         Points(scores, frequency, titles, style="s1"),
     ]
-    label = f"How often a tag is labelled, by its score; expected calibration error {calibration['ece']:.4f}"
+    label = f"How often a tag is labelled, by its score; expected calibration error {calibration.ece:.4f}"
     return chart(label, Axis("mean score of the bin"), Axis("labelled"), marks)
 
 
-def _bins(calibration: Mapping[str, Any]) -> Markup:
+def _bins(calibration: Calibration) -> Markup:
     """How many decisions each bin of scores holds."""
-    edges = np.asarray(calibration["edges"], dtype=np.float64)
+    edges = calibration.edges
     numbers = np.zeros(len(edges) - 1, dtype=np.int64)
-    place = np.clip(np.searchsorted(edges, calibration["mean_score"], side="right") - 1, 0, len(numbers) - 1)
-    numbers[place] = calibration["count"]
+    place = np.clip(np.searchsorted(edges, calibration.mean_score, side="right") - 1, 0, len(numbers) - 1)
+    numbers[place] = calibration.count
     titles = [f"{low:.2f} to {high:.2f}: {number:,} decisions"
               for low, high, number in zip(edges[:-1], edges[1:], numbers, strict=True)]  # fmt: skip
     top = Axis("decisions", 0.7, max(10.0, 2.0 * numbers.max()), log=True)

@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.csv
 
 from joytag.core.files import write_text
-from joytag.evaluation.bootstrap import Interval
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON has it: an Interval as value, low and high, an array as a list, NaN as null."""
-    if isinstance(value, Interval):
-        return jsonable(dataclasses.asdict(value))
+    """Convert a value to what JSON can hold: a dataclass to its fields by name, an array to a list, NaN to null."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):

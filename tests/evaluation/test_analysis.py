@@ -1,5 +1,6 @@
-"""What an analysis tells, against scikit-learn on the same decisions, and of predictions that have nothing to tell."""
+"""Analyses against scikit-learn on the same decisions, and of predictions with hardly any content."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,10 @@ def same(row, wanted):
     assert {name: row[name] for name in wanted} == {name: pytest.approx(v, abs=1e-9) for name, v in wanted.items()}
 
 
+def same_group(row: analysis.GroupMetrics, wanted):
+    same(dataclasses.asdict(row), wanted)
+
+
 def test_headline_is_scikit_learns_at_every_threshold(sample, found):
     scores, labels, _ = sample
     assert list(found.thresholds) == ["fixed", "macro_break_even", "micro_break_even", "best_micro_f1", "best_macro_f1"]
@@ -80,30 +85,31 @@ def test_headline_is_scikit_learns_at_every_threshold(sample, found):
     enough = labels.sum(0) >= 5
     wanted = average_precision_score(labels[:, enough], scores[:, enough].astype(float), average="macro")
     assert found.headline["ranking"]["map"].value == pytest.approx(wanted, abs=1e-9)
-    assert found.facts["tags_ranked"] == enough.sum()
+    assert found.facts.tags_ranked == enough.sum()
 
 
 def test_parts_are_scikit_learns(sample, found):
     scores, labels, sources = sample
     predicted = scores.astype(float) > 0.4
-    assert list(found.sources) == ["danbooru", "photographs"]  # the third has no images
-    for number, row in enumerate(found.sources.values()):
-        same(row, expected(labels[sources == number], predicted[sources == number]))
-        assert row["images"] == np.sum(sources == number)
-        assert row["macro_f1_low"] < row["macro_f1"]
+    assert list(found.sources.rows) == ["danbooru", "photographs"]  # the third has no images
+    for number, row in enumerate(found.sources.rows.values()):
+        same_group(row, expected(labels[sources == number], predicted[sources == number]))
+        assert row.images == np.sum(sources == number)
+        assert row.macro_f1_low < row.macro_f1
         enough = labels[sources == number].sum(0) >= 5
         parts = labels[sources == number][:, enough], scores[sources == number][:, enough].astype(float)
-        assert row["map"] == pytest.approx(average_precision_score(*parts, average="macro"), abs=1e-9)
-    assert list(found.categories) == ["general", "character"]
+        assert row.map == pytest.approx(average_precision_score(*parts, average="macro"), abs=1e-9)
+    assert list(found.categories.rows) == ["general", "character"]
     for name, tags in (("general", np.arange(TAGS) % 3 < 2), ("character", np.arange(TAGS) % 3 == 2)):
-        same(found.categories[name], expected(labels[:, tags], predicted[:, tags]))
-        assert found.categories[name]["images"] == labels[:, tags].any(1).sum()
-    assert sum(row["tags"] for row in found.bands.values()) == TAGS
-    same(found.groups["rare"], expected(labels[:, [0, 1, 4]], predicted[:, [0, 1, 4]]))
-    gap = found.gaps["groups"]
-    assert (gap["best"], gap["worst"]) == ("common", "rare")
-    assert gap["gap"].excludes_zero
-    assert gap["gap"].value == pytest.approx(found.groups["common"]["macro_f1"] - found.groups["rare"]["macro_f1"])
+        same_group(found.categories.rows[name], expected(labels[:, tags], predicted[:, tags]))
+        assert found.categories.rows[name].images == labels[:, tags].any(1).sum()
+    assert sum(row.tags for row in found.bands.rows.values()) == TAGS
+    same_group(found.groups.rows["rare"], expected(labels[:, [0, 1, 4]], predicted[:, [0, 1, 4]]))
+    gap = found.groups.gap
+    assert gap is not None
+    assert (gap.best, gap.worst) == ("common", "rare")
+    assert gap.gap.excludes_zero
+    assert gap.gap.value == pytest.approx(found.groups.rows["common"].macro_f1 - found.groups.rows["rare"].macro_f1)
 
 
 def test_a_row_a_tag_with_what_is_undefined_in_words(sample, found):
@@ -121,24 +127,24 @@ def test_a_row_a_tag_with_what_is_undefined_in_words(sample, found):
         assert row["tp"] + row["fp"] == row["predicted"] == np.sum(scores[:, i].astype(float) > 0.4)
         assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == IMAGES
         assert row["threshold"] is not None
-        assert row["band"] in found.bands
+        assert row["band"] in found.bands.rows
         assert row["category"] == ("character" if i % 3 == 2 else "general")
         assert row["best_f1"] is None or row["best_f1"] >= row["f1"]
 
 
 def test_thresholds_of_the_other_half_are_judged(sample, found):
     scores, labels, _ = sample
-    fixed, per_tag = found.split_half["fixed"], found.split_half["per_tag"]
-    assert fixed["macro_f1"].value == pytest.approx(found.headline["fixed"]["macro_f1"].value)
-    difference = per_tag["difference"]
-    assert difference.value == pytest.approx(per_tag["macro_f1"].value - fixed["macro_f1"].value)
+    fixed, per_tag = found.split_half.fixed, found.split_half.per_tag
+    assert fixed.macro_f1.value == pytest.approx(found.headline["fixed"]["macro_f1"].value)
+    difference = per_tag.difference
+    assert difference.value == pytest.approx(per_tag.macro_f1.value - fixed.macro_f1.value)
     assert difference.low > 0
-    assert min(per_tag["directions"]) > 0
+    assert min(per_tag.directions) > 0
     words = f"{difference.value:+.4f}, 95 % interval {difference.low:+.4f} to {difference.high:+.4f}."
-    assert per_tag["verdict"] == f"A threshold for each tag, chosen on the other half, beats 0.4 in macro F1: {words}"
+    assert per_tag.verdict == f"A threshold for each tag, chosen on the other half, beats 0.4 in macro F1: {words}"
     best = metrics.averages(metrics.count(csc_array(labels), metrics.predicted(scores, found.thresholds["fixed"])))
-    assert per_tag["macro_f1"].value < np.nanmean(found.per_tag["best_f1"].to_numpy())
-    assert best["macro_f1"] < per_tag["macro_f1"].value
+    assert per_tag.macro_f1.value < np.nanmean(found.per_tag["best_f1"].to_numpy())
+    assert best["macro_f1"] < per_tag.macro_f1.value
 
 
 def test_thresholds_that_gain_nothing_are_said_to():
@@ -146,25 +152,27 @@ def test_thresholds_that_gain_nothing_are_said_to():
     labels = rng.random((400, 6)) < 0.3
     scores = (0.4 + 0.2 * labels + rng.normal(0, 0.05, labels.shape)).clip(0, 1).astype(np.float16)
     found = analysis.analyse(predictions(scores, labels), 0.5, resamples=300).split_half
-    for name in ("global", "per_tag"):
-        assert found[name]["difference"].high < 0.01
-        assert "does not beat 0.5" in found[name]["verdict"] or "does worse than 0.5" in found[name]["verdict"]
+    for chosen in (found.shared, found.per_tag):
+        assert chosen.difference.high < 0.01
+        assert "does not beat 0.5" in chosen.verdict or "does worse than 0.5" in chosen.verdict
 
 
 def test_curves_run_through_the_averages(sample, found):
     scores, labels, _ = sample
     curves = found.curves
-    assert (np.diff(curves["threshold"]) > 0).all()
-    assert 150 < len(curves["threshold"]) <= 210
-    for place in range(0, len(curves["threshold"]), 30):
-        threshold = curves["threshold"][place]
+    assert (np.diff(curves.threshold) > 0).all()
+    assert 150 < len(curves.threshold) <= 210
+    for i in range(0, len(curves.threshold), 30):
+        threshold = curves.threshold[i]
         counts = metrics.count(csc_array(labels), metrics.predicted(scores, threshold))
-        names = curves.keys() - {"tags", "threshold"}
-        same({name: curves[name][place] for name in names}, {name: metrics.averages(counts)[name] for name in names})
-    assert np.abs(np.diff(curves["macro_recall"])).max() < 0.05  # no part of the curve is cut short
-    assert len(curves["tags"]) == analysis.CURVES
-    assert "tag_39" in curves["tags"]
-    recall, precision = curves["tags"]["tag_39"]
+        averages = metrics.averages(counts)
+        for kind in ("macro", "micro"):
+            sampled = getattr(curves, kind)._asdict()
+            same({name: values[i] for name, values in sampled.items()}, {n: averages[f"{kind}_{n}"] for n in sampled})
+    assert np.abs(np.diff(curves.macro.recall)).max() < 0.05  # no part of the curve is cut short
+    assert len(found.tag_curves) == analysis.TAG_CURVES
+    assert "tag_39" in found.tag_curves
+    recall, precision = found.tag_curves["tag_39"]
     assert recall[-1] == 1
     assert (np.diff(recall) > 0).all()
     assert precision[-1] == pytest.approx(
@@ -197,9 +205,9 @@ def test_predictions_with_little_to_tell(sample, kind):
         assert all(np.isnan(value) for name, value in found.thresholds.items() if name != "fixed")
         assert np.isnan(fixed["macro_f1"].value)
         assert fixed["micro_f1"] == Interval(0, 0, 0)
-        assert found.split_half["per_tag"]["verdict"].endswith("cannot be judged: no figure is defined.")
-        assert found.curves["tags"] == {}
-        assert found.gaps["categories"] == {}
+        assert found.split_half.per_tag.verdict.endswith("cannot be judged: no metric is defined.")
+        assert found.tag_curves == {}
+        assert found.categories.gap is None
     elif kind == "all labels":
         assert fixed["macro_precision"] == Interval(1, 1, 1)
         assert np.isnan(fixed["macro_mcc"].value)

@@ -66,7 +66,7 @@ def comparison() -> Comparison:
     return compare([a, b, c], labels, tags, {"labels": "data/x"})
 
 
-JUDGED = [(name, figure) for name, view in VIEWS.items() for figure in view.figures if figure in (*F1_METRICS, "map")]
+JUDGED = [(name, metric) for name, view in VIEWS.items() for metric in view.metrics if metric in (*F1_METRICS, "map")]
 
 
 @pytest.mark.parametrize(("view", "figure"), JUDGED)
@@ -90,7 +90,7 @@ def test_tags_are_won_by_the_better_one(comparison):
     assert won["A"] >= 6
     assert won["B"] == 0
     assert compare_report.won(comparison.per_tag, "A", "C") == {"A": 0, "C": 0, "neither": 12}
-    general, character = (comparison.categories[name]["differences"][0] for name in ("general", "character"))
+    general, character = (comparison.categories[name].differences[0] for name in ("general", "character"))
     assert general.winner == "A"
     assert character.winner == "A"
 
@@ -102,12 +102,12 @@ def test_figures_are_scikit_learns(comparison):
         scores = c.scores.astype(np.float64)
         for view in ("own", "break_even"):
             predicted = scores > comparison.thresholds[view][c.letter]
-            for name in VIEWS[view].figures:
+            for name in VIEWS[view].metrics:
                 kind, figure = name.split("_")
                 score = {"f1": f1_score, "precision": precision_score, "recall": recall_score}[figure]
-                found = comparison.figures[view][c.letter][name].value
+                found = comparison.metrics[view][c.letter][name].value
                 assert found == pytest.approx(score(labels, predicted, average=kind, zero_division=np.nan), abs=1e-9)
-        found = comparison.figures["ranking"][c.letter]["map"].value
+        found = comparison.metrics["ranking"][c.letter]["map"].value
         assert found == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
         positives = comparison.per_tag["positives"].to_numpy()
         np.testing.assert_array_equal(positives, labels.sum(0))
@@ -129,7 +129,7 @@ def test_crossed_thresholds_are_the_best_of_the_other_half(comparison, kind):
             best = max(f1_score(labels[other], scores[other] > t, average=kind) for t in np.linspace(0.3, 0.7, 81))
             assert f1_score(labels[other], scores[other] > threshold, average=kind) >= best - 1e-9
             predicted[half] = scores[half] > threshold
-        found = comparison.figures[f"crossed_{kind}"][c.letter][f"{kind}_f1"].value
+        found = comparison.metrics[f"crossed_{kind}"][c.letter][f"{kind}_f1"].value
         assert found == pytest.approx(f1_score(labels, predicted, average=kind), abs=1e-9)
 
 
@@ -164,7 +164,7 @@ def test_equally_good_taggers_seldom_differ():
     for seed in range(60):
         contenders, labels, tags = contest([2.0, 2.0], images=500, n_tags=8, seed=seed)
         found = compare(contenders, labels, tags, resamples=200, seed=seed)
-        said.update((d.view, d.figure) for d in found.differences if d.winner)
+        said.update((d.view, d.metric) for d in found.differences if d.winner)
         said["tags"] += any(found.per_tag["winner_AB"].to_pylist())
     assert max(said.values()) <= 12, said
     assert sum(said[key] for key in HEADLINE) / len(HEADLINE) <= 8, said
@@ -181,7 +181,7 @@ def test_what_is_undefined_is_said(tmp_path):
     contenders, labels, tags = contest([2.0, 1.0], images=100, n_tags=4)
     empty = csc_array(labels.shape, dtype=bool)
     found = compare(contenders, empty, tags, {"labels": "x"}, resamples=20)
-    assert {d.verdict for d in found.differences if d.figure.endswith(("macro_f1", "recall", "map"))} == {"undefined"}
+    assert {d.verdict for d in found.differences if d.metric.endswith(("macro_f1", "recall", "map"))} == {"undefined"}
     compare_report.write(tmp_path, found)
     text = (tmp_path / "compare.json").read_text()
     assert json.loads(text)["figures"]["ranking"]["A"]["map"]["value"] is None
@@ -217,7 +217,7 @@ def test_files_say_what_was_found(comparison, tmp_path):
     assert len(found["summary"]) == 3
     assert found["tags"]["AB"]["A"] >= 6
     by_key = {(d["first"], d["second"], d["view"], d["figure"]): d for d in found["differences"]}
-    assert len(by_key) == 3 * sum(len(view.figures) for view in VIEWS.values())
+    assert len(by_key) == 3 * sum(len(view.metrics) for view in VIEWS.values())
     row = by_key["A", "B", "ranking", "map"]
     value, low, high = (row["difference"][name] for name in ("value", "low", "high"))
     assert low < value < high

@@ -12,6 +12,7 @@ from scipy.sparse import csc_array
 from sklearn.calibration import calibration_curve
 
 from joytag.evaluation import metrics
+from joytag.evaluation.curves import BELOW, BINS, calibration, choose_thresholds, compute_curves
 from joytag.evaluation.metrics import Counts, Histogram
 
 NAMES = ("precision", "recall", "f1")
@@ -35,7 +36,7 @@ def decisions(draw):
 
 
 def curves(scores, labels, rows=None):
-    return metrics.curves(table for _, table in metrics.histograms(scores, csc_array(labels), rows))
+    return compute_curves(scores, csc_array(labels), rows)
 
 
 def counted(scores, labels, threshold) -> Counts:
@@ -46,7 +47,7 @@ def counted(scores, labels, threshold) -> Counts:
 def candidates(scores):
     """Every threshold that makes a difference: between neighbours, and below all."""
     values = np.unique(scores.astype(np.float64))
-    return (values + np.append(metrics.BELOW, values[:-1])) / 2
+    return (values + np.append(BELOW, values[:-1])) / 2
 
 
 def same(found, expected):
@@ -122,7 +123,7 @@ def test_best_thresholds_of_tags_are_those_of_a_search(pair):
 @given(decisions())
 def test_thresholds_of_averages_are_those_of_a_search(pair):
     scores, labels = pair
-    found = metrics.thresholds(curves(scores, labels))
+    found = choose_thresholds(curves(scores, labels))
     if not labels.any():
         assert all(np.isnan(value) for value in found.values())
         return
@@ -153,8 +154,8 @@ def test_curves_at_a_level_are_the_averages_there(pair):
     for threshold in (0.0, 0.05, 0.4, 0.7):
         level, expected = metrics.first_level_above(threshold), metrics.averages(counted(scores, labels, threshold))
         for name in NAMES:
-            same(getattr(found, f"macro_{name}")[level], expected[f"macro_{name}"])
-            same(found.micro[name][level], expected[f"micro_{name}"])
+            same(getattr(found.macro, name)[level], expected[f"macro_{name}"])
+            same(getattr(found.micro, name)[level], expected[f"micro_{name}"])
         assert found.tags_predicted[level] == expected["tags_predicted"]
 
 
@@ -163,17 +164,17 @@ def test_curves_at_a_level_are_the_averages_there(pair):
 def test_calibration_is_scikit_learns(pair):
     scores, labels = pair
     stored = curves(scores, labels)
-    found = metrics.calibration(stored)
+    found = calibration(stored)
     y, s = labels.ravel(), scores.ravel().astype(np.float64)
-    frequency, mean_score = calibration_curve(y, s, n_bins=metrics.BINS)
-    same(found["frequency"], frequency)
-    same(found["mean_score"], mean_score)
-    assert found["count"].sum() == y.size
-    same(found["ece"], np.sum(found["count"] * np.abs(frequency - mean_score)) / y.size)
+    frequency, mean_score = calibration_curve(y, s, n_bins=BINS)
+    same(found.frequency, frequency)
+    same(found.mean_score, mean_score)
+    assert found.count.sum() == y.size
+    same(found.ece, np.sum(found.count * np.abs(frequency - mean_score)) / y.size)
     for i in range(labels.shape[1]):
         y, s = labels[:, i], scores[:, i].astype(np.float64)
-        frequency, mean_score = calibration_curve(y, s, n_bins=metrics.BINS)
-        count = np.bincount(np.searchsorted(found["edges"][1:-1], s), minlength=metrics.BINS)
+        frequency, mean_score = calibration_curve(y, s, n_bins=BINS)
+        count = np.bincount(np.searchsorted(found.edges[1:-1], s), minlength=BINS)
         same(stored.ece[i], np.sum(count[count > 0] * np.abs(frequency - mean_score)) / y.size)
 
 
@@ -206,10 +207,10 @@ def test_streamed_and_stored_scores_give_the_same(pair, batch):
 
 def test_many_tags_are_put_together_in_order():
     rng = np.random.default_rng(0)
-    labels = rng.random((50, 3 * metrics.TAGS + 1)) < 0.3
+    labels = rng.random((50, 3 * metrics.TAG_BLOCK + 1)) < 0.3
     scores = rng.random(labels.shape).astype(np.float16)
     whole = curves(scores, labels)
-    for i in (0, metrics.TAGS - 1, metrics.TAGS, labels.shape[1] - 1):
+    for i in (0, metrics.TAG_BLOCK - 1, metrics.TAG_BLOCK, labels.shape[1] - 1):
         alone = curves(scores[:, [i]], labels[:, [i]])
         assert (whole.ap[i], whole.best_threshold[i], whole.ece[i]) == (
             alone.ap[0],

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from scipy.sparse import csc_array
 
 from joytag.evaluation import metrics
-from joytag.evaluation.thresholds import _decide, cross_fit, random_half, shrunk_thresholds
+from joytag.evaluation.curves import choose_thresholds, compute_curves
+from joytag.evaluation.thresholds import cross_fit, predicted_by_half, random_half, shrunk_thresholds
 
 
 def curves(scores, labels, rows=None):
-    return metrics.curves(table for _, table in metrics.histograms(scores, labels, rows))
+    return compute_curves(scores, labels, rows)
 
 
 def skewed(seed, images=300, tags=40):
@@ -36,12 +37,12 @@ def test_halves_are_random_and_disjoint():
 def test_a_half_is_decided_with_thresholds_of_the_other_alone():
     scores, labels = skewed(0)
     fit = cross_fit(scores, labels, seed=1)
-    for half in (fit.first, ~fit.first):
+    for half in (fit.first_half, ~fit.first_half):
         others = np.flatnonzero(~half)
         found = curves(scores, labels, others)
-        shared = metrics.thresholds(found)["best_macro_f1"]
+        shared = choose_thresholds(found)["best_macro_f1"]
         own = shrunk_thresholds(scores[others], labels[others].tocsc(), found)
-        for decisions, threshold in ((fit.shared, shared), (fit.own, own)):
+        for decisions, threshold in ((fit.shared, shared), (fit.per_tag, own)):
             np.testing.assert_array_equal(decisions.toarray()[half], scores[half].astype(float) > threshold)
 
 
@@ -72,10 +73,10 @@ def test_shrinking_helps_rare_tags_on_other_images_and_all_are_better_than_a_fix
         scores, labels = skewed(seed)
         fit = cross_fit(scores, labels, seed)
         fixed[seed] = macro_f1(labels, metrics.predicted(scores, 0.4))
-        shared[seed], shrunk[seed] = macro_f1(labels, fit.shared), macro_f1(labels, fit.own)
-        sides = [np.flatnonzero(side) for side in (~fit.first, fit.first)]
+        shared[seed], shrunk[seed] = macro_f1(labels, fit.shared), macro_f1(labels, fit.per_tag)
+        sides = [np.flatnonzero(side) for side in (~fit.first_half, fit.first_half)]
         chosen = [shrunk_thresholds(scores, labels, curves(scores, labels, s), s, prior=0) for s in sides]
-        raw[seed] = macro_f1(labels, _decide(scores, chosen, fit.first))
+        raw[seed] = macro_f1(labels, predicted_by_half(scores, fit.first_half, *chosen))
     assert (shrunk > fixed + 0.03).all()
     assert shrunk.mean() > shared.mean() + 0.01
     assert shrunk.mean() > raw.mean() + 0.01
@@ -87,7 +88,7 @@ def test_tags_without_positives_get_the_shared_threshold():
     labels[:, 3] = False
     labels = csc_array(labels)
     found = curves(scores, labels)
-    shared = metrics.thresholds(found)["best_macro_f1"]
+    shared = choose_thresholds(found)["best_macro_f1"]
     threshold = shrunk_thresholds(scores, labels, found)[3]
     assert abs(threshold - shared) < 0.02
-    assert found.macro_f1[metrics.first_level_above(threshold)] == found.macro_f1.max()
+    assert found.macro.f1[metrics.first_level_above(threshold)] == found.macro.f1.max()

@@ -1,4 +1,4 @@
-"""An analysis of made-up predictions, of any number of tags, for tests of what is written about it."""
+"""An analysis of invented predictions, with any number of tags, for tests of reports."""
 
 from dataclasses import fields
 from types import SimpleNamespace
@@ -8,10 +8,22 @@ import pyarrow as pa
 from scipy.sparse import csc_array
 
 from joytag.data.dataset import TagTable
-from joytag.evaluation.analysis import HEADLINE, Analysis
+from joytag.evaluation.analysis import (
+    HEADLINE,
+    Analysis,
+    ChosenThresholds,
+    F1Averages,
+    Facts,
+    Gap,
+    Grouping,
+    GroupMetrics,
+    SplitHalf,
+    TagCurve,
+)
 from joytag.evaluation.bootstrap import Interval
+from joytag.evaluation.curves import Calibration, Curves, PrecisionRecallF1, SampledCurves
 from joytag.evaluation.error_analysis import Confusion, Disagreement
-from joytag.evaluation.metrics import Counts, Curves
+from joytag.evaluation.metrics import Counts
 from joytag.evaluation.per_tag import per_tag_table
 from joytag.evaluation.tag_groups import by_count
 
@@ -24,8 +36,8 @@ BANDS = ("under 3k", "3k to 10k", "10k to 100k", "100k or more")
 
 def names(n_tags: int) -> list[str]:
     """Distinct names, the last six of them hostile."""
-    made = [f"{WORDS[i % 20]}_{WORDS[i // 20 % 20]}" + (f"_{i // 400}" if i >= 400 else "") for i in range(n_tags)]
-    return (made[: n_tags - len(HOSTILE)] + HOSTILE)[:n_tags]
+    distinct = [f"{WORDS[i % 20]}_{WORDS[i // 20 % 20]}" + (f"_{i // 400}" if i >= 400 else "") for i in range(n_tags)]
+    return (distinct[: n_tags - len(HOSTILE)] + HOSTILE)[:n_tags]
 
 
 def around(value: float, width: float = 0.01) -> Interval:
@@ -43,74 +55,111 @@ def per_tag(n_tags: int, images: int, rng: np.random.Generator) -> pa.Table:
     fp[tp == 0] = 0
     counts = Counts(tp=tp, fp=fp, fn=positives - tp, tn=images - positives - fp)
     thresholds = np.where(positives > 0, np.round(rng.uniform(0.2, 0.6, n_tags), 4), np.nan)
-    of_curves = {field.name: np.where(positives > 0, rng.uniform(size=n_tags), np.nan) for field in fields(Curves)}
+    ap, best_f1, best_threshold, ece = (np.where(positives > 0, rng.uniform(size=n_tags), np.nan) for _ in range(4))
+    none = np.zeros(0)
+    curves = Curves(positives, ap, best_f1, best_threshold, ece, none, none, PrecisionRecallF1(none, none, none), none)
     tags = TagTable(names(n_tags), rng.choice([0, 4, 3, 5], n_tags, p=[0.6, 0.25, 0.1, 0.05]), train, train)
-    return per_tag_table(tags, by_count(train), counts, Curves(**of_curves), thresholds)
+    return per_tag_table(tags, by_count(train), counts, curves, thresholds)
 
 
-def average(rng: np.random.Generator, tags: int, images: int) -> dict[str, float]:
-    row = {f"{kind}_{figure}": float(rng.uniform(0.3, 0.9)) for kind in ("macro", "micro")
-           for figure in ("precision", "recall", "f1")}  # fmt: skip
-    low, high = row["macro_f1"] - 0.02, row["macro_f1"] + 0.02
-    return row | {"macro_f1_low": low, "macro_f1_high": high, "map": row["macro_f1"] + 0.03, "tags": tags,
-                  "tags_with_positives": tags - 1, "images": images}  # fmt: skip
+def group_metrics(rng: np.random.Generator, tags: int, images: int) -> GroupMetrics:
+    names = [f"{kind}_{name}" for kind in ("macro", "micro") for name in ("precision", "recall", "f1")]
+    averages = {name: float(rng.uniform(0.3, 0.9)) for name in names}
+    f1 = averages["macro_f1"]
+    return GroupMetrics(
+        **averages,
+        macro_f1_low=f1 - 0.02,
+        macro_f1_high=f1 + 0.02,
+        map=f1 + 0.03,
+        tags=tags,
+        tags_with_positives=tags - 1,
+        images=images,
+    )
 
 
-def curves(table: pa.Table) -> dict:
-    t = np.linspace(0, 1, 201)
-    figures = {"threshold": t}
-    for kind, gain in (("macro", 0.0), ("micro", 0.1)):
-        precision, recall = 0.2 + gain + 0.7 * t**0.7, (1 - t**1.6) * (0.9 + gain)
-        precision[-1] = np.nan
-        figures |= {f"{kind}_precision": precision, f"{kind}_recall": recall,
-                    f"{kind}_f1": 2 * precision * recall / (precision + recall)}  # fmt: skip
-    chosen = [table["name"][i].as_py() for i in (1, 5, 9, len(table) // 2, len(table) - 2, len(table) - 1)]
-    figures["tags"] = {name: (1 - t, t ** (0.1 + 0.2 * i)) for i, name in enumerate(chosen)}
-    return figures
+def grouping(rng: np.random.Generator, names: tuple[str, ...], images: int) -> Grouping:
+    return Grouping({name: group_metrics(rng, 10, images) for name in names}, Gap(names[0], names[1], around(0.1)))
+
+
+def undefined(row: GroupMetrics) -> GroupMetrics:
+    """Metrics of a group of three tags, none of which occurs."""
+    nan = {field.name: float("nan") for field in fields(row)}
+    return GroupMetrics(**(nan | {"tags": 3, "tags_with_positives": 0, "images": 0}))  # type: ignore[arg-type]
+
+
+def average_curve(t: np.ndarray, gain: float) -> PrecisionRecallF1:
+    precision, recall = 0.2 + gain + 0.7 * t**0.7, (1 - t**1.6) * (0.9 + gain)
+    precision[-1] = np.nan
+    return PrecisionRecallF1(precision, recall, 2 * precision * recall / (precision + recall))
 
 
 def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
-    """An Analysis whose figures are of the right kind and range, though only those of one tag agree."""
+    """An Analysis whose metrics have the right kinds and ranges, though only those of single tags agree."""
     rng = np.random.default_rng(seed)
     table = per_tag(n_tags, images, rng)
-    thresholds = {"fixed": 0.4, "macro_break_even": 0.41, "micro_break_even": 0.44, "best_micro_f1": 0.38,
-                  "best_macro_f1": 0.35}  # fmt: skip
-    headline = {name: {metric: around(rng.uniform(0.5, 0.7)) for metric in HEADLINE} for name in thresholds}
-    split = {"fixed": {"macro_f1": around(0.5), "micro_f1": around(0.6)}} | {
-        name: {
-            "macro_f1": around(0.52),
-            "micro_f1": around(0.61),
-            "difference": Interval(0.02, 0.01, 0.03),
-            "directions": [0.019, 0.021],
-            "verdict": "Better than the fixed threshold: the interval of the difference lies above 0.",
-        }
-        for name in ("global", "per_tag")
+    thresholds = {
+        "fixed": 0.4,
+        "macro_break_even": 0.41,
+        "micro_break_even": 0.44,
+        "best_micro_f1": 0.38,
+        "best_macro_f1": 0.35,
     }
-    groups = {kind: {name: average(rng, 10, images) for name in members} for kind, members in {
-        "sources": ("danbooru", "photographs"), "categories": CATEGORIES, "bands": BANDS,
-        "groups": ("skin tones", "expressions", "<i>clothes</i>")}.items()}  # fmt: skip
-    groups["groups"]["empty"] = {name: float("nan") for name in groups["sources"]["danbooru"]} | {
-        "tags": 3, "tags_with_positives": 0, "images": 0}  # fmt: skip
-    gaps = {kind: dict(zip(("best", "worst", "gap"), [*list(rows)[:2], around(0.1)], strict=True))
-            for kind, rows in groups.items()}  # fmt: skip
+    headline = {name: {metric: around(rng.uniform(0.5, 0.7)) for metric in HEADLINE} for name in thresholds}
+    chosen = ChosenThresholds(
+        macro_f1=around(0.52),
+        micro_f1=around(0.61),
+        difference=Interval(0.02, 0.01, 0.03),
+        directions=[0.019, 0.021],
+        verdict="Better than the fixed threshold: the interval of the difference lies above 0.",
+    )
+    groups = grouping(rng, ("skin tones", "expressions", "<i>clothes</i>"), images)
+    groups.rows["empty"] = undefined(groups.rows["expressions"])
+    t = np.linspace(0, 1, 201)
+    with_curve = [table["name"][i].as_py() for i in (1, 5, 9, n_tags // 2, n_tags - 2, n_tags - 1)]
     middle = np.linspace(0.03, 0.97, 15)
     order = rng.permutation(n_tags)
-    confusions = [Confusion(table["name"][int(a)].as_py(), table["name"][int(b)].as_py(), 9, 0.3)
-                  for a, b in zip(order[:20], order[20:40], strict=False)]  # fmt: skip
-    mistakes = [Disagreement(int(rng.integers(images)), int(tag), 0.9, bool(tag % 2), 0.8) for tag in order[:40]]
+    confusions = [
+        Confusion(table["name"][int(a)].as_py(), table["name"][int(b)].as_py(), 9, 0.3)
+        for a, b in zip(order[:20], order[20:40], strict=False)
+    ]
+    disagreements = [Disagreement(int(rng.integers(images)), int(tag), 0.9, bool(tag % 2), 0.8) for tag in order[:40]]
     return Analysis(
-        facts={"threshold": 0.4, "images": images, "tags": n_tags, "labels_per_image": 8.6,
-               "tags_with_positives": int(np.count_nonzero(table["positives"])), "minimum_positives": 1,
-               "resamples": 1000, "seed": 0, "model": "runs/<b>model</b>", "versions": {"torch": "2.11"}},
-        thresholds=thresholds, headline=headline | {"ranking": {"map": around(0.6)}},
-        macro_over=dict.fromkeys(thresholds, n_tags - 2), split_half=split, per_tag=table, **groups, gaps=gaps,
-        curves=curves(table),
-        calibration={"mean_score": middle, "frequency": middle**1.2, "count": (1e6 * (1 - middle) ** 8).astype(int) + 1,
-                     "edges": np.linspace(0, 1, 16), "ece": 0.0123},
-        confusions=confusions, confusions_by_share=confusions[::-1],
-        false_positives=[m for m in mistakes if not m.labelled], misses=[m for m in mistakes if m.labelled],
-        label_errors=mistakes,
-    )  # fmt: skip
+        facts=Facts(
+            provenance={"model": "runs/<b>model</b>", "versions": {"torch": "2.11"}},
+            images=images,
+            tags=n_tags,
+            tags_with_positives=int(np.count_nonzero(table["positives"])),
+            labels_per_image=8.6,
+            threshold=0.4,
+            minimum_positives=1,
+            tags_ranked=n_tags - 2,
+            resamples=1000,
+            seed=0,
+        ),
+        thresholds=thresholds,
+        headline=headline | {"ranking": {"map": around(0.6)}},
+        macro_over=dict.fromkeys(thresholds, n_tags - 2),
+        split_half=SplitHalf(F1Averages(around(0.5), around(0.6)), chosen, chosen),
+        per_tag=table,
+        sources=grouping(rng, ("danbooru", "photographs"), images),
+        categories=grouping(rng, CATEGORIES, images),
+        bands=grouping(rng, BANDS, images),
+        groups=groups,
+        curves=SampledCurves(t, average_curve(t, 0.0), average_curve(t, 0.1)),
+        tag_curves={name: TagCurve(1 - t, t ** (0.1 + 0.2 * i)) for i, name in enumerate(with_curve)},
+        calibration=Calibration(
+            edges=np.linspace(0, 1, 16),
+            mean_score=middle,
+            frequency=middle**1.2,
+            count=(1e6 * (1 - middle) ** 8).astype(int) + 1,
+            ece=0.0123,
+        ),
+        confusions=confusions,
+        confusions_by_share=confusions[::-1],
+        false_positives=[d for d in disagreements if not d.labelled],
+        misses=[d for d in disagreements if d.labelled],
+        label_errors=disagreements,
+    )
 
 
 def predictions(n_tags: int = 60, images: int = 400, seed: int = 0) -> SimpleNamespace:

@@ -1,5 +1,6 @@
 """Reports to the byte, and images that can be looked at."""
 
+import dataclasses
 import json
 import math
 import re
@@ -191,13 +192,13 @@ def test_metrics_json_holds_all_averages_with_intervals_and_null_where_undefined
     assert written["groups"]["empty"]["macro_f1"] is None
     assert written["groups"]["empty"]["images"] == 0
     assert written["facts"]["threshold"] == 0.4
-    assert written["calibration"]["ece"] == analysis.calibration["ece"]
-    assert written["split_half"]["per_tag"]["verdict"] == analysis.split_half["per_tag"]["verdict"]
+    assert written["calibration"]["ece"] == analysis.calibration.ece
+    assert written["split_half"]["per_tag"]["verdict"] == analysis.split_half.per_tag.verdict
 
 
 def test_the_summary_names_the_weakest_groups(reports, tmp_path):
     directory, analysis = reports
-    skill = {name: row["macro_f1"] for name, row in analysis.groups.items() if name != "empty"}
+    skill = {name: row.macro_f1 for name, row in analysis.groups.rows.items() if name != "empty"}
     weakest = ", ".join(f"{name} ({skill[name]:.3f})" for name in sorted(skill, key=skill.get)[:3])
     micro, macro = (analysis.headline["fixed"][f"{kind}_f1"].value for kind in ("micro", "macro"))
     assert evaluation.summary(directory / "metrics.json") == (
@@ -279,7 +280,8 @@ def test_whatever_is_undefined_all_reports_are_written(tmp_path, kind):
 
 def test_the_terminal_s_table_has_a_row_for_everything_sources_and_categories():
     analysis = analyses.analysis(80)
-    analysis.sources["photographs"]["map"] = math.nan
+    sources = analysis.sources.rows
+    sources["photographs"] = dataclasses.replace(sources["photographs"], map=math.nan)
     table = evaluation.metrics_table(analysis)
     rows = [list(column.cells) for column in table.columns]
     assert rows[0] == ["all", "", "danbooru", "photographs", *analyses.CATEGORIES]

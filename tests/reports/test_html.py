@@ -87,7 +87,7 @@ def test_the_page_says_all_that_was_measured(html, analysis):
         assert f"{confusion.labelled} {confusion.predicted} {confusion.images}" in text
     assert "Better than the fixed threshold" in text
     assert "a gap of 0.100 in macro F1" in text
-    assert f"{analysis.calibration['ece']:.4f}" in text
+    assert f"{analysis.calibration.ece:.4f}" in text
 
 
 def test_every_tag_is_in_the_table_and_in_the_chart(html, analysis):
