@@ -258,10 +258,10 @@ def test_a_score_at_the_threshold_is_no_prediction():
     ).toarray().tolist() == [[False, True]]
 
 
-def test_scores_that_are_no_numbers_count_as_zero_in_training_and_are_refused_on_disk():
+def test_invalid_scores_count_as_zero_in_training_and_are_refused_on_disk():
     histogram = Histogram.zeros(1)
     histogram.add(torch.tensor([[torch.nan], [-0.0], [1.0]]), torch.tensor([[True], [False], [False]]))
     assert histogram.table[1, 0, 0] == histogram.table[0, 0, 0] == histogram.table[0, 0, -1] == 1
     for bad in (np.nan, -0.1, 1.5):
-        with pytest.raises(ValueError, match="outside 0 to 1"):
+        with pytest.raises(ValueError, match="not between 0 and 1"):
             list(metrics.histograms(np.array([[bad]], dtype=np.float16), csc_array([[True]])))

@@ -15,6 +15,7 @@ from browser import Browser
 from PIL import Image
 
 from joytag.data.dataset import Dataset
+from joytag.evaluation.analysis import Grouping
 from joytag.evaluation.error_analysis import Disagreement
 from joytag.evaluation.per_tag import COLUMNS
 from joytag.reports import evaluation_html
@@ -128,7 +129,7 @@ def test_a_model_of_whose_figures_none_is_undefined_says_so(analysis):
 def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
     """A model that never predicts anything has no break-even, no confusions and no false positives."""
     nothing = dataclasses.replace(
-        analysis, confusions=[], confusions_by_share=[], false_positives=[], misses=[], label_errors=[], groups={},
+        analysis, confusions=[], confusions_by_share=[], false_positives=[], misses=[], label_errors=[], groups=Grouping({}, None),
         thresholds=dict.fromkeys(analysis.thresholds, float("nan")) | {"fixed": 0.4},
     )  # fmt: skip
     html = evaluation_html.report(nothing, analyses.predictions(60))
