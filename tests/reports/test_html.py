@@ -81,9 +81,9 @@ def test_the_page_says_all_that_was_measured(html, analysis):
             if name != "ranking" or figure == "map":
                 assert f"{interval.value:.3f} {interval.low:.3f} to {interval.high:.3f}" in text, (name, figure)
     for kind in ("sources", "categories", "bands", "groups"):
-        for name, row in getattr(analysis, kind).items():
+        for name, row in getattr(analysis, kind).rows.items():
             assert name in text
-            assert format_number(row["macro_f1"]) in text
+            assert format_number(row.macro_f1) in text
     for confusion in analysis.confusions:
         assert f"{confusion.labelled} {confusion.predicted} {confusion.images}" in text
     assert "Better than the fixed threshold" in text
@@ -129,7 +129,8 @@ def test_a_model_of_whose_figures_none_is_undefined_says_so(analysis):
 def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
     """A model that never predicts anything has no break-even, no confusions and no false positives."""
     nothing = dataclasses.replace(
-        analysis, confusions=[], confusions_by_share=[], false_positives=[], misses=[], label_errors=[], groups=Grouping({}, None),
+        analysis, confusions=[], confusions_by_share=[], false_positives=[], misses=[], label_errors=[],
+        groups=Grouping({}, None),
         thresholds=dict.fromkeys(analysis.thresholds, float("nan")) | {"fixed": 0.4},
     )  # fmt: skip
     html = evaluation_html.report(nothing, analyses.predictions(60))
