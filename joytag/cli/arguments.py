@@ -1,4 +1,4 @@
-"""Argument types that several commands share."""
+"""Types of flags that several commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from joytag.core.settings import Settings
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are user errors like all others."""
+    """An argument parser that raises its errors, so that they are reported like all others."""
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError with the message."""
@@ -42,7 +42,7 @@ def settings_reference(schema: type[Settings], form: str) -> str:
 
 
 def fraction(text: str) -> float:
-    """A number between 0 and 1, such as a threshold. Raises argparse.ArgumentTypeError."""
+    """Read a number between 0 and 1, such as a threshold. Raises argparse.ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
@@ -53,19 +53,19 @@ def fraction(text: str) -> float:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on. Raises argparse.ArgumentTypeError."""
+    """Read a whole number of at least 1. Raises argparse.ArgumentTypeError."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def names(text: str) -> list[str]:
-    """`a, b` to `["a", "b"]`."""
+    """Read `a, b` as `["a", "b"]`."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def replacements(text: str) -> list[tuple[str, str]]:
-    """`old=new`, or in sd-scripts' way `old,new;old,new`, to pairs. Raises argparse.ArgumentTypeError."""
+    """Read `old=new`, or `old,new;old,new` as in sd-scripts, as pairs. Raises argparse.ArgumentTypeError."""
     parts = [part.split(",") if "," in part else part.rsplit("=", 1) for part in text.split(";") if part.strip()]
     pairs = [tuple(name.strip() for name in part) for part in parts]
     if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
@@ -74,10 +74,10 @@ def replacements(text: str) -> list[tuple[str, str]]:
 
 
 def batch_size(text: str) -> int | None:
-    """`auto` to None, or a whole number from 1 on. Raises argparse.ArgumentTypeError."""
+    """Read `auto` as None, or a whole number of at least 1. Raises argparse.ArgumentTypeError."""
     return None if text == "auto" else positive(text)
 
 
 def separator(text: str) -> str:
-    r"""A text in which `\n` and `\t` stand for a new line and a tabulator."""
+    r"""Read a text in which `\n` and `\t` stand for a line break and a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")

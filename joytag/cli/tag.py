@@ -3,63 +3,107 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from joytag.cli.arguments import Parser, batch_size, fraction, names, positive, replacements, separator
-from joytag.tagging.captions import Captions, read_thresholds
+from joytag.data.tag_names import DEFAULT_THRESHOLD
+from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
 from joytag.tagging.folder import Job
-from joytag.tagging.tagger import Tagger
+from joytag.tagging.tagger import PRECISIONS, Tagger
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    # fmt: off
-    parser = Parser(description=__doc__, epilog="The flags are also understood as sd-scripts spells them.")
+    parser = Parser(description=__doc__, epilog="Flags are also accepted in the spelling of sd-scripts.")
     add = parser.add_argument
-    listed: dict[str, Any] = {"type": names, "action": "extend", "default": [], "metavar": "TAG,TAG"}
     add("inputs", nargs="+", metavar="PATH", help="an image, a folder, or a pattern such as 'art/*.png'")
     add("--model", required=True, help="a release or checkpoint directory, or a model's id on the Hugging Face hub")
-    add("--recursive", action="store_true", help="also folders within the folders")
-    add("--output", choices=("txt", "json", "jsonl", "csv", "print"), default="txt",
-        help="a .txt or .json beside each image (default: txt), one tags.jsonl or tags.csv, or print")
-    add("--threshold", "--thresh", type=fraction, default=0.4, help="of a tag's score (default: 0.4)")
-    add("--thresholds", type=Path, metavar="FILE", help='of single tags: thresholds.csv, or JSON {"1girl": 0.5}')
-    add("--max-tags", type=positive, metavar="N", help="only the N best")
-    add("--sort", choices=("score", "vocabulary"), default="score", help="order of the tags (default: score)")
-    add("--underscores", choices=("keep", "space"), default="keep", help="space: 'blue hair', but ^_^ stays as it is")
-    add("--remove_underscore", dest="underscores", action="store_const", const="space", help="--underscores space")
-    add("--escape-parentheses", action="store_true", help=r"write \( and \), as prompts need them")
-    add("--exclude", "--undesired_tags", **listed, help="tags to leave out")
-    add("--always-first", "--always_first_tags", **listed, help="tags to put in front, where they are found")
-    add("--replace", "--tag_replacement", type=replacements, action="extend", default=[], metavar="OLD=NEW",
-        help="rename a tag (several times: several tags)")
-    add("--separator", "--caption_separator", type=separator, default=", ", help="between tags (default: ', ')")
-    add("--extension", "--caption_extension", help="of the files beside the images (default: .txt or .json)")
-    add("--append", "--append_tags", action="store_true", help="merge into the texts that are there")
-    add("--overwrite", action="store_true", help="tag again what has tags, which is else left as it is")
-    add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help="images computed at once")
-    add("--workers", "--max_data_loader_n_workers", type=positive, metavar="N", help="threads that decode ahead")
-    add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
-    add("--precision", choices=("auto", "fp32", "fp16", "bf16", "int8"), default="auto", help="to compute in")
-    add("--frequency_tags", action="store_true", help="count all tags in the end, not only the 20 commonest")
-    add("--dry-run", action="store_true", help="only say what would be done")
+    add("--recursive", action="store_true", help="also search the folders below")
+    add("--dry-run", action="store_true", help="only print how many images there are to tag")
+    _add_output(parser.add_argument_group("output"))
+    _add_choice(parser.add_argument_group("choice of tags"))
+    _add_spelling(parser.add_argument_group("order and spelling of tags"))
+    _add_computation(parser.add_argument_group("computation"))
     return parser.parse_args(arguments)
-    # fmt: on
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    kinds = ("txt", "json", "jsonl", "csv", "print")
+    text = "a .txt or .json beside each image, one tags.jsonl or tags.csv, or print to the terminal (default: txt)"
+    add("--output", choices=kinds, default="txt", help=text)
+    add("--extension", "--caption_extension", help="of the files beside the images (default: .txt or .json)")
+    add("--append", "--append_tags", action="store_true", help="add the tags to existing .txt files")
+    add("--overwrite", action="store_true", help="tag images again that have tags; without it they are skipped")
+    add("--frequency_tags", action="store_true", help="list all tags with their counts at the end, not only the top 20")
+
+
+def _add_choice(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = f"score above which a tag is written (default: {DEFAULT_THRESHOLD})"
+    add("--threshold", "--thresh", type=fraction, default=DEFAULT_THRESHOLD, help=text)
+    text = 'thresholds of single tags: thresholds.csv, or JSON such as {"1girl": 0.5}'
+    add("--thresholds", type=Path, metavar="FILE", help=text)
+    add("--max-tags", type=positive, metavar="N", help="write only the N tags with the highest scores")
+    text = "tags to leave out"
+    add("--exclude", "--undesired_tags", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
+
+
+def _add_spelling(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--sort", choices=("score", "vocabulary"), default="score", help="order of the tags (default: score)")
+    text = "tags to write first if an image has them"
+    add("--always-first", "--always_first_tags", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
+    text = "rename a tag; may be given several times"
+    add("--replace", "--tag_replacement", type=replacements, action="extend", default=[], metavar="OLD=NEW", help=text)
+    text = "space writes 'blue hair' for blue_hair, but keeps ^_^ (default: keep)"
+    add("--underscores", choices=("keep", "space"), default="keep", help=text)
+    add("--remove_underscore", dest="underscores", action="store_const", const="space", help="--underscores space")
+    add("--escape-parentheses", action="store_true", help=r"write \( and \), as image generators' prompts need them")
+    add("--separator", "--caption_separator", type=separator, default=", ", help="between tags (default: ', ')")
+
+
+def _add_computation(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
+    add("--precision", choices=PRECISIONS, default="auto", help="number format to compute in (default: auto)")
+    text = "images computed at once (default: auto)"
+    add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help=text)
+    text = "threads that decode images ahead (default: chosen by device)"
+    add("--workers", "--max_data_loader_n_workers", type=positive, metavar="N", help=text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     given = parse(arguments)
-    captions = Captions(given.exclude, dict(given.replace), given.always_first, given.max_tags, given.sort,
-                        given.underscores, given.escape_parentheses, given.separator)  # fmt: skip
-    job = Job.plan(given.inputs, given.recursive, given.output, captions, given.extension, given.append,
-                   given.overwrite)  # fmt: skip
-    say = print if given.output != "print" else lambda *_: None  # tags alone, for whatever reads them
-    say(job)
-    if not job.pending and not given.dry_run:
+    try:
+        job = plan(given)
+    except OptionError as error:
+        raise ValueError(f"--{error.option}: {error.reason}") from None
+    quiet = given.output == "print"  # standard output has the tags alone, for a program that reads them
+    if not quiet:
+        print(job)
+    if given.dry_run:
+        return
+    if not job.pending:
         job.output.finish()
-    elif not given.dry_run:
-        tagger = Tagger.load(given.model, given.device, given.precision)
-        say(f"{given.model}: {len(tagger.tags):,} tags, {tagger}")
-        threshold = read_thresholds(given.thresholds, tagger.tags, given.threshold)
-        job.run(tagger, threshold, given.batch_size, given.workers, None if given.frequency_tags else 20)
+        return
+    tagger = Tagger.load(given.model, given.device, given.precision)
+    if not quiet:
+        print(f"{given.model}: {len(tagger.tags):,} tags, {tagger}")
+    threshold = read_thresholds(given.thresholds, tagger.tags, given.threshold)
+    job.run(tagger, threshold, given.batch_size, given.workers, None if given.frequency_tags else 20)
+
+
+def plan(given: argparse.Namespace) -> Job:
+    """Return the job that the flags describe. Raises OptionError for flags that exclude each other."""
+    style = CaptionStyle(
+        exclude=given.exclude,
+        replace=dict(given.replace),
+        always_first=given.always_first,
+        max_tags=given.max_tags,
+        sort=given.sort,
+        underscores=given.underscores,
+        escape=given.escape_parentheses,
+        separator=given.separator,
+    )
+    return Job.plan(given.inputs, given.recursive, given.output, style, given.extension, given.append, given.overwrite)

@@ -1,4 +1,4 @@
-"""An image's tags to the names that are written: choice, order, spelling and merging."""
+"""Captions: from an image's tags and scores to the names that are written."""
 
 from __future__ import annotations
 
@@ -12,18 +12,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from joytag.data.tag_names import canonical, is_kaomoji
 
 
-@dataclass(frozen=True)
-class Captions:
-    """How tags are chosen, ordered and spelled. Tags to compare with may be given with underscores or spaces.
+class OptionError(ValueError):
+    """An option whose value cannot be used, or not together with another one."""
 
-    Excluded tags vanish first, then all but the best `max_tags`; `replace` renames, and of tags that then
-    share a name the better stays. `always_first` go to the front, if they are there at all. `underscores`
-    "space" turns `blue_hair` into `blue hair` but leaves kaomoji alone; `escape` writes `\\(` for `(`.
-    Raises ValueError for a separator that could not be told from the tags.
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(f"{option}: {reason}")
+        self.option = option
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class CaptionStyle:
+    r"""Which tags are written, in which order and spelling. The options accept any spelling of a tag.
+
+    Excluded tags are dropped first, then all but the best `max_tags`. `replace` renames tags; of tags that then share
+    a name, the one with the higher score is kept. Tags in `always_first` move to the front if the image has them.
+    `underscores="space"` turns `blue_hair` into `blue hair` but keeps kaomoji such as `^_^`. `escape` writes `\(` for
+    `(`. Raises OptionError for a separator that also occurs within tags.
     """
 
     exclude: Sequence[str] = ()
@@ -37,48 +47,50 @@ class Captions:
 
     def __post_init__(self) -> None:
         if not self.separator:
-            raise ValueError("--separator: must not be empty")
+            raise OptionError("separator", "must not be empty")
         if self.separator.isspace() and "\n" not in self.separator and self.underscores == "space":
-            raise ValueError("--separator: white space cannot part tags that contain spaces; use --underscores keep")
+            raise OptionError("separator", "spaces cannot separate tags that contain spaces; keep their underscores")
 
-    def choose(self, tags: dict[str, float], vocabulary: dict[str, int]) -> dict[str, float]:
-        """The names to write with their scores, in order, of `tags` with their scores, best first.
+    def choose(self, tags: dict[str, float], positions: dict[str, int]) -> dict[str, float]:
+        """Return the names to write, in order, with their scores.
 
-        `vocabulary` gives each tag's place, for `sort="vocabulary"`.
+        `tags` maps an image's tags to scores, best first; `positions` maps all tags to their positions in the
+        vocabulary, for `sort="vocabulary"`.
         """
-        unwanted = {canonical(tag) for tag in self.exclude}
-        chosen = [tag for tag in tags if canonical(tag) not in unwanted][: self.max_tags]
-        renamed = {canonical(old): new for old, new in self.replace.items()}
+        excluded = {canonical(tag) for tag in self.exclude}
+        chosen = [tag for tag in tags if canonical(tag) not in excluded][: self.max_tags]
+        replacements = {canonical(old): new for old, new in self.replace.items()}
+        names = {tag: self.spell(replacements.get(canonical(tag), tag)) for tag in chosen}
         scores: dict[str, float] = {}
-        for tag in chosen:
-            scores.setdefault(self.spell(renamed.get(canonical(tag), tag)), tags[tag])
+        for tag, name in names.items():
+            scores.setdefault(name, tags[tag])
         if self.sort == "vocabulary":
-            place = {self.spell(renamed.get(canonical(tag), tag)): vocabulary[tag] for tag in reversed(chosen)}
-            scores = {name: scores[name] for name in sorted(scores, key=place.__getitem__)}
-        return {name: scores[name] for name in self._in_front(scores)}
+            by_name = {names[tag]: positions[tag] for tag in reversed(chosen)}  # the best tag of a name comes last
+            scores = {name: scores[name] for name in sorted(scores, key=by_name.__getitem__)}
+        return {name: scores[name] for name in self._move_first(scores)}
 
     def spell(self, tag: str) -> str:
-        """A tag as it is written."""
+        """Return a tag as it is written."""
         if self.underscores == "space" and not is_kaomoji(tag):
             tag = tag.replace("_", " ")
         return re.sub(r"(?<!\\)([()])", r"\\\1", tag) if self.escape else tag
 
     def merge(self, text: str, names: Iterable[str]) -> list[str]:
-        """The tags of an existing text as they are spelled there, then those of `names` that it lacks."""
+        """Return the tags of an existing text, spelled as they are there, then the `names` that it lacks."""
         separator = self.separator.strip() or ("\n" if "\n" in self.separator else " ")
         merged: dict[str, str] = {}
         for name in [*re.split(f"{re.escape(separator)}|\n", text), *names]:
             if name.strip():
                 merged.setdefault(canonical(name), name.strip())
-        return self._in_front(merged.values())
+        return self._move_first(merged.values())
 
-    def _in_front(self, names: Iterable[str]) -> list[str]:
-        rank = {canonical(tag): place for place, tag in enumerate(self.always_first)}
+    def _move_first(self, names: Iterable[str]) -> list[str]:
+        rank = {canonical(tag): index for index, tag in enumerate(self.always_first)}
         return sorted(names, key=lambda name: rank.get(canonical(name), len(rank)))
 
 
-def read_thresholds(path: Path | None, tags: list[str], default: float) -> np.ndarray:
-    """Each tag's threshold, float32 [N]: that of a file if there is one and it names the tag, else `default`.
+def read_thresholds(path: Path | None, tags: list[str], default: float) -> NDArray[np.float32]:
+    """Return each tag's threshold, float32 [N]: the one that a file gives it, or `default`.
 
     The file is JSON, `{"tag": threshold}`, or, if its name ends in .csv, a table with the columns `tag` and
     `threshold`, such as an evaluation's thresholds.csv; other columns are ignored. Raises ValueError naming the file
@@ -87,20 +99,25 @@ def read_thresholds(path: Path | None, tags: list[str], default: float) -> np.nd
     thresholds = np.full(len(tags), default, dtype=np.float32)
     if path is None:
         return thresholds
-    place = {canonical(tag): index for index, tag in enumerate(tags)}
+    positions = {canonical(tag): index for index, tag in enumerate(tags)}
     seen: set[str] = set()
     for tag, value in _csv_thresholds(path) if path.suffix.lower() == ".csv" else _json_thresholds(path):
         name = canonical(tag)
-        if name not in place:
-            close = difflib.get_close_matches(name, place, n=1)
-            raise ValueError(f"{path}: {tag}: no tag of the model" + (f"; did you mean {close[0]}?" if close else ""))
+        if name not in positions:
+            close = difflib.get_close_matches(name, positions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{path}: {tag}: the model has no such tag{hint}")
         if name in seen:
-            raise ValueError(f"{path}: {tag}: occurs twice; leave one threshold")
+            raise ValueError(f"{path}: {tag}: occurs twice; keep one threshold")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise ValueError(f"{path}: {tag}: {value!r} is not a number between 0 and 1")
         seen.add(name)
-        thresholds[place[name]] = value
+        thresholds[positions[name]] = value
     return thresholds
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as (key, value) pairs, so that repeated keys are kept."""
 
 
 def _json_thresholds(path: Path) -> list[tuple[str, Any]]:
@@ -113,10 +130,6 @@ def _json_thresholds(path: Path) -> list[tuple[str, Any]]:
     return values
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object whose keys may occur twice."""
-
-
 def _csv_thresholds(path: Path) -> list[tuple[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
@@ -125,7 +138,7 @@ def _csv_thresholds(path: Path) -> list[tuple[str, Any]]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid CSV in UTF-8 ({error})") from None
     except ValueError:
-        raise ValueError(f"{path}: line 1: must name the columns tag and threshold, parted by commas") from None
+        raise ValueError(f"{path}: line 1: must name the columns tag and threshold, separated by commas") from None
     pairs: list[tuple[str, Any]] = []
     for row in rows:
         if len(row) != len(header):
@@ -134,5 +147,5 @@ def _csv_thresholds(path: Path) -> list[tuple[str, Any]]:
         try:
             pairs.append((tag, float(value)))
         except ValueError:
-            pairs.append((tag, value))  # which the caller refuses
+            pairs.append((tag, value))  # read_thresholds refuses it
     return pairs

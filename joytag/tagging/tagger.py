@@ -1,4 +1,4 @@
-"""`Tagger`: a release directory and images to tags."""
+"""`Tagger`: a model that turns images into tags."""
 
 from __future__ import annotations
 
@@ -11,49 +11,53 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from joytag.core import devices
 from joytag.core.parallel import batches, read_ahead
 from joytag.data import images
+from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models import inference, int8, release
 from joytag.models.architectures import Model
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-# Tokens (patches) of a batch. A CPU gains nothing from batches larger than its caches.
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
+# Tokens (patches) in a batch. A CPU gains nothing from batches larger than its caches.
 BATCH_TOKENS = {"cpu": 1_024, "mps": 8_192, "cuda": 32_768}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a tagger sees in an image.
+    """Tags and scores of an image.
 
-    `tags` maps names to scores, of the tags above the threshold, best first. `scores` holds all, float32 [N]
-    in [0, 1], in the order of `Tagger.tags`. If the image could not be used, `error` says why, and the
-    others are empty.
+    `tags` maps the tags above the threshold to their scores, best first. `scores` holds the scores of all tags,
+    float32 [N] in [0, 1], in the order of `Tagger.tags`. If the image could not be used, `error` is the reason, and
+    the other two are empty.
     """
 
     tags: dict[str, float] = field(default_factory=dict)
-    scores: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     error: str = ""
 
 
 class Tagger:
-    """A model with its tag names, ready for images: paths, encoded bytes, PIL images or uint8 [height, width, 3].
+    """A model with its tag names. Takes paths, encoded bytes, PIL images and arrays, uint8 [height, width, 3].
 
     tagger = Tagger.load("runs/openmoji/release")
     for tag, score in tagger("image.jpg").tags.items():
         print(tag, score)
 
-    `tags` are the names of the outputs, `device` and `precision` (fp32, fp16, bf16 or int8) how it computes.
+    `tags` holds the tag names in the order of the scores. `device` and `precision` (fp32, fp16, bf16 or int8) are the
+    ones that it computes with.
     """
 
     def __init__(self, model: Model, tags: list[str], device: torch.device, precision: str) -> None:
         self.tags, self.device, self.precision = tags, device, precision
         self.size = model.config.image_size
         tokens = (self.size // model.config.patch_size) ** 2
-        # Images computed at once; see `quantize` for why there is one in int8.
+        # Images computed at once. In int8 it is one: see `joytag.models.int8.quantize`.
         self.batch_size = 1 if precision == "int8" else max(1, BATCH_TOKENS[device.type] // tokens)
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # as the stem computes
         self._at_once = sys.maxsize
@@ -61,11 +65,11 @@ class Tagger:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Tagger:
-        """Read a release directory, a checkpoint, or a model of the Hugging Face hub by its id.
+        """Read a release directory, a checkpoint, or a model from the Hugging Face hub by its id.
 
-        Precision `auto` is fp16 on CUDA and float32 on MPS. On a CPU it is bf16 with AMX, else int8 with
-        VNNI if the model is large enough to gain from it, else float32. Raises ReleaseError when there is no
-        sound model, ValueError for a device or precision that this machine lacks.
+        Precision `auto` is fp16 on CUDA and fp32 on MPS. On a CPU it is bf16 with AMX, else int8 with VNNI if the
+        model is large enough to gain from it, else fp32. Raises ReleaseError when there is no model or it is damaged,
+        ValueError for a device or precision that this machine lacks.
         """
         chosen = devices.pick_device(device)
         model, tags = release.load(release.locate(source))
@@ -75,22 +79,25 @@ class Tagger:
     def __str__(self) -> str:
         return f"{self.precision} on {self.device}, batches of {self.batch_size}"
 
-    def __call__(self, image: ImageSource, threshold: float | np.ndarray = 0.4) -> Result:
-        """Tag one image. `threshold` is one number, or one a tag, [N]. Raises ImageError when it cannot be used."""
+    def __call__(self, image: ImageSource, threshold: float | NDArray[np.float32] = DEFAULT_THRESHOLD) -> Result:
+        """Tag one image. `threshold` is a number, or an array with one for each tag, [N].
+
+        Raises ImageError when the image cannot be used.
+        """
         return self._result(self._predict(prepare(image, self.size)[None])[0], threshold)
 
     def stream(
         self,
         sources: Iterable[ImageSource],
-        threshold: float | np.ndarray = 0.4,
+        threshold: float | NDArray[np.float32] = DEFAULT_THRESHOLD,
         batch_size: int | None = None,
         workers: int | None = None,
     ) -> Generator[Result]:
-        """Tag many images: a result for each, in order; of those that cannot be used, with `error`.
+        """Tag many images. Yields a result for each, in order; images that cannot be used have an `error`.
 
-        `workers` threads read ahead. On a CPU each of them also computes, one batch at a time, which keeps the
-        cores busier than sharing each product among them. Batches are filled up to `batch_size`, so that a
-        image's scores depend on what else there is to tag by rounding alone; in int8, not at all.
+        `workers` threads read ahead. On a CPU each thread also computes, one batch at a time: that keeps the cores
+        busier than sharing each matrix product. Batches are padded to `batch_size`, so that other images change an
+        image's scores by rounding differences only; in int8, not at all.
         """
         size = self.batch_size if batch_size is None or self.precision == "int8" else batch_size
         if self.device.type != "cpu":
@@ -99,26 +106,28 @@ class Tagger:
                 yield from self._results(group, size, threshold)
             return
 
-        def tag(group: list[ImageSource]) -> list[Result]:
+        def tag_batch(group: list[ImageSource]) -> list[Result]:
             return self._results([self._read(image) for image in group], size, threshold)
 
         threads = torch.get_num_threads()
         workers = workers or min(16, threads)
-        each = partial(torch.set_num_threads, max(1, threads // workers))
+        limit_threads = partial(torch.set_num_threads, max(1, threads // workers))
         try:
-            for results in read_ahead(tag, batches(sources, size), workers, 2 * workers, each):
+            for results in read_ahead(tag_batch, batches(sources, size), workers, 2 * workers, limit_threads):
                 yield from results
         finally:
             torch.set_num_threads(threads)
 
-    def _read(self, image: ImageSource) -> np.ndarray | str:
-        """The model's input, or why there is none."""
+    def _read(self, image: ImageSource) -> NDArray[np.uint8] | str:
+        """Return the model's input, or the reason that there is none."""
         try:
             return prepare(image, self.size)
         except images.ImageError as error:
             return str(error)
 
-    def _results(self, arrays: list[np.ndarray | str], size: int, threshold: float | np.ndarray) -> list[Result]:
+    def _results(
+        self, arrays: list[NDArray[np.uint8] | str], size: int, threshold: float | NDArray[np.float32]
+    ) -> list[Result]:
         batch = np.zeros((size, 3, self.size, self.size), dtype=np.uint8)
         good = [array for array in arrays if not isinstance(array, str)]
         if good:
@@ -128,8 +137,12 @@ class Tagger:
             Result(error=array) if isinstance(array, str) else self._result(next(scores), threshold) for array in arrays
         ]
 
-    def _predict(self, batch: np.ndarray) -> np.ndarray:
-        """Scores, float32 [B, N], of uint8 [B, 3, S, S]; in smaller parts from when the memory did not do."""
+    def _predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the scores, float32 [B, N], of images, uint8 [B, 3, S, S].
+
+        A batch that does not fit in memory is computed in parts, and so are all later ones. Raises ValueError when a
+        single image does not fit.
+        """
         while True:
             parts = torch.from_numpy(batch).split(min(self._at_once, len(batch)))
             try:
@@ -139,30 +152,36 @@ class Tagger:
                 if len(parts[0]) == 1:
                     raise ValueError(f"{self.device}: too little memory for a single image; use the cpu") from None
                 self._at_once = len(parts[0]) // 2
-                warnings.warn(f"{self.device} is out of memory; {self._at_once} at once from here on", stacklevel=2)
+                warnings.warn(
+                    f"{self.device} is out of memory; computing {self._at_once} images at once from now on",
+                    stacklevel=2,
+                )
 
-    def _result(self, scores: np.ndarray, threshold: float | np.ndarray) -> Result:
+    def _result(self, scores: NDArray[np.float32], threshold: float | NDArray[np.float32]) -> Result:
         above = np.flatnonzero(scores > threshold)
         above = above[np.argsort(-scores[above], kind="stable")]
         return Result({self.tags[i]: float(scores[i]) for i in above}, scores)
 
 
-def prepare(image: ImageSource, size: int) -> np.ndarray:
-    """An image to the model's input, uint8 [3, size, size], resized bicubically. Raises ImageError."""
+def prepare(image: ImageSource, size: int) -> NDArray[np.uint8]:
+    """Return the model's input for an image, uint8 [3, size, size], resized bicubically. Raises ImageError."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not image.size or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)):
-            raise images.ImageError(
-                f"array of {image.dtype} {image.shape}: not uint8 [height, width, 3]", "not an image"
-            )
+            described = f"array of {image.dtype} {image.shape}"
+            raise images.ImageError(f"{described}: not uint8 [height, width, 3]", "not an image")
         image = Image.fromarray(image)
-    upright = (
-        images.on_white(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else images.decode(image)
-    )
+    if isinstance(image, Image.Image):
+        upright = images.on_white(ImageOps.exif_transpose(image))
+    else:
+        upright = images.decode(image)
     return images.to_array(images.square(upright, size, Image.Resampling.BICUBIC))
 
 
 def pick_precision(precision: str, device: torch.device, width: int) -> str:
-    """What a tagger computes in; see `Tagger.load`. Raises ValueError when the machine or the model cannot."""
+    """Return the precision to compute in; see `Tagger.load`. Raises ValueError when machine or model do not support it.
+
+    `width` is the width of the model's quantizable layers, 0 without any.
+    """
     if precision == "int8" and not width:
         raise ValueError("precision int8: not for a backbone of timm; use auto")
     if precision == "int8" and (device.type != "cpu" or not int8.supported()):

@@ -1,4 +1,4 @@
-"""How tags are written: the conventions of FACTS 8, and what must hold for any tags."""
+"""Tests of joytag.tagging.captions."""
 
 import json
 
@@ -8,20 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joytag.data.tag_names import canonical, is_kaomoji
-from joytag.tagging.captions import Captions, read_thresholds
+from joytag.tagging.captions import CaptionStyle, read_thresholds
 
 TAGS = {"1girl": 0.99, "blue_hair": 0.9, "^_^": 0.8, "saber_(fate)": 0.7, "solo": 0.6}
-PLACES = {"solo": 0, "1girl": 1, "saber_(fate)": 2, "blue_hair": 3, "^_^": 4}
+POSITIONS = {"solo": 0, "1girl": 1, "saber_(fate)": 2, "blue_hair": 3, "^_^": 4}
 ANY_TAG = st.text("ab1_()^;\\ ", min_size=1).map(lambda text: text.strip(" _")).filter(bool)
 
 
-def written(**options) -> list[str]:
-    return list(Captions(**options).choose(TAGS, PLACES))
+def names(**options) -> list[str]:
+    return list(CaptionStyle(**options).choose(TAGS, POSITIONS))
 
 
-def test_by_default_tags_stay_as_they_are_best_first():
-    assert Captions().choose(TAGS, PLACES) == TAGS
-    assert written() == list(TAGS)
+def test_by_default_tags_are_unchanged_and_the_best_is_first():
+    assert CaptionStyle().choose(TAGS, POSITIONS) == TAGS
+    assert names() == list(TAGS)
 
 
 @pytest.mark.parametrize(
@@ -44,40 +44,40 @@ def test_by_default_tags_stay_as_they_are_best_first():
     ],
     ids=str,
 )
-def test_options(options, expected):
-    assert written(**options) == expected
+def test_options_choose_order_and_spell_tags(options, expected):
+    assert names(**options) == expected
 
 
-def test_of_tags_that_share_a_name_the_better_score_stays():
-    assert Captions(replace={"solo": "1girl"}).choose(TAGS, PLACES)["1girl"] == 0.99
+def test_a_name_of_several_tags_gets_the_highest_score():
+    assert CaptionStyle(replace={"solo": "1girl"}).choose(TAGS, POSITIONS)["1girl"] == 0.99
 
 
 @pytest.mark.parametrize("tag", ["^_^", ">_<", "o_o", "|_|", "0_0", "(o)_(o)", "<|>_<|>", "||_||", "@_@", "=_=", "a_b"])
-def test_kaomoji_keep_their_mouths(tag):
+def test_kaomoji_keep_their_underscores(tag):
     assert is_kaomoji(tag)
-    assert Captions(underscores="space").spell(tag) == tag
+    assert CaptionStyle(underscores="space").spell(tag) == tag
 
 
 @pytest.mark.parametrize("tag", ["blue_hair", "k-on!_x", "saber_(fate)", "looking_at_viewer", "日本_語"])
 def test_words_lose_their_underscores(tag):
-    assert Captions(underscores="space").spell(tag) == tag.replace("_", " ")
+    assert CaptionStyle(underscores="space").spell(tag) == tag.replace("_", " ")
 
 
-def test_merging_keeps_what_is_there_and_adds_what_is_not():
-    style = Captions(underscores="space", escape=True)
+def test_merging_keeps_existing_tags_and_adds_missing_ones():
+    style = CaptionStyle(underscores="space", escape=True)
     text = "my character,  Blue Hair,saber \\(fate\\)\nblue_hair, , solo"
     assert style.merge(text, ["1girl", "blue hair", r"saber \(fate\)"]) == [
         "my character", "Blue Hair", r"saber \(fate\)", "solo", "1girl",
     ]  # fmt: skip
-    assert Captions(always_first=["1girl"]).merge("a, b", ["1girl"]) == ["1girl", "a", "b"]
-    assert Captions(separator="\n").merge("a b\nc", ["d"]) == ["a b", "c", "d"]
-    assert Captions(separator=" ").merge("a b", ["b", "c"]) == ["a", "b", "c"]
-    assert Captions().merge("", ["a"]) == ["a"]
+    assert CaptionStyle(always_first=["1girl"]).merge("a, b", ["1girl"]) == ["1girl", "a", "b"]
+    assert CaptionStyle(separator="\n").merge("a b\nc", ["d"]) == ["a b", "c", "d"]
+    assert CaptionStyle(separator=" ").merge("a b", ["b", "c"]) == ["a", "b", "c"]
+    assert CaptionStyle().merge("", ["a"]) == ["a"]
 
 
 @given(st.lists(ANY_TAG), st.lists(ANY_TAG), st.sampled_from(["keep", "space"]), st.booleans())
 def test_merging_again_changes_nothing(there, new, underscores, escape):
-    style = Captions(underscores=underscores, escape=escape, always_first=["a", "b"])
+    style = CaptionStyle(underscores=underscores, escape=escape, always_first=["a", "b"])
     names = [style.spell(tag) for tag in new]
     once = style.merge(", ".join(there), names)
     assert style.merge(", ".join(once), names) == once
@@ -85,14 +85,14 @@ def test_merging_again_changes_nothing(there, new, underscores, escape):
     assert {canonical(tag) for tag in [*there, *new]} == {canonical(name) for name in once}
 
 
-def test_separators_that_cannot_be_told_from_tags_are_refused():
-    with pytest.raises(ValueError, match="--separator"):
-        Captions(separator="")
-    with pytest.raises(ValueError, match="--underscores keep"):
-        Captions(separator=" ", underscores="space")
+def test_separators_that_occur_within_tags_are_refused():
+    with pytest.raises(ValueError, match=r"^separator: "):
+        CaptionStyle(separator="")
+    with pytest.raises(ValueError, match=r"^separator: .*keep their underscores"):
+        CaptionStyle(separator=" ", underscores="space")
 
 
-def test_thresholds_come_from_a_file(tmp_path):
+def test_thresholds_are_read_from_json(tmp_path):
     path = tmp_path / "thresholds.json"
     path.write_text(json.dumps({"b c": 0.9, "a": 0.1}))
     expected = np.array([0.1, 0.9, 0.4], dtype=np.float32)
@@ -112,7 +112,7 @@ def test_thresholds_come_from_a_file(tmp_path):
         ('{"solo": {"a": 1}}', "solo: .* is not a number"),
     ],
 )
-def test_wrong_thresholds_are_named(tmp_path, text, message):
+def test_errors_in_json_thresholds_name_file_and_tag(tmp_path, text, message):
     path = tmp_path / "thresholds.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
@@ -120,8 +120,8 @@ def test_wrong_thresholds_are_named(tmp_path, text, message):
     assert str(path) in str(error.value)
 
 
-def test_thresholds_come_from_a_table(tmp_path):
-    """As a spreadsheet would write it, too; tags that it lacks keep the common threshold."""
+def test_thresholds_are_read_from_a_table(tmp_path):
+    """The table is as a spreadsheet writes it; tags that it lacks have the default threshold."""
     path = tmp_path / "Thresholds.CSV"
     path.write_bytes('\ufefff1,tag,threshold\r\n0.5,"b,""c""",0.25\r\n,a,0.1\r\n\r\n'.encode())
     expected = np.array([0.1, 0.25, 0.4], dtype=np.float32)
@@ -144,7 +144,7 @@ def test_thresholds_come_from_a_table(tmp_path):
         ("tag,threshold\n\xff,0.5\n", "not valid CSV in UTF-8"),
     ],
 )
-def test_a_wrong_table_of_thresholds_is_named(tmp_path, text, message):
+def test_errors_in_a_table_of_thresholds_name_file_and_tag(tmp_path, text, message):
     path = tmp_path / "thresholds.csv"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message) as error:

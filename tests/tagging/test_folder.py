@@ -1,4 +1,4 @@
-"""Folders to tags on disk: what is written, what is left alone, what is reported, and being killed."""
+"""Tests of joytag.tagging.folder and joytag.tagging.outputs."""
 
 import csv
 import json
@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from joytag.tagging import folder
-from joytag.tagging.captions import Captions
+from joytag.tagging.captions import CaptionStyle
 from joytag.tagging.folder import Job
 from joytag.tagging.tagger import Result, Tagger
 
@@ -44,8 +45,8 @@ def images(tmp_path) -> Path:
     return root
 
 
-def tag(tagger: Tagger, root: Path, kind: str = "txt", captions: Captions | None = None, **options) -> Job:
-    job = Job.plan([str(root)], True, kind, captions or Captions(), **options)
+def tag(tagger: Tagger, root: Path, kind: str = "txt", captions: CaptionStyle | None = None, **options) -> Job:
+    job = Job.plan([str(root)], True, kind, captions or CaptionStyle(), **options)
     job.run(tagger, 0.5)
     return job
 
@@ -60,7 +61,7 @@ def texts(root: Path, suffix: str = ".txt") -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob(f"*{suffix}")}
 
 
-def test_every_good_image_gets_its_sidecar_and_every_bad_one_a_reason(tagger, images, capsys):
+def test_good_images_get_a_sidecar_and_bad_ones_are_listed_with_the_reason(tagger, images, capsys):
     tag(tagger, images)
     assert texts(images).keys() == {str(Path(name).with_suffix(".txt")) for name in NAMES}
     for name in NAMES:
@@ -76,7 +77,7 @@ def test_every_good_image_gets_its_sidecar_and_every_bad_one_a_reason(tagger, im
     assert not list(images.rglob("*.part"))
 
 
-def test_what_is_done_is_left_alone_and_what_failed_is_tried_again(tagger, images):
+def test_tagged_images_are_skipped_and_failed_ones_tried_again(tagger, images):
     tag(tagger, images)
     before = texts(images)
     (images / "b.txt").write_text("mine")
@@ -92,13 +93,13 @@ def test_what_is_done_is_left_alone_and_what_failed_is_tried_again(tagger, image
     assert not (images / "failed.jsonl").exists()
 
 
-def test_failures_of_other_images_stay_listed(tagger, images):
+def test_failures_of_other_images_remain_listed(tagger, images):
     tag(tagger, images)
-    Job.plan([str(images / "b.png")], False, "txt", Captions(), overwrite=True).run(tagger, 0.5)
+    Job.plan([str(images / "b.png")], False, "txt", CaptionStyle(), overwrite=True).run(tagger, 0.5)
     assert failures(images).keys() == {"text.png", "cut.jpg"}
 
 
-def test_appending_merges_and_repeats_without_harm(tagger, images):
+def test_appending_twice_changes_nothing(tagger, images):
     first = next(iter(tagger(images / "b.png", 0.5).tags))
     (images / "b.txt").write_text(f"my character, {first.upper()}", encoding="utf-8-sig")
     (images / "a b.txt").write_bytes(b"\xff\xfe\x00")
@@ -118,14 +119,14 @@ def test_json_sidecars_hold_scores(tagger, images):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_tables_hold_all_images_and_grow(tagger, images, kind):
+def test_later_images_are_added_to_a_table(tagger, images, kind):
     path = images / f"tags.{kind}"
 
     def rows() -> dict[str, str]:
         with path.open(encoding="utf-8", newline="") as file:
-            found = list(csv.DictReader(file)) if kind == "csv" else list(map(json.loads, file))
-        assert len({row["file_name"] for row in found}) == len(found)
-        return {row["file_name"]: row["text"] for row in found}
+            content = list(csv.DictReader(file)) if kind == "csv" else list(map(json.loads, file))
+        assert len({row["file_name"] for row in content}) == len(content)
+        return {row["file_name"]: row["text"] for row in content}
 
     tag(tagger, images, kind)
     assert rows() == {name: ", ".join(tagger(images / name, 0.5).tags) for name in NAMES}
@@ -139,7 +140,7 @@ def test_tables_hold_all_images_and_grow(tagger, images, kind):
     assert not list(images.glob(".*.part"))
 
 
-def test_a_table_goes_on_after_a_line_that_was_cut_short(tagger, images):
+def test_an_interrupted_table_continues_after_an_incomplete_line(tagger, images):
     tag(tagger, images, "jsonl")
     whole = (images / "tags.jsonl").read_bytes()
     (images / "tags.jsonl").unlink()
@@ -149,8 +150,8 @@ def test_a_table_goes_on_after_a_line_that_was_cut_short(tagger, images):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_table_of_which_only_the_end_is_missing_appears(tagger, images, kind):
-    """Killed after the last row, before the table had its name: what is left to tag can only fail, or is nothing."""
+def test_a_table_interrupted_after_its_last_row_is_finished(tagger, images, kind):
+    """The run was killed before the table was renamed. Only images that fail are left, or none."""
     tag(tagger, images, kind)
     whole = (images / f"tags.{kind}").read_bytes()
     tag(tagger, images, "jsonl")
@@ -161,7 +162,7 @@ def test_a_table_of_which_only_the_end_is_missing_appears(tagger, images, kind):
         if not bad:
             (images / "text.png").unlink()
             (images / "cut.jpg").unlink()
-        job = Job.plan([str(images)], True, kind, Captions())
+        job = Job.plan([str(images)], True, kind, CaptionStyle())
         if bad:
             job.run(tagger, 0.5)
         else:
@@ -170,16 +171,16 @@ def test_a_table_of_which_only_the_end_is_missing_appears(tagger, images, kind):
         assert (images / f"tags.{kind}").read_bytes() == whole
 
 
-def test_a_damaged_table_is_named(tagger, images):
+def test_a_damaged_table_is_reported_by_name(tagger, images):
     (images / "tags.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match=r"tags\.jsonl: damaged .*--overwrite"):
-        Job.plan([str(images)], True, "jsonl", Captions())
+    with pytest.raises(ValueError, match=r"tags\.jsonl: damaged .*overwrite it"):
+        Job.plan([str(images)], True, "jsonl", CaptionStyle())
 
 
 def test_images_that_would_share_a_sidecar_are_reported_first(tagger, images):
     (images / "b.jpg").write_bytes((images / "a b.jpg").read_bytes())
     with pytest.raises(ValueError, match=r"b\.jpg and b\.png: would share one \.txt file"):
-        Job.plan([str(images)], True, "txt", Captions())
+        Job.plan([str(images)], True, "txt", CaptionStyle())
     assert not texts(images)
     tag(tagger, images, "jsonl")
 
@@ -187,41 +188,41 @@ def test_images_that_would_share_a_sidecar_are_reported_first(tagger, images):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("txt", {"extension": ".png"}, "--extension"),
-        ("txt", {"extension": "/../x"}, "--extension"),
-        ("txt", {"extension": "."}, "--extension"),
-        ("csv", {"extension": ".txt"}, "--extension"),
-        ("json", {"append": True}, "--append"),
-        ("txt", {"append": True, "overwrite": True}, "--append"),
+        ("txt", {"extension": ".png"}, "^extension: "),
+        ("txt", {"extension": "/../x"}, "^extension: "),
+        ("txt", {"extension": "."}, "^extension: "),
+        ("csv", {"extension": ".txt"}, "^extension: "),
+        ("json", {"append": True}, "^append: "),
+        ("txt", {"append": True, "overwrite": True}, "^append: "),
     ],
 )
-def test_contradictions_are_refused(images, kind, options, message):
+def test_contradicting_options_are_refused(images, kind, options, message):
     with pytest.raises(ValueError, match=message):
-        Job.plan([str(images)], True, kind, Captions(), **options)
+        Job.plan([str(images)], True, kind, CaptionStyle(), **options)
 
 
 def test_images_are_found_by_file_folder_and_pattern(images, monkeypatch):
-    assert {p.name for p in folder.find([str(images)])} == {*NAMES, "text.png", "cut.jpg"} - {"deep/c.PNG"}
-    assert "c.PNG" in {p.name for p in folder.find([str(images)], recursive=True)}
-    assert {p.name for p in folder.find([f"{images}/*.jpg"])} == {"a b.jpg", "cut.jpg"}
-    assert {p.name for p in folder.find([f"{images}/**/*.PNG"])} == {"c.PNG"}
-    assert len(folder.find([str(images / "b.png"), f"{images}/b.*", str(images / "b.png")])) == 1
-    assert [p.name for p in folder.find([str(images / "[bold]x.png")])] == ["[bold]x.png"]
+    assert {p.name for p in folder.find_images([str(images)])} == {*NAMES, "text.png", "cut.jpg"} - {"deep/c.PNG"}
+    assert "c.PNG" in {p.name for p in folder.find_images([str(images)], recursive=True)}
+    assert {p.name for p in folder.find_images([f"{images}/*.jpg"])} == {"a b.jpg", "cut.jpg"}
+    assert {p.name for p in folder.find_images([f"{images}/**/*.PNG"])} == {"c.PNG"}
+    assert len(folder.find_images([str(images / "b.png"), f"{images}/b.*", str(images / "b.png")])) == 1
+    assert [p.name for p in folder.find_images([str(images / "[bold]x.png")])] == ["[bold]x.png"]
     monkeypatch.chdir(images)
-    assert folder.find(["b.png"]) == [Path("b.png")]
-    for gone in ("gone.png", "gone/*.png"):
+    assert folder.find_images(["b.png"]) == [Path("b.png")]
+    for missing in ("gone.png", "gone/*.png"):
         with pytest.raises(ValueError, match="no such file or folder"):
-            folder.find(["b.png", gone])
+            folder.find_images(["b.png", missing])
     (images / "empty").mkdir()
     with pytest.raises(ValueError, match="no images here"):
-        folder.find([str(images / "empty")])
+        folder.find_images([str(images / "empty")])
     (images / "empty" / "below").mkdir()
     (images / "empty" / "below" / "x.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="add --recursive"):
-        folder.find([str(images / "empty")])
+    with pytest.raises(ValueError, match="search recursively"):
+        folder.find_images([str(images / "empty")])
 
 
-def test_names_that_are_no_utf8_and_as_long_as_names_can_be(tagger, tmp_path):
+def test_file_names_may_be_very_long_and_not_utf8(tagger, tmp_path):
     good = tmp_path / "x.png"
     Image.new("RGB", (8, 8), "red").save(good)
     names = [b"caf\xe9.png", b"y" * 251 + b".png"]
@@ -233,7 +234,7 @@ def test_names_that_are_no_utf8_and_as_long_as_names_can_be(tagger, tmp_path):
     assert len((tmp_path / "tags.jsonl").read_text().splitlines()) == 3
 
 
-def test_no_usable_image_at_all_is_an_error(tagger, tmp_path):
+def test_it_is_an_error_if_no_image_can_be_used(tagger, tmp_path):
     (tmp_path / "a.png").write_text("a")
     with pytest.raises(ValueError, match=r"a\.png: not an image"):
         tag(tagger, tmp_path)
@@ -247,7 +248,7 @@ def test_printing_writes_no_file(tagger, images, capsys):
     assert "b.png\n  " in capsys.readouterr().out
 
 
-def test_an_interruption_keeps_what_was_done_and_lists_what_failed(images):
+def test_an_interruption_keeps_results_and_lists_failures(images):
     class Interrupted:
         tags = ("a",)
 
@@ -261,14 +262,14 @@ def test_an_interruption_keeps_what_was_done_and_lists_what_failed(images):
             return results()
 
     with pytest.raises(KeyboardInterrupt):
-        Job.plan([str(images)], True, "txt", Captions()).run(Interrupted(), 0.5)
+        Job.plan([str(images)], True, "txt", CaptionStyle()).run(cast(Tagger, Interrupted()), 0.5)
     assert set(failures(images).values()) == {"bad"}
     assert set(texts(images).values()) == {b"a"}
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_killed_at_any_moment_and_run_again_it_ends_as_if_never_killed(tmp_path, kind):
-    """With SIGKILL, at random moments, until it is through; what can be seen is whole at every moment."""
+def test_a_killed_run_that_is_repeated_ends_like_an_uninterrupted_one(tmp_path, kind):
+    """Sends SIGKILL at random moments until a run finishes; files are complete at every moment."""
     rng = np.random.default_rng(0)
     for side in ("killed", "whole"):
         (tmp_path / side).mkdir()
@@ -280,21 +281,22 @@ def test_killed_at_any_moment_and_run_again_it_ends_as_if_never_killed(tmp_path,
     (tmp_path / "whole" / "bad.png").write_text("bad")
 
     def start(side: str) -> subprocess.Popen:
-        command = [sys.executable, "scripts/predict.py", "--model", str(TINY), "--output", kind, "--threshold", "0.5",
+        command = [sys.executable, "-m", "joytag", "tag", "--model", str(TINY), "--output", kind, "--threshold", "0.5",
                    "--device", "cpu", "--batch-size", "2", str(tmp_path / side)]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
-    def seen(side: str) -> dict[str, bytes]:
+    def written(side: str) -> dict[str, bytes]:
         files = (p for p in (tmp_path / side).iterdir() if p.suffix in (".txt", ".jsonl"))
         return {p.name: p.read_bytes() for p in files if not p.name.startswith(".")}
 
     process = start("whole")
     assert process.wait(60) == 0
-    expected = seen("whole")
+    expected = written("whole")
     kills, random_moment = 0, random.Random(0)
     while True:
         process = start("killed")
+        assert process.stdout is not None
         assert "to tag" in process.stdout.readline()
         assert "tags, fp32 on cpu" in process.stdout.readline()
         time.sleep(random_moment.uniform(0.0, 0.25))
@@ -303,10 +305,10 @@ def test_killed_at_any_moment_and_run_again_it_ends_as_if_never_killed(tmp_path,
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        assert seen("killed").items() <= expected.items()
+        assert written("killed").items() <= expected.items()
         if kills == 4:
             assert start("killed").wait(60) == 0
             break
     assert kills
-    assert seen("killed") == expected
+    assert written("killed") == expected
     assert not list((tmp_path / "killed").glob(".*.part"))
