@@ -1,69 +1,94 @@
-"""The settings of a dataset, typed, with their defaults: what a file in configs/data/ may say."""
+"""The settings of a dataset, which files in configs/data/ hold."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from data_prep.scan import Format
 from data_prep.sources.danbooru2021 import Images
-from joytag.core.settings import Settings
+from data_prep.sources.registry import KINDS
+from joytag.core.settings import Choice, Settings
 
 
 class Source(Settings):
-    """A place that images come from; the name stays with every record."""
+    """The sources of images and tags, in the order of their numbers in the dataset."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
-    kind: Literal["danbooru2021", "sidecar", "jsonl", "parquet"]
-    path: str  # a folder; of jsonl the file
-    images: Images = "original"  # of a danbooru2021 mirror
-    min_tags: int = Field(default=0, ge=0)  # that people gave an image, before any are added or dropped
+    """Lower-case letters, digits, `_` and `-`; metrics are also reported by this name."""
+    kind: Annotated[str, Choice(KINDS)]
+    """The format of the source; docs/datasets.md describes each format."""
+    path: str
+    """The source's folder; for `jsonl`, the file."""
+    images: Images = "original"
+    """The folder of a `danbooru2021` mirror to read images from; other kinds ignore it."""
+    min_tags: int = Field(default=0, ge=0)
+    """Fewest tags of a post in the source, before aliases, implications and the blacklist; 0 accepts every post."""
 
 
 class Copies(Settings):
-    """When two images are copies of each other, and when they look too much alike to be parted by the split."""
+    """When two images count as copies, and which look-alikes stay on one side of the split.
 
-    radius: int = Field(default=0, ge=0, le=8)  # bits in which pHashes may differ
-    max_difference: int = Field(default=4, ge=0, le=255)  # of copies' colour thumbnails, levels
+    Of several copies the largest is kept, with the tags of all. Images within `radius`, copies or not, are never
+    divided between training and validation.
+    """
+
+    radius: int = Field(default=0, ge=0, le=8)
+    """Largest distance of two look-alikes' 64-bit pHashes, bits; 0 requires equal hashes."""
+    max_difference: int = Field(default=4, ge=0, le=255)
+    """Largest difference of two copies' 16x16 colour thumbnails in any value, levels of 0 to 255."""
 
 
 class TagPolicy(Settings):
-    """Which tags and images are worth learning from."""
+    """Which tags are learned, and which images have enough tags."""
 
-    min_count: int = Field(default=1200, ge=1)  # images that a tag of the vocabulary needs
-    min_tags: int = Field(default=5, ge=1)  # tags that an image needs
-    blacklist: list[str] = []  # names, and patterns such as bad_*_id
-    blacklist_files: list[str] = []  # text files of them
-    keep: str | None = None  # a release's top_tags.txt, whose tags stay in the vocabulary however rare here
+    min_count: int = Field(default=1200, ge=1)
+    """Images that a tag needs to be in the vocabulary."""
+    min_tags: int = Field(default=5, ge=1)
+    """Tags that an image needs, after aliases, implications and the blacklist."""
+    blacklist: list[str] = []
+    """Tags to drop: names, or patterns such as `bad_*_id`."""
+    blacklist_files: list[str] = []
+    """Text files of tags to drop, one name or pattern a line, `#` before a comment."""
+    keep: str | None = None
+    """The `top_tags.txt` of a release; its tags stay in the vocabulary even if they are rare here."""
 
 
 class Validation(Settings):
-    """The held-out images."""
+    """Which images are held out."""
 
-    images: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768  # or their share of all
+    images: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768
+    """Number of images to hold out, or a fraction of all images."""
     min_per_tag: int = Field(default=5, ge=0)
-    min_per_source: int = Field(default=100, ge=0)  # or a tenth of a source that has less than ten times as many
+    """Fewest held-out images of each tag."""
+    min_per_source: int = Field(default=100, ge=0)
+    """Fewest held-out images of each source; at most a tenth of a source is required."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the random choice."""
 
 
 class BuildSettings(Settings):
     """Settings of a dataset: a file in configs/data/."""
 
     output: str
+    """The dataset directory to write."""
     sources: list[Source] = Field(min_length=1)
-    images: bool = True  # whether they are looked at; without, one learns what tags there would be
-    longest_side: int = Field(default=512, ge=32)  # of the stored copies, pixels
+    images: bool = True
+    """Whether to scan and store images. `false` only computes the tags, from metadata alone."""
+    longest_side: int = Field(default=512, ge=32)
+    """Longest side of the stored images, pixels; smaller images keep their size."""
     format: Format = "jpeg"
+    """Format of the stored images; `mixed` is the original build's mixture of WebP qualities."""
     copies: Copies = Copies()
     tags: TagPolicy = TagPolicy()
     validation: Validation = Validation()
 
     @model_validator(mode="after")
-    def _source_names_are_distinct(self) -> BuildSettings:
+    def _check_source_names(self) -> BuildSettings:
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError("sources: two have the same name")
         if "all" in names:
-            raise ValueError("sources: none may be called all, which stands for all of them in metrics")
+            raise ValueError("sources: none may be called all, the name that metrics use for all sources together")
         return self

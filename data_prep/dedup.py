@@ -1,7 +1,4 @@
-"""Find copies of one image (same file, or alike in pHash and colours) and images that merely look alike.
-
-joytag dedup --report data/danbooru2021
-"""
+"""Find copies of an image (the same file, or similar in pHash and colours) and images that only look alike."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-MIN_BITS = 8  # a pHash with fewer bits set, or unset, is that of a flat image or a plain gradient
-EDGES = 4_000_000  # pairs of look-alikes that are kept before they are merged
+MIN_BITS = 8  # a pHash with fewer bits set, or unset, belongs to a flat image or a plain gradient
+EDGES = 4_000_000  # pairs of look-alikes in memory before their groups are merged
 
 
 def is_flat(phash: np.ndarray) -> np.ndarray:
-    """Which pHashes (uint64 [rows]) tell too little of their images to find copies by: bool [rows].
+    """Return which pHashes (uint64 [rows]) are too uniform to identify copies, bool [rows].
 
-    Half of the 64 coefficients are above their median, unless most are zero.
+    A pHash compares 64 coefficients with their median, so half of its bits are set unless most coefficients are zero.
     """
     bits = np.bitwise_count(phash)
     return (bits < MIN_BITS) | (bits > 64 - MIN_BITS)
 
 
 def same_files(sha256: np.ndarray) -> np.ndarray:
-    """For each row of uint8 [rows, 32] the first row with the same bytes, int64 [rows]."""
+    """Return, for each row of uint8 [rows, 32], the first row with the same bytes, int64 [rows]."""
     _, first, inverse = np.unique(
         np.ascontiguousarray(sha256).view("V32").ravel(), return_index=True, return_inverse=True
     )
@@ -34,11 +31,11 @@ def same_files(sha256: np.ndarray) -> np.ndarray:
 
 
 def look_alikes(phash: np.ndarray, radius: int) -> np.ndarray:
-    """A number for each image, int64 [rows], that it shares with all whose pHash is within `radius` bits.
+    """Group images whose pHashes are within `radius` bits, and return each image's group, int64 [rows].
 
-    So do theirs in turn: the groups are the connected components. The least pHash has number 0. By the pigeonhole
-    principle two hashes within `radius` bits agree in one of `radius` + 1 bands, so that only those that share
-    a band are compared.
+    The groups are the connected components, numbered by their least pHash. By the pigeonhole principle, two hashes
+    within `radius` bits are equal in at least one of `radius` + 1 bands, so only hashes with an equal band are
+    compared.
     """
     hashes, number = np.unique(phash, return_inverse=True)
     label = np.arange(len(hashes))
@@ -52,7 +49,7 @@ def look_alikes(phash: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _pairs(hashes: np.ndarray, radius: int, label: np.ndarray) -> Iterator[np.ndarray]:
-    """Arrays int64 [2, pairs] of hashes within the radius that `label` does not join yet."""
+    """Yield pairs of hashes within the radius that `label` does not join yet, int64 [2, pairs]."""
     edges = np.linspace(0, 64, radius + 2).round().astype(np.uint64)
     for low, high in pairwise(edges):
         band = (hashes >> low) & np.uint64((1 << int(high - low)) - 1)
@@ -61,7 +58,7 @@ def _pairs(hashes: np.ndarray, radius: int, label: np.ndarray) -> Iterator[np.nd
         ends = np.searchsorted(band[order], band[order], side="right")
         first = np.arange(len(hashes))
         distance = 0
-        while len(first):  # each compared with its next in the band, then with its next but one, and so on
+        while len(first):  # compare each hash with the next one in its band, then with the one after that, and so on
             distance += 1
             first = first[first + distance < ends[first]]
             near = first[np.bitwise_count(shuffled[first] ^ shuffled[first + distance]) <= radius]
@@ -70,6 +67,7 @@ def _pairs(hashes: np.ndarray, radius: int, label: np.ndarray) -> Iterator[np.nd
 
 
 def _batches(arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Join arrays of pairs until there are EDGES."""
     waiting: list[np.ndarray] = []
     size = 0
     for array in arrays:
@@ -84,12 +82,22 @@ def _batches(arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def candidates(first: np.ndarray, phash: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The rows whose thumbnails must be compared, int64: of different files and one group, ascending.
+    """Return the rows whose thumbnails must be compared, ascending, int64: different files in one group.
 
-    `first` is that of `same_files`, `group` that of `look_alikes`.
+    `first` is the result of `same_files`, `group` that of `look_alikes`.
     """
     rows = np.flatnonzero((first == np.arange(len(first))) & ~is_flat(phash))
     return rows[np.bincount(group[rows], minlength=1)[group[rows]] > 1]
+
+
+def best_first(group: np.ndarray, area: np.ndarray) -> list[np.ndarray]:
+    """Divide candidates into their groups; return the positions in each group, the best image first, int64.
+
+    The best image has the largest area, in pixels; among equals, it is the first.
+    """
+    order = np.lexsort((np.arange(len(group)), -area, group))
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    return np.split(order, starts[1:]) if len(group) else []
 
 
 def keepers(
@@ -101,28 +109,26 @@ def keepers(
     radius: int,
     max_difference: int,
 ) -> np.ndarray:
-    """For each image the row of the copy that stays, int64 [rows]; a unique image stays itself.
+    """Return, for each image, the row of the copy to keep, int64 [rows]; without copies its own row.
 
-    Of copies the largest stays (`area`, pixels), then the first row. An image is a copy of one that stays if
-    its pHash is within `radius` bits and no value of their thumbnails differs by more than `max_difference`
-    levels. `thumbnails`, uint8 [candidates, side, side, 3], are those of `candidates`.
+    The largest copy (`area`, pixels) is kept; among equals, the first row. An image is a copy of a kept one if their
+    pHashes are within `radius` bits and no value of their thumbnails differs by more than `max_difference` levels.
+    `thumbnails`, uint8 [candidates, side, side, 3], are those of the rows that `candidates` returns.
     """
     keeper = np.arange(len(first))
     rows = candidates(first, phash, group)
-    best = np.lexsort((rows, -area[rows], group[rows]))
-    starts = np.flatnonzero(np.diff(group[rows[best]], prepend=-1))
-    for members in np.split(best, starts[1:]) if len(rows) else []:
+    for members in best_first(group[rows], area[rows]):
         kept = members[:1]
         for member in members[1:]:
             near = kept[np.bitwise_count(phash[rows[kept]] ^ phash[rows[member]]) <= radius]
-            alike = near[difference(thumbnails[near], thumbnails[member]) <= max_difference]
-            if len(alike):
-                keeper[rows[member]] = rows[alike[0]]
+            copied = near[difference(thumbnails[near], thumbnails[member]) <= max_difference]
+            if len(copied):
+                keeper[rows[member]] = rows[copied[0]]
             else:
                 kept = np.append(kept, member)
     return keeper[first]
 
 
-def difference(some: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """The largest difference in levels between each of some thumbnails, uint8 [n, side, side, 3], and one: [n]."""
-    return np.abs(some.astype(np.int16) - one).max(axis=(1, 2, 3), initial=0)
+def difference(thumbnails: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the largest difference between each thumbnail, uint8 [n, side, side, 3], and another one: levels, [n]."""
+    return np.abs(thumbnails.astype(np.int16) - other).max(axis=(1, 2, 3), initial=0)

@@ -1,4 +1,4 @@
-"""Decode each image once: verdict, sha256, pHash, colour thumbnail, and the resized training copy."""
+"""Decode each image once: verdict, sha256, pHash, colour thumbnail and resized training copy."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from PIL import Image
 from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
-VERSION = 1  # of what is found; another one scans again
-MIN_SIDE = 16  # pixels; less is no image to learn from
+VERSION = 1  # increase it when the results of a scan change, so that images are scanned again
+MIN_SIDE = 16  # pixels; smaller images are refused
 SHARD = 512  # images
 MAX_FILE = 1 << 30  # bytes
-UNFINISHED = "unfinished"  # in work/: what is being written; what a killed process leaves, the next build removes
+UNFINISHED = "unfinished"  # in work/: files being written; the next build removes those of a killed process
 
 Format = Literal["jpeg", "webp", "mixed"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 SCHEMA = pa.schema(
     [
-        pa.field("reason", pa.string()),  # why the image can't be used; null if it can, and only then the rest
+        pa.field("reason", pa.string()),  # why the image is refused; null if it is usable
         pa.field("detail", pa.string()),
-        pa.field("sha256", pa.binary(32)),
+        pa.field("sha256", pa.binary(32)),  # this and the columns below are null for refused images
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("phash", pa.uint64()),
@@ -39,13 +39,13 @@ SCHEMA = pa.schema(
     ]
 )
 
-# How far the median of imagehash's 64 coefficients may lie from its neighbours for a JPEG decoded at a
-# fraction of its size to have the very same hash. See `reduced_phash`.
+# The gap around the median of imagehash's 64 coefficients that ensures that a JPEG decoded at a fraction of its size
+# has the same hash; see `reduced_phash`.
 SAFE_GAP = 48.0
 
 
 class Scan(NamedTuple):
-    """What one decode found: SCHEMA's columns. `thumbnail` is uint8 [16, 16, 3], of the whole image."""
+    """A row of SCHEMA; `thumbnail` is uint8 [16, 16, 3] and shows the whole image."""
 
     reason: str | None = None
     detail: str | None = None
@@ -57,7 +57,7 @@ class Scan(NamedTuple):
 
 
 class Store(NamedTuple):
-    """Where and how the training copies are stored: longest side in pixels, format."""
+    """The dataset directory, longest side (pixels) and format of the training copies."""
 
     directory: Path
     longest: int
@@ -65,7 +65,7 @@ class Store(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A row group of a table of images (columns `path` and `md5`), whose paths are relative to `folder`."""
+    """A row group of a table with columns `path`, relative to `folder`, and `md5`."""
 
     table: Path
     group: int
@@ -74,7 +74,7 @@ class Part(NamedTuple):
 
 
 def scan_part(part: Part) -> pa.Table:
-    """Scan the images of a part: a table of SCHEMA, row by row."""
+    """Scan the images of a part; return a table of SCHEMA with one row per image."""
     rows = pq.ParquetFile(part.table).read_row_group(part.group, ["path", "md5"]).to_pylist()
     scans = [scan(part.folder / row["path"], row["md5"], part.store) for row in rows]
     columns = zip(*scans, strict=True)
@@ -82,7 +82,7 @@ def scan_part(part: Part) -> pa.Table:
 
 
 def scan(path: Path, md5: str | None, store: Store) -> Scan:
-    """Scan one image and store its copy, unless it is missing, damaged, moving, transparent, or of another md5."""
+    """Scan one image and store its copy; missing, damaged, animated and transparent images are refused."""
     try:
         if path.stat().st_size > MAX_FILE:
             return Scan("too large", f"more than {MAX_FILE} bytes")
@@ -105,22 +105,22 @@ def scan(path: Path, md5: str | None, store: Store) -> Scan:
     sha256 = hashlib.sha256(data).digest()
     copy = reduced.fit(store.longest)
     _write(encode(copy, store.format, sha256), store, sha256)
-    # Stretched, so that what a scaled copy's rounded sides shift does not show at the rim.
+    # Stretched to a square, so that the rounded sides of scaled copies cannot shift the image's edges.
     thumbnail = np.asarray(copy.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)).tobytes()
     return Scan(None, None, sha256, *reduced.size, hashed, thumbnail)
 
 
 def phash(image: Image.Image) -> int:
-    """imagehash's 64-bit pHash as an integer (its own hash() collides)."""
+    """Return imagehash's 64-bit pHash as an integer; hash() of imagehash's own type has collisions."""
     return int(str(imagehash.phash(image)), 16)
 
 
 def reduced_phash(reduced: images.Reduced) -> int | None:
-    """The pHash of an image decoded at a fraction of its size, or None if it might differ from the whole image's.
+    """Return the pHash of an image decoded at a fraction of its size, or None if it may differ from the whole image's.
 
-    imagehash compares 64 coefficients of a 32x32 image's cosine transform with their median. Decoding at
-    a fraction changes some pixels of the 32x32 by a level, and a coefficient by rarely more than 50. So the
-    hash is the same where the two coefficients around the median are at least SAFE_GAP apart.
+    imagehash compares 64 coefficients of a 32x32 image's cosine transform with their median. Decoding at a fraction
+    changes some of the 32x32 pixels by one level, and a coefficient rarely by more than 50. The hash is therefore the
+    same if the two coefficients around the median are at least SAFE_GAP apart.
     """
     if reduced.is_whole:
         return phash(reduced.image)
@@ -133,15 +133,15 @@ def reduced_phash(reduced: images.Reduced) -> int | None:
 
 
 def extension(format: Format) -> str:
-    """The extension of stored copies."""
+    """Return the extension of stored copies."""
     return "jpg" if format == "jpeg" else "webp"
 
 
 def encode(image: Image.Image, format: Format, sha256: bytes) -> bytes:
-    """A stored copy's bytes.
+    """Encode a copy to be stored.
 
-    `jpeg` is quality 95 with full chroma, `webp` quality 90; `mixed`, the original build's, is WebP of quality 90 for
-    45 % of images, quality 100 for 45 % and lossless for 10 %, as drawn from the original file's hash.
+    `jpeg` has quality 95 and full chroma resolution, `webp` quality 90. `mixed` is the original build's: WebP of
+    quality 90 for 45 % of images, quality 100 for 45 %, and lossless for 10 %, drawn from the original file's hash.
     """
     buffer = io.BytesIO()
     draw = int.from_bytes(sha256[:4], "big") / 2**32
@@ -155,7 +155,7 @@ def encode(image: Image.Image, format: Format, sha256: bytes) -> bytes:
 
 
 def _write(data: bytes, store: Store, sha256: bytes) -> None:
-    """Write a copy whole or not at all."""
+    """Write a copy atomically."""
     path = dataset.image_path(store.directory, sha256, extension(store.format))
     unfinished = store.directory / "work" / UNFINISHED / f"{path.name}.{os.getpid()}"
     for file in (path, unfinished):

@@ -1,4 +1,4 @@
-"""Work cut into numbered shards: each is done once, on any backend, and published whole."""
+"""Run work in numbered shards: each runs once, on any backend, and is written atomically."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MANIFEST = "manifest.jsonl"
 
 
 def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backend: Backend, title: str) -> list[Path]:
-    """Do `work` on every part, with a progress bar; part n's table lies in the n-th of the returned parquet files.
+    """Call `work` on every part, with a progress bar; the n-th returned parquet file holds part n's table.
 
-    What an earlier run finished is not done again, if its `identity` (a digest of all that the tables depend on) was
-    the same; otherwise it is removed. A file is listed in the directory's manifest once it is whole, so that
-    a process killed at any moment loses only the shards in flight. Raises ValueError when a worker dies or
-    the backend is not installed, and what `work` raises.
+    Shards that an earlier run finished are reused if its `identity`, a hash of everything that the tables depend on,
+    was the same, and removed otherwise. A file is listed in the directory's manifest when it is complete, so a killed
+    process loses only the shards in progress. Raises what `work` raises, ValueError when a worker dies, and
+    ModuleNotFoundError when the backend is not installed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory / f"{number:06d}.parquet" for number in range(len(parts))]
@@ -50,20 +50,20 @@ def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backen
 
 
 def _finished(directory: Path, identity: str) -> set[str]:
-    """The names of the files that the manifest lists and that are there, undamaged; all others are removed."""
+    """Return the names of the undamaged files that the manifest lists; remove all other files."""
     manifest = directory / MANIFEST
     entries = []
     for line in manifest.read_bytes().splitlines() if manifest.exists() else []:
         try:
             entries.append(json.loads(line))
-        except ValueError:  # the last line, if the machine stopped while writing it
+        except ValueError:  # the last line, unfinished because the machine stopped
             break
     listed = {entry["file"]: entry for entry in entries[1:]} if entries[:1] == [{"identity": identity}] else {}
     files = {path.name: path for path in directory.iterdir() if path.name != MANIFEST}
-    there = sorted(listed.keys() & files.keys())
+    present = sorted(listed.keys() & files.keys())
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(file_hash, [files[name] for name in there])
-        done = {name for name, digest in zip(there, digests, strict=True) if digest == listed[name]["sha256"]}
+        digests = pool.map(file_hash, [files[name] for name in present])
+        done = {name for name, digest in zip(present, digests, strict=True) if digest == listed[name]["sha256"]}
     for name in files.keys() - done:
         files[name].unlink()
     lines = [{"identity": identity}, *(listed[name] for name in sorted(done))]
@@ -72,6 +72,7 @@ def _finished(directory: Path, identity: str) -> set[str]:
 
 
 def _publish(work: Work, job: tuple[Any, Path]) -> tuple[str, str]:
+    """Write one shard; return its file's name and hash."""
     part, file = job
     table = work(part)
     tables.write_table(table, table.schema, file)
@@ -79,27 +80,27 @@ def _publish(work: Work, job: tuple[Any, Path]) -> tuple[str, str]:
 
 
 def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-    """Results in the order in which processes on this machine finish them."""
+    """Yield results in the order in which processes on this machine finish them."""
     workers = min(os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         yield from map(task, jobs)
         return
-    # Spawned, since forking a process that runs threads (DuckDB's, Arrow's) may hang.
+    # Spawned: forking a process that runs threads, as DuckDB and Arrow do, may hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
         try:
             futures = [pool.submit(task, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
-            raise ValueError("a worker process died, perhaps for lack of memory; run again to go on") from None
-        except BaseException:  # Ctrl-C, a full disk: don't wait for shards that may take a minute
+            raise ValueError("a worker process died, perhaps out of memory; run the build again to continue") from None
+        except BaseException:  # Ctrl-C, a full disk: do not wait for shards that may take a minute
             for worker in active_children():
                 worker.terminate()
             raise
 
 
 def _end_with_parent() -> None:
-    """Let a worker leave Ctrl-C to its parent, and end when the parent was killed."""
+    """Ignore Ctrl-C in a worker, since its parent handles it, and end when the parent is killed."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -114,14 +115,13 @@ def _end_with_parent() -> None:
 
 
 def _ray(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-    """Results in the order in which a Ray cluster finishes them: RAY_ADDRESS's, or one started on this machine.
+    """Yield results in the order in which a Ray cluster finishes them.
 
-    All machines must see the sources and the output under the same paths.
+    The cluster is that of RAY_ADDRESS, or one started on this machine. All machines must see the sources and the
+    output under the same paths. Raises ModuleNotFoundError when ray is not installed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("--backend ray: not installed; run: pip install 'joytag[cluster]'") from None
+    import ray  # here, since it is an optional package
+
     if not jobs:
         return
     if not ray.is_initialized():

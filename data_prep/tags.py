@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,6 +73,13 @@ class Rows:
         """The rows of several, one after the other."""
         counts = np.concatenate([np.empty(0, dtype=np.int64), *(part.counts for part in parts)])
         return cls(_offsets(counts), np.concatenate([np.empty(0, dtype=np.int32), *(part.tags for part in parts)]))
+
+
+class Chunk(NamedTuple):
+    """Some images, as rows of the image table (int64 [images]), and the tags of each."""
+
+    rows: np.ndarray
+    tags: Rows
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

@@ -1,15 +1,15 @@
-"""JSON lines from strangers: byte ranges, rows of a declared type, and what is wrong with the others."""
+"""Read untrusted JSON lines by byte range, as rows of a declared type; report each line that is not one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-MAX_LINE = 4 << 20  # bytes; the longest row of Danbooru's dumps is below a hundredth of that
-PART = 16 << 20  # bytes that are read at once
+MAX_LINE = 4 << 20  # bytes, a hundred times the longest row of Danbooru's dumps
+PART = 16 << 20  # bytes of a part
 
 RowT = TypeVar("RowT", bound=msgspec.Struct)
 
@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
 
 class Line(NamedTuple, Generic[RowT]):
-    """The line that begins at byte `offset`: a row, or None and the reason."""
+    """The line that begins at byte `offset`: a row, or None and the reason why it is not one."""
 
     offset: int
     row: RowT | None
@@ -31,13 +31,13 @@ class Line(NamedTuple, Generic[RowT]):
 
 
 def parts(path: Path, size: int = PART) -> list[Part]:
-    """A file in parts of `size` bytes, whose lines together are the file's, each once."""
+    """Divide a file into parts of `size` bytes; each line belongs to exactly one part."""
     length = path.stat().st_size
     return [Part(path, start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def read(part: Part, row: type[RowT]) -> Iterator[Line[RowT]]:
-    """The rows of a part; fields that `row` does not declare are skipped, empty lines too."""
+    """Yield the lines of a part; skip empty lines, and fields that `row` does not declare."""
     decoder = msgspec.json.Decoder(row, strict=False)  # integers are strings in Danbooru's dumps
     for offset, line in _lines(part):
         if len(line) > MAX_LINE:
@@ -50,9 +50,9 @@ def read(part: Part, row: type[RowT]) -> Iterator[Line[RowT]]:
 
 
 def _lines(part: Part) -> Iterator[tuple[int, bytes]]:
-    """Lines with their offsets; of one that is too long only the beginning."""
+    """Yield lines with their offsets; a line that is too long is cut."""
     with part.path.open("rb") as file:
-        if part.start:  # the line that runs across the start belongs to the part before
+        if part.start:  # a line that crosses the start belongs to the part before
             file.seek(part.start - 1)
             _skip_line(file)
         while (offset := file.tell()) < part.stop and (line := file.readline(MAX_LINE + 1)):
@@ -61,13 +61,13 @@ def _lines(part: Part) -> Iterator[tuple[int, bytes]]:
             yield offset, line
 
 
-def _skip_line(file) -> None:  # type: ignore[no-untyped-def]
+def _skip_line(file: BinaryIO) -> None:
     while (piece := file.readline(MAX_LINE)) and not piece.endswith(b"\n"):
         pass
 
 
 def line_numbers(path: Path, offsets: list[int]) -> list[int]:
-    """The numbers, from 1 on, of the lines that begin at ascending byte offsets."""
+    """Return the numbers, starting at 1, of the lines that begin at ascending byte offsets."""
     numbers, number = [], 1
     with path.open("rb") as file:
         for offset in offsets:

@@ -1,4 +1,4 @@
-"""A file of JSON lines, `{"path": "a/b.jpg", "tags": ["1girl", "long hair"]}`, to posts."""
+"""A file of JSON lines such as `{"path": "a/b.jpg", "tags": ["1girl", "long hair"]}`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class _Row(msgspec.Struct, gc=False):
 
 
 class Part(NamedTuple):
-    """A part of the file, and the folder that its paths start from."""
+    """A byte range of the file, and the folder that its paths start from."""
 
     lines: json_reader.Part
     root: Path
 
 
-def parts(file: Path) -> list[Part]:
-    """The file, cut up; its paths are relative to the folder where it lies."""
+def parts(file: Path, images: str) -> list[Part]:
+    """Divide the file; its paths are relative to its own folder."""
     return [Part(lines, file.parent.resolve()) for lines in json_reader.parts(file)]
 
 
 def inputs(file: Path) -> list[Path]:
-    """The file."""
+    """Return the file."""
     return [file]
 
 
 def read(part: Part) -> pa.Table:
-    """The posts of a part; their ids are derived from their paths."""
+    """Read the posts of a part; a post's id is derived from its path."""
     return posts.table(_post(line, part.root) for line in json_reader.read(part.lines, _Row))
 
 
@@ -44,9 +44,9 @@ def _post(line: json_reader.Line[_Row], root: Path) -> Post:
     if row is None:
         return Post(offset=offset, reason="bad row", detail=line.reason)
     if not posts.is_inside(row.path) or not row.path.isprintable():
-        return Post(offset=offset, reason="bad row", detail=f"path: {row.path[:80]!a} is not one below the file")
-    refused = Post(posts.path_id(row.path), row.path, offset=offset)
+        return Post(offset=offset, reason="bad row", detail=f"path: {row.path[:80]!a} is not below the file's folder")
+    post = Post(posts.path_id(row.path), row.path, offset=offset)
     if not (root / row.path).resolve().is_relative_to(root):
-        return refused._replace(reason="link out of the folder")
+        return post._replace(reason="link out of the folder")
     names = posts.split(row.tags) if isinstance(row.tags, str) else posts.unique(row.tags)
-    return refused._replace(tags=" ".join(names))
+    return post._replace(tags=" ".join(names))

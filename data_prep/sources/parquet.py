@@ -1,4 +1,4 @@
-"""A dataset directory, ours or of the original JoyTag build, to posts."""
+"""A dataset directory, ours or that of the original JoyTag build."""
 
 from __future__ import annotations
 
@@ -24,40 +24,43 @@ TYPES: dict[str, Callable[[pa.DataType], bool]] = {
 
 
 class Part(NamedTuple):
-    """A row group of one of a dataset's files."""
+    """A row group of one split's file."""
 
     folder: Path
     file: str
     group: int
 
 
-def parts(folder: Path) -> list[Part]:
-    """The row groups of both splits. Raises ValueError when a file or a column is missing."""
+def parts(folder: Path, images: str) -> list[Part]:
+    """Return the row groups of both splits. Raises ValueError when a file or a column is missing."""
     _layout(folder)
     found = []
     for name in FILES:
         try:
             file = pq.ParquetFile(folder / name)
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{folder / name}: cannot be read ({error}); a dataset directory has it") from None
-        schema = file.schema_arrow
+            raise ValueError(f"{folder / name}: cannot be read ({error}); every dataset directory has it") from None
+        types = {field.name: field.type for field in file.schema_arrow}
         for column, is_right in TYPES.items():
-            if column not in schema.names:
+            if column not in types:
                 raise ValueError(f"{folder / name}: {column}: column missing")
-            if not is_right(schema.field(column).type):
-                raise ValueError(f"{folder / name}: {column}: {schema.field(column).type} is not what a dataset has")
+            if not is_right(types[column]):
+                raise ValueError(f"{folder / name}: {column}: this column of a dataset is never {types[column]}")
         found += [Part(folder, name, group) for group in range(file.num_row_groups)]
     _tag_names(folder)
     return found
 
 
 def inputs(folder: Path) -> list[Path]:
-    """The two splits and the list of tags."""
+    """Return the files of the two splits and of the tags."""
     return [folder / name for name in (*FILES, "tags.parquet", tag_names.FILE) if (folder / name).exists()]
 
 
 def read(part: Part) -> pa.Table:
-    """The posts of a part. Ids are the dataset's own, unless it has several sources, where they are not unique."""
+    """Read the posts of a part.
+
+    Their ids are the dataset's own. If it has several sources these are not unique: ids are derived from the hashes.
+    """
     images, extension, many = _layout(part.folder)
     names = np.array(_tag_names(part.folder), dtype=object)
     group = pq.ParquetFile(part.folder / part.file).read_row_group(part.group)
@@ -77,7 +80,7 @@ def _post(
     many: bool,
 ) -> Post:
     if post_id is None or post_id < 0 or not isinstance(sha256, bytes) or len(sha256) != 32:
-        return Post(reason="bad row", detail=f"post_id {post_id}: no id, or a hash of another length than 32 bytes")
+        return Post(reason="bad row", detail=f"post_id {post_id}: not an id, or the hash does not have 32 bytes")
     if tags is None or not all(tag is not None and 0 <= tag < len(names) for tag in tags):
         return Post(post_id, reason="bad row", detail=f"tags: not all from 0 to {len(names) - 1}")
     name = sha256.hex()
@@ -86,7 +89,7 @@ def _post(
 
 
 def _layout(folder: Path) -> tuple[str, str, bool]:
-    """Where the images lie, their extension, and whether they are from several sources."""
+    """Return the images' folder (with a slash), their extension, and whether they have several sources."""
     description = folder / "dataset.json"
     if not description.exists():  # the original build
         return "", "webp", False
@@ -96,12 +99,12 @@ def _layout(folder: Path) -> tuple[str, str, bool]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{description}: cannot be read ({error!r})") from None
     if extension not in ("jpg", "webp"):
-        raise ValueError(f"{description}: extension: {extension!r}: a dataset without images is no source")
+        raise ValueError(f"{description}: extension: {extension!r}: a dataset without images cannot be a source")
     return "images/", extension, len(sources) > 1
 
 
 def _tag_names(folder: Path) -> list[str]:
-    """The name of each output. Raises ValueError when neither list of tags is there."""
+    """Return the tags in the order of their numbers. Raises ValueError when neither list of tags can be read."""
     table = folder / "tags.parquet"
     try:
         if table.exists():

@@ -190,7 +190,7 @@ def _memory(pid: int) -> int:
 
 
 def skewed_hashes(count: int, seed: int = 0) -> np.ndarray:
-    """pHashes as real ones are: 5 % copies, as many again 1 to 3 bits from another, 1 % flat; uint64 [count]."""
+    """PHashes as real ones are: 5 % copies, as many again 1 to 3 bits from another, 1 % flat; uint64 [count]."""
     rng = np.random.default_rng(seed)
     hashes = np.empty(count, dtype=np.uint64)
     for start in range(0, count, 1 << 16):

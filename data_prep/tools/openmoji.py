@@ -214,8 +214,8 @@ def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
 
 
 def package_directory(package: str, inside: str) -> Path:
-    """A folder of an installed package, found without importing it."""
+    """Return a folder of an installed package, without importing it. Raises ModuleNotFoundError."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ValueError(f"package {package} is not installed; run: pip install 'joytag[demo]'")
+        raise ModuleNotFoundError(f"{package} is not installed", name=package)
     return Path(spec.origin).parent / inside

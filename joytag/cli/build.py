@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from data_prep.build import build
 from data_prep.config import BuildSettings
+from data_prep.inputs import MissingSource
 from data_prep.shards import Backend
 from joytag.cli.arguments import Parser, PrintSettings
 from joytag.core import settings
@@ -27,5 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     given = parse(arguments)
     config = settings.load(BuildSettings, settings.find(given.config, "data"), given.overrides)
-    output = build(config, given.backend)
-    print(f"Look at it: .venv/bin/joytag describe {output}")
+    try:
+        output = build(config, given.backend)
+    except MissingSource as error:
+        is_emoji = Path(error.path).name in ("openmoji", "twemoji")
+        raise ValueError(f"{error}; create it with: joytag openmoji" if is_emoji else str(error)) from None
+    print(f"Next: joytag describe {output}")

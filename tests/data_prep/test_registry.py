@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from mirror import relation, write_mirror
 
+from data_prep import inputs
 from data_prep.config import Source
-from data_prep.sources import danbooru2021, json_reader, posts, registry
+from data_prep.sources import danbooru2021, json_reader, posts
+from data_prep.sources.registry import KINDS, SourceKind
 from joytag.data.dataset import SPLITS, Dataset
 
 MD5 = "0123456789abcdef0123456789abcdef"
@@ -21,8 +23,8 @@ MD5 = "0123456789abcdef0123456789abcdef"
 def read(path: Path, kind: str = "danbooru2021", images: str = "original", **changes: int) -> list[dict]:
     """All rows of a source, good and bad."""
     source = Source(name="x", kind=kind, path=str(path), images=images, **changes)
-    registry.check([source], path.parent / "elsewhere")
-    return [row for part in registry.parts(source) for row in registry.read(part).to_pylist()]
+    inputs.check([source], path.parent / "elsewhere")
+    return [row for part in inputs.parts(source) for row in inputs.read(part).to_pylist()]
 
 
 def good(rows: list[dict]) -> list[dict]:
@@ -122,7 +124,7 @@ def test_only_active_relations_count(tmp_path):
         tag_aliases=[relation("a", "b"), relation("a", "b"), relation("c", "d", "deleted"), {"antecedent_name": "e"}],
         tag_implications=[relation("x", "y"), relation("v", "w", "pending"), relation("y", "z", "retired")],
     )  # fmt: skip
-    found, refused = registry.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
+    found, refused = inputs.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
     assert found.categories == {"cat": 0, "hero": 4, "old": 0}
     assert found.deprecated == {"old"}
     assert found.aliases == [("a", "b")] * 2
@@ -279,13 +281,13 @@ def test_the_original_builds_dataset_is_a_source(tmp_path):
     assert reasons(found) == ["bad row"] * 2
 
 
-@pytest.mark.parametrize("column, values", [("tags", ["a"]), ("post_id", ["a"]), ("hash", [1])])
+@pytest.mark.parametrize(("column", "values"), [("tags", ["a"]), ("post_id", ["a"]), ("hash", [1])])
 def test_a_dataset_whose_columns_are_of_another_type_is_refused(tmp_path, column, values):
     (tmp_path / "top_tags.txt").write_text("cat")
     rows = {"post_id": [7], "tags": [[0]], "hash": [b"x" * 32]} | {column: values}
     for split in SPLITS:
         pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
-    with pytest.raises(ValueError, match=rf"train\.parquet: {column}: .* is not what a dataset has"):
+    with pytest.raises(ValueError, match=rf"train\.parquet: {column}: this column of a dataset is never"):
         read(tmp_path, "parquet")
 
 
@@ -301,9 +303,34 @@ def test_an_output_inside_a_source_is_refused(tmp_path, output):
     (tmp_path / "link").mkdir()
     source = Source(name="x", kind="sidecar", path=str(tmp_path / "images"))
     with pytest.raises(ValueError, match=r"output: .* inside the source"):
-        registry.check([source], tmp_path / ("images" if output[:1] != "l" else "") / output)
+        inputs.check([source], tmp_path / ("images" if output[:1] != "l" else "") / output)
 
 
 @pytest.mark.parametrize("path", ["", "/a", "../a", "a/../../b", "a\0", "a\\..\\b", "."])
 def test_paths_that_leave_their_folder_are_recognized(path):
     assert not posts.is_inside(path)
+
+
+def test_a_row_of_the_registry_is_all_that_a_new_kind_needs(tmp_path, monkeypatch):
+    (tmp_path / "list").write_text("cat.png dog.png")
+
+    def read_part(part: str) -> pa.Table:
+        return posts.table([posts.Post(posts.path_id(part), part, tags=Path(part).stem)])
+
+    listed = SourceKind(
+        lambda path, images: path.read_text().split(), read_part, lambda path: [path], path_is_file=True
+    )
+    monkeypatch.setitem(KINDS, "list", listed)
+    assert [(row["path"], row["tags"]) for row in read(tmp_path / "list", "list")] == [
+        ("cat.png", ["cat"]),
+        ("dog.png", ["dog"]),
+    ]
+    source = Source(name="x", kind="list", path=str(tmp_path / "list"))
+    assert inputs.folder(source) == tmp_path
+    assert inputs.content_hashes(source) == {"list": hashlib.sha256(b"cat.png dog.png").hexdigest()}
+    assert inputs.relations([source]) == (posts.Relations(), [])
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest_one(tmp_path):
+    with pytest.raises(ValueError, match="'sidecars' is unknown; did you mean sidecar"):
+        Source(name="x", kind="sidecars", path=str(tmp_path))

@@ -14,6 +14,7 @@ import pytest
 from requirements import require_ray
 
 from data_prep import shards
+from joytag.cli.command import missing
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,8 +156,9 @@ def _is_running(pid: int) -> bool:
 
 def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"pip install 'joytag\[cluster\]'"):
+    with pytest.raises(ModuleNotFoundError) as error:
         run(tmp_path, backend="ray")
+    assert missing(error.value.name or "") == "ray is not installed; run: pip install 'joytag[cluster]'"
 
 
 @pytest.mark.slow
