@@ -7,10 +7,11 @@ import shutil
 import signal
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -210,36 +211,54 @@ def batches(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # it draws a seed when it starts, and must not take it from the model's
     )
-    found = iter(loader)
-    while True:
-        with _alarm(timeout if workers else 0):
-            try:
-                batch = next(found, None)
-            except (ConnectionError, EOFError) as error:  # of a process that died as it was handing a batch over
-                time.sleep(1)  # in which torch, told of its death, raises an error that names it
-                raise RuntimeError(f"DataLoader worker has gone ({error})") from None
-        if batch is None:
-            return
-        if isinstance(batch, records.DatasetError):
-            raise batch
-        yield batch
+    loaded = iter(loader)
+    try:
+        while (batch := _next(loaded, timeout if workers else 0)) is not None:
+            if isinstance(batch, records.DatasetError):
+                raise batch
+            yield batch
+    except (
+        RuntimeError
+    ):  # a process died or hangs; waiting for the others could take minutes, `worker_errors` kills them
+        raise
+    except BaseException:
+        _end_workers(loaded)
+        raise
+
+
+def _next(loaded: Iterator[Any], timeout: int) -> Any:
+    """The next batch, None after the last one. Raises RuntimeError when a decoding process died or hangs."""
+    with _alarm(timeout):
+        try:
+            return next(loaded, None)
+        except (ConnectionError, EOFError) as error:  # the process died while it was handing over a batch
+            time.sleep(1)  # meanwhile torch learns of its death and raises an error that names the process
+            raise RuntimeError(f"DataLoader worker has gone ({error})") from None
+
+
+def _end_workers(loaded: Iterator[Any]) -> None:
+    """End an iterator's processes now; torch does when it is collected, where an error would only be a warning."""
+    with suppress(RuntimeError):
+        getattr(loaded, "_shutdown_workers", lambda: None)()
 
 
 @contextmanager
 def _alarm(seconds: int) -> Iterator[None]:
-    """Raise RuntimeError after so many seconds, if any; DataLoader's own time-out misses workers that hang half-way."""
+    """Raise RuntimeError after some seconds (0: never). DataLoader's own timeout misses workers that hang half-way."""
 
     def ring(*_: object) -> None:
         raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
 
-    before = signal.signal(signal.SIGALRM, ring) if seconds else None
+    if not seconds:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if seconds:
-            signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _start_worker(_: int) -> None:
@@ -258,12 +277,21 @@ def worker_errors() -> Iterator[None]:
             raise
         left = active_children()
         processes = ", ".join(str(process.pid) for process in left)
-        for process in left:  # one that hangs would be waited for at the end
-            process.kill()
+        _kill(left)
         raise WorkerLost(
             f"{str(error).strip().splitlines()[0]} (decoding processes still there: {processes or 'none'}); "
             "killed ones mostly lacked memory, those that hang a disk; lower data.workers, or data.workers=0 to see why"
         ) from None
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    """Kill processes, which may hang, without the error that torch's signal handler raises for each killed worker."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(1)
+    signal.signal(signal.SIGCHLD, before)
 
 
 def default_workers(device: torch.device) -> int:

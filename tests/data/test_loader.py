@@ -1,8 +1,12 @@
 """The order of samples, which depends on nothing but the position."""
 
+import gc
 import os
 import shutil
+import sys
+import time
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,6 +175,48 @@ def test_a_process_that_dies_as_it_hands_a_batch_over_is_lost_like_any_other(dat
     pictures = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
     with pytest.raises(data.WorkerLost, match=r"has gone \(reset by peer\).*lower data\.workers"), data.worker_errors():
         next(data.batches(pictures, [[(0, 0)]], 1, pin=False))
+
+
+@pytest.fixture
+def ignored_errors(monkeypatch) -> list:
+    """The errors that Python can only report, such as those raised while an object is collected."""
+    errors: list = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    return errors
+
+
+def test_a_killed_process_is_reported_once(dataset_directory, ignored_errors):
+    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
+    loaded = data.batches(images, [[(0, row)] for row in range(50)], 2, pin=False)
+    next(loaded)
+    active_children()[0].kill()
+    with (
+        pytest.raises(data.WorkerLost, match=r"is killed by signal: Killed.*lower data\.workers"),
+        data.worker_errors(),
+    ):
+        time.sleep(20)
+    assert not active_children()
+    loaded.close()
+    del loaded
+    gc.collect()
+    assert not ignored_errors
+
+
+def test_an_error_ends_the_decoding_processes(dataset_directory, monkeypatch):
+    dataset = Dataset.open(dataset_directory)
+    monkeypatch.setattr(Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
+    loaded = data.batches(data.ImageDataset(dataset, "train", 16, (0, 0)), [[(0, 0)]] * 9, 2, pin=False)
+    with pytest.raises(DatasetError):
+        next(loaded)
+    assert not active_children()
+
+
+def test_a_loader_that_is_closed_ends_its_processes(dataset_directory):
+    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
+    loaded = data.batches(images, [[(0, row)] for row in range(50)], 2, pin=False)
+    next(loaded)
+    loaded.close()
+    assert not active_children()
 
 
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
