@@ -12,7 +12,7 @@ from joytag.data.dataset import Dataset
 from joytag.evaluation import contenders
 from joytag.evaluation.comparison import compare
 from joytag.evaluation.intersection import intersect
-from joytag.reports.comparison import tables, write
+from joytag.reports.comparison import comparison_tables, write_reports
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = [contenders.predict(one, dataset, given.output, given.device, given.precision) for one in entered]
     arena = intersect(entered, found, dataset, aliases)
     comparison = compare(arena.contenders, arena.labels, arena.tags, arena.facts)
-    write(given.output, comparison)
+    write_reports(given.output, comparison)
     for one in entered:
         print(f"{one.letter}: {one.name} ({one.kind}, {one.path})")
     print(
         f"{len(arena.labels.indices):,} labels of {len(arena.tags):,} common tags on {arena.labels.shape[0]:,} images"
     )
-    for table in tables(comparison):
+    for table in comparison_tables(comparison):
         Console().print(table)
     print(f"Written: {given.output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")

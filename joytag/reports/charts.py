@@ -1,8 +1,8 @@
-"""Small charts as SVG for a page of HTML: curves, points, bars and intervals, readable at any width.
+"""Small SVG charts for HTML pages: curves, points, bars and intervals, readable at any width.
 
-The plot is the SVG's whole box, placed in percent, so that it takes any width while letters, dots and strokes keep
-their size; labels stand in the box's margins. Colours are the page's: series 1 to 9 have the classes s1 to s9. Names
-come from strangers' datasets and are escaped here.
+All positions are percentages of the plot, which fills the SVG. So a chart takes any width while text, dots and
+strokes keep their size; labels are in the margins around the SVG. Colours come from the page's style sheet: series 1
+to 9 have the classes s1 to s9. Names come from datasets and are not trusted, so they are escaped here.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
-SERIES = 9  # classes that the page's style tells apart
-Floats = Sequence[float] | np.ndarray
+N_SERIES = 9  # colours in the style sheet
+Numbers = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of a chart: what it shows, its range, and whether it is logarithmic (then `low` > 0)."""
+    """The label, range and scale of one direction of a chart; a logarithmic axis needs `low` > 0."""
 
     label: str
     low: float = 0.0
     high: float = 1.0
     log: bool = False
 
-    def percent(self, values: Floats) -> np.ndarray:
-        """Where values lie between low (0) and high (100), float64 of the same shape; those beyond lie on the edge."""
+    def percent(self, values: Numbers) -> NDArray[np.float64]:
+        """Map values from [low, high] to [0, 100]; those outside lie on the edge. NaN stays NaN."""
         values = np.asarray(values, dtype=np.float64)
         low, high = self.low, self.high
         if self.log:
@@ -36,7 +37,7 @@ class Axis:
         return np.clip((values - low) / (high - low), 0, 1) * 100
 
     def ticks(self) -> list[float]:
-        """Round numbers in the range: three to seven of them, or the powers of ten of a logarithmic axis."""
+        """Return three to seven round numbers in the range; on a logarithmic axis powers of ten."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1,) if math.log10(self.high / self.low) > 2.5 else (1, 2, 5)
@@ -46,172 +47,179 @@ class Axis:
             power = 10.0 ** math.floor(math.log10(rough))
             step = next(step for step in (1, 2, 5, 10) if step * power >= rough * 0.999) * power
             ticks = [number * step for number in range(math.floor(self.low / step), math.ceil(self.high / step) + 1)]
-        slack = 1e-9 * (self.high - self.low)
-        return [tick for tick in ticks if self.low - slack <= tick <= self.high + slack]
+        tolerance = 1e-9 * (self.high - self.low)
+        return [tick for tick in ticks if self.low - tolerance <= tick <= self.high + tolerance]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What a chart shows. With a name it is in the legend, in the next series' colour, unless it has its own style."""
+    """Something drawn in a chart; with a name it is in the legend.
+
+    A named mark without a `style`, a class of the style sheet, gets the next series' colour.
+    """
 
     name: str = ""
     style: str = ""
 
     def draw(self, x: Axis, y: Axis, style: str) -> str:
-        """SVG in the box of the plot."""
+        """Return the SVG of the mark in the plot."""
         raise NotImplementedError
 
-    def key(self, style: str) -> str:
-        """SVG in a box of the legend."""
+    def legend_key(self, style: str) -> str:
+        """Return the SVG of the mark's symbol in the legend."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Line(Mark):
-    """A curve through points [N]; parts that are NaN are left out. Without a name it is background."""
+    """A curve through points [N], interrupted where it is NaN; without a name it is in the background."""
 
-    x: Floats
-    y: Floats
+    x: Numbers
+    y: Numbers
 
     def draw(self, x: Axis, y: Axis, style: str) -> str:
-        """One polyline for each part without NaN, in a box that stretches while strokes do not."""
+        """Return a polyline for each part without NaN, in a box that stretches with the plot while strokes do not."""
         across, down = x.percent(self.x), 100 - y.percent(self.y)
-        known = np.isfinite(across) & np.isfinite(down)
-        breaks = np.flatnonzero(np.diff(known.astype(np.int8))) + 1
-        parts = [part for part in np.split(np.arange(len(known)), breaks) if len(part) and known[part[0]]]
+        finite = np.isfinite(across) & np.isfinite(down)
+        breaks = np.flatnonzero(np.diff(finite.astype(np.int8))) + 1
+        parts = [part for part in np.split(np.arange(len(finite)), breaks) if len(part) and finite[part[0]]]
         title = f"<title>{escape(self.name)}</title>" if self.name else ""
+        points = [f"{format_coordinate(a)},{format_coordinate(b)}" for a, b in zip(across, down, strict=True)]
         lines = [
-            f'<polyline class="line {style}" points="'
-            + " ".join(f"{number(a)},{number(b)}" for a, b in zip(across[part], down[part], strict=True))
-            + f'">{title}</polyline>'
+            f'<polyline class="line {style}" points="{" ".join(points[i] for i in part)}">{title}</polyline>'
             for part in parts
         ]
         return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(lines)}</svg>'
 
-    def key(self, style: str) -> str:
-        """A short stroke."""
+    def legend_key(self, style: str) -> str:
+        """Return a short stroke."""
         return f'<line class="line {style}" x2="100%" y1="50%" y2="50%"/>'
 
 
 @dataclass(frozen=True)
 class Points(Mark):
-    """Dots [N], each with a title that shows when it is pointed at; those that are NaN are left out."""
+    """Dots [N], each with a title that appears on hover; those with NaN are left out."""
 
-    x: Floats
-    y: Floats
+    x: Numbers
+    y: Numbers
     titles: Sequence[str]
 
     def draw(self, x: Axis, y: Axis, style: str) -> str:
-        """A circle a point."""
-        places = zip(x.percent(self.x), 100 - y.percent(self.y), self.titles, strict=True)
+        """Return a circle for each point."""
+        positions = zip(x.percent(self.x), 100 - y.percent(self.y), self.titles, strict=True)
         dots = [
-            f'<circle cx="{number(across)}%" cy="{number(down)}%" r="3"><title>{escape(title)}</title></circle>'
-            for across, down, title in places
+            f'<circle cx="{format_coordinate(across)}%" cy="{format_coordinate(down)}%" r="3">'
+            f"<title>{escape(title)}</title></circle>"
+            for across, down, title in positions
             if math.isfinite(across) and math.isfinite(down)
         ]
         return f'<g class="dots {style}">{"".join(dots)}</g>'
 
-    def key(self, style: str) -> str:
-        """A dot."""
+    def legend_key(self, style: str) -> str:
+        """Return a dot."""
         return f'<g class="dots {style}"><circle cx="50%" cy="50%" r="4"/></g>'
 
 
 @dataclass(frozen=True)
 class Bars(Mark):
-    """Upright bars [N] between edges [N + 1], each with a title."""
+    """Vertical bars [N] between edges [N + 1], each with a title."""
 
-    edges: Floats
-    y: Floats
+    edges: Numbers
+    y: Numbers
     titles: Sequence[str]
 
     def draw(self, x: Axis, y: Axis, style: str) -> str:
-        """A rectangle a bar, with a gap to the next; none where there is nothing."""
+        """Return a rectangle for each bar that is not empty, with a gap to the next."""
         edges, heights = x.percent(self.edges), y.percent(self.y)
-        places = zip(edges[:-1] + 0.15, np.diff(edges) - 0.3, heights, self.titles, strict=True)
+        boxes = zip(edges[:-1] + 0.15, np.diff(edges) - 0.3, heights, self.titles, strict=True)
         bars = [
-            f'<rect x="{number(left)}%" y="{number(100 - height)}%" width="{number(max(0.1, width))}%" '
-            f'height="{number(height)}%"><title>{escape(title)}</title></rect>'
-            for left, width, height, title in places
+            f'<rect x="{format_coordinate(left)}%" y="{format_coordinate(100 - height)}%" '
+            f'width="{format_coordinate(max(0.1, width))}%" height="{format_coordinate(height)}%">'
+            f"<title>{escape(title)}</title></rect>"
+            for left, width, height, title in boxes
             if height > 0
         ]
         return f'<g class="bars {style}">{"".join(bars)}</g>'
 
-    def key(self, style: str) -> str:
-        """A square."""
+    def legend_key(self, style: str) -> str:
+        """Return a square."""
         return f'<g class="bars {style}"><rect x="25%" width="50%" height="100%"/></g>'
 
 
 @dataclass(frozen=True)
-class Rule(Mark):
-    """An upright line across the chart, with a few words at its foot."""
+class VerticalLine(Mark):
+    """A vertical line across the plot, with a short text at its foot."""
 
     x: float
     text: str
 
     def draw(self, x: Axis, y: Axis, style: str) -> str:
-        """The words stand on the side that has room."""
+        """Return the line and its text, which is on the side that has more room."""
         across = float(x.percent([self.x])[0])
-        place, anchor, shift = number(across), ("end" if across > 50 else "start"), (-5 if across > 50 else 5)
+        left, anchor, shift = format_coordinate(across), ("end" if across > 50 else "start"), (-5 if across > 50 else 5)
         return (
-            f'<g class="rule"><line x1="{place}%" x2="{place}%" y2="100%"/>'
-            f'<text x="{place}%" y="100%" dx="{shift}" dy="-6" text-anchor="{anchor}">{escape(self.text)}</text></g>'
+            f'<g class="rule"><line x1="{left}%" x2="{left}%" y2="100%"/>'
+            f'<text x="{left}%" y="100%" dx="{shift}" dy="-6" text-anchor="{anchor}">{escape(self.text)}</text></g>'
         )
 
 
-def chart(label: str, x: Axis, y: Axis, marks: Sequence[Mark], low: bool = False) -> Markup:
-    """A chart of marks, the first at the bottom, with axes and a legend of those that have a name: HTML.
+def chart(label: str, x: Axis, y: Axis, marks: Sequence[Mark]) -> Markup:
+    """Return a chart of marks, the first one at the bottom, with axes and, for several named marks, a legend.
 
-    `label` tells in words what it shows, for those who can't see it. `low` charts are a third as high.
+    `label` describes the chart to readers who cannot see it.
     """
     drawn, keys, series = [], [], 0
     for mark in marks:
         style = mark.style
         if mark.name and not style:
-            series, style = series + 1, f"s{series % SERIES + 1}"
+            series, style = series + 1, f"s{series % N_SERIES + 1}"
         drawn.append(mark.draw(x, y, style or "s0"))
         if mark.name:
-            keys.append(f'<li><svg class="key" aria-hidden="true">{mark.key(style)}</svg>{escape(mark.name)}</li>')
+            symbol = f'<svg class="key" aria-hidden="true">{mark.legend_key(style)}</svg>'
+            keys.append(f"<li>{symbol}{escape(mark.name)}</li>")
     legend = f'<ul class="legend">{"".join(keys)}</ul>' if len(keys) > 1 else ""
     return Markup(
-        f'<div class="chart{" low" if low else ""}"><svg role="img" aria-label="{escape(label)}">'
-        f"{_axes(x, y)}{''.join(drawn)}</svg></div>{legend}"
+        f'<div class="chart"><svg role="img" aria-label="{escape(label)}">{_axes(x, y)}{"".join(drawn)}</svg></div>'
+        f"{legend}"
     )
 
 
 def _axes(x: Axis, y: Axis) -> str:
     parts = ['<g class="grid">']
-    for tick, place in zip(y.ticks(), 100 - y.percent(y.ticks()), strict=True):
-        parts.append(f'<line x2="100%" y1="{number(place)}%" y2="{number(place)}%"/>')
-        parts.append(f'<text x="-8" y="{number(place)}%" dy="4" text-anchor="end">{short(tick)}</text>')
-    for tick, place in zip(x.ticks(), x.percent(x.ticks()), strict=True):
-        parts.append(f'<line x1="{number(place)}%" x2="{number(place)}%" y2="100%"/>')
-        parts.append(f'<text x="{number(place)}%" y="100%" dy="18" text-anchor="middle">{short(tick)}</text>')
+    for tick, position in zip(y.ticks(), map(format_coordinate, 100 - y.percent(y.ticks())), strict=True):
+        parts.append(f'<line x2="100%" y1="{position}%" y2="{position}%"/>')
+        parts.append(f'<text x="-8" y="{position}%" dy="4" text-anchor="end">{format_tick(tick)}</text>')
+    for tick, position in zip(x.ticks(), map(format_coordinate, x.percent(x.ticks())), strict=True):
+        parts.append(f'<line x1="{position}%" x2="{position}%" y2="100%"/>')
+        parts.append(f'<text x="{position}%" y="100%" dy="18" text-anchor="middle">{format_tick(tick)}</text>')
     parts.append(f'</g><text class="axis" x="100%" y="100%" dy="36" text-anchor="end">{escape(x.label)}</text>')
     parts.append(f'<text class="axis" x="-8" dy="-10">{escape(y.label)}</text>')
     return "".join(parts)
 
 
-def interval(value: float, low: float, high: float, axis: Axis) -> Markup:
-    """A figure with its interval on a line, for a cell of a table; nothing but the line where it is NaN."""
-    left, middle, right = (number(place) if math.isfinite(place) else "" for place in axis.percent([low, value, high]))
+def interval_bar(value: float, low: float, high: float, axis: Axis) -> Markup:
+    """Return a value and its interval on a line, for a table cell; NaN leaves only the line."""
+    left, middle, right = (format_coordinate(p) if math.isfinite(p) else "" for p in axis.percent([low, value, high]))
     bar = f'<line class="bar" x1="{left}%" x2="{right}%" y1="50%" y2="50%"/>' if left and right else ""
     tick = f'<line class="value" x1="{middle}%" x2="{middle}%" y2="100%"/>' if middle else ""
     return Markup(f'<svg class="interval" aria-hidden="true"><line x2="100%" y1="50%" y2="50%"/>{bar}{tick}</svg>')
 
 
-def iso_f1(levels: Sequence[float] = (0.2, 0.4, 0.6, 0.8)) -> list[Line]:
-    """Where F1 is the same, in a chart of precision by recall: background lines."""
+def iso_f1_lines(levels: Sequence[float] = (0.2, 0.4, 0.6, 0.8)) -> list[Line]:
+    """Return lines of constant F1 for a chart of precision (y) by recall (x)."""
     lines = []
     for level in levels:
-        recall = np.linspace(level / (2 - level), 1, 60)  # where precision is 1, to where recall is
+        recall = np.linspace(level / (2 - level), 1, 60)  # precision is 1 at the first point
         lines.append(Line(recall, level * recall / (2 * recall - level)))
     return lines
 
 
-def running_median(x: Floats, y: Floats, windows: int = 24, fewest: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Medians of y [N] in up to so many windows, by x, of as many points each, at their geometric mean x.
+def running_median(
+    x: Numbers, y: Numbers, windows: int = 24, fewest: int = 30
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the geometric mean of x and the median of y in up to `windows` windows of neighbouring points.
 
-    No window has fewer than `fewest` points, if there are as many; those that are NaN are left out.
+    Points [N] with NaN or x <= 0 are ignored. Windows contain equally many points, at least `fewest` if possible.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     known = np.isfinite(x) & np.isfinite(y) & (x > 0)
@@ -223,13 +231,13 @@ def running_median(x: Floats, y: Floats, windows: int = 24, fewest: int = 30) ->
     )
 
 
-def number(value: float) -> str:
-    """A coordinate in few characters: two decimals, no trailing zeros."""
+def format_coordinate(value: float) -> str:
+    """Format a coordinate with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def short(value: float) -> str:
-    """A number for an axis: 0.25, 20, 5k, 2M."""
+def format_tick(value: float) -> str:
+    """Format a number for an axis: 0.25, 20, 5k, 2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"

@@ -226,12 +226,12 @@ def test_a_small_run_goes_from_config_to_tags_offline(call, offline, run_values,
     assert done.returncode == 0, done.stderr
     assert (run / "contact-sheet.png").exists()
     assert (run / "curves.png").exists()
-    assert "The model names 6 tags with micro F1" in done.stdout
+    assert "The model predicts 6 tags with micro F1" in done.stdout
 
     shutil.move(run / "release", tmp_path / "finished")  # as in the middle of a run
     done = call("show", "--run", run, "--data", dataset_directory)
     assert done.returncode == 0
-    assert f"by the model of {checkpoint}" in done.stdout
+    assert f"tagged by {checkpoint}" in done.stdout
     assert_one_line(
         call("show", "--run", dataset_directory, "--data", dataset_directory), "neither a release nor a checkpoint"
     )

@@ -27,7 +27,8 @@ from joytag.evaluation.comparison import (
     Difference,
     compare,
 )
-from joytag.reports import comparison as compare_report
+from joytag.reports import comparison as reports
+from joytag.reports.comparison_html import render_page, tags_won
 
 FACTS = {"kind": "release", "path": "runs/x", "images": 9, "tags": 9, "image_size": 64}
 
@@ -86,10 +87,10 @@ def test_summaries_say_it_in_a_sentence(comparison):
 
 
 def test_tags_are_won_by_the_better_one(comparison):
-    won = compare_report.won(comparison.per_tag, "A", "B")
+    won = tags_won(comparison.per_tag, "A", "B")
     assert won["A"] >= 6
     assert won["B"] == 0
-    assert compare_report.won(comparison.per_tag, "A", "C") == {"A": 0, "C": 0, "neither": 12}
+    assert tags_won(comparison.per_tag, "A", "C") == {"A": 0, "C": 0, "neither": 12}
     general, character = (comparison.categories[name].differences[0] for name in ("general", "character"))
     assert general.winner == "A"
     assert character.winner == "A"
@@ -182,7 +183,7 @@ def test_what_is_undefined_is_said(tmp_path):
     empty = csc_array(labels.shape, dtype=bool)
     found = compare(contenders, empty, tags, {"labels": "x"}, resamples=20)
     assert {d.verdict for d in found.differences if d.metric.endswith(("macro_f1", "recall", "map"))} == {"undefined"}
-    compare_report.write(tmp_path, found)
+    reports.write_reports(tmp_path, found)
     text = (tmp_path / "compare.json").read_text()
     assert json.loads(text)["figures"]["ranking"]["A"]["map"]["value"] is None
     assert "NaN" not in text
@@ -210,7 +211,7 @@ def test_verdicts_in_words(figure, interval, verdict, winner):
 
 
 def test_files_say_what_was_found(comparison, tmp_path):
-    compare_report.write(tmp_path / "new", comparison)
+    reports.write_reports(tmp_path / "new", comparison)
     found = json.loads((tmp_path / "new" / "compare.json").read_text())
     assert list(found["taggers"]) == ["A", "B", "C"]
     assert found["facts"]["images"] == 1500
@@ -230,7 +231,7 @@ def test_files_say_what_was_found(comparison, tmp_path):
 
 
 def test_the_terminal_shows_everyone_and_every_pair(comparison, capsys):
-    for table in compare_report.tables(comparison):
+    for table in reports.comparison_tables(comparison):
         Console(width=100).print(table)
     text = capsys.readouterr().out
     assert text.count("A is better than B in") == 1
@@ -246,7 +247,7 @@ def hostile(tmp_path_factory):
     named = dataclasses.replace(tags, names=[*tags.names[len(analyses.HOSTILE) :], *analyses.HOSTILE])
     path = tmp_path_factory.mktemp("page") / "compare.html"
     found = compare(contenders, labels, named, {"labels": "<img src=x>"}, resamples=50)
-    path.write_text(compare_report.compare_page(found), encoding="utf-8")
+    path.write_text(render_page(found), encoding="utf-8")
     return path
 
 

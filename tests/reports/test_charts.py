@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from joytag.reports.charts import Axis, Bars, Line, Points, Rule, chart, interval, iso_f1, number, running_median, short
+from joytag.reports.charts import (
+    Axis,
+    Bars,
+    Line,
+    Points,
+    VerticalLine,
+    chart,
+    format_coordinate,
+    format_tick,
+    interval_bar,
+    iso_f1_lines,
+    running_median,
+)
 
 X, Y = Axis("threshold"), Axis("F1")
 FINITE = st.floats(-1e6, 1e6)
@@ -73,8 +85,8 @@ def test_bars_stand_on_the_axis_and_empty_ones_are_left_out():
 
 
 def test_a_chart_is_named_and_has_a_legend_of_what_has_a_name():
-    marks = [*iso_f1(), Line([0, 1], [0, 1], name="precision"), Line([0, 1], [1, 0], name="recall"),
-             Line([0, 1], [0.5, 0.5], name="median", style="ink"), Rule(0.4, "0.4")]  # fmt: skip
+    marks = [*iso_f1_lines(), Line([0, 1], [0, 1], name="precision"), Line([0, 1], [1, 0], name="recall"),
+             Line([0, 1], [0.5, 0.5], name="median", style="ink"), VerticalLine(0.4, "0.4")]  # fmt: skip
     root = parsed(chart("Precision and recall", X, Y, marks))
     image = root.find("div/svg")
     assert image.get("role") == "img"
@@ -89,7 +101,7 @@ def test_a_chart_is_named_and_has_a_legend_of_what_has_a_name():
 
 
 def test_lines_of_equal_f1_have_that_f1():
-    for level, line in zip((0.2, 0.4, 0.6, 0.8), iso_f1(), strict=True):
+    for level, line in zip((0.2, 0.4, 0.6, 0.8), iso_f1_lines(), strict=True):
         np.testing.assert_allclose(2 * line.x * line.y / (line.x + line.y), level)
         assert line.x.max() == pytest.approx(1)
         assert line.y.max() == pytest.approx(1)
@@ -99,7 +111,7 @@ def test_lines_of_equal_f1_have_that_f1():
 def test_names_cannot_break_out_of_text_or_attributes(name):
     name = re.sub(r"[^\x20-\ud7ff]", "", name)  # what XML cannot hold at all
     hostile = f"<script>alert(1)</script>\"'&lt;{name}"
-    marks = [Line([0, 1], [0, 1], name=hostile), Points([1], [1], [hostile], name=hostile), Rule(0.1, hostile),
+    marks = [Line([0, 1], [0, 1], name=hostile), Points([1], [1], [hostile], name=hostile), VerticalLine(0.1, hostile),
              Bars([0, 1], [1], [hostile], name=hostile)]  # fmt: skip
     html = chart(hostile, Axis(hostile), Axis(hostile), marks)
     assert "<script" not in html
@@ -111,9 +123,9 @@ def test_names_cannot_break_out_of_text_or_attributes(name):
 
 
 def test_a_cell_shows_a_figure_with_its_interval_or_nothing():
-    bar, tick = parsed(interval(0.5, 0.4, 0.7, Axis("")))[0][1:]
+    bar, tick = parsed(interval_bar(0.5, 0.4, 0.7, Axis("")))[0][1:]
     assert (bar.get("x1"), bar.get("x2"), tick.get("x1")) == ("40%", "70%", "50%")
-    assert len(parsed(interval(np.nan, np.nan, np.nan, Axis("")))[0]) == 1
+    assert len(parsed(interval_bar(np.nan, np.nan, np.nan, Axis("")))[0]) == 1
 
 
 def test_the_running_median_follows_the_points():
@@ -129,5 +141,6 @@ def test_the_running_median_follows_the_points():
 
 
 def test_numbers_are_short():
-    assert [number(value) for value in (0, 100, 12.5, 1 / 3)] == ["0", "100", "12.5", "0.33"]
-    assert [short(value) for value in (0, 0.25, 20, 5000, 2e6, 0.1 + 0.2)] == ["0", "0.25", "20", "5k", "2M", "0.3"]
+    assert [format_coordinate(value) for value in (0, 100, 12.5, 1 / 3)] == ["0", "100", "12.5", "0.33"]
+    ticks = (0, 0.25, 20, 5000, 2e6, 0.1 + 0.2)
+    assert [format_tick(value) for value in ticks] == ["0", "0.25", "20", "5k", "2M", "0.3"]

@@ -1,15 +1,16 @@
 "use strict";
-// All is there without this: it shows what is pointed at or tapped under its chart, and searches and sorts the table.
+// The page is complete without this script. It shows a mark's title below its chart on hover or tap, and searches and sorts
+// the long table.
 for (const chart of document.querySelectorAll(".chart")) {
   const readout = document.createElement("p");
   readout.className = "readout";
   chart.after(readout);
-  const tell = (event) => {
+  const showTitle = (event) => {
     const title = event.target.querySelector?.(":scope > title");
     if (title) readout.textContent = title.textContent;
   };
-  chart.addEventListener("pointerover", tell);
-  chart.addEventListener("click", tell);
+  chart.addEventListener("pointerover", showTitle);
+  chart.addEventListener("click", showTitle);
 }
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];

@@ -19,7 +19,7 @@ from joytag.evaluation.analysis import Grouping
 from joytag.evaluation.error_analysis import Disagreement
 from joytag.evaluation.per_tag import COLUMNS
 from joytag.reports import evaluation_html
-from joytag.reports.charts import number
+from joytag.reports.charts import format_coordinate
 from joytag.reports.formats import format_number
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -69,7 +69,7 @@ def analysis():
 
 @pytest.fixture(scope="module")
 def html(analysis):
-    return evaluation_html.report(analysis, analyses.predictions(60))
+    return evaluation_html.render_page(analysis, analyses.predictions(60))
 
 
 def test_the_page_says_all_that_was_measured(html, analysis):
@@ -87,7 +87,7 @@ def test_the_page_says_all_that_was_measured(html, analysis):
     for confusion in analysis.confusions:
         assert f"{confusion.labelled} {confusion.predicted} {confusion.images}" in text
     assert "Better than the fixed threshold" in text
-    assert "a gap of 0.100 in macro F1" in text
+    assert "The gap in macro F1 is 0.100" in text
     assert f"{analysis.calibration.ece:.4f}" in text
 
 
@@ -104,14 +104,14 @@ def test_every_tag_is_in_the_table_and_in_the_chart(html, analysis):
     defined = 60 - analysis.per_tag["f1"].null_count
     cloud = html.split('<figure class="cloud')[1].split("</figure>")[0]
     assert cloud.count("<title>") == defined + 1  # and one of the median's line
-    assert f"{60 - defined} tags whose F1 is undefined are left out" in html
+    assert f"Not shown: {60 - defined} tags with undefined F1" in html
 
 
 def test_dots_of_the_cloud_lie_at_their_figures(html, analysis):
     cloud = html.split('<figure class="cloud')[1].split("</figure>")[0]
     row = analysis.per_tag.slice(7, 1).to_pylist()[0]
     dot = re.search(rf'cy="([\d.]+)%" r="3"><title>{row["name"]}: F1 {row["f1"]:.3f}, trained on', cloud)
-    assert dot.group(1) == number(100 * (1 - row["f1"]))
+    assert dot.group(1) == format_coordinate(100 * (1 - row["f1"]))
 
 
 def test_undefined_figures_are_named_in_words(html, analysis):
@@ -122,8 +122,8 @@ def test_undefined_figures_are_named_in_words(html, analysis):
 
 def test_a_model_of_whose_figures_none_is_undefined_says_so(analysis):
     table = analysis.per_tag.filter(np.array(analysis.per_tag["undefined"].to_pylist()) == "")
-    html = evaluation_html.report(dataclasses.replace(analysis, per_tag=table), analyses.predictions(60))
-    assert "Nothing: every figure of every tag has a value." in html
+    html = evaluation_html.render_page(dataclasses.replace(analysis, per_tag=table), analyses.predictions(60))
+    assert "All metrics of all tags are defined." in html
 
 
 def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
@@ -133,9 +133,9 @@ def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
         groups=Grouping({}, None),
         thresholds=dict.fromkeys(analysis.thresholds, float("nan")) | {"fixed": 0.4},
     )  # fmt: skip
-    html = evaluation_html.report(nothing, analyses.predictions(60))
+    html = evaluation_html.render_page(nothing, analyses.predictions(60))
     assert not re.search(r"\bnan\b", html)
-    assert "Groups" not in html
+    assert "Groups of tags" not in html
 
 
 def test_what_strangers_wrote_stays_text(html):
@@ -178,19 +178,19 @@ def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
     predictions = analyses.predictions(60)
     predictions.hashes[: len(posts)] = posts.hashes
     mistakes = [Disagreement(0, 3, 0.9, False, 0.5), Disagreement(300, 4, 0.1, True, 0.5)]
-    there, missing = evaluation_html.gallery(mistakes, predictions, dataset)
+    there, missing = evaluation_html.gallery_cards(mistakes, predictions, dataset)
     image = Image.open(io.BytesIO(base64.b64decode(there["image"].removeprefix("data:image/jpeg;base64,"))))
     assert image.format == "JPEG"
-    assert max(image.size) <= evaluation_html.SIDE
+    assert max(image.size) <= evaluation_html.THUMBNAIL_SIDE
     assert missing["image"] == ""
     assert missing["id"] == 2100
     assert missing["tag"] == analyses.names(60)[4]
     carried = np.flatnonzero(predictions.labels.toarray()[300])
-    assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: evaluation_html.SHOWN]
+    assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: evaluation_html.MOST_NAMES]
     shown = dataclasses.replace(analyses.analysis(60), false_positives=mistakes[:1], misses=mistakes[1:])
-    html = evaluation_html.report(shown, predictions, dataset)
+    html = evaluation_html.render_page(shown, predictions, dataset)
     assert html.count('<img src="data:image/jpeg;base64,') == 1
-    assert "image 2100 is not at hand" in html
+    assert "image 2100 is not available" in html
 
 
 def test_a_dataset_without_images_is_no_reason_to_fail(dataset_directory):
@@ -203,7 +203,7 @@ def large(tmp_path_factory):
     """The page of a model as large as the release."""
     path = tmp_path_factory.mktemp("large") / "report.html"
     path.write_text(
-        evaluation_html.report(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768)), "utf-8"
+        evaluation_html.render_page(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768)), "utf-8"
     )
     return path
 

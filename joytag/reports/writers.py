@@ -1,9 +1,10 @@
-"""Tables and figures as CSV and JSON."""
+"""JSON and CSV files, in which undefined metrics are null and empty cells."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,23 +17,27 @@ import pyarrow.csv
 from joytag.core.files import write_text
 
 
-def jsonable(value: Any) -> Any:
-    """Convert a value to what JSON can hold: a dataclass to its fields by name, an array to a list, NaN to null."""
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON: a dataclass as its fields by name, an array as a list, NaN as null."""
+    write_text(path, json.dumps(_to_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return jsonable(value.tolist())
+        return _to_json(value.tolist())
     if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
 def write_csv(path: Path, table: pa.Table) -> None:
-    """Write a table as CSV with a line of names; null is an empty cell."""
+    """Write a table as CSV with a header; null is an empty cell."""
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(table, buffer, pyarrow.csv.WriteOptions(quoting_style="needed"))
     write_text(path, buffer.getvalue().decode())

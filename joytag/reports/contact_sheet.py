@@ -1,0 +1,124 @@
+"""Contact sheets: images with the tags that a model predicted rightly, wrongly or missed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from joytag.data import images
+from joytag.data.dataset import Dataset
+from joytag.tagging.tagger import Tagger
+
+RIGHT, WRONG, MISSED, INK = "#1a7f37", "#cf222e", "#8c959f", "#1f2328"
+
+# Sizes in units of SCALE pixels.
+SCALE = 2
+SIDE = 128  # of an image
+CELL = 200  # width of an image's column
+GAP = 14  # between cells
+LINE = 17  # height of a line of text
+LEGEND = 34  # height of the legend above the images
+FONT = 12
+
+MOST_TAGS = 9  # lines below an image
+LONGEST_NAME = 20  # characters of a tag's name
+
+
+class Sample(NamedTuple):
+    """A contact sheet, and the file of the image whose tags have the highest F1."""
+
+    sheet: Image.Image
+    best: Path
+
+
+def draw_validation_sample(tagger: Tagger, dataset: Dataset, count: int, seed: int, threshold: float) -> Sample:
+    """Draw up to `count` random validation images with the tagger's tags. Raises ImageError for a damaged image."""
+    posts = dataset.posts("validation")
+    rows = np.random.default_rng(seed).choice(len(posts), min(count, len(posts)), replace=False)
+    paths = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]
+    decoded, labels = [images.decode(path) for path in paths], posts.labels(rows, len(dataset.tags))
+    scores = np.stack([result.scores for result in tagger.stream(decoded)])
+    predicted = scores > threshold
+    f1 = 2 * (predicted & labels).sum(axis=1) / np.maximum(1, predicted.sum(axis=1) + labels.sum(axis=1))
+    return Sample(contact_sheet(decoded, labels, scores, tagger.tags, threshold), paths[f1.argmax()])
+
+
+def contact_sheet(
+    decoded: Sequence[Image.Image],
+    labels: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    names: Sequence[str],
+    threshold: float,
+    columns: int = 5,
+) -> Image.Image:
+    """Draw RGB images with their tags, best first: wrong ones are struck through, missed ones are in brackets.
+
+    Takes labels and scores [images, tags], and the tags' names [tags].
+    """
+    rows = -(-len(decoded) // columns)
+    height = SIDE + GAP + MOST_TAGS * LINE
+    sheet = _Sheet(columns * (CELL + GAP) + GAP, LEGEND + GAP + rows * (height + GAP))
+    x = sheet.write(GAP, 10, "right", RIGHT)
+    x = sheet.write(x + 18, 10, "wrong", WRONG, struck=True)
+    x = sheet.write(x + 18, 10, "(missed)", MISSED)
+    sheet.write(x + 18, 10, f"tags scoring above {threshold:g}", INK)
+    for i, image in enumerate(decoded):
+        left = GAP + (i % columns) * (CELL + GAP)
+        top = LEGEND + GAP + (i // columns) * (height + GAP)
+        sheet.paste(image, left, top)
+        _write_tags(sheet, left, top + SIDE + 4, labels[i], scores[i], names, threshold)
+    return sheet.image
+
+
+def _write_tags(
+    sheet: _Sheet,
+    left: int,
+    top: int,
+    labels: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    names: Sequence[str],
+    threshold: float,
+) -> None:
+    """Write the tags of one image below it, at most MOST_TAGS lines; labels and scores are [tags]."""
+    shown = [tag for tag in np.argsort(-scores) if scores[tag] > threshold or labels[tag]]
+    for line, tag in enumerate(shown[:MOST_TAGS]):
+        name, y = names[tag], top + line * LINE
+        if len(name) > LONGEST_NAME:
+            name = name[: LONGEST_NAME - 1] + "…"
+        if line == MOST_TAGS - 1 and len(shown) > MOST_TAGS:
+            sheet.write(left, y, f"... {len(shown) - line} more", MISSED)
+        elif scores[tag] > threshold:
+            right = bool(labels[tag])
+            sheet.write(left, y, f"{name} {scores[tag]:.2f}", RIGHT if right else WRONG, struck=not right)
+        else:
+            sheet.write(left, y, f"({name})", MISSED)
+
+
+class _Sheet:
+    """A white image to paste images and write text on; positions and sizes are in units of SCALE pixels."""
+
+    def __init__(self, width: int, height: int) -> None:
+        import matplotlib  # for its font, which has more characters than Pillow's
+
+        self.image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
+        self._draw = ImageDraw.Draw(self.image)
+        path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+        self._font = ImageFont.truetype(path, FONT * SCALE)
+
+    def paste(self, image: Image.Image, x: int, y: int) -> None:
+        square = images.square(image, SIDE * SCALE, Image.Resampling.LANCZOS)
+        self.image.paste(square, (x * SCALE, y * SCALE))
+
+    def write(self, x: int, y: int, text: str, colour: str, struck: bool = False) -> int:
+        """Write a line of text and return the position where it ends."""
+        self._draw.text((x * SCALE, y * SCALE), text, fill=colour, font=self._font)
+        width = self._draw.textlength(text, font=self._font)
+        if struck:
+            middle = (y + 9) * SCALE
+            self._draw.line((x * SCALE, middle, x * SCALE + width, middle), fill=colour, width=SCALE)
+        return x + int(width / SCALE)

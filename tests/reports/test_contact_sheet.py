@@ -1,0 +1,35 @@
+"""Contact sheets of images with their tags."""
+
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image
+
+from joytag.data.dataset import Dataset
+from joytag.reports import contact_sheet
+
+
+def test_a_contact_sheet_has_a_column_for_each_image():
+    rng = np.random.default_rng(0)
+    images = [Image.new("RGB", (64, 64), (i * 30, 100, 100)) for i in range(7)]
+    names = [f"tag_with_a_long_name_{i}" for i in range(30)]
+    sheet = contact_sheet.contact_sheet(images, rng.random((7, 30)) < 0.5, rng.random((7, 30)), names, 0.4, columns=4)
+    assert sheet.width > sheet.height / 2
+    scale, left = contact_sheet.SCALE, contact_sheet.GAP + contact_sheet.SIDE // 2
+    top = contact_sheet.LEGEND + contact_sheet.GAP + contact_sheet.SIDE // 2
+    step = contact_sheet.CELL + contact_sheet.GAP
+    centres = [sheet.getpixel(((left + i * step) * scale, top * scale)) for i in range(4)]
+    assert centres == [(i * 30, 100, 100) for i in range(4)]
+
+
+def test_the_best_image_of_a_sample_has_the_highest_f1(dataset_directory):
+    dataset = Dataset.open(dataset_directory)
+    posts = dataset.posts("validation")
+    labels = posts.labels(np.arange(len(posts)), len(dataset.tags))
+    best = int(np.flatnonzero(labels.any(axis=1))[-1])
+    order = np.random.default_rng(3).choice(len(posts), len(posts), replace=False)
+    scores = [labels[row] if row == best else ~labels[row] for row in order]
+    results = [SimpleNamespace(scores=row.astype(np.float32)) for row in scores]
+    tagger = SimpleNamespace(tags=dataset.tags.names, stream=lambda decoded: results[: len(decoded)])
+    sample = contact_sheet.draw_validation_sample(tagger, dataset, 1000, 3, 0.4)
+    assert sample.best == dataset.image_path(posts.hashes[best].tobytes())
