@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from joytag.evaluation.comparison import FAIR_VIEW, FALSE_DISCOVERIES, METRICS, VIEWS, Comparison, Difference
 from joytag.reports.charts import Axis, Line, Points, chart, interval_bar, iso_f1_lines
-from joytag.reports.formats import format_difference, format_threshold
+from joytag.reports.formats import format_difference, format_facts, format_threshold
 from joytag.reports.html import TableColumn, render, sortable_table
 
 MOST_TAGS = 20  # in a list of tags won
@@ -95,11 +95,9 @@ def _thresholds(comparison: Comparison) -> dict[str, dict[str, str]]:
 
 def _provenance(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Yield name and text of the facts about the comparison and about each tagger."""
-    for prefix, facts in (("", comparison.facts), *((f"{c.letter}: ", c.facts) for c in comparison.contenders)):
-        for name, value in facts.items():
-            if isinstance(value, Mapping):
-                value = ", ".join(f"{key} {item}" for key, item in value.items())
-            yield f"{prefix}{name}".replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+    yield from format_facts(comparison.facts)
+    for contender in comparison.contenders:
+        yield from format_facts(contender.facts, f"{contender.letter}: ")
 
 
 def _best_tags(table: pa.Table, pair: tuple[str, str], letter: str) -> list[dict[str, Any]]:

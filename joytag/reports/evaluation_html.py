@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,13 +21,13 @@ from joytag.evaluation.per_tag import COLUMNS
 from joytag.evaluation.predictions import Predictions
 from joytag.reports.charts import Axis, interval_bar
 from joytag.reports.evaluation_charts import draw_charts
+from joytag.reports.formats import MOST_NAMES, format_facts
 from joytag.reports.html import TableColumn, render, sortable_table
 
 THUMBNAIL_SIDE = 160  # pixels of the longest side
 MOST_CARDS = 24  # images in a gallery
 MOST_ROWS = 20  # of a short table
 MOST_ERRORS = 100  # likely label errors on the page
-MOST_NAMES = 12  # of a long list
 FEWEST_IMAGES = 5  # of a tag among the best or worst
 
 THRESHOLDS = {
@@ -44,12 +44,12 @@ SECTIONS = {
     "curves": "Precision and recall",
     "calibration": "Calibration",
     "groups": "Groups",
-    "tags": "Best and worst tags",
+    "tags": "Best and worst",
     "confusions": "Confusions",
     "mistakes": "Worst mistakes",
     "labels": "Label errors",
     "all": "All tags",
-    "undefined": "Undefined metrics",
+    "undefined": "Undefined",
     "facts": "Provenance",
 }
 GROUPS = {
@@ -88,14 +88,15 @@ def render_page(analysis: Analysis, predictions: Predictions, dataset: Dataset |
         "columns": COLUMNS,
         "undefined": _undefined(table),
         "undefined_f1": table["f1"].null_count,
-        "provenance": list(_flatten({name: facts[name] for name in facts if name not in ("version", "sha256")})),
+        "provenance": list(format_facts({name: facts[name] for name in facts if name not in ("version", "sha256")})),
     }
     return render("report.html", values)
 
 
 def _metric_titles(analysis: Analysis) -> dict[str, str]:
-    """Name and title of each metric of which the headline has macro and micro averages."""
-    return {column.name: column.title for column in COLUMNS if f"macro_{column.name}" in analysis.headline["fixed"]}
+    """Name and title of each metric of which the headline has macro and micro averages, F1 first."""
+    columns = [column for column in COLUMNS if f"macro_{column.name}" in analysis.headline["fixed"]]
+    return {column.name: column.title for column in sorted(columns, key=lambda column: column.name != "f1")}
 
 
 def _groups(analysis: Analysis) -> list[tuple[str, Gap | None, list[tuple[str, GroupMetrics]]]]:
@@ -123,20 +124,6 @@ def _undefined(table: pa.Table) -> list[tuple[str, list[str]]]:
         if reason:
             tags.setdefault(reason, []).append(name)
     return sorted(tags.items(), key=lambda item: -len(item[1]))
-
-
-def _flatten(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and text of all facts, nested ones included; of long lists only the length."""
-    for key, value in facts.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}: ")
-        elif isinstance(value, list) and len(value) > MOST_NAMES:
-            yield name, f"{len(value):,}"
-        elif isinstance(value, list):
-            yield name, ", ".join(map(str, value)) or "none"
-        else:
-            yield name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def name_disagreement(disagreement: Disagreement, predictions: Predictions) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""Numbers as text, the same on pages and in terminal tables."""
+"""Numbers and facts as text, the same on pages and in terminal tables."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 UNDEFINED = "undefined"
+MOST_NAMES = 12  # of a list that is written out
 
 
 def _is_undefined(value: float | None) -> bool:
@@ -34,3 +37,17 @@ def format_threshold(value: float | None) -> str:
 def format_percent(value: float | None) -> str:
     """Format a share from 0 to 1 as percent: 31 %; "undefined" for NaN and None."""
     return UNDEFINED if _is_undefined(value) else f"{value:.0%}".replace("%", " %")
+
+
+def format_facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and text of all facts, nested ones included; of long lists only the length."""
+    for key, value in facts.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from format_facts(value, f"{name}: ")
+        elif isinstance(value, list) and len(value) > MOST_NAMES:
+            yield name, f"{len(value):,}"
+        elif isinstance(value, list):
+            yield name, ", ".join(map(str, value)) or "none"
+        else:
+            yield name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -20,7 +20,7 @@ from joytag.evaluation.error_analysis import Disagreement
 from joytag.evaluation.per_tag import COLUMNS
 from joytag.reports import evaluation_html
 from joytag.reports.charts import format_coordinate
-from joytag.reports.formats import format_number
+from joytag.reports.formats import MOST_NAMES, format_number
 
 VOID = {"meta", "link", "img", "br", "input"}
 IMPLIED = {"td", "tr"}  # whose end tags HTML may leave out
@@ -186,7 +186,7 @@ def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
     assert missing["id"] == 2100
     assert missing["tag"] == analyses.names(60)[4]
     carried = np.flatnonzero(predictions.labels.toarray()[300])
-    assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][: evaluation_html.MOST_NAMES]
+    assert missing["labels"] == [analyses.names(60)[tag] for tag in carried][:MOST_NAMES]
     shown = dataclasses.replace(analyses.analysis(60), false_positives=mistakes[:1], misses=mistakes[1:])
     html = evaluation_html.render_page(shown, predictions, dataset)
     assert html.count('<img src="data:image/jpeg;base64,') == 1
