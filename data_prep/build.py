@@ -119,7 +119,7 @@ def scan_images(source: Source, work: image_table.WorkDirectory, config: BuildSe
     if not KINDS[source.kind].images_are_final:
         identity.update(inputs.fingerprint(source).encode())
     parts = [scan.Part(work.listing, group, inputs.folder(source), store) for group in groups]
-    _remove_outdated(parts, sorted(work.scan.glob("*.parquet")))
+    _remove_outdated(parts, work.scans())
     return shards.run(scan.scan_part, parts, work.scan, identity.hexdigest(), backend, f"{source.name}: images")
 
 

@@ -21,6 +21,7 @@ from data_prep import inputs, scan
 from data_prep.config import BuildSettings, Source
 from data_prep.image_table import ImageTable, SourceFiles
 from data_prep.sources import json_reader
+from data_prep.sources.posts import Unreadable
 from data_prep.tags import Rows
 from joytag.core.files import write_text
 from joytag.data import dataset, tag_names
@@ -64,7 +65,7 @@ class Ledger:
     sources: Sequence[Source]
     parts: Sequence[Sequence[inputs.Part]]
     files: Sequence[SourceFiles]
-    unreadable: Sequence[inputs.UnreadableRow]
+    unreadable: Sequence[Sequence[Unreadable]]
 
 
 class Rejected(NamedTuple):
@@ -118,7 +119,7 @@ def _counts(content: Content, n_sources: int) -> np.ndarray:
     for start in range(0, len(cells), ROW_GROUP):
         group = np.arange(start, min(start + ROW_GROUP, len(cells)))
         tags = content.tags.take(group)
-        flat = np.bincount(cells[group][tags.numbers()] * n_tags + tags.tags, minlength=counts.size)
+        flat = np.bincount(cells[group][tags.row_of_each()] * n_tags + tags.tags, minlength=counts.size)
         counts += flat.reshape(counts.shape)
     return counts
 
@@ -213,8 +214,9 @@ def _refused_posts(ledger: Ledger) -> Iterator[Rejected]:
                 yield Rejected(
                     number, post["post_id"], post["path"], part.text_file, post["offset"], reason, post["detail"]
                 )
-    for bad in ledger.unreadable:
-        yield Rejected(bad.source, None, None, bad.file, bad.offset, "bad row of tags", bad.detail)
+    for number, unreadable in enumerate(ledger.unreadable):
+        for file, offset, reason in unreadable:
+            yield Rejected(number, None, None, file, offset, "bad row of tags", reason)
 
 
 def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_tags: int) -> Iterator[Rejected]:

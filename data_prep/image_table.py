@@ -38,6 +38,10 @@ class WorkDirectory(NamedTuple):
     listing: Path
     scan: Path
 
+    def scans(self) -> list[Path]:
+        """Return the existing files of the scan, in order."""
+        return sorted(self.scan.glob("*.parquet"))
+
 
 def work_directory(output: Path, source: str) -> WorkDirectory:
     """Return the paths that a build of a dataset directory uses for one source."""

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_prep.config import Source
 from data_prep.sources import posts
-from data_prep.sources.posts import Relations
+from data_prep.sources.posts import Relations, Unreadable
 from data_prep.sources.registry import KINDS
 from joytag.core.files import file_hash
 
@@ -38,15 +38,6 @@ class Part(NamedTuple):
     def text_file(self) -> Path | None:
         """The text file whose lines are the posts, for kinds that read lines."""
         return self.part.lines.path if KINDS[self.kind].reads_lines else None
-
-
-class UnreadableRow(NamedTuple):
-    """A row of a tag table, at a byte offset of its file, that cannot be read; `source` is the source's number."""
-
-    source: int
-    file: Path
-    offset: int
-    detail: str
 
 
 def check(sources: Sequence[Source], output: Path) -> None:
@@ -110,12 +101,13 @@ def content_hashes(source: Source) -> dict[str, str]:
     return {f"*{kind.sidecar_suffix}": hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()}
 
 
-def relations(sources: Sequence[Source]) -> tuple[Relations, list[UnreadableRow]]:
-    """Merge the tag relations of all sources; list the rows that cannot be read.
+def relations(sources: Sequence[Source]) -> tuple[Relations, list[list[Unreadable]]]:
+    """Merge the tag relations of all sources; list, source by source, the rows that cannot be read.
 
     If two sources give a tag a category, the first source's counts.
     """
-    merged, unreadable = Relations(), []
+    merged = Relations()
+    unreadable: list[list[Unreadable]] = [[] for _ in sources]
     for number, source in enumerate(sources):
         read_relations = KINDS[source.kind].relations
         if read_relations is not None:
@@ -124,5 +116,5 @@ def relations(sources: Sequence[Source]) -> tuple[Relations, list[UnreadableRow]
             merged.deprecated |= more.deprecated
             merged.aliases += more.aliases
             merged.implications += more.implications
-            unreadable += [UnreadableRow(number, *row) for row in more.unreadable]
+            unreadable[number] = more.unreadable
     return merged, unreadable

@@ -106,7 +106,7 @@ def _take_more(taken: np.ndarray, sizes: np.ndarray, images: int) -> None:
 
 def _joined(left: Rows, right: Rows) -> Rows:
     """Join each row of `left` and the same row of `right`, in no particular order within a row."""
-    numbers = np.concatenate([left.numbers(), right.numbers()])
+    numbers = np.concatenate([left.row_of_each(), right.row_of_each()])
     order = np.argsort(numbers, kind="stable")
     return Rows(left.offsets + right.offsets, np.concatenate([left.tags, right.tags])[order].astype(np.int32))
 
@@ -119,7 +119,7 @@ def _first_uses(chunks: Iterator[Rows], need: np.ndarray) -> list[np.ndarray]:
         is_lacking = np.array([len(rows) for rows in found]) < need
         if not is_lacking.any():
             break
-        numbers = chunk.numbers()[is_lacking[chunk.tags]]
+        numbers = chunk.row_of_each()[is_lacking[chunk.tags]]
         labels = chunk.tags[is_lacking[chunk.tags]]
         by_label = np.argsort(labels, kind="stable")
         bounds = np.searchsorted(labels[by_label], np.arange(len(need) + 1))

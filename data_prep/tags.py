@@ -1,6 +1,6 @@
-"""Tag policy: aliases, implications, blacklist, and the choice of the vocabulary.
+"""Lists of tags as arrays, and the tag policy: aliases, implications and the blacklist.
 
-Names are looked up once each; the millions of uses of them are numbers in arrays.
+The policy looks up each name once; the millions of uses of a name are numbers in arrays.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 MAX_NAME = 255  # characters
-PIECE = 1 << 20  # tags that are counted together
+PIECE = 1 << 20  # tags that are counted at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Lists of tag numbers, one a row, end to end: `tags[offsets[i]:offsets[i + 1]]` (int32) are row i's."""
+    """Lists of tag numbers, one per row: those of row i are `tags[offsets[i]:offsets[i + 1]]`, int32."""
 
     offsets: np.ndarray
     tags: np.ndarray
@@ -30,47 +31,47 @@ class Rows:
 
     @property
     def counts(self) -> np.ndarray:
-        """How many tags each row has, int64 [rows]."""
+        """Number of tags of each row, int64 [rows]."""
         return np.diff(self.offsets)
 
-    def numbers(self) -> np.ndarray:
-        """The row of each tag, int64 [tags]."""
+    def row_of_each(self) -> np.ndarray:
+        """Return the row that each tag belongs to, int64 [tags]."""
         return np.repeat(np.arange(len(self)), self.counts)
 
     def uses(self, n_tags: int) -> np.ndarray:
-        """How often each tag occurs, int64 [n_tags]."""
+        """Count how often each tag occurs, int64 [n_tags]."""
         uses = np.zeros(n_tags, dtype=np.int64)
         for start in range(0, len(self.tags), PIECE):
             uses += np.bincount(self.tags[start : start + PIECE], minlength=n_tags)
         return uses
 
     def take(self, rows: np.ndarray) -> Rows:
-        """Some of the rows, in the order given."""
+        """Return some rows, in the order of the argument."""
         counts = self.offsets[rows + 1] - self.offsets[rows]
         offsets = _offsets(counts)
-        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
-        return Rows(offsets, self.tags[places])
+        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        return Rows(offsets, self.tags[positions])
 
     def sets(self) -> Rows:
-        """Each row sorted, without repetitions."""
-        keys = np.sort(self.numbers() << 32 | self.tags)  # np.unique's hashing takes ten times as long
+        """Sort each row and remove repetitions."""
+        keys = np.sort(self.row_of_each() << 32 | self.tags)  # ten times faster than the hashing of np.unique
         keys = keys[np.diff(keys, prepend=-1) != 0]
         return Rows(np.searchsorted(keys, np.arange(len(self) + 1) << 32), (keys & 0xFFFFFFFF).astype(np.int32))
 
     def mapped(self, to: Rows) -> Rows:
-        """Each tag replaced by a row of `to`."""
+        """Replace each tag by all tags of a row of `to`: tag t by row t."""
         new = to.take(self.tags)
         return Rows(new.offsets[self.offsets], new.tags)
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]]) -> Rows:
-        """From lists of numbers."""
+        """Build rows from lists of numbers."""
         counts = np.array([len(numbers) for numbers in lists], dtype=np.int64)
         return cls(_offsets(counts), np.array([n for numbers in lists for n in numbers], dtype=np.int32))
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
-        """The rows of several, one after the other."""
+        """Join the rows of several objects, one after another."""
         counts = np.concatenate([np.empty(0, dtype=np.int64), *(part.counts for part in parts)])
         return cls(_offsets(counts), np.concatenate([np.empty(0, dtype=np.int32), *(part.tags for part in parts)]))
 
@@ -87,12 +88,12 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
 
 
 def is_tag(name: str) -> bool:
-    """Whether a name can be a tag: at most 255 characters, none of them white space or control."""
+    """Return whether a name can be a tag: 1 to 255 characters without white space, control characters or surrogates."""
     return 0 < len(name) <= MAX_NAME and not re.search(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]", name)
 
 
 def read_names(path: Path) -> list[str]:
-    """Names from a text file, one a line, `#` before a comment. Raises ValueError when it can't be read."""
+    """Read names from a text file, one a line, `#` before a comment. Raises ValueError when it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -102,16 +103,17 @@ def read_names(path: Path) -> list[str]:
 
 
 def resolve_aliases(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Each aliased name to its final name: chains followed, cycles broken, self-aliases ignored.
+    """Map each aliased name to its final name: follow chains, break cycles, ignore aliases of a name to itself.
 
-    Of conflicting aliases of one name the alphabetically first counts; a cycle ends at its
-    alphabetically first member. Either way the outcome does not depend on the order of `pairs`.
+    If aliases of a name conflict, the alphabetically first one counts. A cycle ends at its alphabetically first name.
+    The result does not depend on the order of `pairs`.
     """
     step = _steps(pairs)
     return {name: final for name in step if (final := _path(name, step)[0]) != name}
 
 
 def _steps(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Map each aliased name to the next one, the alphabetically first if aliases conflict."""
     step: dict[str, str] = {}
     for antecedent, consequent in sorted(pairs, reverse=True):
         if antecedent != consequent:
@@ -120,7 +122,7 @@ def _steps(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _path(name: str, step: dict[str, str]) -> tuple[str, int, bool]:
-    """Where a name leads, over how many steps, and whether into a cycle."""
+    """Return the name where a chain of aliases ends, the number of its steps, and whether it enters a cycle."""
     path = [name]
     while (following := step.get(path[-1])) is not None:
         if following in path:
@@ -129,8 +131,10 @@ def _path(name: str, step: dict[str, str]) -> tuple[str, int, bool]:
     return path[-1], len(path) - 1, False
 
 
-def survey(aliases: Sequence[tuple[str, str]], implications: Sequence[tuple[str, str]], known: Collection[str]) -> dict:
-    """What is odd about relations, counted: what `resolve_aliases` and `close_implications` survive."""
+def survey(
+    aliases: Sequence[tuple[str, str]], implications: Sequence[tuple[str, str]], known: Collection[str]
+) -> dict[str, int]:
+    """Count the irregularities of relations that a policy tolerates; `known` are the tags with a category."""
     step = _steps(aliases)
     ends = [_path(name, step) for name in step]
     distinct = set(aliases)
@@ -151,7 +155,7 @@ def survey(aliases: Sequence[tuple[str, str]], implications: Sequence[tuple[str,
 
 
 def close_implications(pairs: Iterable[tuple[str, str]], aliases: dict[str, str]) -> dict[str, set[str]]:
-    """Each tag to all tags that it implies, over any number of steps; names are first de-aliased."""
+    """Map each tag to all tags that it implies, over any number of steps, after resolving aliases."""
     direct: dict[str, set[str]] = {}
     for antecedent, consequent in pairs:
         direct.setdefault(aliases.get(antecedent, antecedent), set()).add(aliases.get(consequent, consequent))
@@ -169,37 +173,35 @@ def close_implications(pairs: Iterable[tuple[str, str]], aliases: dict[str, str]
 
 @dataclass(frozen=True)
 class Policy:
-    """What becomes of names: aliases first, then implications; blacklisted names vanish, before aliasing or after."""
+    """Replace names by their aliases, then add implications; names on the blacklist are dropped before and after."""
 
     aliases: dict[str, str]
     implied: dict[str, set[str]]
-    blacklist: Sequence[str]  # names, and patterns with *, which no tag contains
+    blacklist: Sequence[str]  # names, and patterns with `*` for any characters
 
     @classmethod
     def of(
         cls, aliases: Sequence[tuple[str, str]], implications: Sequence[tuple[str, str]], blacklist: Sequence[str]
     ) -> Policy:
-        """From the pairs as they are listed: chained, repeated, cyclic or not."""
+        """Build a policy from unresolved pairs, which may be chained, repeated or cyclic."""
         resolved = resolve_aliases(aliases)
         return cls(resolved, close_implications(implications, resolved), blacklist)
 
     def final(self, names: Sequence[str]) -> tuple[Rows, list[str]]:
-        """For each raw name the numbers of the tags that it stands for, and their names in alphabetical order."""
+        """Return the final tags of each raw name, as numbers, and the names of these tags, sorted."""
         exact = {name for name in self.blacklist if "*" not in name}
         patterns = [".*".join(map(re.escape, name.split("*"))) for name in self.blacklist if "*" in name]
         pattern = re.compile("|".join(patterns) or r"(?!)")
-        unwanted: dict[str, bool] = {}
 
-        def wanted(name: str) -> bool:
-            if name not in unwanted:
-                unwanted[name] = name in exact or pattern.fullmatch(name) is not None or not is_tag(name)
-            return not unwanted[name]
+        @cache
+        def is_wanted(name: str) -> bool:
+            return name not in exact and not pattern.fullmatch(name) and is_tag(name)
 
         finals: list[list[str]] = []
         for raw in names:
             name = self.aliases.get(raw, raw)
-            kept = wanted(raw) and wanted(name)
-            finals.append([name, *filter(wanted, self.implied.get(name, ()))] if kept else [])
+            is_kept = is_wanted(raw) and is_wanted(name)
+            finals.append([name, *filter(is_wanted, self.implied.get(name, ()))] if is_kept else [])
         tags = sorted({tag for final in finals for tag in final})
         number = {tag: i for i, tag in enumerate(tags)}
         return Rows.of([sorted(number[tag] for tag in final) for final in finals]), tags

@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from data_prep.sources import json_reader, posts
-from data_prep.sources.posts import Post, Relations
+from data_prep.sources.posts import Post, Relations, Unreadable
 from joytag.data.images import SUFFIXES
 
 Images = Literal["original", "512px"]
@@ -104,17 +104,28 @@ def read_relations(mirror: Path) -> Relations:
     Dumps of 2017 to 2020 have no table of tags: their posts name the categories.
     """
     relations = Relations()
-    for tag in _rows(mirror, "tags", _Tag, relations.unreadable):
-        _add_tag(tag, relations)
+    for path in _files(mirror, "tags"):
+        for tag in _rows(path, _Tag, relations.unreadable):
+            _add_tag(tag, relations)
     if not relations.categories:
-        for post in _rows(mirror, "posts", _Post, unreadable=[]):  # `read` reports unreadable posts
-            for tag in post.tags or []:
-                _add_tag(tag, relations)
-    for kind, pairs in (("tag_aliases", relations.aliases), ("tag_implications", relations.implications)):
-        for row in _rows(mirror, kind, _Relation, relations.unreadable):
-            if row.status == "active" and row.antecedent_name and row.consequent_name:
-                pairs.append((row.antecedent_name, row.consequent_name))
+        for path in _files(mirror, "posts"):
+            for post in _rows(path, _Post, unreadable=[]):  # `read` reports unreadable posts
+                for tag in post.tags or []:
+                    _add_tag(tag, relations)
+    for path in _files(mirror, "tag_aliases"):
+        relations.aliases += read_pairs(path, relations.unreadable)
+    for path in _files(mirror, "tag_implications"):
+        relations.implications += read_pairs(path, relations.unreadable)
     return relations
+
+
+def read_pairs(path: Path, unreadable: list[Unreadable]) -> list[tuple[str, str]]:
+    """Read the active rows of a table of aliases or implications; add rows that cannot be read to `unreadable`."""
+    return [
+        (row.antecedent_name, row.consequent_name)
+        for row in _rows(path, _Relation, unreadable)
+        if row.status == "active" and row.antecedent_name and row.consequent_name
+    ]
 
 
 def _add_tag(tag: _Tag, relations: Relations) -> None:
@@ -127,15 +138,13 @@ def _add_tag(tag: _Tag, relations: Relations) -> None:
 RowT = TypeVar("RowT", bound=msgspec.Struct)
 
 
-def _rows(mirror: Path, kind: str, row: type[RowT], unreadable: list[tuple[Path, int, str]]) -> Iterator[RowT]:
-    """Yield the rows of a table; add those that cannot be read to `unreadable`."""
-    for path in _files(mirror, kind):
-        for part in json_reader.parts(path):
-            for line in json_reader.read(part, row):
-                if line.row is None:
-                    unreadable.append((path, line.offset, line.reason))
-                else:
-                    yield line.row
+def _rows(path: Path, row: type[RowT], unreadable: list[Unreadable]) -> Iterator[RowT]:
+    for part in json_reader.parts(path):
+        for line in json_reader.read(part, row):
+            if line.row is None:
+                unreadable.append(Unreadable(path, line.offset, line.reason))
+            else:
+                yield line.row
 
 
 def _files(mirror: Path, kind: str) -> list[Path]:

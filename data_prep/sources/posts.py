@@ -39,18 +39,23 @@ class Post(NamedTuple):
     detail: str | None = None
 
 
+class Unreadable(NamedTuple):
+    """A row of a table of tags that cannot be read, at a byte offset of its file."""
+
+    file: Path
+    offset: int
+    reason: str
+
+
 @dataclass
 class Relations:
-    """What a source knows about tags: categories, deprecation, aliases and implications.
-
-    `unreadable` lists rows that cannot be read, as (file, byte offset, reason).
-    """
+    """What a source knows about tags, and the rows that it cannot read."""
 
     categories: dict[str, int] = field(default_factory=dict)
     deprecated: set[str] = field(default_factory=set)
     aliases: list[tuple[str, str]] = field(default_factory=list)
     implications: list[tuple[str, str]] = field(default_factory=list)
-    unreadable: list[tuple[Path, int, str]] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
 
 
 def table(posts: Iterable[Post]) -> pa.Table:

@@ -43,7 +43,7 @@ def draw(directory: Path, pairs: int) -> Path:
     config = settings.validate(BuildSettings, description.get("config", {}), f"{directory / 'dataset.json'}: config")
     names = [source.name for source in config.sources]
     works = [image_table.work_directory(directory, name) for name in names]
-    files = [SourceFiles([], work.listing, sorted(work.scan.glob("*.parquet"))) for work in works]
+    files = [SourceFiles([], work.listing, work.scans()) for work in works]
     if not any(its.scan for its in files):
         raise ValueError(f"{directory / 'work'}: no scan here; build the dataset again, with images")
     table = image_table.load(files)

@@ -31,7 +31,7 @@ def test_every_form_gives_the_same(tmp_path):
         ("a.csv", "old,new\na,b\n", "must name the columns antecedent_name and consequent_name"),
         ("a.csv", "antecedent_name,consequent_name\na,b\nc\n", "row 2: lacks one"),
         ("a.csv", 'antecedent_name,consequent_name\n"a,b\n', "not valid CSV"),
-        ("a.yaml", "- a\n- b\n", "not names by name"),
+        ("a.yaml", "- a\n- b\n", "not a mapping"),
         ("a.yaml", "a: no\n", "'a': False are not two names"),
         ("a.yaml", "a: [", "not valid YAML"),
         ("a.yml", b"\xff\xfe\x00", "not UTF-8 text"),

@@ -124,12 +124,12 @@ def test_only_active_relations_count(tmp_path):
         tag_aliases=[relation("a", "b"), relation("a", "b"), relation("c", "d", "deleted"), {"antecedent_name": "e"}],
         tag_implications=[relation("x", "y"), relation("v", "w", "pending"), relation("y", "z", "retired")],
     )  # fmt: skip
-    found, refused = inputs.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
+    found, unreadable = inputs.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
     assert found.categories == {"cat": 0, "hero": 4, "old": 0}
     assert found.deprecated == {"old"}
     assert found.aliases == [("a", "b")] * 2
     assert found.implications == [("x", "y")]
-    assert [(bad.source, bad.file.name) for bad in refused] == [(0, "tags000000000000.json")]
+    assert [[row.file.name for row in rows] for rows in unreadable] == [["tags000000000000.json"]]
 
 
 def test_a_dump_without_tables_of_tags_names_categories_in_its_posts(tmp_path):
@@ -328,7 +328,7 @@ def test_a_row_of_the_registry_is_all_that_a_new_kind_needs(tmp_path, monkeypatc
     source = Source(name="x", kind="list", path=str(tmp_path / "list"))
     assert inputs.folder(source) == tmp_path
     assert inputs.content_hashes(source) == {"list": hashlib.sha256(b"cat.png dog.png").hexdigest()}
-    assert inputs.relations([source]) == (posts.Relations(), [])
+    assert inputs.relations([source]) == (posts.Relations(), [[]])
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_one(tmp_path):
