@@ -1,14 +1,31 @@
-"""A tiny dataset and run settings that all tests share."""
+"""A tiny dataset and run settings that all tests share, and fixtures that run commands."""
 
+import os
 import signal
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, Call, Done
 from datasets import make_dataset
+from PIL import Image
 
+from joytag.cli import command
 from joytag.core import signals
 from joytag.training.config import RunSettings
+
+# Loaded at start by `offline`: only this machine can be reached.
+NO_NETWORK = """
+import socket
+def refuse(self, address, connect=socket.socket.connect):
+    if self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"):
+        return connect(self, address)
+    raise OSError("network unreachable")
+socket.socket.connect = refuse
+"""
 
 IMAGES = {"train": 50, "validation": 12}
 
@@ -56,3 +73,49 @@ def run_values(dataset_directory, tmp_path) -> dict:
 @pytest.fixture
 def run_settings(run_values) -> RunSettings:
     return RunSettings.model_validate(run_values)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path) -> Call:
+    """Run a command in a directory without configs, in this process to save the imports."""
+
+    def run(name: str, *arguments: object) -> Done:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(warnings, "showwarning", warnings.showwarning)  # restores it afterwards
+            try:
+                command.run(name, [str(argument) for argument in arguments])
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def offline(tmp_path) -> Call:
+    """Run a command in a process of its own, without network and with another home directory."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
+
+    def run(name: str, *arguments: object) -> Done:
+        line = [sys.executable, "-m", "joytag", name, *map(str, arguments)]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """A folder of four images."""
+    folder = tmp_path / "my images"
+    folder.mkdir()
+    for colour in ("red", "green", "blue", "white"):
+        Image.new("RGB", (30, 20), colour).save(folder / f"{colour}.png")
+    return folder

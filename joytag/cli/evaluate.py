@@ -1,4 +1,4 @@
-"""Measure a model on a dataset: predictions, then reports from them; or reports alone, such as at another threshold."""
+"""Measure a model on a dataset, or write reports from stored predictions, such as at another threshold."""
 
 import argparse
 from collections.abc import Sequence

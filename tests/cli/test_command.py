@@ -1,0 +1,108 @@
+"""The `joytag` command: help, version, unknown commands, scripts, and how errors end it."""
+
+import ast
+import os
+import runpy
+import subprocess
+import sys
+import warnings
+
+import pytest
+from commands import ROOT
+
+import joytag
+from joytag.cli import command
+from joytag.core.errors import Exit, ExitCode
+
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "scripts").glob("*.py"))}
+
+
+def main(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["joytag", *arguments])
+    try:
+        command.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_help_lists_every_command_in_one_line(monkeypatch, capsys):
+    assert main(monkeypatch, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == list(command.COMMANDS)
+    assert all(len(line.split()) > 4 and len(line) <= 120 for line in lines)
+    assert main(monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == lines
+
+
+def test_every_module_of_a_command_is_listed():
+    modules = {path.stem for path in (ROOT / "joytag" / "cli").glob("*.py")}
+    assert set(command.COMMANDS) == modules - {"__init__", "arguments", "command"}
+
+
+def test_version_is_printed(monkeypatch, capsys):
+    assert main(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"joytag {joytag.__version__}\n"
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones(monkeypatch, capsys):
+    assert main(monkeypatch, "tga", "x.png") == ExitCode.USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("joytag: 'tga' is not a command; did you mean tag?")
+    assert main(monkeypatch, "xyzzy") == ExitCode.USER_ERROR
+    assert "known: tag, finetune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.run(name, ["--help"])
+    assert end.value.code == 0
+    source = (ROOT / "joytag" / "cli" / f"{name}.py").read_text(encoding="utf-8")
+    description = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+    assert description in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_runs_its_command(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPTS[name]), "--no-such-flag"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPTS[name]), run_name="__main__")
+    assert end.value.code == ExitCode.USER_ERROR
+    assert capsys.readouterr().err.startswith(f"joytag {'tag' if name == 'predict' else name}: ")
+
+
+def test_a_script_runs_in_a_process_of_its_own(tmp_path):
+    line = [sys.executable, str(ROOT / "scripts/train.py"), "--config", "b16_448.yaml", "--dry-run", "data.tags=5813"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "91,491,509" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("a.yaml: key:\nwrong"), ExitCode.USER_ERROR, "a.yaml: key: wrong"),
+        (FileNotFoundError(2, "No such file", "x.png"), ExitCode.USER_ERROR, "x.png: No such file"),
+        (OSError("disk gone"), ExitCode.USER_ERROR, "disk gone"),
+        (Exit("loss is NaN", ExitCode.DIVERGED), ExitCode.DIVERGED, "loss is NaN"),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_ends_in_one_line_and_its_exit_code(error, code, line, monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restores it afterwards
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        command.report_errors("joytag x", fail)
+    assert end.value.code == code
+    assert capsys.readouterr().err == f"joytag x: {line}\n"
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        command.report_errors("joytag x", lambda: print(1 / 0))

@@ -1,0 +1,102 @@
+"""`joytag evaluate`: reports with and without the model, several processes, mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import ROOT, TINY, assert_one_line
+
+from joytag.data.dataset import Dataset
+from joytag.models import release
+from joytag.training.config import RunSettings
+from joytag.training.run import Run
+from joytag.training.state import initial_state
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+def test_evaluate_names_unusable_inputs_and_flags(call, dataset_directory, tmp_path):
+    both = ("--model", TINY, "--data", dataset_directory)
+    assert_one_line(call("evaluate", *both), "tags")
+    assert_one_line(call("evaluate", *both, "--threshold", "1.5"), "--threshold")
+    assert_one_line(call("evaluate", *both, "--batch-size", "0"), "--batch-size")
+    assert_one_line(call("evaluate", "--model", TINY), "--data")
+    assert_one_line(call("evaluate"), "either --model and --data, or --predictions")
+    assert_one_line(call("evaluate", "--model", TINY, "--predictions", tmp_path), "either --model and --data, or")
+    assert_one_line(call("evaluate", "--predictions", tmp_path), str(tmp_path), "no predictions here")
+    assert_one_line(call("evaluate", "--predictions", tmp_path, "--groups", tmp_path / "gone.yaml"), "gone.yaml")
+
+
+@pytest.fixture
+def untrained(run_values, tmp_path) -> Path:
+    """A release for the dataset."""
+    config = RunSettings.model_validate(run_values)
+    run = Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
+    release.save(tmp_path / "untrained", initial_state(run).model, run.dataset.tags.names, "focal2")
+    return tmp_path / "untrained"
+
+
+def reports(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_reports_are_rebuilt_without_model_and_images(call, untrained, dataset_directory, tmp_path):
+    data = tmp_path / "dataset"
+    shutil.copytree(dataset_directory, data)
+    release_files = {path.name for path in untrained.iterdir()}
+    done = call("evaluate", "--model", untrained, "--data", data)
+    assert done.returncode == 0, done.stderr
+    assert "Threshold 0.4" in done.stdout
+    first = reports(untrained)
+    assert {"full-metrics.txt", "metrics.json", "per_tag.parquet", "per_tag.csv", "thresholds.csv", "label_errors.csv",
+            "report.html", *release_files} == first.keys()  # fmt: skip
+    stored = untrained / "predictions"
+    done = call("evaluate", "--predictions", stored)
+    assert done.returncode == 0, done.stderr
+    assert reports(untrained) == first, "with the images of the dataset, which still exists"
+    assert b"data:image" in first["report.html"]
+    image = next(data.glob("images/*/*/*.jpg"))
+    assert call("tag", "--model", untrained, image, "--output", "print").returncode == 0
+
+    stored.rename(tmp_path / "stored")
+    shutil.rmtree(untrained)
+    shutil.rmtree(data)
+    done = call("evaluate", "--predictions", tmp_path / "stored", "--threshold", "0.35", "--output", tmp_path / "new")
+    assert done.returncode == 0, done.stderr
+    assert "Threshold 0.35" in done.stdout
+    again = reports(tmp_path / "new")
+    assert again.keys() == first.keys() - release_files
+    assert b"data:image" not in again["report.html"]
+    assert json.loads(again["metrics.json"])["thresholds"]["fixed"] == 0.35
+    assert again["full-metrics.txt"] != first["full-metrics.txt"]
+    assert again["thresholds.csv"] == first["thresholds.csv"], "they do not depend on the threshold"
+    (tmp_path / "groups.yaml").write_text("even: [tag_0, tag_2, tag_4]\nodd: [tag_1, tag_3, tag_5]\n")
+    done = call("evaluate", "--predictions", tmp_path / "stored", "--groups", tmp_path / "groups.yaml",
+                "--data", dataset_directory, "--output", tmp_path / "new")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text())["groups"].keys() == {"even", "odd"}
+    assert b"data:image" in (tmp_path / "new" / "report.html").read_bytes()
+
+
+def test_torchrun_shares_an_evaluation(call, untrained, dataset_directory, tmp_path):
+    done = call("evaluate", "--model", untrained, "--data", dataset_directory, "--output", tmp_path / "alone",
+                "--batch-size", "4")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(ROOT / "scripts/evaluate.py"), "--model", str(untrained), "--data",
+               str(dataset_directory), "--output", str(tmp_path / "shared"), "--batch-size", "4"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    shared = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert shared.returncode == 0, shared.stderr
+    assert shared.stdout.count("Written") == 1
+    alone, together = (reports(tmp_path / name / "predictions") for name in ("alone", "shared"))
+    assert {k: v for k, v in alone.items() if k != "provenance.json"} == {
+        k: v for k, v in together.items() if k != "provenance.json"
+    }
+    texts = [(tmp_path / name / "full-metrics.txt").read_text() for name in ("alone", "shared")]
+    assert texts[0] == texts[1]

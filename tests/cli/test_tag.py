@@ -1,0 +1,87 @@
+"""`joytag tag`: folders, flags, mistakes."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT, TINY, assert_one_line
+
+
+def test_a_folder_is_tagged_once(call, image_folder):
+    done = call("tag", "--model", TINY, image_folder, "--dry-run", "--threshold", "0.3")
+    assert done.returncode == 0
+    assert "4 images; 4 to tag, into a .txt file beside each" in done.stdout
+    assert not list(image_folder.glob("*.txt"))
+    done = call("tag", "--model", TINY, image_folder, "--threshold", "0.3")
+    assert done.returncode == 0, done.stderr
+    assert len(list(image_folder.glob("*.txt"))) == 4
+    assert "4 images tagged" in done.stdout
+    assert "fp32 on" in done.stdout
+    counts = [int(count) for count in re.findall(r"^ +(\d+)  \w+", done.stdout, re.MULTILINE)]
+    assert counts
+    assert counts == sorted(counts, reverse=True)
+    assert max(counts) <= 4
+    done = call("tag", "--model", TINY, image_folder)
+    assert done.returncode == 0
+    assert "4 of them done" in done.stdout
+    assert "0 to tag" in done.stdout
+
+
+def test_flags_are_accepted_in_the_spelling_of_sd_scripts(call, image_folder):
+    """Both spellings give the same sidecars."""
+    ours = ["--threshold", "0.3", "--underscores", "space", "--exclude", "tag_0", "--always-first", "tag_5",
+            "--replace", "tag_3=other", "--separator", "; ", "--extension", ".caption", "--batch-size", "2",
+            "--workers", "1"]  # fmt: skip
+    theirs = ["--thresh", "0.3", "--remove_underscore", "--undesired_tags", "tag_0", "--always_first_tags", "tag_5",
+              "--tag_replacement", "tag_3,other", "--caption_separator", "; ", "--caption_extension", ".caption",
+              "--batch_size", "2", "--max_data_loader_n_workers", "1", "--frequency_tags"]  # fmt: skip
+    sidecars = []
+    for flags in (ours, theirs):
+        done = call("tag", "--model", TINY, image_folder, "--overwrite", *flags)
+        assert done.returncode == 0, done.stderr
+        sidecars.append({path.name: path.read_text() for path in image_folder.glob("*.caption")})
+    assert len(sidecars[0]) == 4
+    assert sidecars[0] == sidecars[1]
+    done = call("tag", "--model", TINY, image_folder, "--append_tags", "--caption_extension", ".caption")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--max-tags", "0"], "--max-tags"),
+        (["--replace", "solo"], "--replace"),
+        (["--output", "xml"], "--output"),
+        (["--batch-size", "many"], "--batch-size"),
+        (["--separator", ""], "--separator"),
+        (["--extension", ".png"], "--extension"),
+        (["--append", "--overwrite"], "--append"),
+        (["--thresholds", "gone.json"], "gone.json"),
+        (["--device", "cuda:77"], "cuda:77"),
+        (["--precision", "int8", "--device", "mps"], "mps"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_mistake_ends_in_one_line_and_writes_nothing(call, image_folder, flags, part):
+    before = sorted(image_folder.iterdir())
+    assert_one_line(call("tag", "--model", TINY, image_folder, *flags), part)
+    assert sorted(image_folder.iterdir()) == before
+
+
+def test_the_reader_of_the_output_may_stop_early(image_folder):
+    command = (
+        f"{sys.executable} -m joytag tag --model {TINY} --threshold 0.01 --output print '{image_folder}' | head -1"
+    )
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith(".png\n")
+    assert done.stderr == ""
+
+
+def test_unusable_images_and_models_are_named(call, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    assert_one_line(call("tag", "--model", TINY, tmp_path / "text.png"), "text.png", "not an image")
+    assert_one_line(call("tag", "--model", TINY, tmp_path / "gone.png"), "gone.png", "no such file")
+    assert_one_line(call("tag", "--model", tmp_path, tmp_path / "text.png"), "config.json", "missing")
+    assert_one_line(call("tag", "--model", TINY, tmp_path / "texts"), "no images here")

@@ -1,0 +1,27 @@
+"""How a command of a test ended, and the check that it ended in one line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "fixtures" / "release_tiny"
+
+
+@dataclass
+class Done:
+    """A command's exit code and output."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Call = Callable[..., Done]  # takes a command's name and its arguments
+
+
+def assert_one_line(done: Done, *parts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
