@@ -1,70 +1,28 @@
 """Comparisons: figures against scikit-learn, and that what is better wins while what is noise is called noise."""
 
-import dataclasses
-import json
 from collections import Counter
 
-import analyses
 import numpy as np
-import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
-from browser import Browser
-from rich.console import Console
+from contests import clear_and_noisy_comparison, contest, with_scores
 from scipy.sparse import csc_array
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from joytag.data.dataset import TagTable
 from joytag.evaluation import thresholds
 from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.comparison import (
     F1_METRICS,
     HEADLINE,
-    METRICS,
     VIEWS,
     Comparison,
-    Contender,
     Difference,
     compare,
 )
-from joytag.reports import comparison as reports
-from joytag.reports.comparison_html import render_page, tags_won
-
-FACTS = {"kind": "release", "path": "runs/x", "images": 9, "tags": 9, "image_size": 64}
-
-
-def contest(
-    strengths: list[float], images: int = 1500, n_tags: int = 12, seed: int = 0, rarest: float = 0.02
-) -> tuple[list[Contender], csc_array, TagTable]:
-    """Taggers that find as many tags the better the stronger they are, each with noise of its own beside a common one.
-
-    A tag is carried by a share of the images from 40 % down to `rarest`.
-    """
-    rng = np.random.default_rng(seed)
-    labels = rng.random((images, n_tags)) < np.geomspace(0.4, rarest, n_tags)
-    common = rng.normal(size=labels.shape)
-    contenders = []
-    for letter, strength in zip("ABCD", strengths, strict=False):
-        logits = strength * labels + 0.8 * common + 0.6 * rng.normal(size=labels.shape) - 2
-        scores = (1 / (1 + np.exp(-logits))).astype(np.float16)
-        contenders.append(Contender(letter, f"tagger <{letter}>", 0.4, scores, FACTS))
-    names = [f"tag_{i}" for i in range(n_tags)]
-    categories = np.where(np.arange(n_tags) < n_tags // 2, 0, 4).astype(np.int8)
-    counts = np.arange(n_tags, dtype=np.int64)[::-1] * 100
-    return contenders, csc_array(labels), TagTable(names, categories, counts, counts)
-
-
-def with_scores(contender: Contender, letter: str, scores: np.ndarray) -> Contender:
-    return Contender(letter, letter, contender.threshold, scores.astype(np.float16), FACTS)
 
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    """A is clearly better than B; C is A, but for noise of no consequence."""
-    (a, b), labels, tags = contest([2.5, 2.0])
-    noise = np.random.default_rng(1).normal(0, 0.003, a.scores.shape)
-    c = with_scores(a, "C", (a.scores + noise).clip(0, 1))
-    return compare([a, b, c], labels, tags, {"labels": "data/x"})
+    return clear_and_noisy_comparison()
 
 
 JUDGED = [(name, metric) for name, view in VIEWS.items() for metric in view.metrics if metric in (*F1_METRICS, "map")]
@@ -87,10 +45,10 @@ def test_summaries_say_it_in_a_sentence(comparison):
 
 
 def test_tags_are_won_by_the_better_one(comparison):
-    won = tags_won(comparison.per_tag, "A", "B")
-    assert won["A"] >= 6
-    assert won["B"] == 0
-    assert tags_won(comparison.per_tag, "A", "C") == {"A": 0, "C": 0, "neither": 12}
+    winners = [comparison.per_tag[f"winner_{pair}"].to_pylist() for pair in ("AB", "AC")]
+    assert winners[0].count("A") >= 6
+    assert winners[0].count("B") == 0
+    assert winners[1] == [""] * 12
     general, character = (comparison.categories[name].differences[0] for name in ("general", "character"))
     assert general.winner == "A"
     assert character.winner == "A"
@@ -161,7 +119,7 @@ def test_a_tagger_against_itself_differs_by_nothing():
 
 def test_equally_good_taggers_seldom_differ():
     """Of 60 equally good pairs some 5 % may be said to differ; thresholds that are chosen cost a little more."""
-    said = Counter()
+    said: Counter = Counter()
     for seed in range(60):
         contenders, labels, tags = contest([2.0, 2.0], images=500, n_tags=8, seed=seed)
         found = compare(contenders, labels, tags, resamples=200, seed=seed)
@@ -178,16 +136,11 @@ def test_more_images_tell_smaller_differences_apart():
     assert many.difference("A", "B", *HEADLINE[0]).winner == "A"
 
 
-def test_what_is_undefined_is_said(tmp_path):
+def test_what_is_undefined_is_said():
     contenders, labels, tags = contest([2.0, 1.0], images=100, n_tags=4)
     empty = csc_array(labels.shape, dtype=bool)
     found = compare(contenders, empty, tags, {"labels": "x"}, resamples=20)
     assert {d.verdict for d in found.differences if d.metric.endswith(("macro_f1", "recall", "map"))} == {"undefined"}
-    reports.write_reports(tmp_path, found)
-    text = (tmp_path / "compare.json").read_text()
-    assert json.loads(text)["figures"]["ranking"]["A"]["map"]["value"] is None
-    assert "NaN" not in text
-    assert "undefined" in (tmp_path / "compare.html").read_text()
     silent = with_scores(contenders[1], "B", np.zeros_like(contenders[1].scores))
     found = compare([contenders[0], silent], labels, tags, resamples=20)
     assert found.difference("A", "B", "own", "macro_precision").verdict == "undefined"
@@ -208,66 +161,3 @@ def test_what_is_undefined_is_said(tmp_path):
 def test_verdicts_in_words(figure, interval, verdict, winner):
     difference = Difference("A", "B", "own", figure, Interval(*interval))
     assert (difference.verdict, difference.winner) == (verdict, winner)
-
-
-def test_files_say_what_was_found(comparison, tmp_path):
-    reports.write_reports(tmp_path / "new", comparison)
-    found = json.loads((tmp_path / "new" / "compare.json").read_text())
-    assert list(found["taggers"]) == ["A", "B", "C"]
-    assert found["facts"]["images"] == 1500
-    assert len(found["summary"]) == 3
-    assert found["tags"]["AB"]["A"] >= 6
-    by_key = {(d["first"], d["second"], d["view"], d["figure"]): d for d in found["differences"]}
-    assert len(by_key) == 3 * sum(len(view.metrics) for view in VIEWS.values())
-    row = by_key["A", "B", "ranking", "map"]
-    value, low, high = (row["difference"][name] for name in ("value", "low", "high"))
-    assert low < value < high
-    assert row["winner"] == "A"
-    of_a, of_b = (found["figures"]["ranking"][letter]["map"]["value"] for letter in "AB")
-    assert value == pytest.approx(of_a - of_b)
-    table = pq.read_table(tmp_path / "new" / "per_tag.parquet")
-    assert table.equals(comparison.per_tag)
-    assert pyarrow.csv.read_csv(tmp_path / "new" / "per_tag.csv").column_names == table.column_names
-
-
-def test_the_terminal_shows_everyone_and_every_pair(comparison, capsys):
-    for table in reports.comparison_tables(comparison):
-        Console(width=100).print(table)
-    text = capsys.readouterr().out
-    assert text.count("A is better than B in") == 1
-    assert text.count("No difference between A and C") == 1
-    assert "macro precision" in text
-    assert set(METRICS.values()) <= {name for name in METRICS.values() if name in text}
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """compare.html about tags and taggers with names that would break out of it."""
-    contenders, labels, tags = contest([2.5, 2.0, 1.5], images=300)
-    named = dataclasses.replace(tags, names=[*tags.names[len(analyses.HOSTILE) :], *analyses.HOSTILE])
-    path = tmp_path_factory.mktemp("page") / "compare.html"
-    found = compare(contenders, labels, named, {"labels": "<img src=x>"}, resamples=50)
-    path.write_text(render_page(found), encoding="utf-8")
-    return path
-
-
-def test_what_strangers_wrote_stays_text(hostile):
-    html = hostile.read_text(encoding="utf-8")
-    for name in (*analyses.HOSTILE[:3], "tagger <A>", "<img src=x>"):
-        assert name not in html
-    assert "tagger &lt;A&gt;" in html
-    assert "&lt;script&gt;alert" in html
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser_all_is_drawn_and_nothing_is_asked_for(hostile, tmp_path, width):
-    with Browser(tmp_path) as browser:
-        page = browser.open(hostile, width=width)
-        assert page.problems == []
-        assert page.requests == []
-        assert page.value("document.documentElement.scrollWidth") <= width
-        assert page.value("document.querySelectorAll('.chart polyline.s3').length") == 4  # the third tagger's curves
-        assert page.value("document.querySelectorAll('.chart').length") == 4 + 3
-        assert page.value("document.querySelectorAll('.zero .interval .bar').length") == 3 * 11
-        rows = "document.querySelectorAll('.sortable tbody tr').length"
-        assert page.value(rows) == 12
