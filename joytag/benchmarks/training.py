@@ -142,7 +142,7 @@ class Stored(dataset.Dataset):
         tags = np.random.default_rng(0).integers(0, len(self.tags), 32 * len(rows)).astype(np.int16)
         hashes = np.zeros((len(rows), 32), dtype=np.uint8)
         hashes[:, :8] = rows[:, None].view(np.uint8)
-        return dataset.Posts(rows, 32 * np.arange(len(rows) + 1), tags, hashes, np.zeros_like(rows), rows)
+        return dataset.Posts(rows, 32 * np.arange(len(rows) + 1), tags, hashes, np.zeros_like(rows))
 
     def image_path(self, sha256: bytes) -> Path:
         """The file of a number."""

@@ -92,9 +92,25 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
     except OSError as error:
         _end(title, f"{error.filename}: {error.strerror}" if error.filename else str(error), ExitCode.USER_ERROR)
     except ValueError as error:
-        _end(title, str(error), ExitCode.USER_ERROR)
+        _end(title, f"{error}{_build_command(error)}", ExitCode.USER_ERROR)
     except KeyboardInterrupt:
         _end(title, "interrupted", ExitCode.INTERRUPTED)
+
+
+def _build_command(error: ValueError) -> str:
+    """Return ` with: joytag build ...` for an error about a dataset that must be built, else nothing."""
+    dataset = sys.modules.get("joytag.data.dataset")  # loaded by commands that read datasets
+    if dataset is None or not isinstance(error, dataset.DatasetMissing):
+        return ""
+    from joytag.core import settings
+
+    config = error.directory / dataset.CONFIG
+    if not config.exists():
+        try:
+            config = settings.find(f"{error.directory.name}.yaml", "data")
+        except settings.SettingsError:
+            config = Path("CONFIG")
+    return f" with: joytag build --config {config}"
 
 
 def _end(title: str, reason: str, code: int) -> NoReturn:

@@ -1,14 +1,14 @@
-"""The dataset directory: what lies where, the parquet schemas, and checked reading and writing.
+"""The dataset directory: its files, their parquet schemas, and checked reading and writing.
 
-dataset.json           version, sources in order, what it was built from and with; written last
+dataset.json           version, sources in order, settings and counts of the build; written last
 config.yaml            the settings that build it again
-tags.parquet           one row an output of the model, in order
-top_tags.txt           their names, as in a release
-train.parquet          one row an image
+tags.parquet           one row for each output of the model, in order
+top_tags.txt           the tags' names, as in a release
+train.parquet          one row for each image
 validation.parquet
-rejected.parquet       one row a post that is in neither, and why
-work/                  what the build found, so that it can go on; nothing else reads it
-images/ab/cd/HASH.jpg  resized images, by the hex sha256 of the original file
+rejected.parquet       one row for each post that is in neither split, with the reason
+work/                  intermediate results, from which an interrupted build continues; nothing else reads them
+images/ab/cd/HASH.jpg  resized images, named by the hex sha256 of the original file
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from joytag.core.files import write_text
+from joytag.data.tables import TableError, read_table
 
 VERSION = 1
 CONFIG = "config.yaml"
@@ -53,46 +54,64 @@ TAGS_SCHEMA = pa.schema(
 
 
 class DatasetError(ValueError):
-    """A dataset directory that is missing or damaged: one line with the file, the field and the remedy."""
+    """A dataset directory that is missing or damaged; one line with the file, the field and the remedy."""
+
+
+class DatasetMissing(DatasetError):
+    """A `directory` without a dataset of this version, which must be built (again)."""
+
+    def __init__(self, message: str, directory: Path) -> None:
+        super().__init__(message)
+        self.directory = directory
 
 
 @dataclass(frozen=True)
 class TagTable:
-    """The vocabulary; position i describes output i of the model.
+    """The vocabulary; row i describes output i of the model.
 
-    `names` are unique, with underscores; `categories` (int8) hold Danbooru's numbers; `counts`
-    (int64) are images in the training split; `totals` those in both splits.
+    `names` are unique, with underscores; `categories` are keys of CATEGORIES; `counts` are the tag's images in the
+    training split, `totals` those in both splits.
     """
 
     names: list[str]
-    categories: np.ndarray
-    counts: np.ndarray
-    totals: np.ndarray
+    categories: NDArray[np.int8]
+    counts: NDArray[np.int64]
+    totals: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @classmethod
+    def read(cls, path: Path, schema: pa.Schema = TAGS_SCHEMA) -> TagTable:
+        """Read a `tags.parquet`, which has the columns of a schema. Raises TableError."""
+        table = read_table(path, schema)
+        names = table.column("name").to_pylist()
+        if table.column("index").to_pylist() != list(range(len(names))):
+            raise TableError(f"{path}: index: must count up from 0")
+        if len(set(names)) != len(names):
+            raise TableError(f"{path}: name: a tag occurs twice")
+        return cls(names, *(table.column(name).to_numpy() for name in ("category", "count_train", "count")))
 
 
 @dataclass(frozen=True)
 class Posts:
     """The images of one split, as columns; row i is image i.
 
-    `tags` is a flat int16 array, of which row i owns `tags[offsets[i]:offsets[i + 1]]`; `hashes` is
-    uint8 [rows, 32]; `sources` indexes `Dataset.sources`.
+    The tags of row i are `tags[offsets[i]:offsets[i + 1]]`. `hashes` [rows, 32] are the sha256 of the original files.
+    `sources` are indexes of `Dataset.sources`.
     """
 
-    ids: np.ndarray
-    offsets: np.ndarray
-    tags: np.ndarray
-    hashes: np.ndarray
-    sources: np.ndarray
-    phashes: np.ndarray
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.integer]
+    tags: NDArray[np.int16]
+    hashes: NDArray[np.uint8]
+    sources: NDArray[np.integer]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def labels(self, rows: np.ndarray, n_tags: int) -> np.ndarray:
-        """bool [len(rows), n_tags]: which tags the images carry."""
+    def labels(self, rows: NDArray[np.int64], n_tags: int) -> NDArray[np.bool_]:
+        """Return the labels of some images, [len(rows), n_tags]."""
         labels = np.zeros((len(rows), n_tags), dtype=bool)
         for i, row in enumerate(rows):
             labels[i, self.tags[self.offsets[row] : self.offsets[row + 1]]] = True
@@ -110,14 +129,21 @@ class Dataset:
 
     @classmethod
     def open(cls, directory: Path) -> Dataset:
-        """Read the description and the tag table. Raises DatasetError when they are missing or wrong."""
+        """Read the description and the tag table. Raises DatasetMissing, or DatasetError when one is damaged."""
         description = read_description(directory)
-        return cls(directory, description["sources"], description["extension"], _read_tags(directory))
+        try:
+            tags = TagTable.read(directory / "tags.parquet")
+        except TableError as error:
+            raise DatasetError(f"{error}; build the dataset again") from None
+        return cls(directory, description["sources"], description["extension"], tags)
 
     def posts(self, split: str) -> Posts:
-        """Read `train` or `validation`. Raises DatasetError when a row is inconsistent with the tag table."""
+        """Read `train` or `validation`. Raises DatasetError when the file is damaged or contradicts the tag table."""
         path = self.directory / f"{split}.parquet"
-        table = _read_table(path, POSTS_SCHEMA)
+        try:
+            table = read_table(path, POSTS_SCHEMA)
+        except TableError as error:
+            raise DatasetError(f"{error}; build the dataset again") from None
         column = table.column("tags").combine_chunks()
         posts = Posts(
             ids=table.column("post_id").to_numpy(),
@@ -125,17 +151,16 @@ class Dataset:
             tags=column.values.to_numpy(),
             hashes=np.frombuffer(b"".join(table.column("hash").to_pylist()), dtype=np.uint8).reshape(-1, 32),
             sources=table.column("source").to_numpy(),
-            phashes=table.column("phash").to_numpy(),
         )
         if len(posts) == 0:
-            raise DatasetError(f"{path}: holds no images; build it with .venv/bin/joytag build")
+            raise DatasetError(f"{path}: holds no images; build the dataset again")
         for name, values, limit in (("tags", posts.tags, len(self.tags)), ("source", posts.sources, len(self.sources))):
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise DatasetError(f"{path}: {name}: values outside 0 to {limit - 1}; build the dataset again")
         return posts
 
     def image_path(self, sha256: bytes) -> Path:
-        """Where the resized copy of the image with this sha256 (32 bytes) lies.
+        """Return the path of the resized copy of the image with this sha256 (32 bytes).
 
         Raises DatasetError for a dataset without images.
         """
@@ -145,26 +170,31 @@ class Dataset:
 
 
 def image_path(directory: Path, sha256: bytes, extension: str) -> Path:
-    """`images/ab/cd/abcd....jpg` below a dataset directory."""
+    """Return `images/ab/cd/abcd....jpg` below a dataset directory."""
     name = sha256.hex()
     return directory / "images" / name[:2] / name[2:4] / f"{name}.{extension}"
 
 
 def read_description(directory: Path) -> dict[str, Any]:
-    """`dataset.json`, checked. Raises DatasetError."""
+    """Read and check `dataset.json`.
+
+    Raises DatasetMissing when there is none or when another version wrote it, DatasetError when it is damaged.
+    """
     path = directory / "dataset.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        message = f"{directory}: no dataset here (dataset.json is missing)"
         inner = directory / "dataset"  # of a run that fine-tunes
-        remedy = f"take {inner}" if (inner / "dataset.json").is_file() else f"build it with: {_command(directory)}"
-        raise DatasetError(f"{directory}: no dataset here (dataset.json is missing); {remedy}") from None
+        if (inner / "dataset.json").is_file():
+            raise DatasetError(f"{message}; use {inner}") from None
+        raise DatasetMissing(f"{message}; build it", directory) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from None
     if not isinstance(description, dict) or description.get("version") != VERSION:
-        raise DatasetError(
-            f"{path}: version: not {VERSION}, which this release reads; "
-            f"remove the file and build the dataset again with: {_command(directory)}"
+        raise DatasetMissing(
+            f"{path}: version: not {VERSION}, which this release reads; remove the file and build the dataset again",
+            directory,
         )
     sources, extension = description.get("sources"), description.get("extension")
     if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
@@ -174,45 +204,6 @@ def read_description(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _command(directory: Path) -> str:
-    """The command that builds a dataset directory (again)."""
-    usual = Path("configs/data", directory.name).with_suffix(".yaml")
-    config = next((path for path in (directory / CONFIG, usual) if path.exists()), "CONFIG")
-    return f".venv/bin/joytag build --config {config}"
-
-
 def write_description(directory: Path, description: dict[str, Any]) -> None:
-    """Write `dataset.json`, last of all files, since its presence says that the dataset is whole."""
+    """Write `dataset.json`, last of all files: its presence means that the dataset is complete."""
     write_text(directory / "dataset.json", json.dumps({"version": VERSION, **description}, indent=2) + "\n")
-
-
-def _read_tags(directory: Path) -> TagTable:
-    path = directory / "tags.parquet"
-    table = _read_table(path, TAGS_SCHEMA)
-    names = table.column("name").to_pylist()
-    if table.column("index").to_pylist() != list(range(len(names))):
-        raise DatasetError(f"{path}: index: must count up from 0; build the dataset again")
-    if len(set(names)) != len(names):
-        raise DatasetError(f"{path}: name: a tag occurs twice; build the dataset again")
-    return TagTable(
-        names,
-        table.column("category").to_numpy(),
-        table.column("count_train").to_numpy(),
-        table.column("count").to_numpy(),
-    )
-
-
-def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from None
-    for field in schema:
-        if field.name not in table.column_names:
-            raise DatasetError(f"{path}: {field.name}: column missing; build the dataset again")
-        if table.column(field.name).null_count:
-            raise DatasetError(f"{path}: {field.name}: holds nulls; build the dataset again")
-    try:
-        return table.select(schema.names).cast(schema)
-    except (pa.ArrowException, ValueError) as error:
-        raise DatasetError(f"{path}: {error}; build the dataset again") from None

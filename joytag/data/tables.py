@@ -1,4 +1,4 @@
-"""Parquet tables, checked when read and written completely or not at all."""
+"""Parquet tables of a given schema, checked when read and written atomically."""
 
 from __future__ import annotations
 
@@ -9,8 +9,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+class TableError(ValueError):
+    """A parquet file that is missing, damaged or of another schema; one line with the file and the column."""
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read the columns of a schema; the file may have others.
+
+    Raises TableError when the file cannot be read, or when a column is missing, holds nulls or is of another type.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"{path}: cannot be read ({error})") from None
+    for name in schema.names:
+        if name not in table.column_names:
+            raise TableError(f"{path}: {name}: column missing")
+        if table.column(name).null_count:
+            raise TableError(f"{path}: {name}: holds nulls")
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise TableError(f"{path}: {error}") from None
+
+
 def write_table(tables: pa.Table | Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """Write a parquet file of exactly this schema, one row group a table, so that it is seen whole or not at all."""
+    """Write a parquet file of exactly this schema, one row group for each table."""
     partial = path.with_name(path.name + ".part")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:

@@ -109,8 +109,8 @@ def _common_tags(vocabularies: Sequence[Sequence[str]], aliases: Mapping[str, st
 
 
 def _select_tags(tags: TagTable, chosen: Sequence[int]) -> TagTable:
-    numbers = (column[chosen] for column in (tags.categories, tags.counts, tags.totals))
-    return TagTable([tags.names[i] for i in chosen], *numbers)
+    names = [tags.names[i] for i in chosen]
+    return TagTable(names, tags.categories[chosen], tags.counts[chosen], tags.totals[chosen])
 
 
 def _facts(entrant: TaggerEntry, one: Predictions) -> dict[str, Any]:

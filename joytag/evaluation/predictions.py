@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse
 from scipy.sparse import csc_array
 
 from joytag.core import files
 from joytag.data import dataset
+from joytag.data.tables import TableError
 from joytag.evaluation.metrics import LEVELS
 
 VERSION = 1
@@ -79,8 +79,9 @@ class Predictions:
                 raise PredictionsError(f"{path}: damaged, it is not as it was written; {_remedy(directory)}")
         try:
             arrays = {name: _load(directory / f"{name}.npy", *kind) for name, kind in ARRAYS.items()}
-            labels, tags = _read_labels(directory / "labels.npz"), _read_tags(directory / "tags.parquet")
-        except PredictionsError as error:
+            labels = _read_labels(directory / "labels.npz")
+            tags = dataset.TagTable.read(directory / "tags.parquet", TAGS_SCHEMA)
+        except (PredictionsError, TableError) as error:
             raise PredictionsError(f"{error}; {_remedy(directory)}") from None
         found = cls(directory, **arrays, source_names=provenance["sources"], labels=labels, tags=tags,
                     provenance=provenance)  # fmt: skip
@@ -165,22 +166,6 @@ def _read_labels(path: Path) -> csc_array:
     if labels.dtype != bool or not labels.data.all():
         raise PredictionsError(f"{path}: holds {labels.dtype} or zeros, not the labels that are there")
     return labels
-
-
-def _read_tags(path: Path) -> dataset.TagTable:
-    """The vocabulary. Raises PredictionsError, without a remedy."""
-    try:
-        table = pq.read_table(path)
-        if any(table.column(name).null_count for name in table.column_names):
-            raise ValueError("holds nulls")
-        table = table.select(TAGS_SCHEMA.names).cast(TAGS_SCHEMA)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise PredictionsError(f"{path}: damaged ({error})") from None
-    names = table.column("name").to_pylist()
-    if table.column("index").to_pylist() != [*range(len(names))] or len(set(names)) != len(names):
-        raise PredictionsError(f"{path}: a tag occurs twice, or they are out of order")
-    numbers = (table.column(name).to_numpy() for name in ("category", "count_train", "count"))
-    return dataset.TagTable(names, *numbers)
 
 
 def _remedy(directory: Path) -> str:

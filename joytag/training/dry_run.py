@@ -78,8 +78,8 @@ def vocabulary_size(config: RunSettings) -> int:
         return config.data.tags
     try:
         return len(dataset.Dataset.open(Path(config.data.directory)).tags)
-    except dataset.DatasetError as error:
-        raise ValueError(f"data.tags: not given, and {error}; or add data.tags=5813") from None
+    except dataset.DatasetMissing as error:
+        raise dataset.DatasetMissing(f"data.tags: set it, such as to 5813, or: {error}", error.directory) from None
 
 
 def describe(config: RunSettings) -> str:

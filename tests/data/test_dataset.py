@@ -18,6 +18,7 @@ from joytag.data.dataset import (
     VERSION,
     Dataset,
     DatasetError,
+    DatasetMissing,
     read_description,
     write_description,
 )
@@ -85,10 +86,8 @@ def test_what_is_written_is_read(directory):
     assert len(posts) == 3
     np.testing.assert_array_equal(posts.ids, POSTS["post_id"])
     np.testing.assert_array_equal(posts.sources, POSTS["source"])
-    np.testing.assert_array_equal(posts.phashes, np.array(POSTS["phash"], np.uint64))
     assert [row.tobytes() for row in posts.hashes] == POSTS["hash"]
     assert posts.tags.dtype == np.int16
-    assert posts.phashes.dtype == np.uint64
 
 
 def test_labels_come_in_the_order_of_the_rows_asked_for(directory):
@@ -129,10 +128,19 @@ def test_a_failed_write_leaves_the_old_file(directory):
     assert len(Dataset.open(directory).posts("train")) == 3
 
 
-def test_a_missing_directory_is_answered_with_the_command_that_builds_it(tmp_path):
-    message = damage(tmp_path / "nowhere")
-    assert message.startswith(f"{tmp_path / 'nowhere'}: no dataset here")
-    assert "joytag build" in message
+def test_a_missing_dataset_is_named_for_the_command_that_builds_it(tmp_path):
+    with pytest.raises(DatasetMissing, match=r"no dataset here .*; build it$") as caught:
+        Dataset.open(tmp_path / "nowhere")
+    assert str(caught.value).startswith(f"{tmp_path / 'nowhere'}: ")
+    assert caught.value.directory == tmp_path / "nowhere"
+
+
+def test_the_dataset_inside_a_run_is_suggested(directory):
+    run = directory.parent / "run"
+    run.mkdir(exist_ok=True)
+    (run / "dataset").symlink_to(directory)
+    with pytest.raises(DatasetError, match=f"no dataset here .*; use {run / 'dataset'}$"):
+        Dataset.open(run)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def posts() -> dataset.Posts:
     return dataset.Posts(
         ids=np.arange(ROWS) * 3, offsets=np.cumsum([0, *map(len, tags)]).astype(np.int32),
         tags=np.concatenate(tags).astype(np.int16), hashes=rng.integers(0, 256, (ROWS, 32), dtype=np.uint8),
-        sources=np.arange(ROWS, dtype=np.int16) % 2, phashes=np.arange(ROWS, dtype=np.uint64),
+        sources=np.arange(ROWS, dtype=np.int16) % 2,
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_what_was_written_is_read_without_the_images_that_could_not_be_decoded(d
 def test_labels_are_those_of_the_split(tags):
     rows = np.arange(len(tags))
     flat = np.array([tag for of_one in tags for tag in of_one], dtype=np.int16)
-    posts = dataset.Posts(rows, np.cumsum([0, *map(len, tags)]), flat, rows, rows, rows)
+    posts = dataset.Posts(rows, np.cumsum([0, *map(len, tags)]), flat, rows, rows)
     expected = np.array([[tag in of_one for tag in range(7)] for of_one in tags])
     np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), expected)
     np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), posts.labels(rows, 7))
@@ -345,10 +345,10 @@ HOSTILE = [
     (labels, csc(shape=[10**12, 5]), "9 images and 5 tags"),
     (labels, csc(data=np.ones(3)), "labels.npz: holds float64"),
     (labels, csc(data=np.zeros(3, bool)), "labels.npz: holds bool or zeros"),
-    (tags, {"name": list("abcda")}, "tags.parquet: a tag occurs twice"),
-    (tags, {"name": ["a", None, "c", "d", "e"]}, "tags.parquet: damaged"),
-    (tags, {"count": ["many"] * 5}, "tags.parquet: damaged"),
-    (tags, {"index": [4, 3, 2, 1, 0]}, "tags.parquet: a tag occurs twice, or they are out of order"),
+    (tags, {"name": list("abcda")}, "tags.parquet: name: a tag occurs twice"),
+    (tags, {"name": ["a", None, "c", "d", "e"]}, "tags.parquet: name: holds nulls"),
+    (tags, {"count": ["many"] * 5}, "tags.parquet: Failed to parse"),
+    (tags, {"index": [4, 3, 2, 1, 0]}, "tags.parquet: index: must count up from 0"),
 ]
 
 

@@ -1,0 +1,30 @@
+"""An error about a dataset that must be built names the command that builds it."""
+
+import pytest
+
+from joytag.cli.command import report_errors
+from joytag.core.errors import ExitCode
+from joytag.data.dataset import CONFIG, Dataset
+
+
+def message(directory, capsys) -> str:
+    """What a user reads about a dataset that cannot be opened."""
+    with pytest.raises(SystemExit) as end:
+        report_errors("test", lambda: print(Dataset.open(directory)))
+    assert end.value.code == ExitCode.USER_ERROR
+    return capsys.readouterr().err
+
+
+def test_a_dataset_of_another_version_is_built_from_its_own_config(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text('{"version": 0}')
+    (tmp_path / CONFIG).touch()
+    expected = f"remove the file and build the dataset again with: joytag build --config {tmp_path / CONFIG}\n"
+    assert message(tmp_path, capsys).endswith(expected)
+
+
+@pytest.mark.parametrize(("name", "config"), [("openmoji", "configs/data/openmoji.yaml"), ("nowhere", "CONFIG")])
+def test_a_missing_dataset_is_built_from_the_config_of_its_name(tmp_path, capsys, name, config):
+    line = message(tmp_path / name, capsys)
+    assert line.count("\n") == 1
+    assert f"{name}: no dataset here (dataset.json is missing); build it" in line
+    assert line.endswith(f"; build it with: joytag build --config {config}\n")
