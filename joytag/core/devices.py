@@ -1,20 +1,21 @@
-"""The device, number format and memory to compute with."""
+"""Choice of device and number format, and a setting of the memory allocator."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from typing import Any
 
 import torch
 
-WIDE = 384  # layers; in narrower ones a CPU loses to conversions what it gains by shorter numbers
+WIDE = 384  # width of layers from which bf16 pays on a CPU; below, conversions cost more than it saves
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` to CUDA (this process's GPU), Apple's MPS or the CPU, in that order; a name as given.
+    """Return the device of a name; `auto` is CUDA (this process's GPU), Apple's MPS or the CPU, in this order.
 
-    On CUDA, float32 products then run in TF32. Raises ValueError when the named device is not there.
+    Enables TF32 for float32 products on CUDA. Raises ValueError when the device does not exist here.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
@@ -39,11 +40,13 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def keep_memory() -> None:
-    """Have the C library keep the memory that is freed, for what is allocated next.
+    """Stop glibc from returning freed memory to the system, so that the next batch reuses it.
 
-    Otherwise it returns the large arrays of a step or a batch to the system, and gets new pages for the next one's,
-    whose first touch costs a tenth of the time on a CPU. Only glibc is told.
+    Otherwise the large arrays of each batch get new pages, whose first access takes a tenth of the time on a CPU.
+    Does nothing with other C libraries.
     """
+    if sys.platform == "win32":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in ((-1, -1), (-2, 1 << 26), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
@@ -51,29 +54,30 @@ def keep_memory() -> None:
 
 
 def pick_dtype(precision: str, device: torch.device, width: int = 0) -> torch.dtype:
-    """What to compute in: `fp16`, `bf16` or `fp32` as given, `auto` by what is fast and sound on the device.
+    """Return the number format for `fp16`, `bf16` or `fp32`; `auto` chooses a fast and safe one for the device.
 
-    fp16 on CUDA, as in the recipe. On a CPU bf16 where its matrix units take it (AMX), or where AMD's vector units do,
-    at twice float32's rate, and the model is WIDE enough to gain from that; else float32. `width` is that of the
-    model's layers, 0 when unknown.
+    That is fp16 on CUDA, as in the recipe. On a CPU it is bf16 if the CPU has matrix units for it (AMX), or if it is
+    AMD's with bf16 instructions (twice as fast as float32) and the layers have a `width` (0: unknown) of at least
+    WIDE; otherwise float32.
     """
     if precision != "auto":
         return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     if device.type == "cuda":
         return torch.float16
-    fast = device.type == "cpu" and (has_amx() or (width >= WIDE and _amd_takes_bf16()))
+    fast = device.type == "cpu" and (has_amx() or (width >= WIDE and _amd_has_bf16()))
     return torch.bfloat16 if fast else torch.float32
 
 
 def has_amx() -> bool:
     """Whether this CPU has units that multiply matrices in bf16."""
-    return bool(_capabilities().get("amx_bf16"))
+    return bool(cpu_capabilities().get("amx_bf16"))
 
 
-def _amd_takes_bf16() -> bool:
-    # Another CPU with the same instructions, but neither AMD's nor with AMX, was slower in bf16 than in float32.
-    return bool(_capabilities().get("avx512_bf16")) and "AMD" in str(_capabilities().get("cpu_name"))
+def _amd_has_bf16() -> bool:
+    # Another maker's CPU with the same instructions, without AMX, was slower in bf16 than in float32.
+    return bool(cpu_capabilities().get("avx512_bf16")) and "AMD" in str(cpu_capabilities().get("cpu_name"))
 
 
-def _capabilities() -> dict[str, Any]:
-    return getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
+def cpu_capabilities() -> dict[str, Any]:
+    """Return torch's description of this CPU, empty in versions of torch that have none."""
+    return getattr(torch.cpu, "get_capabilities", dict)()

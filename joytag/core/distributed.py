@@ -1,4 +1,4 @@
-"""Where to compute: rank, reduction, random numbers, device, number format; no-ops on a single process."""
+"""Several processes: joining them, reductions, broadcasts. With a single process these do nothing."""
 
 from __future__ import annotations
 
@@ -16,89 +16,89 @@ from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
 
-_store: dist.Store | None = None  # of the process group, for what cannot wait for a collective
+_store: dist.Store | None = None  # of the process group; shows a failure without waiting for a collective
 
 
 class ProcessLost(RuntimeError):
-    """Another process has gone or does not answer; one line that names it."""
+    """Another process has ended or does not answer; one line that names it."""
 
 
 def rank() -> int:
-    """This process's number, 0 when it is alone."""
+    """Return the number of this process, 0 when it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def was_restarted() -> bool:
-    """Whether `torchrun` or Slurm started this job again after it failed or was preempted."""
+    """Whether `torchrun` or Slurm restarted this job after a failure or a preemption."""
     return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 @contextmanager
 def process_group(device: torch.device, timeout: int) -> Iterator[None]:
-    """Join the processes that `torchrun` started, if it did, for the time of a `with` block.
+    """Join the processes that `torchrun` started, if it did, within a `with` block.
 
-    When the others wait for a process for more than `timeout` seconds, or one has gone, raises ProcessLost naming it.
+    Raises ProcessLost naming a process that has ended, or for which the others have waited `timeout` seconds.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     global _store
-    # Both, since decisions are made in ordinary memory, where a wait ends with an error and not with the process.
+    # Gloo as well as NCCL: decisions are exchanged in CPU memory, where a timeout raises instead of aborting.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     patience = timedelta(seconds=timeout)
     store, number, world = next(dist.rendezvous("env://", timeout=patience))
-    # Of this attempt alone: torchrun may keep the store, with what processes since killed have left in it.
+    # A prefix for each attempt: torchrun may keep the store, with keys of processes that were killed since.
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group(backend, timeout=patience, world_size=world, rank=number, store=store)
-    roll_call, _store, ended = dist.new_group(backend="gloo"), store, False
+    monitor, _store, finished = dist.new_group(backend="gloo"), store, False
     try:
         yield
-        ended = True
+        finished = True
     except BaseException as error:
         store.set("failed", str(number))
-        if not isinstance(error, RuntimeError) or not _is_of_communication(error):
+        if not isinstance(error, RuntimeError) or not _is_communication_error(error):
             raise
-        raise ProcessLost(f"rank {number}: {_missing(roll_call, error)}") from None
+        raise ProcessLost(f"rank {number}: {_missing_ranks(monitor, error)}") from None
     finally:
-        if ended or backend == "gloo":  # NCCL's end waits for the others, which may be waiting for this process
+        if finished or backend == "gloo":  # NCCL's teardown waits for the others, which may wait for this process
             dist.destroy_process_group()
         _store = None
 
 
 def failed() -> bool:
-    """Whether a process has failed, so that this one, too, cannot go on; can be asked at any time."""
+    """Whether any process has failed, so that this one cannot continue; callable at any time, also in a handler."""
     return _store is not None and _store.check(["failed"])
 
 
-def _is_of_communication(error: RuntimeError) -> bool:
+def _is_communication_error(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(
         word in text for word in ("gloo", "nccl", "connection", "timed out")
     )
 
 
-def _missing(group: Any, error: RuntimeError) -> str:
-    """Which processes don't answer, as far as can be told."""
+def _missing_ranks(group: Any, error: RuntimeError) -> str:
+    """Return a line that names the processes that do not answer, or else the first line of the error."""
     try:
         dist.monitored_barrier(group, timedelta(seconds=5), wait_all_ranks=True)
-    except RuntimeError as silence:
-        error = silence
+    except RuntimeError as missing:
+        error = missing
     return str(error).strip().splitlines()[0]
 
 
-def parallel(model: nn.Module, example: Tensor) -> nn.Module:
-    """The model, its gradients averaged over all processes if there are several; `example` is an input of it."""
+def data_parallel(model: nn.Module, example: Tensor) -> nn.Module:
+    """Return the model with its gradients averaged over all processes; `example` is an input of it."""
     if world_size() == 1:
         return model
-    warnings.filterwarnings("ignore", "Grad strides")  # those of a 1x1 convolution differ, but mean the same
+    warnings.filterwarnings("ignore", "Grad strides")  # those of a 1x1 convolution differ without consequence
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    # After its first backward pass it lays out the gradients anew. That pass is done here, since otherwise more
-    # than two processes would add them up in another order in the first step, and so after each resume.
+    # DDP rearranges its gradient buckets after the first backward pass. Run that pass here: otherwise the first step,
+    # also after each resume, would add the gradients of three or more processes in another order than later steps.
     was_training = model.training
     model.eval()
     wrapped(example).sum().backward()
@@ -107,49 +107,49 @@ def parallel(model: nn.Module, example: Tensor) -> nn.Module:
     return wrapped
 
 
-def synchronized(model: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """For forward and backward: whether gradients are averaged `now`, or only added up for a later time."""
+def gradient_sync(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Context of a forward and backward pass: average the gradients `now`, or accumulate them for a later pass."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not now else nullcontext()
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
 
 
-def equalize(values: Iterable[Tensor]) -> None:
-    """Give tensors the values that they have on rank 0, in place."""
+def broadcast_tensors(values: Iterable[Tensor]) -> None:
+    """Overwrite tensors with rank 0's values, in place."""
     if dist.is_initialized():
         for value in values:
             dist.broadcast(value, 0)
 
 
-def least(figure: int) -> int:
-    """The smallest figure of all processes."""
-    value = torch.tensor(figure)
+def minimum(number: int) -> int:
+    """Return the smallest number of all processes."""
+    value = torch.tensor(number)
     if dist.is_initialized():
         dist.all_reduce(value, dist.ReduceOp.MIN)
     return int(value)
 
 
-def total(figures: Sequence[float]) -> list[float]:
-    """Each figure's sum over all processes, in double precision."""
-    return all_sum(torch.tensor(figures, dtype=torch.float64)).tolist()
+def sums(numbers: Sequence[float]) -> list[float]:
+    """Return each number's sum over all processes, computed in float64."""
+    return all_sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
-def gathered(value: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The lists of all processes, one after the other."""
+def gather(values: list[Value]) -> list[Value]:
+    """Return the lists of all processes, concatenated by rank."""
     if not dist.is_initialized():
-        return value
-    lists: list[list[tuple[int, str]]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(lists, value)
-    return [entry for entries in lists for entry in entries]
+        return values
+    lists: list[list[Value]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, values)
+    return [value for of_rank in lists for value in of_rank]
 
 
-def shared(value: Value) -> Value:
-    """Rank 0's value, on all processes."""
+def broadcast(value: Value) -> Value:
+    """Return rank 0's value."""
     values = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(values, 0)

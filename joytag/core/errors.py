@@ -1,4 +1,4 @@
-"""Errors that end a program, and the exit codes of all programs."""
+"""The error that ends a program, and the exit codes of all programs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a program's exit code means; README and docs/long-runs.md explain them."""
+    """A program's exit code; documented for users in docs/long-runs.md."""
 
     DONE = 0
     FAILED = 1  # a process died or hangs
     USER_ERROR = 2  # a setting, a file or the dataset is wrong
     DIVERGED = 3  # gradients or weights are no longer finite
-    REQUEUE = 75  # stopped by SIGTERM or SIGUSR1, saved; sysexits.h's "try again later"
-    INTERRUPTED = 130  # stopped by Ctrl-C; the shell's code for it
+    REQUEUE = 75  # stopped by SIGTERM or SIGUSR1, state saved; "try again later" in sysexits.h
+    INTERRUPTED = 130  # stopped by Ctrl-C; shells use the same code
 
 
 class Exit(Exception):
-    """The end of a program, for a reason in one line, with its exit code.
+    """End a program with an exit code, for a reason in one line.
 
-    Among several processes FAILED concerns one process; any other code concerns all, and rank 0 alone gives the reason.
+    Among several processes, FAILED concerns one process. Any other code concerns all, and only rank 0 prints the
+    reason.
     """
 
     def __init__(self, message: str, code: int = ExitCode.FAILED) -> None:

@@ -1,4 +1,4 @@
-"""Files written completely or not at all, and their hashes."""
+"""Atomic writing, hashes, and flushing to disk."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def file_hash(path: Path) -> str:
-    """The sha256 of a file's content, in hex."""
+    """Return the hex sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is seen whole or not at all."""
+    """Write a UTF-8 text file atomically, with its parent directories."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, and short where the name is as long as names can be.
+    # A hidden name of fixed length: the file's own name plus a suffix may be longer than the file system allows.
     partial = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
     try:
         partial.write_text(text, encoding="utf-8", newline="")
@@ -27,6 +27,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
+    """Flush a file or a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

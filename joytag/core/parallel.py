@@ -1,21 +1,19 @@
-"""Work on threads, in order, a bounded number of items ahead."""
+"""Work on threads, in order and a bounded number of items ahead; batches of an iterable."""
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-
-
 Value = TypeVar("Value")
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one perhaps shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
@@ -27,8 +25,8 @@ def read_ahead(
     workers: int,
     depth: int,
     initializer: Callable[[], None] | None = None,
-) -> Generator[Value]:
-    """`map(read, items)` on `workers` threads, in order, with at most `depth` values waiting."""
+) -> Iterator[Value]:
+    """Yield `map(read, items)`, computed on `workers` threads, in order, with at most `depth` values waiting."""
     pool = ThreadPoolExecutor(workers, initializer=initializer)
     try:
         waiting: deque[Future[Value]] = deque()

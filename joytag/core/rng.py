@@ -1,4 +1,4 @@
-"""Random numbers that depend on purpose and position alone."""
+"""Random numbers that depend only on their purpose and coordinates, not on what was drawn before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What random numbers are for, so that no two uses of one place get the same."""
+    """The use of random numbers; uses with the same coordinates get different numbers."""
 
     ORDER = 0
     AUGMENTATION = 1
@@ -17,6 +17,6 @@ class Purpose(IntEnum):
     MIXUP = 4
 
 
-def generator(purpose: Purpose, *place: int) -> np.random.Generator:
-    """Random numbers that are a function of their purpose and place, some non-negative integers."""
-    return np.random.default_rng((purpose, *place))
+def generator(purpose: Purpose, *coordinates: int) -> np.random.Generator:
+    """Return a generator seeded by a purpose and coordinates, which are non-negative."""
+    return np.random.default_rng((purpose, *coordinates))

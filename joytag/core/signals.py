@@ -1,4 +1,4 @@
-"""Requests to stop, by signal, kept until a step is done."""
+"""Signals that ask to stop, recorded until the current step is done."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from types import FrameType
 
 from joytag.core.errors import ExitCode
 
-CODES = {
-    signal.SIGINT: ExitCode.INTERRUPTED,
-    signal.SIGTERM: ExitCode.REQUEUE,
-    signal.SIGUSR1: ExitCode.REQUEUE,
-}
+CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.REQUEUE}
+if hasattr(signal, "SIGUSR1"):  # Slurm sends it before a job's time limit; Windows has none
+    CODES[signal.SIGUSR1] = ExitCode.REQUEUE
 
 
 class Interrupts:
-    """In a `with` block, notes SIGINT, SIGTERM and SIGUSR1 (which Slurm sends before its limit) in `code`.
+    """Within a `with` block, record the signals of CODES as the exit code that is due, 0 for none, in `code`.
 
-    `code` is the exit code that is due, 0 while none is. After the first Ctrl-C the next one ends the process at once,
-    and so does any signal when it is `hopeless` to wait for the end of a step. When the block ends with an exception,
-    which ends the process, too, signals do not get in the way of that.
+    After a first Ctrl-C, a second one ends the process at once. So does any signal while `hopeless()` is true, when no
+    step can finish. After an exception the handlers stay, so that no signal disturbs the end of the process.
     """
 
     def __init__(self, hopeless: Callable[[], bool] = lambda: False) -> None:
         self.code, self.hopeless = 0, hopeless
 
     def __enter__(self) -> Interrupts:
-        self._before = {number: signal.signal(number, self._note) for number in CODES}
+        self._before = {number: signal.signal(number, self._record) for number in CODES}
         return self
 
     def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
@@ -36,7 +33,7 @@ class Interrupts:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.code = max(self.code, CODES[signal.Signals(number)])
         if self.hopeless():
             os._exit(self.code)

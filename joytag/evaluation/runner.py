@@ -35,7 +35,7 @@ class Interrupted(Exception):
 
 def agreed_exit_code(code: int) -> int:
     """The exit code that is due when any process is asked to stop, 0 if none is."""
-    interrupted, requeued = distributed.total([code == ExitCode.INTERRUPTED, code == ExitCode.REQUEUE])
+    interrupted, requeued = distributed.sums([code == ExitCode.INTERRUPTED, code == ExitCode.REQUEUE])
     return ExitCode.INTERRUPTED if interrupted else ExitCode.REQUEUE if requeued else 0
 
 
@@ -188,7 +188,7 @@ def on_rank_zero(action: Callable[[], Value]) -> Value:
             found = action()
         except (ValueError, OSError) as error:
             failure = error
-    found, failed = distributed.shared((found, failure is not None))
+    found, failed = distributed.broadcast((found, failure is not None))
     if failure is not None:
         raise failure
     if failed:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from joytag.core.devices import cpu_capabilities
 from joytag.models.architectures import Model
 from joytag.models.vit import Block, ViT
 
@@ -16,8 +17,7 @@ def supported() -> bool:
     """Whether this CPU multiplies 8-bit integers exactly (x86 with VNNI or AMX), and this torch can have it do so."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
-    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return any(cpu_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def width(model: Model) -> int:

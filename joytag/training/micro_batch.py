@@ -55,7 +55,7 @@ def largest_micro_batch(run: Run) -> int:
     torch.cuda.set_per_process_memory_fraction(1.0, run.device)
     if low == 0:
         raise ValueError(f"micro_batch: not even {divisors[0]} fits into {run.device}'s memory; take a smaller model")
-    return distributed.least(divisors[low - 1])
+    return distributed.minimum(divisors[low - 1])
 
 
 def fits(run: Run, micro_batch: int) -> bool:

@@ -134,7 +134,7 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             checkpoint.save(run.root, state.drawn, state.released, tags, run.loss_type, tensors, facts, *keep)
         except checkpoint.CheckpointError as error:
             failure = str(error)
-    if distributed.total([bool(failure)])[0]:
+    if distributed.sums([bool(failure)])[0]:
         if required:
             raise checkpoint.CheckpointError(failure or "rank 0 could not save a checkpoint")
         if failure:

@@ -59,15 +59,15 @@ def train_step(state: TrainState, model: nn.Module, batches: Iterator[loader.Bat
     statistics = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
     for chance, batch in zip(micro_batch_noise(state, run), batches, strict=False):
         torch.manual_seed(chance.seed)
-        with distributed.synchronized(model, now=chance.last):
+        with distributed.gradient_sync(model, now=chance.last):
             value = batch_loss(model, batch, chance, run) * micro / run.share
             state.scaler.scale(value).backward()
         loss_sum += value.detach()
         bad += batch.bad
     norm = clip_gradients(state, config.optimizer.clip_norm)
-    mean, wrong, n_bad = distributed.total([float(loss_sum), not math.isfinite(norm), len(bad)])
+    mean, wrong, n_bad = distributed.sums([float(loss_sum), not math.isfinite(norm), len(bad)])
     step = Step(state.samples, mean / distributed.world_size(), norm, wrong == 0 and math.isfinite(mean),
-                distributed.gathered(bad) if n_bad else [])  # fmt: skip
+                distributed.gather(bad) if n_bad else [])  # fmt: skip
     if step.taken:
         state.scaler.step(state.optimizer)
         if state.average is not None:

@@ -83,7 +83,7 @@ def learn(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts)
     """Take all the steps that are left, with what is due between them."""
     ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.images, tracker)
     watch, size = Watch(run, tracker, quarantine, Spikes()), state.model.config.image_size
-    model = distributed.parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
+    model = distributed.data_parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
     compile_parts(state.model, run)
     saved, batches, meter = state.samples, None, None
     while True:

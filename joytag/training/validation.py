@@ -22,7 +22,7 @@ SHOWN = 8  # validation images that go to wandb with their predictions
 def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, float] | None:
     """Loss, averages and mAP on the validation split at the stage's image size, where defined; None if interrupted."""
     model, config = state.released, run.config
-    distributed.equalize(model.buffers())
+    distributed.broadcast_tensors(model.buffers())
     image_dataset = loader.ImageDataset(run.dataset, "validation", model.config.image_size)
     where, losses = (run.device, run.dtype), []
     try:
@@ -33,7 +33,7 @@ def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, f
         )  # fmt: skip
     except Interrupted:
         return None
-    (loss_sum,) = distributed.total([float(sum(losses)) * config.loss.multiplier])
+    (loss_sum,) = distributed.sums([float(sum(losses)) * config.loss.multiplier])
     seen = int(scores.table[:, 0].sum())
     figures = {"loss": loss_sum / seen if seen else math.nan} | validation_metrics(scores, config.threshold)
     return {f"val_{name}": value for name, value in figures.items() if name == "loss" or not math.isnan(value)}

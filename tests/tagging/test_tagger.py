@@ -170,7 +170,7 @@ def test_precision_is_chosen_by_device_and_model_width(monkeypatch):
     with pytest.raises(ValueError, match="precision int8"):
         pick_precision("int8", torch.device("cuda"), 768)
     monkeypatch.setattr(int8, "supported", lambda: False)
-    monkeypatch.setattr("joytag.core.devices._capabilities", dict)
+    monkeypatch.setattr("joytag.core.devices.cpu_capabilities", dict)
     assert pick_precision("auto", cpu, 768) == "fp32"
     with pytest.raises(ValueError, match="needs a CPU with VNNI"):
         pick_precision("int8", cpu, 768)
