@@ -1,7 +1,7 @@
 """An analysis of invented predictions, with any number of tags, for tests of reports."""
 
 from dataclasses import fields
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from joytag.evaluation.curves import Calibration, Curves, PrecisionRecallF1, Sam
 from joytag.evaluation.error_analysis import Confusion, Disagreement
 from joytag.evaluation.metrics import Counts
 from joytag.evaluation.per_tag import per_tag_table
+from joytag.evaluation.predictions import Predictions
 from joytag.evaluation.tag_groups import by_count
 
 HOSTILE = ['<script>alert("x")</script>', "' onload='alert(1)", "</title><b>", "=_=", "\u202eevil", "a" * 200]
@@ -35,17 +36,18 @@ BANDS = ("under 3k", "3k to 10k", "10k to 100k", "100k or more")
 
 
 def names(n_tags: int) -> list[str]:
-    """Distinct names, the last six of them hostile."""
+    """Return distinct names; the last six would break unescaped HTML or CSV."""
     distinct = [f"{WORDS[i % 20]}_{WORDS[i // 20 % 20]}" + (f"_{i // 400}" if i >= 400 else "") for i in range(n_tags)]
     return (distinct[: n_tags - len(HOSTILE)] + HOSTILE)[:n_tags]
 
 
 def around(value: float, width: float = 0.01) -> Interval:
+    """Return an interval with a value in its middle."""
     return Interval(float(value), float(value) - width, float(value) + width)
 
 
 def per_tag(n_tags: int, images: int, rng: np.random.Generator) -> pa.Table:
-    """Consistent counts; one tag in forty has no positives, and some are never predicted."""
+    """Return a per-tag table with consistent counts; one tag in forty has no positives, some are never predicted."""
     train = np.sort((1200 * rng.pareto(0.7, n_tags) + 1200).clip(max=3_100_000).astype(np.int64))[::-1]
     positives = np.minimum(rng.poisson(train * images / 4e6) + 5, images // 2)
     positives[::40] = 0
@@ -82,7 +84,7 @@ def grouping(rng: np.random.Generator, names: tuple[str, ...], images: int) -> G
 
 
 def undefined(row: GroupMetrics) -> GroupMetrics:
-    """Metrics of a group of three tags, none of which occurs."""
+    """Return the metrics of a group of three tags, none of which occurs."""
     nan = {field.name: float("nan") for field in fields(row)}
     return GroupMetrics(**(nan | {"tags": 3, "tags_with_positives": 0, "images": 0}))  # type: ignore[arg-type]
 
@@ -94,7 +96,7 @@ def average_curve(t: np.ndarray, gain: float) -> PrecisionRecallF1:
 
 
 def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
-    """An Analysis whose metrics have the right kinds and ranges, though only those of single tags agree."""
+    """Return an Analysis with metrics of the right types and ranges; only those of single tags are consistent."""
     rng = np.random.default_rng(seed)
     table = per_tag(n_tags, images, rng)
     thresholds = {
@@ -162,14 +164,21 @@ def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
     )
 
 
-def predictions(n_tags: int = 60, images: int = 400, seed: int = 0) -> SimpleNamespace:
-    """What reports need of Predictions: ids, hashes, sources, labels and names."""
+def predictions(n_tags: int = 60, images: int = 400, seed: int = 0) -> Predictions:
+    """Return predictions with random sources and labels; only the first 300 tags have labels, and all scores are 0."""
     rng = np.random.default_rng(seed)
-    return SimpleNamespace(
+    hashes, sources = rng.integers(0, 256, (images, 32), dtype=np.uint8), rng.integers(0, 2, images)
+    labels = csc_array(rng.random((images, min(n_tags, 300))) < 0.05)
+    labels.resize(images, n_tags)
+    counts = np.arange(n_tags)[::-1]
+    return Predictions(
+        directory=Path(),
+        scores=np.broadcast_to(np.float16(0), (images, n_tags)),
         ids=np.arange(images) * 7,
-        hashes=rng.integers(0, 256, (images, 32), dtype=np.uint8),
-        sources=rng.integers(0, 2, images),
+        hashes=hashes,
+        sources=sources,
         source_names=["danbooru", "<u>photographs</u>"],
-        labels=csc_array(rng.random((images, min(n_tags, 300))) < 0.05),
-        tags=SimpleNamespace(names=names(n_tags)),
+        labels=labels,
+        tags=TagTable(names(n_tags), np.zeros(n_tags, dtype=np.int8), counts, counts),
+        provenance={"model": "m"},
     )

@@ -1,6 +1,7 @@
-"""Contact sheets of images with their tags."""
+"""Contact sheets: layout, and the best image of a sample."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -9,11 +10,12 @@ from joytag.data.dataset import Dataset
 from joytag.reports import contact_sheet
 
 
-def test_a_contact_sheet_has_a_column_for_each_image():
+def test_images_are_in_a_grid():
     rng = np.random.default_rng(0)
     images = [Image.new("RGB", (64, 64), (i * 30, 100, 100)) for i in range(7)]
+    labels, scores = rng.random((7, 30)) < 0.5, rng.random((7, 30), dtype=np.float32)
     names = [f"tag_with_a_long_name_{i}" for i in range(30)]
-    sheet = contact_sheet.contact_sheet(images, rng.random((7, 30)) < 0.5, rng.random((7, 30)), names, 0.4, columns=4)
+    sheet = contact_sheet.contact_sheet(images, labels, scores, names, 0.4, columns=4)
     assert sheet.width > sheet.height / 2
     scale, left = contact_sheet.SCALE, contact_sheet.GAP + contact_sheet.SIDE // 2
     top = contact_sheet.LEGEND + contact_sheet.GAP + contact_sheet.SIDE // 2
@@ -30,6 +32,6 @@ def test_the_best_image_of_a_sample_has_the_highest_f1(dataset_directory):
     order = np.random.default_rng(3).choice(len(posts), len(posts), replace=False)
     scores = [labels[row] if row == best else ~labels[row] for row in order]
     results = [SimpleNamespace(scores=row.astype(np.float32)) for row in scores]
-    tagger = SimpleNamespace(tags=dataset.tags.names, stream=lambda decoded: results[: len(decoded)])
+    tagger: Any = SimpleNamespace(tags=dataset.tags.names, stream=lambda decoded: results[: len(decoded)])
     sample = contact_sheet.draw_validation_sample(tagger, dataset, 1000, 3, 0.4)
     assert sample.best == dataset.image_path(posts.hashes[best].tobytes())

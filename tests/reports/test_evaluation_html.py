@@ -1,4 +1,4 @@
-"""report.html: what it says, that nothing breaks out of it, and how it looks in Chromium."""
+"""report.html: contents, escaping, and rendering in Chromium."""
 
 import base64
 import dataclasses
@@ -23,21 +23,23 @@ from joytag.reports.charts import format_coordinate
 from joytag.reports.formats import MOST_NAMES, format_number
 
 VOID = {"meta", "link", "img", "br", "input"}
-IMPLIED = {"td", "tr"}  # whose end tags HTML may leave out
+IMPLIED = {"td", "tr"}  # HTML may leave out their end tags
 
 
 class Outline(HTMLParser):
-    """Elements with their attributes, and the text without style and script; fails where tags don't match."""
+    """The elements of a page with their attributes, and its text without style and script; asserts that tags match."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.elements, self.open, self.texts = [], [], []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
         self.feed(html)
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        self.elements.append((tag, dict(attributes)))
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attributes}))
         while tag in IMPLIED and self.open[-1] == "td":
             self.open.pop()
         if tag == "tr" and self.open[-1] == "tr":
@@ -45,8 +47,8 @@ class Outline(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attributes: list) -> None:
-        self.elements.append((tag, dict(attributes)))
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attributes}))
 
     def handle_endtag(self, tag: str) -> None:
         while self.open[-1] != tag and self.open[-1] in IMPLIED:
@@ -72,14 +74,13 @@ def html(analysis):
     return evaluation_html.render_page(analysis, analyses.predictions(60))
 
 
-def test_the_page_says_all_that_was_measured(html, analysis):
+def test_the_page_contains_all_averages_groups_and_confusions(html, analysis):
     text = Outline(html).text
     for name in evaluation_html.SECTIONS.values():
         assert name in text
     for name, row in analysis.headline.items():
-        for figure, interval in row.items():
-            if name != "ranking" or figure == "map":
-                assert f"{interval.value:.3f} {interval.low:.3f} to {interval.high:.3f}" in text, (name, figure)
+        for metric, interval in row.items():
+            assert f"{interval.value:.3f} {interval.low:.3f} to {interval.high:.3f}" in text, (name, metric)
     for kind in ("sources", "categories", "bands", "groups"):
         for name, row in getattr(analysis, kind).rows.items():
             assert name in text
@@ -107,39 +108,54 @@ def test_every_tag_is_in_the_table_and_in_the_chart(html, analysis):
     assert f"Not shown: {60 - defined} tags with undefined F1" in html
 
 
-def test_dots_of_the_cloud_lie_at_their_figures(html, analysis):
+def test_the_long_table_has_every_titled_column_and_the_page_explains_it(html):
+    shown = [column for column in COLUMNS if column.title]
+    table = html.split('<table class="sortable">')[1].split("</thead>")[0]
+    assert re.findall(r"<th [^>]*>([^<]*)</th>", table) == [column.title for column in shown]
+    text = Outline(html).text
+    for column in shown:
+        assert column.meaning in text
+
+
+def test_dots_are_at_the_f1_of_their_tags(html, analysis):
     cloud = html.split('<figure class="cloud')[1].split("</figure>")[0]
     row = analysis.per_tag.slice(7, 1).to_pylist()[0]
     dot = re.search(rf'cy="([\d.]+)%" r="3"><title>{row["name"]}: F1 {row["f1"]:.3f}, trained on', cloud)
-    assert dot.group(1) == format_coordinate(100 * (1 - row["f1"]))
+    assert dot
+    assert dot[1] == format_coordinate(100 * (1 - row["f1"]))
 
 
-def test_undefined_figures_are_named_in_words(html, analysis):
+def test_undefined_metrics_are_called_undefined(html, analysis):
     assert "2 tags : no positives" in Outline(html).text
     assert html.count('<span class="none">undefined</span>') >= 5  # the empty group's
     assert not re.search(r"\b(nan|None)\b", html)
 
 
-def test_a_model_of_whose_figures_none_is_undefined_says_so(analysis):
+def test_a_page_without_undefined_metrics_says_that_all_are_defined(analysis):
     table = analysis.per_tag.filter(np.array(analysis.per_tag["undefined"].to_pylist()) == "")
     html = evaluation_html.render_page(dataclasses.replace(analysis, per_tag=table), analyses.predictions(60))
     assert "All metrics of all tags are defined." in html
 
 
-def test_empty_lists_and_undefined_thresholds_leave_a_whole_page(analysis):
+def test_a_page_without_findings_and_thresholds_is_complete(analysis):
     """A model that never predicts anything has no break-even, no confusions and no false positives."""
-    nothing = dataclasses.replace(
-        analysis, confusions=[], confusions_by_share=[], false_positives=[], misses=[], label_errors=[],
+    empty = dataclasses.replace(
+        analysis,
+        confusions=[],
+        confusions_by_share=[],
+        false_positives=[],
+        misses=[],
+        label_errors=[],
         groups=Grouping({}, None),
         thresholds=dict.fromkeys(analysis.thresholds, float("nan")) | {"fixed": 0.4},
-    )  # fmt: skip
-    html = evaluation_html.render_page(nothing, analyses.predictions(60))
+    )
+    html = evaluation_html.render_page(empty, analyses.predictions(60))
     assert not re.search(r"\bnan\b", html)
     assert "Groups of tags" not in html
 
 
-def test_what_strangers_wrote_stays_text(html):
-    """Names of tags, sources, groups and the model hold tags, quotes and scripts."""
+def test_names_are_escaped(html):
+    """Names of tags, sources, groups and the model contain HTML tags, quotes and scripts."""
     outline = Outline(html)
     assert [attributes for tag, attributes in outline.elements if tag == "script"] == [{}]
     assert not {"b>model", "u", "i", "iframe"} & {tag for tag, _ in outline.elements}
@@ -147,24 +163,25 @@ def test_what_strangers_wrote_stays_text(html):
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
     assert '<script>alert("x")</script>' in outline.text
     assert "<i>clothes</i>" in outline.text
-    labels = [attributes.get("aria-label") or "" for tag, attributes in outline.elements if tag == "svg"]
+    labels = [attributes.get("aria-label", "") for tag, attributes in outline.elements if tag == "svg"]
     assert any("aaaa" in label for label in labels)
 
 
-def test_nothing_is_loaded_from_anywhere(html):
+def test_the_page_loads_nothing(html):
     outline = Outline(html)
     assert not re.search(r"url\(|@import|https?:|//[a-z]|fetch|import\(", html)
     for tag, attributes in outline.elements:
         assert attributes.get("src", "data:").startswith("data:"), tag
         assert attributes.get("href", "#").startswith("data:" if tag == "link" else "#"), tag
     policy = next(attributes["content"] for tag, attributes in outline.elements if "http-equiv" in attributes)
-    script = re.search(r"<script>(.*?)</script>", html, re.S).group(1)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = re.search(r"<script>(.*?)</script>", html, re.S)
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
     assert policy.startswith("default-src 'none'; img-src data:; ")
     assert f"script-src 'sha256-{digest}'" in policy
 
 
-def test_links_lead_to_sections(html):
+def test_every_section_has_a_link(html):
     outline = Outline(html)
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     links = [attributes["href"][1:] for tag, attributes in outline.elements if tag == "a"]
@@ -172,7 +189,7 @@ def test_links_lead_to_sections(html):
     assert set(links) == set(evaluation_html.SECTIONS) <= set(ids)
 
 
-def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
+def test_images_are_small_and_missing_ones_are_named(dataset_directory):
     dataset = Dataset.open(dataset_directory)
     posts = dataset.posts("validation")
     predictions = analyses.predictions(60)
@@ -193,14 +210,14 @@ def test_images_are_small_and_whoever_lacks_them_is_told(dataset_directory):
     assert "image 2100 is not available" in html
 
 
-def test_a_dataset_without_images_is_no_reason_to_fail(dataset_directory):
+def test_a_missing_image_has_no_thumbnail(dataset_directory):
     dataset = dataclasses.replace(Dataset.open(dataset_directory), extension="none")
     assert evaluation_html.thumbnail(dataset, bytes(32)) == ""
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """The page of a model as large as the release."""
+    """Path of a page about as many tags and images as the released model has."""
     path = tmp_path_factory.mktemp("large") / "report.html"
     path.write_text(
         evaluation_html.render_page(analyses.analysis(5_813, 32_768), analyses.predictions(5_813, 32_768)), "utf-8"
@@ -209,12 +226,12 @@ def large(tmp_path_factory):
 
 
 def test_the_page_stays_small(html, large):
-    """Without images, of which the galleries have 48 of a few kB each."""
+    """The sizes are without images; the galleries contain up to 48 of a few kB each."""
     assert len(html.encode()) < 300_000
     assert large.stat().st_size < 3_000_000
 
 
-# From here on: in a browser.
+# The tests below render the page in a browser.
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +247,7 @@ def path(html, tmp_path_factory):
     return path
 
 
-# Whether text runs into text in any chart, or leaves the window: the charts' numbers, as many as are hit.
+# For each chart, the number of texts that overlap another or leave the window.
 OVERLAPS = """[...document.querySelectorAll('.chart')].map(chart => {
     const boxes = [...chart.querySelectorAll('text')].map(text => text.getBoundingClientRect());
     return boxes.filter((a, i) => a.left < 0 || a.right > WIDTH || boxes.some((b, j) => j > i
@@ -240,7 +257,7 @@ OVERLAPS = """[...document.querySelectorAll('.chart')].map(chart => {
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser_all_is_drawn_and_nothing_is_wrong(browser, path, width, dark):
+def test_in_a_browser_the_page_is_complete_at_any_width(browser, path, width, dark):
     view = browser.open(path, width=width, dark=dark)
     assert view.problems == []
     assert view.requests == []
@@ -248,18 +265,15 @@ def test_in_a_browser_all_is_drawn_and_nothing_is_wrong(browser, path, width, da
     sizes = view.value("[...document.querySelectorAll('.chart > svg')].map(s => [s.clientWidth, s.clientHeight])")
     assert len(sizes) == 7
     assert all(across >= 280 and down >= 200 for across, down in sizes)
-    marks = ("polyline", ".dots circle", ".bars rect")
-    drawn = view.value(f"{list(marks)}.map(m => [...document.querySelectorAll('.chart ' + m)].filter("
-                       "e => e.getBoundingClientRect().width > 0).length)")  # fmt: skip
-    assert drawn[0] >= 20
-    assert drawn[1] >= 60
-    assert drawn[2] >= 10
+    for mark, fewest in (("polyline", 20), (".dots circle", 60), (".bars rect", 10)):
+        marks = f"[...document.querySelectorAll('.chart {mark}')]"
+        assert view.value(f"{marks}.filter(mark => mark.getBoundingClientRect().width > 0).length") >= fewest
     assert view.value(OVERLAPS.replace("WIDTH", str(width))) == [0] * 7
     light = view.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 150) == dark
 
 
-def test_the_table_is_searched_and_sorted(browser, path):
+def test_the_long_table_is_searched_and_sorted(browser, path):
     view = browser.open(path)
     first = "document.querySelector('.sortable tbody tr').cells"
     view.value("document.querySelector('details:has(.sortable)').open = true")
@@ -270,14 +284,14 @@ def test_the_table_is_searched_and_sorted(browser, path):
     view.value(f"{head}.querySelector('button').click()")
     assert view.value(value) == "undefined"
     assert view.value(f"{head}.ariaSort") == "ascending"
-    view.value("""{const search = document.querySelector('.search'); search.value = 'Blue red';
-               search.dispatchEvent(new Event('input'))}""")
+    view.value("document.querySelector('.search').value = 'Blue red'")
+    view.value("document.querySelector('.search').dispatchEvent(new Event('input'))")
     rows = "[...document.querySelectorAll('.sortable tbody tr')].filter(row => row.checkVisibility())"
     assert view.value(f"{rows}.map(row => row.cells[0].textContent)") == ["blue_red"]
     assert view.problems == []
 
 
-def test_5813_tags_are_drawn_and_sorted(browser, large):
+def test_the_released_model_s_5813_tags_are_drawn_and_sorted(browser, large):
     view = browser.open(large)
     defined = 5_813 - analyses.analysis(5_813, 32_768).per_tag["f1"].null_count
     assert view.value("document.querySelectorAll('.cloud .dots circle[cx$=\\'%\\']').length") >= defined
@@ -291,14 +305,14 @@ def test_5813_tags_are_drawn_and_sorted(browser, large):
     assert view.requests == []
 
 
-def test_a_dot_that_is_tapped_says_its_name_below_the_chart(browser, path):
+def test_tapping_a_dot_shows_its_title_below_the_chart(browser, path):
     view = browser.open(path, width=390)
     view.value("document.querySelector('.cloud circle').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
-    assert re.match(r".+: F1 [\d.]+, trained on [\d,]+, [\d,]+ images here",
-                    view.value("document.querySelector('.cloud .readout').textContent"))  # fmt: skip
+    text = view.value("document.querySelector('.cloud .readout').textContent")
+    assert re.match(r".+: F1 [\d.]+, trained on [\d,]+, [\d,]+ images here", text)
 
 
-def test_on_paper_it_is_light_and_the_long_table_is_left_out(browser, path, tmp_path):
+def test_the_printed_page_is_light_and_leaves_out_the_long_table(browser, path, tmp_path):
     view = browser.open(path, dark=True)
     view.pdf(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
@@ -307,8 +321,8 @@ def test_on_paper_it_is_light_and_the_long_table_is_left_out(browser, path, tmp_
     assert view.value("document.querySelector('details:has(.sortable)').checkVisibility()") is False
 
 
-def test_the_policy_stops_what_should_not_be_there(browser, path, tmp_path):
-    """So that the tests above would have seen it."""
+def test_the_policy_blocks_foreign_images_and_scripts(browser, path, tmp_path):
+    """So the tests above would have failed with such content."""
     hostile = Path(tmp_path / "hostile.html")
     text = path.read_text(encoding="utf-8")
     hostile.write_text(
