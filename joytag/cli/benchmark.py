@@ -24,7 +24,7 @@ OTHERS: dict[str, Callable[..., object]] = dict(tag=tagging.tag, metrics=tagging
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="joytag benchmark", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for subject, text in TRAINING.items():
         training = subjects.add_parser(subject, help=text)

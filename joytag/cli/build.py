@@ -17,8 +17,10 @@ from joytag.core import settings
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--config", required=True, help="a file in configs/data/")
+    parser = Parser(prog="joytag build", description=__doc__)
+    parser.add_argument(
+        "--config", required=True, help="a YAML file; a bare name is one in configs/data/, here or installed"
+    )
     parser.add_argument("--backend", choices=get_args(Backend), default="local", help="default: %(default)s")
     parser.add_argument("--settings", action=PrintSettings, schema=BuildSettings)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")

@@ -17,7 +17,7 @@ from joytag.reports.comparison import comparison_tables, write_reports
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__, epilog="Stop it at will; the same command goes on.")
+    parser = Parser(prog="joytag compare", description=__doc__, epilog="Stop it at will; the same command goes on.")
     add = parser.add_argument
     add("taggers", nargs="+", type=Path, metavar="TAGGER", help="a directory: predictions, a release, a checkpoint, a "
         "run, or an ONNX tagger in the WD layout (model.onnx and selected_tags.csv)")  # fmt: skip

@@ -12,7 +12,7 @@ from joytag.cli.arguments import Parser, positive
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="joytag dedup", description=__doc__)
     parser.add_argument("--report", type=Path, required=True, metavar="DIR", help="a dataset directory")
     parser.add_argument("--pairs", type=positive, default=60, help="to show (default: %(default)s)")
     return parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from joytag.data import dataset
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="joytag describe", description=__doc__)
     parser.add_argument("directory", type=Path, help="a dataset directory")
     return parser.parse_args(arguments)
 

@@ -16,8 +16,11 @@ from joytag.reports import evaluation
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__, epilog="To share the work, call it by torchrun. Stop it at will; "
-                    "the same command goes on.")  # fmt: skip
+    parser = Parser(
+        prog="joytag evaluate",
+        description=__doc__,
+        epilog="torchrun shares the work among processes. An interrupted command continues when it is repeated.",
+    )
     add = parser.add_argument
     add("--model", type=Path, help="a checkpoint or release directory")
     add("--predictions", type=Path, help="reports alone, from the predictions in this directory")

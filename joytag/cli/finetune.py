@@ -16,7 +16,7 @@ from joytag.training.config import RunSettings
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="joytag finetune", description=__doc__)
     parser.add_argument("images", type=Path, help="a folder of images, each with a .txt of tags beside it")
     parser.add_argument("--model", required=True, help="the release to start from: a directory or the hub's id")
     parser.add_argument("--output", required=True, type=Path, help="the new run's directory, with release/ in it")

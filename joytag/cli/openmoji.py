@@ -12,7 +12,7 @@ from joytag.cli.arguments import Parser
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="joytag openmoji", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("data/raw"), help="directory (default: %(default)s)")
     return parser.parse_args(arguments)
 

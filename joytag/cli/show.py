@@ -16,7 +16,7 @@ from joytag.tagging.tagger import Tagger
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="joytag show", description=__doc__)
     add = parser.add_argument
     add("--run", required=True, type=Path, help="a run's directory")
     add("--data", required=True, type=Path, help="a dataset directory")

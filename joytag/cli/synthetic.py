@@ -12,7 +12,7 @@ from joytag.cli.arguments import Parser, positive
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="joytag synthetic", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the mirror's folder")
     parser.add_argument("--posts", type=positive, default=20_000, help="default: %(default)s")
     parser.add_argument("--no-images", action="store_true", help="write the metadata alone")

@@ -13,7 +13,9 @@ from joytag.tagging.tagger import PRECISIONS, Tagger
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__, epilog="Flags are also accepted in the spelling of sd-scripts.")
+    parser = Parser(
+        prog="joytag tag", description=__doc__, epilog="Flags are also accepted in the spelling of sd-scripts."
+    )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="PATH", help="an image, a folder, or a pattern such as 'art/*.png'")
     add("--model", required=True, help="a release or checkpoint directory, or a model's id on the Hugging Face hub")

@@ -12,8 +12,10 @@ from joytag.training.config import RunSettings
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--config", required=True, help="a YAML file, looked for as given, then in configs/")
+    parser = Parser(prog="joytag train", description=__doc__)
+    parser.add_argument(
+        "--config", required=True, help="a YAML file; a bare name is one in configs/, here or installed"
+    )
     parser.add_argument("--resume", metavar="auto|PATH", help="go on from the run's newest checkpoint, or from PATH")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without data")
     parser.add_argument("--settings", action=PrintSettings, schema=RunSettings)

@@ -60,7 +60,9 @@ def test_every_command_has_help(name, capsys):
     assert end.value.code == 0
     source = (ROOT / "joytag" / "cli" / f"{name}.py").read_text(encoding="utf-8")
     description = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
-    assert description in " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: joytag {name} ")
+    assert description in text
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
