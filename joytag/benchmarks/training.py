@@ -96,7 +96,7 @@ def measure(
     notes = [f"{date.today()}, {machine}, torch {torch.__version__}"]
     notes += [f"{comparison.work}: {comparison.note}" for comparison in comparisons if comparison.note]
     if json is not None:
-        facts = {"date": str(date.today()), "comparisons": [comparison.figures() for comparison in comparisons]}
+        facts = {"date": str(date.today()), "comparisons": [comparison.summary() for comparison in comparisons]}
         write_text(json, dumps(facts, indent=1) + "\n")
     if subject == "all":
         loading = {size: found["loader"][2 * i].rates()[0] for i, size in enumerate(SIZES)}

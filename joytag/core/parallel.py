@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ def read_ahead(
     workers: int,
     depth: int,
     initializer: Callable[[], None] | None = None,
-) -> Iterator[Value]:
+) -> Generator[Value]:
     """Yield `map(read, items)`, computed on `workers` threads, in order, with at most `depth` values waiting."""
     pool = ThreadPoolExecutor(workers, initializer=initializer)
     try:

@@ -109,7 +109,7 @@ def load(schema: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> 
 
 
 def validate(schema: type[SettingsT], values: dict[str, Any], origin: str) -> SettingsT:
-    """`values` as `schema`. Raises SettingsError with their origin, the full key and the nearest valid one."""
+    """Return `values` as `schema`. Raises SettingsError with their origin, the full key and the nearest valid one."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -117,7 +117,7 @@ def validate(schema: type[SettingsT], values: dict[str, Any], origin: str) -> Se
 
 
 def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file with its `base:` files merged in, not yet validated."""
+    """Return the mapping in a YAML file with its `base:` files merged in, not validated."""
     if path.resolve() in _above:
         raise SettingsError(f"{path}: base: the files include each other")
     try:
@@ -178,24 +178,26 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 
 def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first problem as one line; an unknown key counts as first, since it explains a missing one."""
+    """Return the first problem as one line. An unknown key goes first: it may be a misspelt required one."""
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    place = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, name = problem["loc"]
         prefix = "".join(f"{part}." for part in parents)
-        return f"{place}: unknown key{_nearest(str(name), _keys(schema, parents), prefix)}"
+        return f"{key}: unknown key{_nearest(str(name), _keys(schema, parents), prefix)}"
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
-        joint = "." if reason.partition(":")[0] in _keys(schema, problem["loc"]) else ": "  # it may begin with a key
-        return f"{place}{joint}{reason}" if place else reason
+        separator = (
+            "." if reason.partition(":")[0] in _keys(schema, problem["loc"]) else ": "
+        )  # a reason may begin with a key
+        return f"{key}{separator}{reason}" if key else reason
     given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-    return f"{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
 
 
 def _keys(schema: Any, parents: Sequence[int | str]) -> list[str]:
-    """The valid keys of the section at `parents`, for a suggestion."""
+    """Return the valid keys of the section at `parents`."""
     section = [schema]
     for part in parents:
         if isinstance(part, str):
@@ -205,7 +207,7 @@ def _keys(schema: Any, parents: Sequence[int | str]) -> list[str]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes inside an annotation such as `list[Stage] | None`."""
+    """Return the settings classes inside an annotation such as `list[Stage] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]

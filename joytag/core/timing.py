@@ -1,4 +1,4 @@
-"""Two pieces of work timed side by side, since a bare time means nothing on a noisy machine."""
+"""Two pieces of work timed side by side: on a noisy machine only the ratio of their times means something."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of ours and of a reference, round by round."""
+    """Seconds that ours and a reference took, round by round."""
 
     ours: list[float]
     reference: list[float]
 
     def __str__(self) -> str:
-        """How many times faster ours is: `2.19 (median; 2.10 to 2.46)`."""
+        """Format how many times faster ours is: `2.19 (median; 2.10 to 2.46)`."""
         return "{median:.2f} (median; {least:.2f} to {most:.2f})".format(**spread(self.ratios))
 
     @property
@@ -26,16 +26,13 @@ class Timings:
         return [theirs / mine for mine, theirs in zip(self.ours, self.reference, strict=True)]
 
     def rates(self, count: int) -> tuple[float, float]:
-        """Items a second of ours and of the reference, each of which did `count` a round."""
+        """Return items per second of ours and of the reference, which each process `count` items a round."""
         return count / statistics.median(self.ours), count / statistics.median(self.reference)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours and a named reference at the same work, of which they do `count` units (`images`, `steps`) a round.
-
-    `note` is what else there is to say.
-    """
+    """Ours and a named reference at the same work: `count` units (`images`, `steps`) a round, and a remark."""
 
     work: str
     reference: str
@@ -45,13 +42,13 @@ class Comparison:
     note: str = ""
 
     def rates(self) -> tuple[float, float]:
-        """Units a second of ours and of the reference, the medians."""
+        """Return the median units per second of ours and of the reference."""
         return self.timings.rates(self.count)
 
-    def figures(self) -> dict[str, Any]:
-        """Units a second of both and the ratio, each as median, least and most; for JSON."""
+    def summary(self) -> dict[str, Any]:
+        """Return units per second of both and their ratio, each as median, least and most, for JSON."""
         ours, theirs = (
-            [self.count / second for second in some] for some in (self.timings.ours, self.timings.reference)
+            [self.count / second for second in seconds] for seconds in (self.timings.ours, self.timings.reference)
         )
         return {
             "work": self.work,
@@ -65,20 +62,20 @@ class Comparison:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, the least and the most of some values."""
+    """Return the median, the least and the most of some values."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Comparisons as the lines of a table; medians, with the least and the most of all rounds."""
+    """Format comparisons as a table of medians, each with the least and the most of all rounds."""
     rows: list[tuple[str, ...]] = [("work", "ours", "reference", "ratio", "the reference")]
     for comparison in comparisons:
-        figures = comparison.figures()
+        summary = comparison.summary()
         cells = [
-            "{median:.4g} ({least:.4g} to {most:.4g})".format(**figures[name]) + unit
-            for name, unit in (("ours_rate", f" {figures['unit']}"), ("reference_rate", ""))
+            "{median:.4g} ({least:.4g} to {most:.4g})".format(**summary[name]) + unit
+            for name, unit in (("ours_rate", f" {summary['unit']}"), ("reference_rate", ""))
         ]
-        ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**figures["ratio"])
+        ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**summary["ratio"])
         rows.append((comparison.work, *cells, ratio, comparison.reference))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -87,7 +84,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def side_by_side(ours: Callable[[], object], reference: Callable[[], object], rounds: int) -> Timings:
-    """Time both, round by round, after one round to warm up."""
+    """Time both alternately, round by round, after one round to warm up."""
     times = []
     for _ in range(rounds + 1):
         marks = [time.perf_counter()]

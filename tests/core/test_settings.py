@@ -1,4 +1,4 @@
-"""Configurations are read strictly, and every mistake in one is answered in one line that helps."""
+"""Configurations are read strictly, and every error is one line that helps."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from joytag.core.settings import Choice, Settings, SettingsError
 from joytag.training.config import RunSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = [(RunSettings, path) for path in sorted(CONFIGS.glob("*.yaml"))]
+SHIPPED: list[tuple[type[Settings], Path]] = [(RunSettings, path) for path in sorted(CONFIGS.glob("*.yaml"))]
 SHIPPED += [(BuildSettings, path) for path in sorted((CONFIGS / "data").glob("*.yaml"))]
 shipped = pytest.mark.parametrize(("schema", "path"), SHIPPED, ids=[path.name for _, path in SHIPPED])
 
@@ -64,7 +64,7 @@ def test_every_shipped_config_loads(schema, path):
 
 
 @shipped
-def test_every_shipped_config_opens_with_its_promise(schema, path):
+def test_every_shipped_config_opens_with_its_description(schema, path):
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
@@ -89,7 +89,7 @@ def test_wrong_types_in_every_shipped_config_are_refused(schema, path):
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:e}", "{:.3e}", "{:.0e}"]))
 @hypothesis_settings(deadline=None)
-def test_any_way_to_write_a_float_reads_as_that_float(number, form):
+def test_every_notation_of_a_float_is_read(number, form):
     text = form.format(number)
     values: dict = {}
     settings._override(values, f"rate={text}")
@@ -97,7 +97,7 @@ def test_any_way_to_write_a_float_reads_as_that_float(number, form):
     assert values["rate"] == float(text)
 
 
-def test_numbers_read_as_people_mean_them(write):
+def test_numbers_are_read_as_numbers(write):
     path = write("small: 1e-6\nlarge: 220_000_000\nnegative: -2E3\nword: 1e\nplain: 3\n")
     values = {"small": 1e-6, "large": 220_000_000, "negative": -2000.0, "word": "1e", "plain": 3}
     read = settings.read(path)
@@ -143,7 +143,7 @@ def test_settings_cannot_be_changed(write):
         ('name: a\n"two\\nlines": 1\n', "two"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line_with_the_file_and_the_key(write, text, message):
+def test_an_error_is_one_line_that_names_file_and_key(write, text, message):
     path = write(text)
     assert mistake(Example, path).startswith(f"{path}: {message}")
 

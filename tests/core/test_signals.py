@@ -1,4 +1,4 @@
-"""Signals are kept until somebody asks."""
+"""Signals are recorded and never lost."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from joytag.core.signals import Interrupts
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
-def test_a_signal_is_noted_as_its_exit_code(number, code):
+def test_a_signal_is_recorded_as_its_exit_code(number, code):
     before = signal.getsignal(number)
     with Interrupts() as interrupts:
         assert interrupts.code == 0
@@ -21,7 +21,7 @@ def test_a_signal_is_noted_as_its_exit_code(number, code):
     assert signal.getsignal(number) is before
 
 
-def test_the_second_ctrl_c_ends_the_process_at_once():
+def test_a_second_ctrl_c_ends_the_process_at_once():
     program = """
 import os, signal
 from joytag.core.signals import Interrupts
@@ -38,7 +38,7 @@ with Interrupts():
     assert done.stdout == "still there\n"
 
 
-def test_a_signal_ends_the_process_at_once_when_there_is_nothing_to_wait_for():
+def test_a_signal_ends_the_process_at_once_when_no_step_can_finish():
     program = """
 import os, signal
 from joytag.core.signals import Interrupts
