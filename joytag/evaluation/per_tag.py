@@ -67,7 +67,7 @@ COLUMNS = (
     Column("threshold", "threshold", "suggested threshold for this tag", lambda e: e.thresholds),
     Column("ece", "", "expected calibration error", lambda e: e.curves.ece),
     Column("undefined", "undefined", "why a metric of this tag has no value", lambda e: _undefined(e.counts)),
-)  # fmt: skip
+)
 
 
 def per_tag_table(

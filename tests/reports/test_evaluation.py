@@ -68,9 +68,7 @@ def test_the_summary_names_the_weakest_groups(reports, tmp_path):
     micro, macro = (analysis.headline["fixed"][f"{kind}_f1"].value for kind in ("micro", "macro"))
     assert evaluation.summarize(directory / "metrics.json") == (
         f"The model predicts 80 tags with micro F1 {micro:.3f} and macro F1 {macro:.3f}. "
-        "Its weakest groups of tags, by macro F1: "
-        + ", ".join(f"{name} ({value:.3f})" for name, value in weakest)
-        + "."
+        f"Its weakest groups of tags, by macro F1: {listed}."
     )
     (tmp_path / "metrics.json").write_text('{"metrics": {}}')
     with pytest.raises(ValueError, match=r"metrics.json: not the metrics of an evaluation \(KeyError\('headline'\)\)"):
