@@ -1,6 +1,6 @@
-"""A straightforward build of tags, with dicts of sets: what the fast one is compared with, for speed and for sameness.
+"""A simple build of tags with dicts of sets: the reference for the results and the speed of the real build.
 
-It shares no code with the build. python -m data_prep.tools.baseline MIRROR OUTPUT
+It shares no code with the build. Run it with `python -m data_prep.tools.baseline MIRROR OUTPUT`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 
 def read_posts(mirror: Path) -> dict[int, set[str]]:
-    """The tags of all posts of a mirror by id, of both generations; rows that can't be read are left out."""
+    """Read the tags of all posts of a mirror by id; skip rows that cannot be read."""
     posts: dict[int, set[str]] = {}
     for path in sorted((mirror / "metadata").glob("posts*.json")):
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -33,13 +33,13 @@ def read_posts(mirror: Path) -> dict[int, set[str]]:
 
 
 def read_pairs(mirror: Path, kind: str) -> list[tuple[str, str]]:
-    """The active aliases or implications of a mirror."""
+    """Read the active rows of a mirror; `kind` is `aliases` or `implications`."""
     rows = [json.loads(line) for path in (mirror / "metadata").glob(f"tag_{kind}0*.json") for line in path.open()]
     return [(row["antecedent_name"], row["consequent_name"]) for row in rows if row["status"] == "active"]
 
 
 def aliased(name: str, aliases: dict[str, str]) -> str:
-    """Follow aliases to their end; of a cycle the alphabetically first name is the end."""
+    """Follow aliases to their end; a cycle ends at its alphabetically first name."""
     seen: list[str] = []
     while name in aliases and name not in seen:
         seen.append(name)
@@ -48,7 +48,7 @@ def aliased(name: str, aliases: dict[str, str]) -> str:
 
 
 def apply_policy(posts: dict[int, set[str]], mirror: Path) -> None:
-    """Replace each post's tags by what aliases and implications make of them."""
+    """Apply aliases and implications to each post's tags, in place."""
     aliases: dict[str, str] = {}
     for antecedent, consequent in read_pairs(mirror, "aliases"):
         if antecedent != consequent:
@@ -66,7 +66,7 @@ def apply_policy(posts: dict[int, set[str]], mirror: Path) -> None:
 
 
 def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, images: int = 32_768) -> None:
-    """From a mirror's JSON to `top_tags.txt`, `tags.parquet`, `train.parquet` and `validation.parquet`."""
+    """Write `top_tags.txt`, `tags.parquet`, `train.parquet` and `validation.parquet` from a mirror's JSON."""
     posts = read_posts(mirror)
     apply_policy(posts, mirror)
     posts = {post_id: names for post_id, names in sorted(posts.items()) if len(names) >= min_tags}

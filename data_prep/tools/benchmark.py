@@ -1,4 +1,4 @@
-"""What preparing data costs, always as a ratio to a straightforward way that runs side by side with it."""
+"""Benchmarks of data preparation, always as a ratio to a simple implementation that runs beside it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw
 
 from data_prep import dedup, scan
 from data_prep.tools import synthetic
-from joytag.core.timing import side_by_side
-from joytag.data import images
+from joytag.core.timing import Timings, side_by_side
+from joytag.data import images, tag_names
 
 LONGEST = 512
 
 
 def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Noise with a photograph's spectrum (amplitude 1/f), coloured and grainy."""
+    """Draw noise with a photograph's spectrum (amplitude 1/f), with colour and grain."""
     side = 640
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     spectrum = np.fft.rfft2(rng.normal(size=(3, side, side))) / np.maximum(frequency, 1 / side)
@@ -38,7 +38,7 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image
 
 
 def illustration(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Flat shapes with outlines on a soft background."""
+    """Draw flat shapes with outlines on a soft background."""
     background = Image.fromarray(rng.integers(120, 256, (3, 3, 3), dtype=np.uint8))
     canvas = background.resize((width, height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
@@ -51,7 +51,7 @@ def illustration(rng: np.random.Generator, width: int, height: int) -> Image.Ima
 
 
 def originals(folder: Path, count: int, kind: str, seed: int = 0) -> list[Path]:
-    """Write images of 1,500 to 2,500 px, half like photographs and half like drawings, as JPEG or PNG."""
+    """Write images of 1,500 to 2,500 px as JPEG or PNG: half resemble photographs, half illustrations."""
     paths = []
     for number in range(count):
         rng = np.random.default_rng((seed, number))
@@ -67,7 +67,7 @@ def originals(folder: Path, count: int, kind: str, seed: int = 0) -> list[Path]:
 
 
 def three_passes(path: Path, copy: Path) -> int:
-    """Scan an image as a script would: hash the opened file, open it again to check it, and again to resize it."""
+    """Scan an image as a simple script would: open it to hash it, again to check it, and again to resize it."""
     data = path.read_bytes()
     hashlib.sha256(data).digest()
     hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -84,91 +84,96 @@ def three_passes(path: Path, copy: Path) -> int:
 
 
 def scanning(n_images: int, rounds: int) -> str:
-    """Images a second of the scan and of three passes, in one process, and how many pHashes are the same."""
-    lines = [f"scan: {n_images} images of 1,500 to 2,500 px a kind, one process, {rounds} rounds"]
+    """Compare the scan with three passes, in one process: images/s, and how many pHashes are the same."""
+    lines = [f"scan: {n_images} images of 1,500 to 2,500 px per format, one process, {rounds} rounds"]
     for kind in ("JPEG", "PNG"):
         with tempfile.TemporaryDirectory() as folder:
-            directory = Path(folder)
-            paths = originals(directory, n_images, kind)
-            store = scan.Store(directory / "out", LONGEST, "jpeg")
-            md5 = [hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in paths]
-            found: dict[str, list[int | None]] = {}
-
-            def ours() -> None:
-                found["ours"] = [scan.scan(p, m, store).phash for p, m in zip(paths, md5, strict=True)]  # noqa: B023
-
-            def reference() -> None:
-                found["reference"] = [three_passes(p, directory / "copy.jpg") for p in paths]  # noqa: B023
-
-            timings = side_by_side(ours, reference, rounds)
-        apart = [((a or 0) ^ (b or 0)).bit_count() for a, b in zip(found["ours"], found["reference"], strict=True)]
+            timings, bits = _scan_both(Path(folder), originals(Path(folder), n_images, kind), rounds)
         rates = timings.rates(n_images)
         lines.append(f"  {kind:<4} {rates[0]:6.1f} images/s, three passes {rates[1]:6.1f}; ratio {timings}")
-        lines.append(f"       same pHash {apart.count(0) / n_images:.2%}, at most {max(apart)} bits apart")
+        lines.append(f"       same pHash {bits.count(0) / n_images:.2%}, at most {max(bits)} bits apart")
     return "\n".join(lines)
 
 
+def _scan_both(folder: Path, paths: list[Path], rounds: int) -> tuple[Timings, list[int]]:
+    """Return the timings of the scan and of three passes, and the distance of their pHashes in bits."""
+    store = scan.Store(folder / "out", LONGEST, "jpeg")
+    md5 = [hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in paths]
+    hashes: dict[str, list[int | None]] = {}
+
+    def ours() -> None:
+        hashes["ours"] = [scan.scan(path, its_md5, store).phash for path, its_md5 in zip(paths, md5, strict=True)]
+
+    def reference() -> None:
+        hashes["reference"] = [three_passes(path, folder / "copy.jpg") for path in paths]
+
+    timings = side_by_side(ours, reference, rounds)
+    pairs = zip(hashes["ours"], hashes["reference"], strict=True)
+    return timings, [((a or 0) ^ (b or 0)).bit_count() for a, b in pairs]
+
+
 def copies_of_originals(n_images: int) -> list[Image.Image]:
-    """Images of `LONGEST` px, as a dataset stores them."""
+    """Return images of `LONGEST` px, as a dataset stores them."""
     with tempfile.TemporaryDirectory() as folder:
         return [images.fit(images.decode(path), LONGEST) for path in originals(Path(folder), n_images, "JPEG")]
 
 
-def stored(copies: list[Image.Image], format: scan.Format) -> list[bytes]:
-    """The files of stored copies."""
+def _encode_all(copies: list[Image.Image], format: scan.Format) -> list[bytes]:
     return [scan.encode(copy, format, hashlib.sha256(b"%d" % n).digest()) for n, copy in enumerate(copies)]
 
 
 def formats(n_images: int, rounds: int) -> str:
-    """What the formats of stored copies cost to keep and to decode, against JPEG, and what they lose."""
+    """Compare the formats of stored copies with JPEG: file size, speed of decoding and encoding, and loss."""
     copies = copies_of_originals(n_images)
     lines = [f"formats: {n_images} copies of {LONGEST} px, {rounds} rounds"]
-    jpeg = stored(copies, "jpeg")
-    for format in scan.FORMATS:
-        files = stored(copies, format)
-        decoding = side_by_side(lambda: [*map(images.decode, files)], lambda: [*map(images.decode, jpeg)], rounds)  # noqa: B023
-        encoding = side_by_side(lambda: stored(copies, format), lambda: stored(copies, "jpeg"), 1)  # noqa: B023
-        loss = [_psnr(copy, images.decode(data)) for copy, data in zip(copies, files, strict=True)]
-        size = sum(map(len, files))
-        lines.append(
-            f"  {format:<6}{size / n_images / 1000:6.0f} kB an image ({size / sum(map(len, jpeg)):.2f} of JPEG's), "
-            f"{np.median(loss):.1f} dB; decodes {decoding} times as fast, encodes {encoding}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_compare_with_jpeg(copies, format, rounds) for format in scan.FORMATS)])
+
+
+def _compare_with_jpeg(copies: list[Image.Image], format: scan.Format, rounds: int) -> str:
+    jpeg, files = _encode_all(copies, "jpeg"), _encode_all(copies, format)
+    decoding = side_by_side(lambda: [*map(images.decode, files)], lambda: [*map(images.decode, jpeg)], rounds)
+    encoding = side_by_side(lambda: _encode_all(copies, format), lambda: _encode_all(copies, "jpeg"), 1)
+    psnr = [_psnr(copy, images.decode(data)) for copy, data in zip(copies, files, strict=True)]
+    size = sum(map(len, files))
+    return (
+        f"  {format:<6}{size / len(copies) / 1000:6.0f} kB an image ({size / sum(map(len, jpeg)):.2f} of JPEG's), "
+        f"{np.median(psnr):.1f} dB; decodes {decoding} times as fast, encodes {encoding}"
+    )
 
 
 def _psnr(a: Image.Image, b: Image.Image) -> float:
+    """Return the peak signal-to-noise ratio of two images, dB."""
     error = np.square(np.asarray(a, dtype=np.float64) - np.asarray(b)).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-3)))
 
 
 def metadata(posts: int, mirror: Path | None) -> str:
-    """Seconds and memory from a mirror's JSON to tables of tags and splits, against dicts of sets."""
+    """Compare a build without images with `baseline`, which uses dicts of sets: seconds and memory."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        root = Path(folder)
         name = str(mirror or f"{posts:,} posts")
         if mirror is None:
-            mirror = place / "mirror"
+            mirror = root / "mirror"
             synthetic.write(mirror, posts, images=False)
-        config = place / "config.yaml"
+        config = root / "config.yaml"
         config.write_text(
-            f"output: {place / 'out'}\nimages: false\n"
+            f"output: {root / 'out'}\nimages: false\n"
             f"sources: [{{name: danbooru2021, kind: danbooru2021, path: {mirror}}}]\n"
         )
-        theirs = _run([sys.executable, "-m", "data_prep.tools.baseline", str(mirror), str(place / "reference")])
+        theirs = _run([sys.executable, "-m", "data_prep.tools.baseline", str(mirror), str(root / "reference")])
         mine = _run([sys.executable, "-m", "joytag", "build", "--config", str(config)])
-        names = [sorted((place / name / "top_tags.txt").read_text().split("\n")) for name in ("out", "reference")]
+        tags = [sorted(tag_names.read(root / name / tag_names.FILE)) for name in ("out", "reference")]
     return (
         f"metadata: {name}\n"
         f"  build               {mine[0]:7.1f} s {mine[1] / 1e6:7.0f} MB (all processes, at most)\n"
         f"  dicts of sets       {theirs[0]:7.1f} s {theirs[1] / 1e6:7.0f} MB\n"
         f"  ratio {theirs[0] / mine[0]:.2f} in time, {theirs[1] / mine[1]:.2f} in memory; "
-        f"same vocabulary: {names[0] == names[1]}"
+        f"same vocabulary: {tags[0] == tags[1]}"
     )
 
 
 def _run(command: list[str]) -> tuple[float, int]:
-    """Seconds of a command, and the most bytes of memory that it and its children held together."""
+    """Run a command; return its seconds, and the peak memory of it and its children in bytes."""
     start, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -180,37 +185,40 @@ def _run(command: list[str]) -> tuple[float, int]:
 
 
 def _memory(pid: int) -> int:
-    """Bytes that a process and its descendants hold (Linux)."""
+    """Return the resident memory of a process and its descendants in bytes (Linux)."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         children = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children")]
-    except (OSError, IndexError):  # it has just ended
+    except (OSError, IndexError):  # the process has just ended
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(_memory(int(child)) for found in children for child in found)
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(_memory(int(child)) for pids in children for child in pids)
 
 
 def skewed_hashes(count: int, seed: int = 0) -> np.ndarray:
-    """PHashes as real ones are: 5 % copies, as many again 1 to 3 bits from another, 1 % flat; uint64 [count]."""
+    """Draw hashes distributed like real pHashes, uint64 [count].
+
+    5 % equal another hash, 5 % differ from another in 1 to 3 bits, 1 % belong to flat images.
+    """
     rng = np.random.default_rng(seed)
     hashes = np.empty(count, dtype=np.uint64)
     for start in range(0, count, 1 << 16):
-        some = hashes[start : start + (1 << 16)]
-        order = np.argsort(rng.random((len(some), 64), dtype=np.float32), axis=1) < 32  # half of the bits are set
-        some[:] = np.packbits(order, axis=1).view(">u8").ravel()
+        chunk = hashes[start : start + (1 << 16)]
+        order = np.argsort(rng.random((len(chunk), 64), dtype=np.float32), axis=1) < 32  # half of the bits are set
+        chunk[:] = np.packbits(order, axis=1).view(">u8").ravel()
     copies, near, flat = np.split(rng.permutation(count), [count // 20, count // 10, count // 10 + count // 98])[:3]
     hashes[copies] = rng.choice(hashes, len(copies))
     hashes[near] = rng.choice(hashes, len(near))
     for _ in range(3):
         hashes[near] ^= np.uint64(1) << rng.integers(0, 64, len(near)).astype(np.uint64)
     hashes[flat] = np.uint64(1 << 63)
-    few = flat[: len(flat) // 2]  # nearly flat
+    nearly_flat = flat[: len(flat) // 2]
     for _ in range(2):
-        hashes[few] ^= np.uint64(1) << rng.integers(0, 63, len(few)).astype(np.uint64)
+        hashes[nearly_flat] ^= np.uint64(1) << rng.integers(0, 63, len(nearly_flat)).astype(np.uint64)
     return hashes
 
 
 def all_pairs(hashes: np.ndarray, radius: int) -> np.ndarray:
-    """The groups of `dedup.look_alikes` by comparing all pairs."""
+    """Compute the groups of `dedup.look_alikes` by comparing all pairs."""
     label = np.arange(len(hashes))
     for row in range(len(hashes)):
         near = np.flatnonzero(np.bitwise_count(hashes[row:] ^ hashes[row]) <= radius) + row
@@ -221,7 +229,7 @@ def all_pairs(hashes: np.ndarray, radius: int) -> np.ndarray:
 
 
 def grouping(count: int, few: int) -> str:
-    """Seconds and memory of finding look-alikes among many hashes; sameness and speed against all pairs of few."""
+    """Find look-alikes among `count` hashes: seconds and memory; compare with all pairs of `few` hashes."""
     hashes, small = skewed_hashes(count), skewed_hashes(few)
     lines = [f"groups: {count:,} hashes, 5 % copies, {count // 98:,} flat; against all pairs of {few:,}"]
     for radius in (0, 3):
@@ -232,10 +240,10 @@ def grouping(count: int, few: int) -> str:
         start = time.perf_counter()
         expected = all_pairs(small, radius)
         middle = time.perf_counter()
-        found = dedup.look_alikes(small, radius)
+        actual = dedup.look_alikes(small, radius)
         ratio = (middle - start) / (time.perf_counter() - middle)
-        pairs = len(np.unique(np.stack([found, expected]), axis=1).T)
-        same = pairs == len(np.unique(found)) == len(np.unique(expected))
+        pairs = len(np.unique(np.stack([actual, expected]), axis=1).T)
+        same = pairs == len(np.unique(actual)) == len(np.unique(expected))
         lines.append(
             f"  radius {radius}: {seconds:6.1f} s, {memory:.1f} GB at most, {groups:,} groups; "
             f"{ratio:,.0f} times faster than all pairs, same groups: {same}"

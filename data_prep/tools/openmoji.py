@@ -1,4 +1,4 @@
-"""The embedded corpora: OpenMoji as a Danbooru 2021 mirror, Twemoji as images with sidecar tags.
+"""The embedded corpora: OpenMoji as a Danbooru 2021 mirror, Twemoji as images with sidecars.
 
 OpenMoji's drawings and table: "All emojis designed by OpenMoji - the open-source emoji and icon
 project", CC BY-SA 4.0. Twemoji's drawings: Twitter and contributors, CC BY 4.0. See OPENMOJI.md.
@@ -26,9 +26,9 @@ SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 STOP_WORDS = frozenset(
     ["a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "s", "the", "to", "with"]
 )
-GENERAL, ARTIST, META = "0", "1", "5"  # Danbooru's category numbers, strings as in the dumps
+GENERAL, ARTIST, META = "0", "1", "5"  # Danbooru's category numbers, as strings like in the dumps
 
-# Words that the table's authors used side by side for one thing.
+# Synonyms in OpenMoji's table.
 ALIASES = {
     "bike": "bicycle",
     "ears": "ear",
@@ -49,20 +49,20 @@ Row = dict[str, str]
 
 
 def read_table() -> list[Row]:
-    """OpenMoji's official table, one dict of strings an image, in its published order."""
+    """Read OpenMoji's official table, one dict of strings per image, in its published order."""
     with TABLE.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def tag_name(text: str) -> str:
-    """`Smiling Face` to `smiling_face`."""
+    """Convert `Smiling Face` to `smiling_face`."""
     return re.sub(r"[\s,]+", "_", unicodedata.normalize("NFKC", text).strip().lower())
 
 
 def human_tags(row: Row, base: Row) -> set[str]:
-    """What people wrote about an image: annotation words, keywords of it and of its base emoji, skin tones.
+    """Return the tags that people gave an image: words of the annotation, keywords, skin tones and the subgroup.
 
-    A skin-tone variant shows the same thing as its base, whose keywords it inherits.
+    A skin-tone variant shows the same thing as its `base` and inherits its keywords.
     """
     subject, _, details = row["annotation"].partition(":")
     tags = {word for word in re.findall(r"[^\W\d_]+", subject.lower()) if word not in STOP_WORDS and len(word) > 1}
@@ -76,7 +76,7 @@ def human_tags(row: Row, base: Row) -> set[str]:
 
 
 def subgroup_implications(rows: list[Row]) -> dict[str, str]:
-    """Subgroup to group, where the table never puts the subgroup in two groups or names a group by it."""
+    """Map each subgroup to its group, unless it is in several groups or has the name of a group."""
     groups: dict[str, set[str]] = {}
     for row in rows:
         groups.setdefault(row["subgroups"], set()).add(row["group"])
@@ -85,12 +85,12 @@ def subgroup_implications(rows: list[Row]) -> dict[str, str]:
 
 
 def is_meta(tag: str) -> bool:
-    """Whether a tag tells where an image comes from rather than what it shows."""
+    """Return whether a tag describes an image's origin rather than its content."""
     return tag.startswith("extras-")
 
 
 def render(job: tuple[Path, Path], size: int) -> None:
-    """Rasterize one SVG onto a white square PNG; a whole file appears or none."""
+    """Rasterize one SVG (the first of `job`) onto a white square PNG (the second), atomically."""
     import resvg_py
 
     svg, png = job
@@ -103,7 +103,7 @@ def render(job: tuple[Path, Path], size: int) -> None:
 
 
 def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
-    """Render many images on all cores, skipping those that exist."""
+    """Render many images on all cores; skip those that exist."""
     for directory in {png.parent for _, png in jobs}:
         directory.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
@@ -113,7 +113,7 @@ def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    """Write JSON lines with the dumps' convention: integers are strings, null keys are left out."""
+    """Write JSON lines; null keys are left out, as in the dumps."""
     files.write_text(path, "".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows))
 
 
@@ -149,7 +149,7 @@ def write_mirror(directory: Path, svgs: Path, size: int = 128) -> None:
                 for i, (a, c) in enumerate(sorted(pairs.items()), start=1)
             ),
         )
-    # Last, since its presence says that the mirror is whole.
+    # Last, since its presence means that the mirror is complete.
     write_lines(metadata / f"posts{suffix}", posts)
 
 
@@ -190,12 +190,12 @@ def _posts(rows: list[Row], images: list[Path], implications: dict[str, str]) ->
 
 
 def code_point(hexcode: str) -> str:
-    """A file name that both projects agree on: upper case, no leading zeros, no variation selector."""
+    """Return the form of a file name that both projects share: upper case, no leading zeros, no variation selector."""
     return "-".join(part.lstrip("0") for part in hexcode.upper().split("-") if part != "FE0F")
 
 
 def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
-    """Write Twemoji as images with `.txt` sidecars, tagged by OpenMoji's table where it knows the emoji."""
+    """Write Twemoji as images with `.txt` sidecars, for the emoji that OpenMoji's table describes."""
     rows = read_table()
     by_code = {row["hexcode"]: row for row in rows}
     drawings = {code_point(svg.stem): svg for svg in svgs.glob("*.svg")}

@@ -1,60 +1,44 @@
-"""A Danbooru 2021 mirror of any size, with everything that is wrong with real ones, and the answer key to it.
+"""A synthetic Danbooru 2021 mirror of any size, with the faults of real ones, and an answer key.
 
-joytag synthetic --output data/raw/synthetic --posts 20000
-
-The key, `answers.json`, says what a build must make of each planted fault: see `Key`.
+The key, `answers.json`, lists what a build must find: see `Key`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import os
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import imagehash
 import msgspec
 import numpy as np
-from PIL import Image
 
+from data_prep.tools.synthetic_images import COPIES, FAULTS, NEAR_COPIES, PLAIN, VARIANTS, file_of
 from joytag.core import progress
 from joytag.core.files import write_text
 
 Generation = Literal["2021", "2020", "mixed"]
-FILES = 12
+FILES = 12  # files of posts
 CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
-SHARES = {"0": 0.55, "1": 0.15, "3": 0.08, "4": 0.2, "5": 0.02}  # of the tags' names
+SHARES = {"0": 0.55, "1": 0.15, "3": 0.08, "4": 0.2, "5": 0.02}  # fraction of the tags in each category
 MEAN_TAGS = 33
 STRANGE = ["d'artagnan", 'a,b_"quoted"', "🦊_ears", "ערבית", "\\o/", "<script>", "%s", "^_^", ";", "名前"]
-
-# What becomes of a post's image, and how many of a thousand posts it happens to.
-COPIES = {"same file": 8, "recompressed": 8, "resized": 8, "turned by EXIF": 2}
-NEAR = {"recoloured": 6, "retouched": 4}
-FAULTS = {  # the verdict that each deserves
-    "truncated": "damaged", "empty": "not an image", "html": "not an image", "leftover": "not an image",
-    "moving": "animated", "transparent": "transparent", "bomb": "too large", "tiny": "too small",
-    "floating-point": "floating-point", "wrong md5": "md5 differs from the metadata", "missing": "missing",
-}  # fmt: skip
-ODD_BUT_GOOD = ("misnamed", "cmyk", "16-bit", "grey", "palette", "opaque alpha", "still gif", "flat")
 
 
 @dataclass
 class Key:
-    """What a build must find. Ids are posts'; every post that is named nowhere is kept.
+    """What a build must find. Numbers are post ids; every post that is not listed is kept.
 
-    `rejected`: reason to ids; `lines`: reason to [file, line] of rows without a usable id; `copies`: id to that of the
-    image that stays in its place; `recoloured` and `retouched`: pairs that are no copies, the latter with
-    pHashes 1 to 3 bits apart, alike in colour.
+    `rejected` maps a reason to ids; `lines` maps a reason to (file, line) of rows without a usable id; `copies` maps an
+    id to that of the copy that is kept. `recoloured` and `retouched` are pairs that are not copies; those of the
+    latter have similar colours, and pHashes that differ in 1 to 3 bits.
     """
 
     posts: int = 0  # rows in the files of posts, good or bad
@@ -67,7 +51,7 @@ class Key:
     kinds: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Key) -> None:
-        """Take in what another part of the mirror planted."""
+        """Add the key of another part of the mirror."""
         for reason, ids in other.rejected.items():
             self.rejected.setdefault(reason, []).extend(ids)
         for reason, lines in other.lines.items():
@@ -81,7 +65,7 @@ class Key:
 
 
 class World(NamedTuple):
-    """The tags that there are: names by rank, their categories, and the running sum of their shares of all uses."""
+    """All tags by rank: names, categories, and the cumulative fraction of all uses."""
 
     names: list[str]
     categories: list[str]
@@ -89,7 +73,7 @@ class World(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One file of posts: those with ids from `first` to `last`, and what to write of them."""
+    """One file of posts, with ids from `first` to `last` - 1, and the settings of the mirror."""
 
     directory: Path
     number: int
@@ -102,7 +86,7 @@ class Job(NamedTuple):
 
 
 def write(directory: Path, posts: int, *, images: bool = True, generation: Generation = "mixed", seed: int = 0) -> Key:
-    """Write a mirror of about `posts` posts, `metadata/` and (with `images`) `original/`, and its answer key."""
+    """Write a mirror with about `posts` posts: `metadata/`, `original/` if `images`, `answers.json`. Return the key."""
     n_tags = max(400, min(498_000, posts // 10))
     edges = np.linspace(1, posts + 1, FILES + 1).astype(int)
     jobs = [
@@ -112,15 +96,15 @@ def write(directory: Path, posts: int, *, images: bool = True, generation: Gener
     (directory / "metadata").mkdir(parents=True, exist_ok=True)
     key = Key()
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for found in progress.track(pool.map(write_posts, jobs), "Posts", len(jobs), "files"):
-            key.add(found)
+        for part in progress.track(pool.map(write_posts, jobs), "Posts", len(jobs), "files"):
+            key.add(part)
     write_tags(directory / "metadata", world(n_tags))
     write_text(directory / "answers.json", json.dumps(asdict(key), indent=1) + "\n")
     return key
 
 
 def world(n_tags: int) -> World:
-    """The tags, ranked by use after Zipf's law."""
+    """Draw tags whose frequencies follow Zipf's law."""
     rng = np.random.default_rng(n_tags)
     categories = rng.choice(list(SHARES), n_tags, p=list(SHARES.values())).tolist()
     names = [f"{CATEGORIES[c]}_{np.base_repr(i * 7919 + 46656, 36).lower()}" for i, c in enumerate(categories)]
@@ -131,30 +115,31 @@ def world(n_tags: int) -> World:
 
 
 def write_tags(metadata: Path, tags: World) -> None:
-    """Write the tables of tags, aliases and implications, with all the oddities of real ones.
+    """Write the tables of tags, aliases and implications, with the irregularities of real ones.
 
-    The rank of a tag tells its part: those around 100 are aliased in chains, 130 in a cycle, and so on.
+    The rank of a tag determines its irregularity: tags around rank 100 are aliased in chains, around 130 in a cycle.
     """
     n = tags.names
     aliases = [(n[200 + i], n[20 + i]) for i in range(40)]
     aliases += [(n[100], n[101]), (n[101], n[102]), (n[102], n[103])]  # a chain
-    aliases += [(n[130], n[131]), (n[131], n[132]), (n[132], n[130]), (n[133], n[130])]  # a cycle, and a way into it
-    aliases += [(n[140], n[140]), (n[141], n[142]), (n[141], n[143]), (n[200], n[20])]  # of itself, conflicting, twice
+    aliases += [(n[130], n[131]), (n[131], n[132]), (n[132], n[130]), (n[133], n[130])]  # a cycle, and an alias into it
+    aliases += [
+        (n[140], n[140]),
+        (n[141], n[142]),
+        (n[141], n[143]),
+        (n[200], n[20]),
+    ]  # to itself, conflicting, repeated
     aliases += [("never_used", n[5]), (n[144], "unheard_of")]
     implications = [(n[60 + i], n[10 + i % 7]) for i in range(30)]
     implications += [(n[150], n[151]), (n[151], n[152]), (n[152], n[153])]  # a chain
     implications += [(n[160], n[161]), (n[161], n[160])]  # a cycle
-    implications += [
-        (n[100], n[170]),
-        (n[171], n[200]),
-        (n[150], n[151]),
-        (n[172], n[172]),
-    ]  # through aliases, twice, of itself
+    implications += [(n[100], n[170]), (n[171], n[200])]  # of aliased names
+    implications += [(n[150], n[151]), (n[172], n[172])]  # repeated, of itself
     suffix = "000000000000.json"
     rows = [
         {"name": name, "category": category, "post_count": "0", "id": str(i + 1)}
         for i, (name, category) in enumerate(zip(tags.names, tags.categories, strict=True))
-        if i % 97  # some are not in the table
+        if i % 97  # some tags are not in the table
     ]
     _write_lines(metadata / f"tags{suffix}", rows)
     for kind, pairs in (("aliases", aliases), ("implications", implications)):
@@ -171,7 +156,7 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def write_posts(job: Job) -> Key:
-    """Write one file of posts, and their images; return what was planted."""
+    """Write one file of posts, and their images; return its part of the key."""
     tags, key = world(job.n_tags), Key()
     rng = np.random.default_rng((job.seed, job.number))
     ids = _some_ids(rng, job.first, job.last)
@@ -187,8 +172,8 @@ def write_posts(job: Job) -> Key:
             file.write(data + b"\n")
             line += 1
 
-        for post_id, places, files in zip(ids, drawn, _files(job, ids, rng, key), strict=True):
-            row = _row(post_id, places, tags, old, files)
+        for post_id, ranks, file_fields in zip(ids, drawn, _files(job, ids, rng, key), strict=True):
+            row = _row(post_id, ranks, tags, old, file_fields)
             key.deleted += row["is_deleted"]
             emit(encoder.encode(row))
             if post_id % 499 == 0:
@@ -203,41 +188,48 @@ def write_posts(job: Job) -> Key:
 
 
 def _some_ids(rng: np.random.Generator, first: int, last: int) -> list[int]:
-    """Ids of a range, out of order, as exported; one in forty was purged."""
+    """Draw ids of a range, in random order as in an export; one in forty is missing."""
     ids = np.arange(first, last)
     return rng.permutation(ids[rng.random(len(ids)) > 0.025]).tolist()
 
 
 def _draw_tags(rng: np.random.Generator, tags: World, posts: int) -> Iterator[list[int]]:
-    """The ranks of each post's tags; one post in fifty has less than five."""
+    """Yield the ranks of each post's tags; one post in fifty has less than five tags."""
     for start in range(0, posts, 10_000):
         size = min(10_000, posts - start)
-        counts = rng.gamma(4, MEAN_TAGS * 1.13 / 4, size).astype(int) + 6  # repeated draws are lost
+        counts = rng.gamma(4, MEAN_TAGS * 1.13 / 4, size).astype(int) + 6  # repetitions are dropped below
         counts[rng.random(size) < 0.02] = 2
         ranks = np.searchsorted(tags.cumulative, rng.random(counts.sum()))
-        for few in np.split(ranks, np.cumsum(counts)[:-1]):
-            yield np.unique(few).tolist()
+        for post in np.split(ranks, np.cumsum(counts)[:-1]):
+            yield np.unique(post).tolist()
 
 
-def _row(post_id: int, places: list[int], tags: World, old: bool, file: dict[str, str]) -> dict[str, Any]:
-    """A post as the dumps have it: integers are strings, booleans are real, null keys are left out."""
+def _row(post_id: int, ranks: list[int], tags: World, old: bool, file: dict[str, str]) -> dict[str, Any]:
+    """Return a post as in the dumps: integers are strings, booleans are booleans, null keys are left out."""
     row: dict[str, Any] = {
-        "id": str(post_id), "created_at": "2019-03-07 05:03:29 UTC", "score": str(post_id % 40),
-        "source": f"https://example.org/{post_id}", "rating": "sqe"[post_id % 3],
-        "has_children": False, "is_banned": False, "is_deleted": post_id % 23 == 0, "is_flagged": False, **file,
-    }  # fmt: skip
+        "id": str(post_id),
+        "created_at": "2019-03-07 05:03:29 UTC",
+        "score": str(post_id % 40),
+        "source": f"https://example.org/{post_id}",
+        "rating": "sqe"[post_id % 3],
+        "has_children": False,
+        "is_banned": False,
+        "is_deleted": post_id % 23 == 0,
+        "is_flagged": False,
+        **file,
+    }
     if old:
-        listed = [{"id": str(p + 1), "name": tags.names[p], "category": tags.categories[p]} for p in places]
-        return row | {"tags": listed + listed[:1]}  # a tag may occur twice
+        listed = [{"id": str(r + 1), "name": tags.names[r], "category": tags.categories[r]} for r in ranks]
+        return row | {"tags": listed + listed[:1]}  # a tag may be repeated
     by_category: dict[str, list[str]] = {category: [] for category in CATEGORIES}
-    for place in places:
-        by_category[tags.categories[place]].append(tags.names[place])
+    for rank in ranks:
+        by_category[tags.categories[rank]].append(tags.names[rank])
     row |= {f"tag_string_{CATEGORIES[category]}": " ".join(names) for category, names in by_category.items()}
-    return row | {"tag_string": " ".join(tags.names[place] for place in places)}
+    return row | {"tag_string": " ".join(tags.names[rank] for rank in ranks)}
 
 
 def _bad_line(number: int, row: dict[str, Any], encoder: msgspec.json.Encoder) -> tuple[str, bytes]:
-    """One of the ways in which lines of real and hostile dumps are bad, and the reason to reject it for."""
+    """Return a bad line as in real and hostile dumps, and the reason why a build rejects it."""
     ways: list[tuple[str, Any]] = [
         ("without id or md5", {k: v for k, v in row.items() if k != "id"}),
         ("without id or md5", {k: v for k, v in row.items() if k not in ("id", "md5")}),
@@ -254,32 +246,22 @@ def _bad_line(number: int, row: dict[str, Any], encoder: msgspec.json.Encoder) -
 
 
 def _files(job: Job, ids: list[int], rng: np.random.Generator, key: Key) -> Iterator[dict[str, str]]:
-    """What the metadata says of each post's file, which is written; the faults go into the key."""
+    """Write each post's file, and yield its fields in the metadata; add faults and copies to the key."""
     if not job.images:
         for post_id in ids:
             yield {"md5": hashlib.md5(b"%d" % post_id).hexdigest(), "file_ext": "jpg", "file_size": "123456"}
         return
-    kinds = [*COPIES, *NEAR, *FAULTS, *ODD_BUT_GOOD]
-    weights = np.array([*COPIES.values(), *NEAR.values(), *[2] * (len(FAULTS) + len(ODD_BUT_GOOD))]) / 1000
+    kinds = [*COPIES, *NEAR_COPIES, *VARIANTS]
+    weights = np.array([*COPIES.values(), *NEAR_COPIES.values(), *[2] * len(VARIANTS)]) / 1000
     drawn = rng.choice(len(kinds) + 1, len(ids), p=[*weights, 1 - weights.sum()])
-    free: list[int] = []  # images that may yet be copied, once each
-    for post_id, place in zip(ids, drawn, strict=True):
-        kind = kinds[place] if place < len(kinds) else "plain"
-        if kind in (*COPIES, *NEAR) and not free:
-            kind = "plain"
-        original = free.pop() if kind in (*COPIES, *NEAR) else None
-        data, extension, kind = _image(kind, post_id, original)
-        key.kinds[kind] = key.kinds.get(kind, 0) + 1
-        if kind == "plain":
+    free: list[int] = []  # plain images that no other post is derived from yet
+    for post_id, number in zip(ids, drawn, strict=True):
+        kind = [*kinds, PLAIN][number]
+        original = free.pop() if kind in (*COPIES, *NEAR_COPIES) and free else None
+        data, extension, kind = file_of(kind, post_id, original)
+        _add_to_key(key, kind, post_id, original)
+        if kind == PLAIN:
             free.append(post_id)
-        elif kind in COPIES:
-            assert original is not None
-            stays = original if kind == "resized" else min(post_id, original)
-            key.copies[post_id + original - stays] = stays
-        elif original is not None and kind in NEAR:
-            (key.recoloured if kind == "recoloured" else key.retouched).append((post_id, original))
-        elif kind in FAULTS:
-            key.rejected.setdefault(FAULTS[kind], []).append(post_id)
         md5 = hashlib.md5(data + b"!" * (kind == "wrong md5")).hexdigest()
         if kind != "missing":
             file = job.directory / "original" / f"{post_id % 1000:04d}" / f"{post_id}.{extension}"
@@ -288,98 +270,13 @@ def _files(job: Job, ids: list[int], rng: np.random.Generator, key: Key) -> Iter
         yield {"md5": md5, "file_ext": extension, "file_size": str(len(data))}
 
 
-def drawing(seed: int) -> Image.Image:
-    """An image of its own: coarse coloured blots, 96 to 159 pixels a side."""
-    rng = np.random.default_rng((seed, 1))
-    blots = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-    return blots.resize((int(rng.integers(96, 160)), int(rng.integers(96, 160))), Image.Resampling.BICUBIC)
-
-
-def _encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _image(kind: str, post_id: int, original: int | None) -> tuple[bytes, str, str]:
-    """A file's bytes, its extension, and its kind: a copy that doesn't come out as one is a plain image."""
-    image = drawing(post_id)
-    if original is not None:
-        made = _altered(kind, original)
-        return (*made, kind) if made is not None else (_encode(image), "png", "plain")
-    exotic: dict[str, Callable[[], tuple[bytes, str]]] = {
-        "truncated": lambda: (_encode(image, "JPEG")[:-900], "jpg"),
-        "empty": lambda: (b"", "jpg"),
-        "html": lambda: (b"<html>404</html>" + b"%d" % post_id, "jpg"),
-        "leftover": lambda: (b"8BPS" + b"%d" % post_id, ("swf", "zip", "mp4", "webm", "html", "psd")[post_id % 6]),
-        "moving": lambda: (_encode(image, "GIF", save_all=True, append_images=[drawing(post_id + 1)]), "gif"),
-        "transparent": lambda: (_encode(_with_alpha(image, post_id % 200)), "png"),
-        "bomb": lambda: (_bomb(40_000, post_id), "png"),
-        "tiny": lambda: (_encode(image.resize((8, 8))), "png"),
-        "floating-point": lambda: (_encode(image.convert("F"), "TIFF"), "tif"),
-        "misnamed": lambda: (_encode(image), "jpg"),
-        "cmyk": lambda: (_encode(image.convert("CMYK"), "JPEG", quality=90), "jpg"),
-        "16-bit": lambda: (_encode(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)), "png"),
-        "grey": lambda: (_encode(image.convert("L"), "JPEG", quality=90), "jpg"),
-        "palette": lambda: (_encode(image.quantize(64)), "png"),
-        "opaque alpha": lambda: (_encode(_with_alpha(image, 255)), "png"),
-        "still gif": lambda: (_encode(image, "GIF"), "gif"),
-        "flat": lambda: (_encode(_flat(post_id)), "png"),
-    }  # fmt: skip
-    return (*exotic[kind](), kind) if kind in exotic else (_encode(image), "png", kind)
-
-
-def _altered(kind: str, original: int) -> tuple[bytes, str] | None:
-    """A copy or near-copy of another post's image, or None if its pHash does not come out as it should."""
-    image = drawing(original)
-    if kind == "same file":
-        return _encode(image), "png"
-    if kind == "turned by EXIF":
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        return _encode(image.transpose(Image.Transpose.ROTATE_90), exif=exif), "png"
-    for attempt in range(8):
-        made, options = _changed(kind, image, attempt)
-        data = _encode(made, **options)
-        apart = int(imagehash.phash(Image.open(io.BytesIO(data)).convert("RGB")) - imagehash.phash(image))
-        if (1 <= apart <= 3) if kind == "retouched" else apart == 0:
-            return data, "jpg" if options else "png"
-    return None
-
-
-def _changed(kind: str, image: Image.Image, attempt: int) -> tuple[Image.Image, dict[str, Any]]:
-    if kind == "recompressed":
-        return image, {"kind": "JPEG", "quality": 88 + attempt, "subsampling": 0}
-    if kind == "resized":
-        share = 0.7 + attempt / 30
-        return image.resize((int(image.width * share), int(image.height * share)), Image.Resampling.LANCZOS), {}
-    if kind == "recoloured":  # paler, in other colours, of the same structure
-        y, cb, cr = image.convert("YCbCr").split()
-        tint = [channel.point(lambda v: v // 2 + 32 + 8 * attempt) for channel in (cr, cb)]
-        return Image.merge("YCbCr", [y.point(lambda v: v // 2 + 64), *tint]).convert("RGB"), {}
-    # A faint wave, which moves a few bits of the pHash and hardly the colours.
-    wave = np.cos(np.pi * (1 + attempt % 4) * np.arange(image.height) / image.height)[:, None, None] * (
-        2 + attempt // 4
-    )
-    return Image.fromarray((np.asarray(image) + wave).clip(0, 255).astype(np.uint8)), {}
-
-
-def _flat(post_id: int) -> Image.Image:
-    return Image.new("RGB", (64, 64 + post_id % 99), (post_id % 256, post_id // 256 % 256, 90))
-
-
-def _with_alpha(image: Image.Image, alpha: int) -> Image.Image:
-    image = image.copy()
-    image.putalpha(alpha)
-    return image
-
-
-def _bomb(side: int, post_id: int) -> bytes:
-    """A small PNG that claims to be huge."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    body = chunk(b"tEXt", b"id\0%d" % post_id) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+def _add_to_key(key: Key, kind: str, post_id: int, original: int | None) -> None:
+    key.kinds[kind] = key.kinds.get(kind, 0) + 1
+    if kind in FAULTS:
+        key.rejected.setdefault(str(FAULTS[kind].verdict), []).append(post_id)
+    elif kind in NEAR_COPIES and original is not None:
+        pairs = key.recoloured if kind == "recoloured" else key.retouched
+        pairs.append((post_id, original))
+    elif kind in COPIES and original is not None:
+        kept = original if kind == "resized" else min(post_id, original)
+        key.copies[post_id + original - kept] = kept
