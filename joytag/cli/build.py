@@ -1,4 +1,4 @@
-"""Turn raw image sources into a dataset directory."""
+"""Build a dataset directory from raw images and tags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config", required=True, help="a YAML file; a bare name is one in configs/data/, here or installed"
     )
-    parser.add_argument("--backend", choices=get_args(Backend), default="local", help="default: %(default)s")
+    parser.add_argument(
+        "--backend", choices=get_args(Backend), default="local", help="where the work runs (default: %(default)s)"
+    )
     parser.add_argument("--settings", action=PrintSettings, schema=BuildSettings)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
     return parser.parse_intermixed_args(arguments)

@@ -1,4 +1,4 @@
-"""Show which images of a dataset count as copies, the doubtful ones first."""
+"""Draw pairs of look-alikes, the doubtful ones first, to judge what a dataset counts as copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag dedup", description=__doc__)
     parser.add_argument("--report", type=Path, required=True, metavar="DIR", help="a dataset directory")
-    parser.add_argument("--pairs", type=positive, default=60, help="to show (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=60, help="number of pairs to draw (default: %(default)s)")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Print what a dataset was made of, and draw it."""
+"""Print how many posts of a dataset were used or rejected, and plot its tags and image sizes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     description = dataset.read_description(given.directory)
     console = Console()
     console.print(table(description))
-    oddities = {name.replace("_", " "): n for name, n in description.get("relations", {}).items() if n}
-    console.print(", ".join(f"{count:,} {name}" for name, count in oddities.items()))
+    irregularities = {name.replace("_", " "): n for name, n in description.get("relations", {}).items() if n}
+    console.print(", ".join(f"{count:,} {name}" for name, count in irregularities.items()))
     console.print(f"{pq.read_metadata(given.directory / 'tags.parquet').num_rows:,} tags; {draw(given.directory)}")

@@ -1,4 +1,4 @@
-"""Render OpenMoji and Twemoji into raw data sources."""
+"""Render OpenMoji and Twemoji as raw data sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from joytag.cli.arguments import Parser
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag openmoji", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("data/raw"), help="directory (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data/raw"), help="folder for openmoji/ and twemoji/ (default: %(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
