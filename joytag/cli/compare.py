@@ -1,4 +1,4 @@
-"""Compare taggers on the same images: which is better, by how much, on which tags, and what of it is noise."""
+"""Compare taggers on the same images: which is better, by how much, on which tags, and what is noise."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,27 +8,53 @@ from rich.console import Console
 
 from data_prep.aliases import read_aliases
 from joytag.cli.arguments import Parser, fraction, names
+from joytag.cli.remedies import add_remedies
 from joytag.data.dataset import Dataset
+from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import contenders
 from joytag.evaluation.comparison import compare
 from joytag.evaluation.intersection import intersect
+from joytag.models import wd_onnx
 from joytag.reports.comparison import comparison_tables, write_reports
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(prog="joytag compare", description=__doc__, epilog="Stop it at will; the same command goes on.")
+    parser = Parser(prog="joytag compare", description=__doc__, epilog="Stop it at any time; the same command continues.")
     add = parser.add_argument
-    add("taggers", nargs="+", type=Path, metavar="TAGGER", help="a directory: predictions, a release, a checkpoint, a "
-        "run, or an ONNX tagger in the WD layout (model.onnx and selected_tags.csv)")  # fmt: skip
-    add("--data", type=Path, help="a dataset directory: its validation images, and labels; needed unless all are "
-        "predictions")  # fmt: skip
-    add("--output", type=Path, default=Path("runs/comparison"), help="where reports and new predictions go "
-        "(default: %(default)s)")  # fmt: skip
-    add("--threshold", type=lambda text: [fraction(one) for one in names(text)], default=[], metavar="X[,X...]",
-        help="one for all taggers, or one for each (default: 0.4, of ONNX taggers 0.35)")  # fmt: skip
-    add("--aliases", type=Path, metavar="FILE", help="names that mean the same: a mirror's tag_aliases*.json, a .csv "
-        "with antecedent_name and consequent_name, or a .yaml of `old: new`")  # fmt: skip
+    add(
+        "taggers",
+        nargs="+",
+        type=Path,
+        metavar="TAGGER",
+        help="a directory: predictions, a release, a checkpoint, a run, or an ONNX tagger in the WD layout "
+        "(model.onnx and selected_tags.csv)",
+    )
+    add(
+        "--data",
+        type=Path,
+        help="a dataset directory, for its validation images and labels; required unless all taggers are predictions",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("runs/comparison"),
+        help="directory for reports and new predictions (default: %(default)s)",
+    )
+    add(
+        "--threshold",
+        type=lambda text: [fraction(value) for value in names(text)],
+        default=[],
+        metavar="X[,X...]",
+        help=f"one for all taggers, or one for each (default: {DEFAULT_THRESHOLD}, ONNX taggers {wd_onnx.THRESHOLD})",
+    )
+    add(
+        "--aliases",
+        type=Path,
+        metavar="FILE",
+        help="names that mean the same: a mirror's tag_aliases*.json, a .csv with antecedent_name and consequent_name, "
+        "or a .yaml of `old: new`",
+    )
     add("--device", default="auto")
     add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
     return parser.parse_args(arguments)
@@ -37,18 +63,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     given = parse(arguments)
-    entered = contenders.open_taggers(given.taggers, given.threshold, given.device)
+    taggers = contenders.open_taggers(given.taggers, given.threshold, given.device)
     aliases = None if given.aliases is None else read_aliases(given.aliases)
     dataset = None if given.data is None else Dataset.open(given.data)
-    found = [contenders.predict(one, dataset, given.output, given.device, given.precision) for one in entered]
-    arena = intersect(entered, found, dataset, aliases)
-    comparison = compare(arena.contenders, arena.labels, arena.tags, arena.facts)
+    with add_remedies():
+        predicted = [
+            contenders.predict(tagger, dataset, given.output, given.device, given.precision) for tagger in taggers
+        ]
+        common = intersect(taggers, predicted, dataset, aliases)
+    comparison = compare(common.contenders, common.labels, common.tags, common.facts)
     write_reports(given.output, comparison)
-    for one in entered:
-        print(f"{one.letter}: {one.name} ({one.kind}, {one.path})")
-    print(
-        f"{len(arena.labels.indices):,} labels of {len(arena.tags):,} common tags on {arena.labels.shape[0]:,} images"
-    )
+    for tagger in taggers:
+        print(f"{tagger.letter}: {tagger.name} ({tagger.kind}, {tagger.path})")
+    images, labels = common.labels.shape[0], len(common.labels.indices)
+    print(f"{labels:,} labels of {len(common.tags):,} common tags on {images:,} images")
     for table in comparison_tables(comparison):
         Console().print(table)
     print(f"Written: {given.output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")

@@ -1,19 +1,21 @@
-"""Predictions written block by block by any number of processes, resumable."""
+"""Predictions written block by block, by any number of processes, resumable at any time."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse
+from numpy.typing import DTypeLike
 from scipy.sparse import csc_array
 
 from joytag.core import files, jsonl
@@ -22,19 +24,27 @@ from joytag.evaluation.predictions import (
     ARRAYS,
     CHUNK,
     FILES,
-    MOVABLE,
     PROVENANCE,
-    ROUNDING,
     TAGS_SCHEMA,
     VERSION,
-    WORDS,
+    WORK,
     PredictionsError,
-    _load,
-    _read_json,
-    _read_provenance,
-    _remedy,
     are_valid_scores,
+    load_array,
+    read_json,
+    read_provenance,
+    remedy,
 )
+
+# Facts that may differ when an evaluation resumes, and those that, in a finished one, changed the scores by rounding
+# at most, which is no reason to repeat it.
+MOVABLE = {"version", "model", "dataset", "date", "versions", "undecodable", "sha256"}
+ROUNDING = {"device", "batch"}
+WORDS = {"model_files": "model", "split_sha256": "dataset", "dtype": "precision"}  # facts by their names in messages
+
+
+class OutputError(PredictionsError):
+    """A directory that cannot hold these predictions: other content, or a full disk; another directory would do."""
 
 
 def write(
@@ -48,10 +58,10 @@ def write(
     provenance: Mapping[str, Any],
     rows: np.ndarray | None = None,
 ) -> None:
-    """Write a directory, with the types and shapes of Predictions; `provenance` holds the names of the `sources`.
+    """Write a predictions directory; the arguments have the types and shapes of the fields of Predictions.
 
-    All are of P images; with `rows`, int64 [K], only those are kept. Raises PredictionsError when it cannot be
-    written.
+    `provenance` holds the names of the `sources`. With `rows`, int64 [K], only these of the P images are written.
+    Raises OutputError when the directory cannot be written.
     """
     rows = np.arange(len(scores)) if rows is None else rows
     arrays = {"scores": scores, "ids": ids, "hashes": hashes, "sources": sources}
@@ -68,7 +78,7 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
         for name, (dtype, _) in ARRAYS.items():
             assert arrays[name].dtype == dtype, name
-            _save(directory / f"{name}.npy", arrays[name], rows)
+            _save_rows(directory / f"{name}.npy", arrays[name], rows)
         kept = csc_array(labels.tocsr()[rows], dtype=bool)
         scipy.sparse.save_npz(directory / "labels.npz", kept, compressed=False)
         tables.write_table(table, TAGS_SCHEMA, directory / "tags.parquet")
@@ -78,15 +88,52 @@ def write(
         text = json.dumps({"version": VERSION, **provenance, "sha256": sums}, indent=2)
         files.write_text(directory / PROVENANCE, text + "\n")
     except OSError as error:
-        raise _unwritten(directory, error) from None
+        raise _cannot_write(directory, error) from None
+
+
+def is_finished(directory: Path, facts: Mapping[str, Any]) -> bool:
+    """Return whether a directory holds finished predictions with these facts; remove what is left of the work.
+
+    Raises OutputError when it holds predictions with other facts.
+    """
+    if not (directory / PROVENANCE).exists():
+        return False
+    _check_same_facts(directory, read_provenance(directory), facts, MOVABLE | ROUNDING)
+    shutil.rmtree(directory / WORK, ignore_errors=True)  # of a process killed between its last two steps
+    return True
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Return 12 hex digits that differ for facts of which `is_finished` would refuse one for the other."""
+    lasting = {key: facts[key] for key in sorted(facts.keys() - MOVABLE - ROUNDING)}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_same_facts(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
+    """Raise OutputError at the first fact that differs and is not `free` to."""
+    for key in sorted(now.keys() - free):
+        if before.get(key) != now[key]:
+            values = f" ({before.get(key)} there, {now[key]} now)" if isinstance(now[key], str | int) else ""
+            raise OutputError(
+                f"{directory}: holds predictions of another {WORDS.get(key, key)}{values:.80}; "
+                "remove it, or choose another output directory"
+            )
+
+
+class JournalEntry(NamedTuple):
+    """A finished block: its number, the checksum of its scores, and its rows that cannot be decoded, with reasons."""
+
+    block: int
+    crc: int
+    bad: Sequence[tuple[int, str]]
 
 
 @dataclass(frozen=True)
 class PredictionsWriter:
-    """Predictions in the making, in blocks of `batch` consecutive rows of a split of `rows` images.
+    """Unfinished predictions of a split of `rows` images, written in blocks of `batch` consecutive rows.
 
-    Any number of processes may write blocks, in any order. Whichever of them is killed, and whenever, `done` tells
-    the blocks that are whole: each is vouched for by a line in a journal, written after it, with its checksum.
+    Any number of processes may write blocks, in any order, and each may be killed at any time. `done` returns the
+    complete blocks: each has a line in a journal, written after its scores, with their checksum.
     """
 
     directory: Path
@@ -95,136 +142,132 @@ class PredictionsWriter:
     batch: int
 
     @property
+    def _work(self) -> Path:
+        return self.directory / WORK
+
+    @property
     def _scores(self) -> Path:
-        return self.directory / "work" / "scores.npy"
+        return self._work / "scores.npy"
 
     @property
     def _facts(self) -> Path:
-        return self.directory / "work" / PROVENANCE
+        return self._work / PROVENANCE
 
     def begin(self, facts: Mapping[str, Any]) -> set[int]:
-        """Make room, or go on with what is there; returns the numbers of the blocks that need not be done.
+        """Start, or resume, and return the numbers of the blocks that need not be computed.
 
-        `facts` are the provenance, which JSON can hold. Raises PredictionsError when the directory holds something
-        else or is damaged, or when the disk is too small.
+        `facts` become the provenance. Raises PredictionsError when the directory is damaged, and OutputError when it
+        holds something else, cannot be written, or the disk is too small.
         """
         if self._facts.exists():
-            _compare(self.directory, _read_json(self._facts), facts, MOVABLE)
-            # Where images could not be decoded the disk may be back.
+            _check_same_facts(self.directory, read_json(self._facts), facts, MOVABLE)
+            # Blocks with images that could not be decoded are repeated: a disk may have been missing.
             return {block for block, bad in self.done().items() if not bad}
-        work = self._facts.parent
-        if self.directory.is_dir() and any(path != work for path in self.directory.iterdir()):
-            raise PredictionsError(f"{self.directory}: holds no predictions, but something else; give another --output")
-        shutil.rmtree(work, ignore_errors=True)
-        size = 2 * self.rows * self.n_tags
+        if self.directory.is_dir() and any(path != self._work for path in self.directory.iterdir()):
+            raise OutputError(
+                f"{self.directory}: holds something other than predictions; choose another output directory"
+            )
         try:
-            work.mkdir(parents=True)
-            free = shutil.disk_usage(work).free
-            if free < 2 * size:  # finishing makes a copy
-                raise PredictionsError(
-                    f"{self.directory}: needs {2 * size / 1e6:,.0f} MB, but the disk has {free / 1e6:,.0f} left; "
-                    "make room, or give another --output"
-                )
-            with self._scores.open("wb") as file:
-                _write_header(file, np.float16, (self.rows, self.n_tags))
-                file.truncate(file.tell() + size)
-            files.write_text(self._facts, json.dumps(dict(facts), indent=2) + "\n")
+            self._start(facts)
         except OSError as error:
-            raise _unwritten(self.directory, error) from None
+            raise _cannot_write(self.directory, error) from None
         return set()
 
-    def write(self, block: int, rows: np.ndarray, scores: np.ndarray, bad: list[tuple[int, str]], writer: int) -> None:
-        """Keep a block: the rows that could be decoded, int64 [B], their scores, float16 [B, N], and the bad ones.
+    def _start(self, facts: Mapping[str, Any]) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        size = 2 * self.rows * self.n_tags
+        free = shutil.disk_usage(self._work).free
+        if free < 2 * size:  # finishing makes a copy
+            raise OutputError(
+                f"{self.directory}: needs {2 * size / 1e6:,.0f} MB, but the disk has {free / 1e6:,.0f} MB free; "
+                "free some space, or choose another output directory"
+            )
+        with self._scores.open("wb") as file:
+            _write_header(file, np.float16, (self.rows, self.n_tags))
+            file.truncate(file.tell() + size)
+        files.write_text(self._facts, json.dumps(dict(facts), indent=2) + "\n")
 
-        `writer` is the number of this process, which no other has. Raises PredictionsError when scores are no numbers
-        from 0 to 1, or when they cannot be written.
+    def write(self, block: int, rows: np.ndarray, scores: np.ndarray, bad: list[tuple[int, str]], writer: int) -> None:
+        """Write a block: the rows that could be decoded, int64 [B], their scores, float16 [B, N], and the bad rows.
+
+        `writer` is the number of this process, different in each. Raises PredictionsError when a score is not from 0
+        to 1, and OutputError when they cannot be written.
         """
         if not are_valid_scores(scores):
-            row = next(row for row, line in zip(rows, scores, strict=True) if not are_valid_scores(line))
-            raise PredictionsError(f"{self.directory}: row {row}: the model's scores are no numbers; try another "
-                                   "--precision, such as fp32")  # fmt: skip
+            row = next(row for row, values in zip(rows, scores, strict=True) if not are_valid_scores(values))
+            raise PredictionsError(
+                f"{self.directory}: row {row}: the model's scores are not numbers from 0 to 1; "
+                "try another precision, such as fp32"
+            )
         first = block * self.batch
         content = np.zeros((min(self.batch, self.rows - first), self.n_tags), dtype=np.float16)
         content[rows - first] = scores
-        line = {"block": block, "crc": zlib.crc32(content.data), "bad": bad}
+        entry = JournalEntry(block, zlib.crc32(content.data), bad)
         try:
             with self._scores.open("r+b") as file:
                 file.seek(self._open().offset + 2 * first * self.n_tags)
                 file.write(content.data)
-            jsonl.append(self._scores.parent / f"done.{writer}.jsonl", line)
+            jsonl.append(self._work / f"done.{writer}.jsonl", entry._asdict())
         except OSError as error:
-            raise _unwritten(self.directory, error) from None
+            raise _cannot_write(self.directory, error) from None
 
     def done(self) -> dict[int, list[tuple[int, str]]]:
-        """The blocks that are whole, with their rows that cannot be decoded, and why. Raises PredictionsError."""
+        """Return the complete blocks, each with its rows that cannot be decoded and the reasons.
+
+        Raises PredictionsError when the scores are damaged.
+        """
         scores, blocks = self._open(), {}
-        for line in self._journal():
-            first = line["block"] * self.batch
-            if line["crc"] == zlib.crc32(scores[first : first + self.batch].data):
-                blocks[line["block"]] = [(int(row), str(reason)) for row, reason in line["bad"]]
+        for block, crc, bad in self._journal():
+            first = block * self.batch
+            if crc == zlib.crc32(scores[first : first + self.batch].data):
+                blocks[block] = [(int(row), str(reason)) for row, reason in bad]
         return blocks
 
     def _open(self) -> np.memmap:
         try:
-            scores = _load(self._scores, *ARRAYS["scores"])
+            scores = load_array(self._scores, *ARRAYS["scores"])
         except PredictionsError as error:
-            raise PredictionsError(f"{error}; {_remedy(self.directory)}") from None
+            raise PredictionsError(f"{error}; {remedy(self.directory)}") from None
         if scores.shape != (self.rows, self.n_tags):
-            raise PredictionsError(f"{self._scores}: damaged, its shape is {scores.shape}; {_remedy(self.directory)}")
+            raise PredictionsError(f"{self._scores}: damaged, its shape is {scores.shape}; {remedy(self.directory)}")
         return scores
 
-    def _journal(self) -> Iterator[dict[str, Any]]:
-        for path in sorted(self._scores.parent.glob("done.*.jsonl")):
-            yield from (line for line in jsonl.read(path) if line.keys() == {"block", "crc", "bad"})
+    def _journal(self) -> Iterator[JournalEntry]:
+        for path in sorted(self._work.glob("done.*.jsonl")):
+            yield from (JournalEntry(**row) for row in jsonl.read(path) if row.keys() == set(JournalEntry._fields))
 
     def finish(self, posts: dataset.Posts, labels: csc_array, tags: dataset.TagTable) -> None:
-        """Turn the work, all blocks of which are done, into predictions of the images that could be decoded.
+        """Write the finished predictions of all images that could be decoded, and remove the work.
 
-        Takes the split, its labels, bool [rows, N], and the model's vocabulary. Raises PredictionsError when no image
-        is left, or when they cannot be written.
+        Takes the split, its labels, bool [rows, N], and the model's vocabulary. Raises PredictionsError when a block is
+        missing or no image could be decoded, and OutputError when the predictions cannot be written.
         """
         blocks = self.done()
         missing = -(-self.rows // self.batch) - len(blocks)
         if missing:
-            raise PredictionsError(f"{self._scores}: {missing} blocks are not as they were written; evaluate again")
+            raise PredictionsError(f"{self._scores}: {missing} blocks changed after they were written; evaluate again")
         bad = [entry for block in sorted(blocks) for entry in blocks[block]]
         kept = np.setdiff1d(np.arange(self.rows), [row for row, _ in bad])
         if not len(kept):
-            raise PredictionsError(f"{bad[0][1]}, and {self.rows - 1} others neither; is the disk there?")
+            raise PredictionsError(f"{bad[0][1]}, and {self.rows - 1} other images failed, too; is the disk mounted?")
+        if bad:
+            warnings.warn(
+                f"{len(bad)} of {self.rows} images are left out, the first because of {bad[0][1]}; "
+                f"{self.directory / PROVENANCE} lists them",
+                stacklevel=2,
+            )
         undecodable = [
             {"id": int(posts.ids[row]), "hash": posts.hashes[row].tobytes().hex(), "reason": reason}
             for row, reason in bad
         ]
-        if bad:
-            told = f"{len(bad)} of {self.rows} images are left out, the first since {bad[0][1]}"
-            warnings.warn(f"{told}; {self.directory / PROVENANCE} lists them", stacklevel=2)
-        provenance = _read_json(self._facts) | {"undecodable": undecodable}
+        provenance = read_json(self._facts) | {"undecodable": undecodable}
         sources = posts.sources.astype(np.int64)
         write(self.directory, self._open(), posts.ids, posts.hashes, sources, labels, tags, provenance, kept)
-        shutil.rmtree(self._scores.parent)
+        shutil.rmtree(self._work)
 
 
-def is_finished(directory: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether predictions with these facts are there already. Raises PredictionsError when they are of others."""
-    if not (directory / PROVENANCE).exists():
-        return False
-    _compare(directory, _read_provenance(directory), facts, MOVABLE | ROUNDING)
-    shutil.rmtree(directory / "work", ignore_errors=True)  # of one that was killed in its last moment
-    return True
-
-
-def _compare(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
-    """Raise PredictionsError at the first fact that differs and is not `free` to."""
-    for key in sorted(now.keys() - free):
-        if before.get(key) != now[key]:
-            told = f" ({before.get(key)} there, {now[key]} now)" if isinstance(now[key], str | int) else ""
-            raise PredictionsError(
-                f"{directory}: holds predictions of another {WORDS.get(key, key)}{told:.80}; "
-                "remove it, or give another --output"
-            )
-
-
-def _save(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
+def _save_rows(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
     """Write some rows of an array as .npy, without holding them in memory."""
     with path.open("wb") as file:
         _write_header(file, array.dtype, (len(rows), *array.shape[1:]))
@@ -232,13 +275,13 @@ def _save(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
             file.write(np.ascontiguousarray(array[rows[start : start + CHUNK]]).data)
 
 
-def _write_header(file: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+def _write_header(file: BinaryIO, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     description = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(file, {"descr": description, "fortran_order": False, "shape": shape})
 
 
-def _unwritten(directory: Path, error: OSError) -> PredictionsError:
-    return PredictionsError(
-        f"{error.filename or directory}: cannot be written ({error.strerror or error}); make room, then the same "
-        "command goes on, or give another --output"
+def _cannot_write(directory: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{error.filename or directory}: cannot be written ({error.strerror or error}); free some space and evaluate "
+        "again, which resumes, or choose another output directory"
     )

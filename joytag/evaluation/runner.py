@@ -1,4 +1,4 @@
-"""A model and images to predictions on disk, or, during training, to a histogram of the scores."""
+"""Run a model over the images of a split: to predictions on disk or, during training, to a histogram of its scores."""
 
 from __future__ import annotations
 
@@ -30,11 +30,19 @@ Value = TypeVar("Value")
 
 
 class Interrupted(Exception):
-    """An evaluation was asked to stop."""
+    """A validation was asked to stop."""
+
+
+class Unfinished(Exit):
+    """An evaluation that stopped early. The blocks that it wrote are kept, so running it again resumes it."""
+
+
+class VocabularyError(ValueError):
+    """A model whose tags are not those of the dataset."""
 
 
 def agreed_exit_code(code: int) -> int:
-    """The exit code that is due when any process is asked to stop, 0 if none is."""
+    """Return the exit code of all processes, given that of this one: that of any process asked to stop, else 0."""
     interrupted, requeued = distributed.sums([code == ExitCode.INTERRUPTED, code == ExitCode.REQUEUE])
     return ExitCode.INTERRUPTED if interrupted else ExitCode.REQUEUE if requeued else 0
 
@@ -50,13 +58,14 @@ def score_histogram(
     stopping: Callable[[], bool] = lambda: False,
     seen: Callable[[Tensor, Tensor], None] = lambda logits, labels: None,
 ) -> Histogram:
-    """The histogram of the scores of every image of a split, each once, over all processes.
+    """Return the histogram of the scores of every image of a split, each counted once, over all processes.
 
-    Images that cannot be decoded are left out, with a warning. `stopping` is asked after each batch, in all processes
-    as often; raises Interrupted when one says so. `seen` is called with each batch's logits and labels, on the device.
+    Images that cannot be decoded are left out with a warning. `stopping` is called after each batch, equally often in
+    all processes; raises Interrupted when it returns true. `seen` is called with each batch's logits and labels, on the
+    device.
     """
-    where = device if device.type == "cuda" else torch.device("cpu")
-    counted, bad = Histogram.zeros(len(image_dataset.dataset.tags), where), []
+    histogram_device = device if device.type == "cuda" else torch.device("cpu")
+    histogram, bad = Histogram.zeros(len(image_dataset.dataset.tags), histogram_device), []
     keys = loader.evaluation_keys(len(image_dataset), batch, distributed.rank(), distributed.world_size())
     with inference.evaluating(model):
         for loaded in loader.batches(image_dataset, keys, workers, device.type == "cuda", timeout):
@@ -65,12 +74,12 @@ def score_histogram(
                 logits = inference.predict(model, loaded.images, device, dtype)
                 labels = loaded.labels.to(device, non_blocking=True)
                 seen(logits, labels)
-                counted.add(logits.sigmoid().to(where), labels.to(where))
+                histogram.add(logits.sigmoid().to(histogram_device), labels.to(histogram_device))
             if stopping():
                 raise Interrupted
     if bad:
-        warnings.warn(f"{bad[0][1]}: left out, with {len(bad) - 1} others of this process", stacklevel=2)
-    return Histogram(distributed.all_sum(counted.table))
+        warnings.warn(f"{bad[0][1]}: left out, with {len(bad) - 1} other images of this process", stacklevel=2)
+    return Histogram(distributed.all_sum(histogram.table))
 
 
 def predict_release(
@@ -83,42 +92,42 @@ def predict_release(
     device_name: str = "auto",
     precision: str = "auto",
 ) -> bool:
-    """Have a release's predictions for a split in a directory, computing what is not there yet; over all processes.
+    """Write a release's predictions for a split to a directory, unless they are there already; over all processes.
 
-    Returns whether this is the first process, which alone knows that they are whole. Raises PredictionsError,
-    ReleaseError and DatasetError; and Exit when a signal asks to stop or a process is lost, after which the same call
-    goes on.
+    Returns whether this is the first process, which alone may read them. Raises PredictionsError, ReleaseError and
+    DatasetError, VocabularyError when the release has other tags than the dataset, and Unfinished when a signal asks
+    to stop or a process is lost.
     """
     device = devices.pick_device(device_name)
     dtype = devices.pick_dtype(precision, device)
     names, config = release.read_tags(model), release.read_config(model)
     if names != dataset.tags.names:
-        raise ValueError(
-            f"{model}: its {len(names)} tags are not those of {dataset.directory}; "
-            "scripts/compare.py judges taggers by the tags that they share with a dataset"
+        raise VocabularyError(
+            f"{model}: its {len(names)} tags are not those of {dataset.directory}; compare it with another tagger, on "
+            "the tags that all have"
         )
     image_dataset = loader.ImageDataset(dataset, split, config.image_size)
     facts = provenance(model, image_dataset, split, batch, device, dtype)
-    work = predictions_writer.PredictionsWriter(directory, len(image_dataset), len(names), batch)
+    writer = predictions_writer.PredictionsWriter(directory, len(image_dataset), len(names), batch)
+    if workers is None:
+        workers = loader.default_workers(device)
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT):
             if not on_rank_zero(lambda: predictions_writer.is_finished(directory, facts)):
                 network = release.load(model)[0].to(device)
-                done = on_rank_zero(lambda: work.begin(facts))
-                count = loader.default_workers(device) if workers is None else workers
+                done = on_rank_zero(lambda: writer.begin(facts))
                 with Interrupts(distributed.failed) as interrupts, inference.evaluating(network):
-                    predict_blocks(work, done, network, image_dataset, count, device, dtype, interrupts)
+                    predict_blocks(writer, done, network, image_dataset, workers, device, dtype, interrupts)
                 if distributed.rank() == 0:
-                    work.finish(
-                        image_dataset.posts, predictions.label_matrix(image_dataset.posts, len(names)), dataset.tags
-                    )
+                    labels = predictions.label_matrix(image_dataset.posts, len(names))
+                    writer.finish(image_dataset.posts, labels, dataset.tags)
             return distributed.rank() == 0
     except distributed.ProcessLost as error:
-        raise Exit(f"{error}; the same command goes on") from None
+        raise Unfinished(str(error)) from None
 
 
 def predict_blocks(
-    work: predictions_writer.PredictionsWriter,
+    writer: predictions_writer.PredictionsWriter,
     done: Collection[int],
     model: nn.Module,
     image_dataset: loader.ImageDataset,
@@ -127,28 +136,34 @@ def predict_blocks(
     dtype: torch.dtype,
     interrupts: Interrupts,
 ) -> None:
-    """Do the blocks that are not `done`, over all processes, which return when all are. Raises Exit when stopped."""
+    """Predict and write the blocks that are not `done`; returns when all processes have written theirs.
+
+    Raises Unfinished when a signal asks to stop.
+    """
     rank, world = distributed.rank(), distributed.world_size()
-    keys = loader.evaluation_keys(work.rows, work.batch, rank, world, done)
+    keys = loader.evaluation_keys(writer.rows, writer.batch, rank, world, done)
     loaded = loader.batches(image_dataset, keys, workers, device.type == "cuda")
-    with progress.bar("Predict", work.rows, "images", min(len(done) * work.batch, work.rows)) as advance:
+    with progress.bar("Predict", writer.rows, "images", min(len(done) * writer.batch, writer.rows)) as advance:
         for block, batch in zip(keys, loaded, strict=True):
             if block:
-                scores = torch.empty(0, work.n_tags, dtype=torch.float16)
+                scores = torch.empty(0, writer.n_tags, dtype=torch.float16)
                 if len(batch):
                     scores = inference.predict(model, batch.images, device, dtype).sigmoid().half().cpu()
-                work.write(block[0][1] // work.batch, batch.rows.numpy(), scores.numpy(), batch.bad, rank)
-            seen = advance(world * work.batch)
-            code = agreed_exit_code(interrupts.code)
-            if code:
-                message = f"stopped after {seen:,} of {work.rows:,} images, as asked; the same command goes on"
-                raise Exit(message, code)
+                writer.write(block[0][1] // writer.batch, batch.rows.numpy(), scores.numpy(), batch.bad, rank)
+            finished = advance(world * writer.batch)
+            check_interrupts(agreed_exit_code(interrupts.code), finished, writer.rows)
+
+
+def check_interrupts(code: int, finished: int, total: int) -> None:
+    """Raise Unfinished when an exit code is due, after `finished` of `total` images."""
+    if code:
+        raise Unfinished(f"stopped after {finished:,} of {total:,} images, as requested", code)
 
 
 def provenance(
     model: Path, image_dataset: loader.ImageDataset, split: str, batch: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What predictions are of, and by what: paths, hashes, and how they are computed."""
+    """Return what identifies predictions: the paths and hashes of model and dataset, and how scores are computed."""
     dataset, posts = image_dataset.dataset, image_dataset.posts
     content = hashlib.sha256("\n".join(dataset.tags.names).encode())
     for column in (posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources):
@@ -171,26 +186,26 @@ def provenance(
     }
 
 
-def find_dataset(found: predictions.Predictions) -> Dataset | None:
-    """The dataset that was predicted, if it is still where it was."""
+def find_dataset(source: predictions.Predictions) -> Dataset | None:
+    """Open the dataset of predictions, if its directory still exists."""
     try:
-        return Dataset.open(Path(str(found.provenance.get("dataset"))))
+        return Dataset.open(Path(str(source.provenance.get("dataset"))))
     except DatasetError:
         return None
 
 
 def on_rank_zero(action: Callable[[], Value]) -> Value:
-    """What an action gives on rank 0, where alone it is done; on all processes, which all end when it fails there."""
-    found: Any = None
+    """Run an action on rank 0 alone, and return its result on all processes, all of which end when it fails."""
+    result: Any = None
     failure: Exception | None = None
     if distributed.rank() == 0:
         try:
-            found = action()
+            result = action()
         except (ValueError, OSError) as error:
             failure = error
-    found, failed = distributed.broadcast((found, failure is not None))
+    result, failed = distributed.broadcast((result, failure is not None))
     if failure is not None:
         raise failure
     if failed:
-        raise Exit("rank 0 says why", 2)
-    return found
+        raise Exit("rank 0 reports the reason", ExitCode.USER_ERROR)
+    return result

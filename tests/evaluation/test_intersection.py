@@ -18,7 +18,7 @@ from scipy.sparse import csc_array
 
 from joytag.data.dataset import Dataset, TagTable
 from joytag.evaluation import contenders, intersection, predictions, predictions_writer
-from joytag.evaluation.contenders import TaggerEntryError, short_names
+from joytag.evaluation.contenders import DatasetRequired, TaggerEntryError, short_names
 from joytag.evaluation.predictions import Predictions
 from joytag.models import checkpoint, release
 from joytag.models.wd_onnx import OnnxTagger
@@ -150,7 +150,7 @@ def test_a_signal_ends_it_after_a_block(call, place, tmp_path, monkeypatch):
         patch.setattr(OnnxTagger, "__call__", signalled)
         code, _, err = call(place / "wd", place / "late", "--data", place / "data", "--output", tmp_path)
     assert code == 75
-    assert "stopped after 32 of 192 images, as asked; the same command goes on" in err
+    assert "stopped after 32 of 192 images, as requested; run the same command again to continue" in err
 
 
 def test_predictions_need_no_dataset(call, predicted, tmp_path):
@@ -162,16 +162,16 @@ def test_predictions_need_no_dataset(call, predicted, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["early"], "1 taggers: give from 2"),
+        (["early"], "1 taggers: give 2"),
         (["early", "gone", "--data", "data"], "gone: no such directory"),
         (["early", "data", "--data", "data"], "data: holds neither predictions"),
-        (["early", "late"], "early: its predictions have to be made; give --data"),
+        (["early", "late"], "early: has no predictions yet; they need a dataset (--data)"),
         (["early", "late", "--data", "early"], "early: no dataset here"),
-        (["early", "late", "--data", "data", "--threshold", "0.1,0.2,0.3"], "--threshold: 3 of them"),
+        (["early", "late", "--data", "data", "--threshold", "0.1,0.2,0.3"], "3 thresholds: give one"),
         (["early", "late", "--data", "data", "--threshold", "0.1,2"], "'2' is not a number between 0 and 1"),
         (["early", "late", "--data", "data", "--aliases", "gone.yaml"], "gone.yaml: no such file"),
         (["early", "nchw", "--data", "data"], "only taggers of the WD layout can be used"),
-        (["early", "strange", "--data", "data"], "no common tag; do they need --aliases?"),
+        (["early", "strange", "--data", "data"], "no common tag; do the names need aliases?"),
         (["early", "broken", "--data", "data"], "top_tags.txt: missing"),
     ],
 )
@@ -212,11 +212,11 @@ def test_a_run_is_its_release_or_its_newest_checkpoint(place, tmp_path):
     run = tmp_path / "run"
     for samples in (100, 200):
         checkpoint.save(run / "checkpoints", samples, model, colours.NAMES, "bce", {}, {}, 2, 10**9)
-    assert contenders._find(run) == ("release", run / "checkpoints" / f"{200:012d}")
+    assert contenders._find_tagger(run) == ("release", run / "checkpoints" / f"{200:012d}")
     (run / "release").mkdir()  # not whole yet
-    assert contenders._find(run)[1].name == f"{200:012d}"
+    assert contenders._find_tagger(run)[1].name == f"{200:012d}"
     shutil.copytree(place / "late", run / "release", dirs_exist_ok=True)
-    assert contenders._find(run) == ("release", run / "release")
+    assert contenders._find_tagger(run) == ("release", run / "release")
 
 
 def test_a_release_brings_its_own_predictions_if_they_are_of_these_images(place, predicted, tmp_path):
@@ -357,9 +357,7 @@ def test_labels_that_disagree_are_refused_unless_a_dataset_decides(place, predic
     provenance = {"sources": first.source_names}
     predictions_writer.write(tmp_path / "other", *arrays, csc_array(labels), first.tags, provenance)
     found = [first, Predictions.open(tmp_path / "other")]
-    with pytest.raises(
-        intersection.IntersectionError, match=r"1 labels are not those of .*, such as of blue; give --data"
-    ):
+    with pytest.raises(DatasetRequired, match=r"1 labels are not those of .*, such as of blue; the labels must"):
         intersection.intersect(entered(*found), found)
     made = intersection.intersect(entered(*found), found, Dataset.open(place / "data"))
     np.testing.assert_array_equal(made.labels.toarray(), first.labels.toarray())

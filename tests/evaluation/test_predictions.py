@@ -1,4 +1,4 @@
-"""The predictions directory: whole or refused, whatever was killed, damaged or made up."""
+"""The predictions directory: complete or refused, whatever was killed, damaged or forged."""
 
 import functools
 import itertools
@@ -116,7 +116,7 @@ STEPS = [
     "files.write_text",
     "tables.write_table",
     "files.file_hash",
-    "_save",
+    "_save_rows",
     "files.sync",
     "scipy.sparse.save_npz",
     "shutil.rmtree",
@@ -156,7 +156,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, posts, scores,
         with dying(monkeypatch, number, after):
             finished(work.directory, posts, scores)
         if not predictions_writer.is_finished(work.directory, FACTS):
-            with pytest.raises(PredictionsError, match=r"unfinished; call|no predictions here"):
+            with pytest.raises(PredictionsError, match=r"unfinished; run|no predictions here"):
                 Predictions.open(work.directory)
             for block in {0, 1, 2} - work.begin(FACTS):
                 do_block(work, block, scores)
@@ -192,7 +192,7 @@ def test_a_block_is_done_only_when_its_scores_and_its_line_are_whole(tmp_path_fa
 
 
 def test_blocks_with_images_that_could_not_be_decoded_are_done_again(tmp_path, posts, scores):
-    """For the disk may be back."""
+    """A disk may have been missing."""
     work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     assert work.begin(FACTS) == set()
     do_block(work, 1, scores)
@@ -209,13 +209,15 @@ def test_a_block_that_is_lost_before_the_end_is_not_passed_over(tmp_path, posts,
     work.begin(FACTS)
     for block in (0, 2):
         do_block(work, block, scores)
-    with pytest.raises(PredictionsError, match="1 blocks are not as they were written; evaluate again"):
+    with pytest.raises(PredictionsError, match="1 blocks changed after they were written; evaluate again"):
         work.finish(posts, label_matrix(posts, TAGS), vocabulary())
 
 
 def test_when_no_image_is_left_one_line_says_so(tmp_path, posts, scores):
     gone = [(row, f"{row}.jpg: gone") for row in range(ROWS)]
-    with pytest.raises(PredictionsError, match=r"^0\.jpg: gone, and 10 others neither; is the disk there\?$"):
+    with pytest.raises(
+        PredictionsError, match=r"^0\.jpg: gone, and 10 other images failed, too; is the disk mounted\?$"
+    ):
         finished(tmp_path / "predictions", posts, scores, gone)
 
 
@@ -225,7 +227,7 @@ def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, va
     work.begin(FACTS)
     scores[5, 2] = value
     do_block(work, 0, scores)
-    with pytest.raises(PredictionsError, match=r"row 5: the model's scores are no numbers.*--precision"):
+    with pytest.raises(PredictionsError, match=r"row 5: the model's scores are not numbers.*try another precision"):
         do_block(work, 1, scores)
     assert work.begin(FACTS) == set()
     assert work.done().keys() == {0}
@@ -241,7 +243,7 @@ def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, va
 )
 def test_predictions_of_something_else_are_neither_taken_nor_gone_on_with(directory, tmp_path, change, told):
     assert predictions_writer.is_finished(directory, FACTS)
-    with pytest.raises(PredictionsError, match=rf"{told}.*remove it, or give another --output$"):
+    with pytest.raises(PredictionsError, match=rf"{told}.*remove it, or choose another output directory$"):
         predictions_writer.is_finished(directory, FACTS | change)
     work = PredictionsWriter(tmp_path / "begun", ROWS, TAGS, BATCH)
     work.begin(FACTS)
@@ -261,7 +263,7 @@ def test_what_changes_scores_by_rounding_is_mixed_with_nothing_but_no_reason_to_
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(PredictionsError, match="holds no predictions, but something else; give another --output"):
+    with pytest.raises(PredictionsError, match="holds something other than predictions; choose another output"):
         PredictionsWriter(tmp_path, ROWS, TAGS, BATCH).begin(FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -270,7 +272,7 @@ def test_a_disk_that_is_too_small_is_told_before_hours_are_spent(tmp_path, monke
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
     work = PredictionsWriter(tmp_path / "predictions", 500_000, 5_813, 64)
-    with pytest.raises(PredictionsError, match=r"needs 11,626 MB, but the disk has 2,000 left; make room, or"):
+    with pytest.raises(PredictionsError, match=r"needs 11,626 MB, but the disk has 2,000 MB free; free some space"):
         work.begin(FACTS)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12 * 10**9))
     work.begin(FACTS)
@@ -381,7 +383,7 @@ def test_a_damaged_provenance_is_refused_in_one_line(directory, text):
 
 def test_what_is_no_predictions_directory_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(PredictionsError, match=rf"^{path}: no predictions here .*evaluate\.py --model"):
+        with pytest.raises(PredictionsError, match=rf"^{path}: no predictions here .*evaluate a model first"):
             Predictions.open(path)
 
 
@@ -396,7 +398,7 @@ def test_damaged_work_is_refused_in_one_line(tmp_path, scores, kind):
 
 
 def test_files_may_be_used_without_this_project(directory, posts):
-    """As the README of a data set would tell."""
+    """With numpy, scipy and pyarrow alone."""
     scores, labels = np.load(directory / "scores.npy", mmap_mode="r"), scipy.sparse.load_npz(directory / "labels.npz")
     assert isinstance(labels, csc_array)
     assert scores.shape == labels.shape == (9, 5)

@@ -197,7 +197,7 @@ def test_a_signal_stops_it_after_a_block_and_it_goes_on(run, whole, tmp_path, mo
         patch.setattr(inference, "predict", interrupted)
         run(tmp_path / "predictions")
     assert end.value.code == code
-    assert str(end.value) == "stopped after 112 of 1,001 images, as asked; the same command goes on"
+    assert str(end.value) == "stopped after 112 of 1,001 images, as requested"
     calls.clear()
     monkeypatch.setattr(inference, "predict", lambda *arguments: calls.append(None) or predict(*arguments))
     assert run(tmp_path / "predictions")
@@ -216,7 +216,7 @@ def test_a_signal_to_one_process_stops_all(run, whole, tmp_path, monkeypatch):
         process.join(30)
     assert [process.exitcode for process in started] == [130, 130]
     first, second = ((tmp_path / f"errors.{number}").read_text() for number in (0, 1))
-    assert "images, as asked; the same command goes on" in first
+    assert "images, as requested" in first
     assert second == ""
     assert run(directory)
     assert content(directory) == content(whole)
@@ -241,7 +241,7 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
             ({"split": "train"}, r"another split \(validation there, train now\)"),
             ({"precision": "bf16"}, r"another precision \(float32 there, bfloat16 now\)"),
         ):
-            with pytest.raises(PredictionsError, match=rf"^{directory}: .*{told}.*; remove it, or give another --out"):
+            with pytest.raises(PredictionsError, match=rf"^{directory}: .*{told}.*; remove it, or choose another out"):
                 run(directory, **change)
         assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
     codes, errors = together(lambda: run(slow, precision="bf16"), 2, tmp_path / "errors")
@@ -259,7 +259,9 @@ def test_images_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, who
     bad = [3, 500, *range(992, 1001)]  # the last block is of nothing else
     for row in bad:
         spoilt.image_path(hashes[row].tobytes()).write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"11 of 1001 images are left out, the first since .*provenance\.json lists"):
+    with pytest.warns(
+        UserWarning, match=r"11 of 1001 images are left out, the first because of .*provenance\.json lists"
+    ):
         run(tmp_path / "predictions", dataset=spoilt)
     found, expected = Predictions.open(tmp_path / "predictions"), Predictions.open(whole)
     kept = [row for row in range(IMAGES) if row not in bad]
@@ -289,7 +291,7 @@ def test_a_disk_that_is_full_is_one_line_and_then_it_goes_on(run, whole, tmp_pat
     assert codes == [2]
     assert errors[0].count("\n") == 1
     assert "cannot be written" in errors[0]
-    assert "make room, then the same command goes on" in errors[0]
+    assert "free some space and evaluate again, which resumes" in errors[0]
     assert run(tmp_path / "predictions")
     assert content(tmp_path / "predictions") == content(whole)
 
