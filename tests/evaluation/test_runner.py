@@ -361,7 +361,7 @@ def test_validation_logs_what_is_defined_of_the_images_that_can_be_decoded(run_v
     monkeypatch.setattr(
         Dataset, "image_path", lambda self, hash: Path("gone.jpg") if hash in gone else there(self, hash)
     )
-    with pytest.warns(UserWarning, match=r"gone\.jpg: no such file: left out, with 3 others"):
+    with pytest.warns(UserWarning, match=r"gone\.jpg: no such file: left out, with 3 other images"):
         assert validation.validate(state, run, trainer.Interrupts())["val_loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
