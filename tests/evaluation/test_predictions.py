@@ -346,7 +346,7 @@ HOSTILE = [
     (labels, csc(indptr=np.array([0, 99, 2, 3, 3, 3])), "labels.npz: damaged"),
     (labels, csc(shape=[10**12, 5]), "9 images and 5 tags"),
     (labels, csc(data=np.ones(3)), "labels.npz: holds float64"),
-    (labels, csc(data=np.zeros(3, bool)), "labels.npz: holds bool or zeros"),
+    (labels, csc(data=np.zeros(3, bool)), "labels.npz: holds bool or explicit zeros"),
     (tags, {"name": list("abcda")}, "tags.parquet: name: a tag occurs twice"),
     (tags, {"name": ["a", None, "c", "d", "e"]}, "tags.parquet: name: holds nulls"),
     (tags, {"count": ["many"] * 5}, "tags.parquet: Failed to parse"),
