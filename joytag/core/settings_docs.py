@@ -38,11 +38,13 @@ def json_schema(schema: type[Settings]) -> dict[str, Any]:
 
 
 def markdown(schema: type[Settings]) -> str:
-    """Return a Markdown list of all keys with type, default and description: a section for each nested class."""
+    """Return a Markdown list of all keys with type, default and description, with a section for each nested class."""
     document = schema.model_json_schema()
     title, _, rest = document["description"].partition("\n")
-    source = f"Generated from the fields of `{schema.__module__}.{schema.__qualname__}`. {rest}"
-    return "\n\n".join([f"# {title.removesuffix('.')}", _wrap(source), *_sections(document, document, "")]) + "\n"
+    origin = f"Generated from the fields of `{schema.__module__}.{schema.__qualname__}`."
+    keys = "A key with dots is nested in a file and written with dots in an override: `section.key=value`."
+    introduction = _wrap(f"{rest} {origin} {keys}")
+    return "\n\n".join([f"# {title.removesuffix('.')}", introduction, *_sections(document, document, "")]) + "\n"
 
 
 def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) -> Iterator[str]:
@@ -62,7 +64,7 @@ def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) ->
         definition = _definition(document, reference)
         text = definition["description"]
         if reference is not value:
-            text = f"{value.get('description', '')} {text} A list; `N` is the index, from 0."
+            text = f"{value.get('description', '')} {text} A list: `N` is 0 for the first item."
         yield f"## {key.removesuffix('.N')}"
         yield _wrap(text)
         yield from _sections(document, definition, f"{key}.")
@@ -80,7 +82,7 @@ def _type(value: dict[str, Any]) -> str:
         return " or ".join(_type(option) for option in value["anyOf"])
     if "enum" in value:
         *others, last = (f"`{_literal(option)}`" for option in value["enum"])
-        return f"{', '.join(others)} or {last}"
+        return f"{', '.join(others)} or {last}" if others else last
     if "const" in value:
         return f"`{_literal(value['const'])}`"
     if "prefixItems" in value:
@@ -88,7 +90,7 @@ def _type(value: dict[str, Any]) -> str:
     if value["type"] == "array":
         return f"list of {_type(value['items'])}"
     if "pattern" in value:
-        return f"text like `{value['pattern']}`"
+        return f"text matching `{value['pattern']}`"
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{words} {_literal(value[name])}" for name, words in bounds.items() if name in value]
     return " ".join([NAMES.get(value["type"], value["type"]), " and ".join(limits)]).strip()

@@ -22,6 +22,14 @@ def test_the_settings_documentation_is_current():
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == "\n".join(halves), REMEDY
 
 
+@pytest.mark.parametrize("schema", SCHEMAS.values())
+def test_every_setting_has_a_description(schema):
+    document = schema.model_json_schema()
+    for section in [document, *document["$defs"].values()]:
+        for name, value in section["properties"].items():
+            assert "$ref" in value or "description" in value, f"{section['title']}.{name}: add a string below the field"
+
+
 @pytest.mark.parametrize(("folder", "schema"), SCHEMAS.items())
 def test_the_json_schema_is_current(folder, schema):
     assert (ROOT / folder / "schema.json").read_text(encoding="utf-8") == settings_reference(schema, "json"), REMEDY

@@ -40,9 +40,13 @@ class Run(Settings):
     """They follow each other."""
 
 
+INTRODUCTION = (
+    f"One paragraph more. Generated from the fields of `{__name__}.Run`. A key with dots is nested in a "
+    "file\nand written with dots in an override: `section.key=value`."
+)
 EXPECTED = f"""# Settings of a run
 
-Generated from the fields of `{__name__}.Run`. One paragraph more.
+{INTRODUCTION}
 
 - `output` (text; required): Where it goes.
 - `rate` (number above 0 and below 1 or null; default `null`): The learning rate.
@@ -56,7 +60,7 @@ The loss.
 
 ## stages
 
-They follow each other. A stretch of training. A list; `N` is the index, from 0.
+They follow each other. A stretch of training. A list: `N` is 0 for the first item.
 
 - `stages.N.samples` (whole number at least 1; required): How many images.
 """
