@@ -13,7 +13,7 @@ __all__ = ["Result", "Tagger", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Tagger` and `Result` when they are first used, so that `import joytag` costs nothing."""
+    """Import `Tagger` and `Result` when they are first used, so that `import joytag` alone does not load torch."""
     if name not in ("Result", "Tagger"):
         raise AttributeError(f"module 'joytag' has no attribute {name!r}")
     from joytag.tagging import tagger

@@ -45,4 +45,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         launch.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
     except Exit as end:
         raise Exit(str(end).replace(launch.GO_ON, "the same command goes on"), end.code) from None
-    print(f"Next: .venv/bin/python scripts/predict.py --model {given.output}/release IMAGES")
+    print(f"Next: joytag tag --model {given.output}/release IMAGES")

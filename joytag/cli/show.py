@@ -51,5 +51,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
   {release}/full-metrics.txt   precision, recall and F1 of every tag
 
 Next, tag this image or a folder of your own:
-  .venv/bin/joytag tag --model {release} --output print {sample.best}
+  joytag tag --model {release} --output print {sample.best}
 or change the recipe and train again: see "Train and measure" in README.md.""")
