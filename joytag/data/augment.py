@@ -1,9 +1,9 @@
-"""Augmentation of a batch, drawn by position, not by history: TrivialAugment, RandAugment, mixup.
+"""Augmentation of a batch, drawn from each image's key: TrivialAugment, RandAugment, mixup.
 
-TrivialAugment (Mueller and Hutter 2021, arXiv:2103.10158) applies one of 14 operations to a uint8
-image at one of 31 magnitudes, in torchvision's "wide" space; RandAugment (Cubuk et al. 2020,
-arXiv:1909.13719) two of them, one after the other, at magnitude 9 of its narrower space. Bilinear,
-white outside. Colour operations follow torchvision's tensor arithmetic.
+TrivialAugment (Mueller and Hutter 2021, arXiv:2103.10158) applies one of 14 operations to a uint8 image at one of 31
+magnitudes, in torchvision's "wide" space. RandAugment (Cubuk et al. 2020, arXiv:1909.13719) applies two of them, one
+after the other, at magnitude 9 of its narrower space. Resampling is bilinear, with white outside the image. Colour
+operations follow torchvision's tensor arithmetic.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ OPERATIONS = (
 )
 GEOMETRIC = OPERATIONS[1:6]
 BINS = 31
-CACHED = 1 << 18  # pixels that a CPU works on at once, so that they stay in its cache
+CACHED = 1 << 18  # pixels that a CPU processes at once, so that they stay in its cache
 
 
 @dataclass(frozen=True)
 class Space:
-    """How strong operations are: the magnitude of the strongest bin; weaker ones lie evenly between it and none.
+    """Magnitudes of the strongest bin of each operation; the other bins divide the range down to none evenly.
 
-    `level` is the one bin that is used, None for a random one; `number` how many operations an image gets.
+    `level` is the bin that is used, None for a random one. `number` is the number of operations an image gets.
     """
 
     shear: float
-    translate: float  # pixels, or as a share of the side
+    translate: float  # pixels, or below 1 a fraction of the side
     rotate: float  # degrees
     blend: float
     posterize: int  # bits lost
@@ -53,7 +53,7 @@ class Space:
     number: int
 
     def strongest(self, operation: str, size: int) -> float:
-        """The strongest magnitude of an operation that has a direction, else 0; images have `size` pixels."""
+        """Return the strongest magnitude of an operation with a sign, else 0, for images of `size` pixels a side."""
         if operation in ("translate_x", "translate_y"):
             return self.translate if self.translate >= 1 else self.translate * size
         if operation in ("shear_x", "shear_y"):
@@ -63,13 +63,13 @@ class Space:
         return self.rotate if operation == "rotate" else 0.0
 
     def magnitude(self, operation: str, level: int, size: int) -> float:
-        """The unsigned magnitude of a bin, 0 to 30: fraction, pixels, degrees, bits kept, or threshold."""
-        share = level / (BINS - 1)
+        """Return the unsigned magnitude of a bin, 0 to 30: fraction, pixels, degrees, bits kept, or threshold."""
+        fraction = level / (BINS - 1)
         if operation == "posterize":
             return 8 - round(level / ((BINS - 1) / self.posterize))
         if operation == "solarize":
-            return 255 * (1 - share)
-        return self.strongest(operation, size) * share
+            return 255 * (1 - fraction)
+        return self.strongest(operation, size) * fraction
 
 
 SPACES = {
@@ -87,16 +87,16 @@ class Draws:
 
 
 def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
-    """Draw operations, bins and signs for images of `size` pixels, each from its key, such as (1, seed, stage, row).
+    """Draw operations, bins and signs for images of `size` pixels a side, each from its key, `(1, seed, stage, row)`.
 
-    Of the draws, each image gets all, one after the other.
+    All draws returned are to be applied, one after the other.
     """
-    numbers = [np.random.default_rng(list(key)) for key in keys]
+    generators = [np.random.default_rng(list(key)) for key in keys]
     draws = []
     for _ in range(space.number):
         operations, magnitudes = [], []
-        for random in numbers:
-            operation, level, sign = random.integers((len(OPERATIONS), BINS, 2))
+        for rng in generators:
+            operation, level, sign = rng.integers((len(OPERATIONS), BINS, 2))
             name = OPERATIONS[operation]
             amount = space.magnitude(name, int(level) if space.level is None else space.level, size)
             operations.append(operation)
@@ -108,8 +108,8 @@ def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
 def apply(images: Tensor, draws: Draws) -> Tensor:
     """Apply each image's own operation to a uint8 [B, 3, S, S] batch, in place and on its device; returns it.
 
-    It works fastest on batches that are channels last. Images with the same operation are worked on together;
-    nothing waits for the device.
+    Fastest on channels-last batches. Images with the same operation are processed together, without waiting for the
+    device.
     """
     pixels = images.permute(0, 2, 3, 1)
     at_once = max(1, CACHED // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
@@ -122,8 +122,8 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
     return images
 
 
-# All that follows works on uint8 pixels_BYXC, whose rows lie in memory one after the other. Arithmetic goes on in
-# place, and over whole rows rather than the three channels of a pixel, since that is what CPUs are fast at.
+# The functions below take uint8 pixels_BYXC, contiguous by row. They compute in place and over whole rows instead of
+# the three channels of a pixel, which CPUs do fastest.
 
 
 def _perform(name: str, pixels_BYXC: Tensor, amounts: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def _translate(pixels_BYXC: Tensor, amounts: list[float], dim: int) -> Tensor:
 
 
 def _inverse_matrix(operation: str, amount: float) -> list[list[float]]:
-    """Where an output position comes from, in coordinates from -1 to 1 over the image."""
+    """Return the 2x3 matrix from output to input positions, in coordinates from -1 to 1 over the image."""
     if operation == "shear_x":  # about the top left corner
         return [[1, amount, amount], [0, 1, 0]]
     if operation == "shear_y":
@@ -155,25 +155,27 @@ def _inverse_matrix(operation: str, amount: float) -> list[list[float]]:
 
 
 def _warp(pixels_BYXC: Tensor, matrices: Tensor) -> Tensor:
-    """Resample bilinearly at the positions to which `matrices`, float32 [B, 2, 3], send each output position."""
+    """Resample bilinearly at the input positions to which `matrices`, float32 [B, 2, 3], map each output position."""
     size = pixels_BYXC.shape[1]
     position = (torch.arange(size, device=pixels_BYXC.device) * 2 + 1) / size - 1
-    # Positions as complex numbers, so that x and y are added in one go.
+    # Positions as complex numbers: one addition computes x and y.
     along_x, along_y, offset = torch.view_as_complex(matrices.transpose(1, 2).contiguous()).unsqueeze(-1).unbind(1)
     grid = torch.view_as_real((along_x * position)[:, None, :] + (along_y * position + offset)[:, :, None])
-    # Sampled as distance from white, so that the zeros outside become white.
+    # Resample the distance from white, so that zeros outside the image become white.
     images = (pixels_BYXC ^ 255).float().permute(0, 3, 1, 2)
     moved = F.grid_sample(images, grid, align_corners=False).permute(0, 2, 3, 1).contiguous()
     return _levels(moved.neg_().add_(255.5))
 
 
 def _levels(values: Tensor) -> Tensor:
-    """Float values to uint8, rounded down, in place until then."""
-    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # straight to uint8 takes five times as long
+    """Convert floats to uint8, rounded down; overwrites them."""
+    return (
+        values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
+    )  # a direct conversion to uint8 takes five times as long
 
 
 def _grey(planes: Sequence[Tensor]) -> Tensor:
-    """The whole grey levels of red, green and blue; float32."""
+    """Return the grey levels of red, green and blue planes, whole numbers in float32."""
     red, green, blue = planes
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
@@ -198,7 +200,7 @@ def _contrast(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
 
 
 def _sharpness(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
-    """Blend with the image blurred by a 3x3 kernel of ones around a five; the outermost pixels stay."""
+    """Blend with the image blurred by a 3x3 kernel of ones with 5 at its center; border pixels stay unchanged."""
     result = pixels_BYXC.clone()
     levels = pixels_BYXC.to(torch.int16)
     rows = (levels[:, :-2] + levels[:, 1:-1]).add_(levels[:, 2:])
@@ -215,7 +217,7 @@ def _posterize(pixels_BYXC: Tensor, bits: Tensor) -> Tensor:
 
 def _solarize(pixels_BYXC: Tensor, threshold: Tensor) -> Tensor:
     below = threshold.ceil().to(torch.int16) - 1
-    bright = (below - pixels_BYXC) >> 15  # the sign: all ones from the threshold on, else zero
+    bright = (below - pixels_BYXC) >> 15  # the sign bit: all ones at or above the threshold, else zero
     return pixels_BYXC ^ bright.to(torch.uint8)
 
 
@@ -232,29 +234,30 @@ def _equalize(pixels_BYXC: Tensor, _: Tensor) -> Tensor:
     """Map each channel through its cumulative histogram, as Pillow's ImageOps.equalize does."""
     batch, height, width, channels = pixels_BYXC.shape
     first = torch.arange(0, batch * channels * 256, 256, device=pixels_BYXC.device, dtype=torch.int32)
-    places = (pixels_BYXC.flatten(2) + first.view(batch, 1, channels).repeat(1, 1, width)).flatten()
-    histogram = _histogram(places, batch * channels * 256).view(batch, channels, 256)
+    bins = (pixels_BYXC.flatten(2) + first.view(batch, 1, channels).repeat(1, 1, width)).flatten()
+    histogram = _histogram(bins, batch * channels * 256).view(batch, channels, 256)
     occurs = histogram > 0
     last = histogram.gather(2, 255 - occurs.flip(2).int().argmax(dim=2, keepdim=True))
     step = (height * width - last) // 255
     before = histogram.cumsum(dim=2) - histogram
     table = (before + step // 2).div(step.clamp(min=1), rounding_mode="floor").clamp(0, 255)
     table = torch.where(step == 0, torch.arange(256, device=table.device), table).to(torch.uint8)
-    return table.flatten().index_select(0, places).view_as(pixels_BYXC)
+    return table.flatten().index_select(0, bins).view_as(pixels_BYXC)
 
 
-def _histogram(places: Tensor, length: int) -> Tensor:
-    """How often each place occurs; int64 [length]."""
-    if places.device.type == "cpu":  # elsewhere bincount would wait for the device
-        return torch.bincount(places, minlength=length)
-    zeros = torch.zeros(length, dtype=torch.int64, device=places.device)
-    return zeros.scatter_add_(0, places.long(), torch.ones_like(places, dtype=torch.int64))
+def _histogram(bins: Tensor, length: int) -> Tensor:
+    """Count each bin; int64 [length]."""
+    if bins.device.type == "cpu":  # on a GPU bincount would wait for the device
+        return torch.bincount(bins, minlength=length)
+    zeros = torch.zeros(length, dtype=torch.int64, device=bins.device)
+    return zeros.scatter_add_(0, bins.long(), torch.ones_like(bins, dtype=torch.int64))
 
 
 def mixup(images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix neighbours, the first with the second and so on, images [B, 3, S, S] and labels [B, N], both float.
+    """Mix each pair of neighbours, images [B, 3, S, S] and labels [B, N], both float; B is even.
 
-    Of the result, float32 `shares` [B] are an image's own (Zhang et al. 2018, arXiv:1710.09412).
+    Each image keeps its share, float32 `shares` [B], and takes the rest from its neighbour (Zhang et al. 2018,
+    arXiv:1710.09412).
     """
     mixed = []
     for values in (images, labels):

@@ -1,4 +1,4 @@
-"""The only way of pixels into the project: bounded, safe decoding to squares on white."""
+"""Safe, bounded decoding of image files to squares on white; all pixels enter the project here."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 try:
     import simplejpeg
-except ImportError:  # Pillow does everything that it does
+except ImportError:  # Pillow can do the same, more slowly
     simplejpeg = None
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
 
-# A copy is resized bicubically from an image at least this many times larger, which a cheaper filter made of the
-# original. On JPEGs of 1,500 to 2,500 px the copies were 44 dB or more from those made at once with Lanczos' filter;
-# storing them as JPEGs of quality 95 costs as much.
+# A cheap filter first reduces the original to an image at least this many times larger than the copy, from which
+# bicubic resampling creates the copy. On JPEGs of 1,500 to 2,500 px the result differs by 44 dB or more from direct
+# Lanczos resampling, no more than JPEG compression at quality 95 changes it.
 OVERSAMPLING = 1.25
 
 
 class ImageError(ValueError):
-    """An image that cannot be used. `kind` is the reason in a word or two, the same for all images alike."""
+    """An image that cannot be used. `kind` is the reason in a word or two, without details of this image."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -52,9 +53,9 @@ class ImageError(ValueError):
 class Reduced:
     """An image decoded at 1/1, 1/2, 1/4 or 1/8 of its size.
 
-    `image` is upright RGB on white; `box` (left, upper, right, lower) is the part of it that the original covers,
-    which ends within its last column and row where the original's sides are no multiples; `size` is the original's
-    width and height.
+    `image` is upright RGB on white. `box` (left, upper, right, lower, pixels of `image`) is the area that the original
+    covers: it ends inside the last column and row when the original's sides are not multiples of the reduction. `size`
+    is the original's width and height.
     """
 
     image: Image.Image
@@ -67,7 +68,7 @@ class Reduced:
         return self.image.size == self.size
 
     def fit(self, longest: int) -> Image.Image:
-        """The image shrunk so that its longest side has at most `longest` pixels; never enlarged."""
+        """Return the image, shrunk if its longest side has more than `longest` pixels."""
         size = _fitting(self.size, longest)
         if self.image.size == size:
             return self.image
@@ -77,20 +78,20 @@ class Reduced:
 def decode(source: bytes | str | os.PathLike[str], *, still: bool = False, opaque: bool = False) -> Image.Image:
     """Decode a file's bytes, or the file at a path, to an upright RGB image on white.
 
-    The EXIF orientation is applied; of an animation the first frame is taken, unless `still` refuses
-    it; transparency is laid on white, unless `opaque` refuses it; 16-bit grey is scaled to 8 bits.
-    Raises ImageError, starting with the path if there is one, when the file is missing, not in one
-    of FORMATS, damaged, refused, or larger than MAX_PIXELS.
+    Applies the EXIF orientation, composites transparency onto white, scales 16-bit grey to 8 bits, and uses the first
+    frame of an animation. Raises ImageError, beginning with the path if there is one, when the file is missing, not in
+    one of FORMATS, damaged, or larger than MAX_PIXELS; also for an animation if `still`, and for transparency if
+    `opaque`.
     """
     with _opened(source, still) as image:
         return _upright(image, opaque)
 
 
 def decode_reduced(data: bytes, longest: int, *, still: bool = False, opaque: bool = False) -> Reduced:
-    """Decode a file's bytes as `decode` does, but a JPEG at the smallest size that is good for a copy of `longest`.
+    """Decode a file's bytes as `decode` does, but a JPEG at the smallest size that suffices for a copy of `longest`.
 
-    libjpeg skips the high frequencies that a copy would lose anyway, which halves the time or better;
-    the whole file is read all the same, so that damage is found. Raises ImageError.
+    libjpeg then skips the high frequencies that the copy would lose, in half the time or less. It still reads the
+    whole file, so damage is found. Raises ImageError.
     """
     with _opened(data, still) as image:
         width, height = image.size
@@ -106,7 +107,7 @@ def decode_reduced(data: bytes, longest: int, *, still: bool = False, opaque: bo
 
 @contextmanager
 def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Image.Image]:
-    """An opened image; whatever is wrong with it, then or when it is loaded, comes as an ImageError."""
+    """Open an image; errors, also those of the `with` block, become ImageError."""
     name = "" if isinstance(source, bytes) else f"{os.fspath(source)}: "
     try:
         with warnings.catch_warnings():
@@ -123,7 +124,7 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
         raise ImageError(f"{name}not an image in one of the formats {', '.join(FORMATS)}", "not an image") from None
     except FileNotFoundError:
         raise ImageError(f"{name}no such file", "missing") from None
-    except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
+    except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         raise ImageError(f"{name}cannot be decoded ({type(error).__name__}: {error})", "damaged") from error
 
 
@@ -136,18 +137,18 @@ def _upright(image: Image.Image, opaque: bool) -> Image.Image:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel lets the background through."""
+    """Whether any pixel is not opaque."""
     return image.has_transparency_data and int(np.asarray(image.convert("RGBA").getchannel("A")).min()) < 255
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB, transparency laid on white. Raises ImageError for floating-point pixels."""
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling
+    """Convert any mode to RGB, with transparency on white. Raises ImageError for floating-point pixels."""
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow clips instead of scaling
         grey = np.asarray(image, dtype=np.float64)
         grey = np.where(grey == image.info.get("transparency"), 65_535, grey)
         return Image.fromarray((grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError("holds floating-point pixels, whose white is unknown", "floating-point")
+        raise ImageError("holds floating-point pixels, whose range is unknown", "floating-point")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (*WHITE, 255))
@@ -156,11 +157,11 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """Pad an RGB image to a centred white square, then resize it to `size` pixels a side.
+    """Center an RGB image on a white square and resize it to `size` pixels a side.
 
     The recipe trains with bilinear resampling and tags with bicubic.
     """
-    if max(image.size) ** 2 > MAX_PIXELS:  # a long strip, whose square would not fit into memory
+    if max(image.size) ** 2 > MAX_PIXELS:  # the square of a long strip would not fit into memory
         image = fit(image, math.isqrt(MAX_PIXELS))
     side = max(image.size)
     if image.size != (side, side):
@@ -171,7 +172,7 @@ def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
 
 
 def fit(image: Image.Image, longest: int) -> Image.Image:
-    """Shrink an image so that its longest side has at most `longest` pixels; never enlarge it."""
+    """Shrink an image if its longest side has more than `longest` pixels."""
     return Reduced(image, (0, 0, *image.size), image.size).fit(longest)
 
 
@@ -181,10 +182,10 @@ def _fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def read_square(path: Path, size: int, out: Tensor | None = None) -> Tensor:
-    """The image at a path as a bilinear square on white, uint8 [size, size, 3]; written to `out`, if it is given.
+    """Read an image as a bilinear square on white, uint8 [size, size, 3], into `out` if it is given.
 
-    As `decode` and `square` have it, to within two levels, but several times faster. A JPEG at least twice as large is
-    decoded at 1/2, 1/4 or 1/8 of its size, which moves it by up to half an output pixel. Raises ImageError.
+    Differs from `decode` and `square` by at most two levels, and is several times faster. A JPEG at least twice as
+    large is decoded at 1/2, 1/4 or 1/8 of its size, which shifts it by up to half an output pixel. Raises ImageError.
     """
     import torch
 
@@ -198,27 +199,27 @@ def read_square(path: Path, size: int, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def _write_square(pixels: np.ndarray, out: Tensor) -> None:
-    """`square` in torch, uint8 [height, width, 3] to [size, size, 3]; most of the white is not resized.
+def _write_square(pixels: NDArray[np.uint8], out: Tensor) -> None:
+    """Compute `square` in torch, uint8 [height, width, 3] to [size, size, 3], without resizing most of the white.
 
-    Stretches of `side / gcd(side, size)` pixels become `size / gcd(side, size)` whole ones, so the resizing may begin
-    and end at any multiple of them. Two of white around the image are more than the filter sees.
+    Each segment of `side / gcd(side, size)` input pixels becomes `size / gcd(side, size)` output pixels, so resizing
+    may begin and end at any segment boundary. Two segments of white around the image exceed the filter's support.
     """
     import torch
 
     size, (height, width) = len(out), pixels.shape[:2]
     side, short, axis = max(height, width), min(height, width), int(height > width)
-    stretches = math.gcd(side, size)
-    length, before = side // stretches, (side - short) // 2
-    first, last = max(0, before // length - 2), min(stretches, -(-(before + short) // length) + 2)
+    segments = math.gcd(side, size)
+    length, before = side // segments, (side - short) // 2
+    first, last = max(0, before // length - 2), min(segments, -(-(before + short) // length) + 2)
     shape = [side, side, 3]
     shape[axis] = (last - first) * length
     canvas = pixels
-    if short < side or not pixels.flags.writeable:  # torch wants memory that may be written to
+    if short < side or not pixels.flags.writeable:  # torch requires writable memory
         canvas = np.full(shape, 255, dtype=np.uint8)
         canvas.swapaxes(0, axis)[before - first * length :][:short] = pixels.swapaxes(0, axis)
     image = torch.from_numpy(canvas)
-    start, end = first * size // stretches, last * size // stretches
+    start, end = first * size // segments, last * size // segments
     if side != size:
         target = [size, size]
         target[axis] = end - start
@@ -229,14 +230,14 @@ def _write_square(pixels: np.ndarray, out: Tensor) -> None:
     out.narrow(axis, end, size - end).fill_(255)
 
 
-def _read_jpeg(path: Path, size: int) -> np.ndarray | None:
-    """A plain JPEG's pixels [height, width, 3], perhaps reduced; None for whatever needs Pillow or its messages."""
+def _read_jpeg(path: Path, size: int) -> NDArray[np.uint8] | None:
+    """Decode a plain JPEG, perhaps reduced, to uint8 [height, width, 3]; None when it needs Pillow or has an error."""
     if simplejpeg is None:
         return None
     try:
         data = path.read_bytes()
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if _may_be_turned(data) or colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+        if _may_be_rotated(data) or colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
             return None
         divisor = next(d for d in (8, 4, 2, 1) if max(height, width) >= d * size or d == 1)
         return simplejpeg.decode_jpeg(data, min_height=-(-height // divisor), min_width=-(-width // divisor))
@@ -244,34 +245,34 @@ def _read_jpeg(path: Path, size: int) -> np.ndarray | None:
         return None
 
 
-def _may_be_turned(jpeg: bytes) -> bool:
-    """Whether there is EXIF before the scan, or anything out of the ordinary; looks at the heads of segments alone."""
-    place = 2
-    while (marker := jpeg[place : place + 2]) != b"\xff\xda":  # start of scan
-        if marker[:1] != b"\xff" or (marker == b"\xff\xe1" and jpeg[place + 4 : place + 8] == b"Exif"):
+def _may_be_rotated(jpeg: bytes) -> bool:
+    """Whether a JPEG has EXIF before its scan, or an invalid segment; reads only the segments' headers."""
+    offset = 2
+    while (marker := jpeg[offset : offset + 2]) != b"\xff\xda":  # start of scan
+        if marker[:1] != b"\xff" or (marker == b"\xff\xe1" and jpeg[offset + 4 : offset + 8] == b"Exif"):
             return True
-        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+        offset += 2 + int.from_bytes(jpeg[offset + 2 : offset + 4])
     return False
 
 
-def to_array(image: Image.Image) -> np.ndarray:
-    """An RGB image to uint8 [3, height, width]."""
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert an RGB image to uint8 [3, height, width]."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 [..., 3, height, width] to float32, scaled to [0, 1] and by CLIP's mean and deviation."""
-    import torch  # here, since preparing data needs none of it, and its workers none of its memory
+    """Convert uint8 [..., 3, height, width] to float32, standardized with CLIP's mean and standard deviation."""
+    import torch  # here: data preparation does not need it, nor its workers the memory that it takes
 
     constants = torch.tensor([MEAN, STD]).view(2, 3, 1, 1)
-    mean, std = constants.to(images.device, non_blocking=True)  # made there, a GPU would be waited for
+    mean, std = constants.to(images.device, non_blocking=True)  # creating them on a GPU would wait for it
     return (images.float() / 255 - mean) / std
 
 
 def find(path: Path, recursive: bool = True) -> list[Path]:
-    """The images in a folder, and in those below it if `recursive`, sorted by path; or the file itself.
+    """Return the images in a folder, with those in its subfolders if `recursive`, sorted by path; or the file itself.
 
-    What macOS leaves beside images (`._image.jpg`) is passed over.
+    Ignores the hidden files that macOS writes beside images (`._image.jpg`).
     """
     if not path.is_dir():
         return [path]

@@ -1,4 +1,4 @@
-"""A dataset directory to batches, in an order that is a function of the position alone."""
+"""A dataset directory to batches, in an order that depends only on the position."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -28,20 +29,20 @@ from joytag.data import dataset as records
 from joytag.data.images import ImageError, read_square
 
 Key = tuple[int, int]  # epoch, row of the split
-MAX_SUBSTITUTES = 100  # images that are tried one after the other
-PREFETCH = 2  # batches that each decoding process is ahead
-SHARED = Path("/dev/shm")  # where Linux has the memory that processes share
+MAX_SUBSTITUTES = 100  # undecodable images in a row before loading gives up
+PREFETCH = 2  # batches that each decoding process prepares ahead
+SHARED = Path("/dev/shm")  # Linux's file system for memory that processes share
 
 
 class WorkerLost(Exit):
-    """A decoding process has died or hangs; one line that names it."""
+    """A decoding process died or hangs; one line that names it."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images uint8 [B, 3, S, S] (channels last), labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
 
-    `bad` are the rows that were asked for but cannot be decoded, and why; `draws` the augmentation still to be done.
+    `bad` lists requested rows that cannot be decoded, with the reason. `draws` is augmentation that is not yet applied.
     """
 
     images: Tensor
@@ -55,16 +56,16 @@ class Batch:
         return len(self.images)
 
     def pin_memory(self) -> Batch:
-        """Copy to page-locked memory (called by torch's DataLoader)."""
+        """Return a copy in page-locked memory (called by torch's DataLoader)."""
         return replace(self, **{n: getattr(self, n).pin_memory() for n in ("images", "labels", "sources", "rows")})
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of a split at one size; asked for many (epoch, row) keys at once, it gives a Batch.
+    """The images of a split at one size, read as one Batch for many (epoch, row) keys.
 
-    In training `draw`, (seed, stage), decides what is random: an image is augmented as drawn from (seed, stage,
-    epoch, row), if that is wanted, and one that cannot be decoded is replaced by another, drawn likewise.
-    Otherwise such an image is left out. What is `deferred`, the device is to do.
+    In training, `draw` is (seed, stage): the augmentation of an image, and the substitute for one that cannot be
+    decoded, depend on (seed, stage, epoch, row). Without `draw` undecodable images are left out. `augmentation` is a
+    key of augment.SPACES or "none"; if `deferred`, it is drawn but left to the device.
     """
 
     def __init__(
@@ -79,13 +80,13 @@ class ImageDataset(Dataset[Batch]):
         self.dataset, self.size, self.draw = dataset, size, draw
         self.augmentation, self.deferred = augmentation, deferred
         self.posts = dataset.posts(split)
-        self._buffers: list[Tensor] = []  # of a decoding process, the least recently used first
+        self._buffers: list[Tensor] = []  # of a decoding process, least recently used first
 
     def __len__(self) -> int:
         return len(self.posts)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch | records.DatasetError:
-        # An error is returned, not raised, since torch would wrap it in a worker's whole traceback.
+        # Returned, not raised: torch would replace it by the worker's traceback in a RuntimeError.
         bad: list[tuple[int, str]] = []
         found: list[int] = []
         try:
@@ -98,9 +99,9 @@ class ImageDataset(Dataset[Batch]):
         images = pixels[: len(rows)].permute(0, 3, 1, 2)
         draws: list[augment.Draws] = []
         if self.augmentation != "none":
-            assert self.draw is not None, "augmentation is for training"
-            places = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
-            draws = augment.draw(places, augment.SPACES[self.augmentation], self.size)
+            assert self.draw is not None, "augmentation needs the draw of a training stage"
+            coordinates = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
+            draws = augment.draw(coordinates, augment.SPACES[self.augmentation], self.size)
         while draws and not self.deferred:
             augment.apply(images, draws.pop(0))
         return Batch(
@@ -113,10 +114,10 @@ class ImageDataset(Dataset[Batch]):
         )
 
     def _memory(self, number: int) -> Tensor:
-        """Room for so many images, uint8 [images, S, S, 3]; in a decoding process shared memory, used in turn.
+        """Allocate memory for images, uint8 [images, S, S, 3]; a decoding process reuses shared buffers in turn.
 
-        Fresh shared memory would cost as much as a sixth of all the work. Of a process's batches, one is being made
-        and at most PREFETCH are waiting or in use; so what comes up again is no longer used.
+        New shared memory for each batch would take up to a sixth of the loading time. One batch of a process is being
+        written and at most PREFETCH are waiting or in use, so the buffer after those is free again.
         """
         shape = (number, self.size, self.size, 3)
         if number == 0 or get_worker_info() is None:
@@ -124,9 +125,9 @@ class ImageDataset(Dataset[Batch]):
         buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
         if len(buffer) < number:
             buffer = torch.empty(shape, dtype=torch.uint8)
-            if SHARED.is_dir() and shutil.disk_usage(SHARED).free < buffer.nbytes:  # whose first use would be fatal
+            if SHARED.is_dir() and shutil.disk_usage(SHARED).free < buffer.nbytes:  # using it would kill the process
                 raise records.DatasetError(
-                    f"{SHARED}: no room for a batch of {buffer.nbytes / 1e6:.0f} MB; give the container more "
+                    f"{SHARED}: no space for a batch of {buffer.nbytes / 1e6:.0f} MB; give the container more "
                     "(docker run --shm-size 16g), or lower data.workers or micro_batch"
                 )
             buffer.share_memory_()
@@ -134,9 +135,9 @@ class ImageDataset(Dataset[Batch]):
         return buffer[:number]
 
     def _read(self, key: Key, out: Tensor, bad: list[tuple[int, str]]) -> list[int]:
-        """Read an image, or what stands for it; its row, none if nothing does. Bad ones are added to the list.
+        """Read an image or its substitute into `out`; return its row, [] when it is left out. Extends `bad`.
 
-        Raises DatasetError when there is no end to them.
+        Raises DatasetError after MAX_SUBSTITUTES undecodable images.
         """
         row = key[1]
         for attempt in range(MAX_SUBSTITUTES):
@@ -148,24 +149,26 @@ class ImageDataset(Dataset[Batch]):
                 bad.append((row, str(error)))
             if self.draw is None:
                 return []
-            place = generator(Purpose.SUBSTITUTE, *self.draw, *key, attempt)
-            row = int(place.integers(len(self.posts)))
-        raise records.DatasetError(f"{bad[-1][1]}, and {MAX_SUBSTITUTES - 1} others neither; is the disk there?")
+            rng = generator(Purpose.SUBSTITUTE, *self.draw, *key, attempt)
+            row = int(rng.integers(len(self.posts)))
+        raise records.DatasetError(
+            f"{bad[-1][1]}; {MAX_SUBSTITUTES - 1} other images cannot be read either; is the disk mounted?"
+        )
 
 
-def permutation(seed: int, stage: int, epoch: int, rows: int) -> np.ndarray:
-    """The order of the rows in an epoch, int64 [rows]."""
+def permutation(seed: int, stage: int, epoch: int, rows: int) -> NDArray[np.int64]:
+    """Return the order of the rows in an epoch, int64 [rows]."""
     return generator(Purpose.ORDER, seed, stage, epoch).permutation(rows)
 
 
 def training_keys(
     seed: int, stage: int, rows: int, start: int, global_batch: int, micro_batch: int, rank: int, world: int
 ) -> Iterator[list[Key]]:
-    """This process's micro-batches of (epoch, row) keys, from position `start` of a stage on, without end.
+    """Yield the micro-batches of (epoch, row) keys of one process, from position `start` of a stage, without end.
 
-    Position n is row `permutation(n // rows)[n % rows]` of epoch n // rows; global batches run across
-    epochs' ends. Each process takes a contiguous share of every global batch, so that the global
-    batches are the same for any number of processes and any micro-batch.
+    Position n is row `permutation(n // rows)[n % rows]` of epoch n // rows; global batches cross the ends of epochs.
+    Each process takes a contiguous share of every global batch, so the global batches are the same for any number of
+    processes and any micro-batch.
     """
     share = global_batch // world
     current, order = -1, np.empty(0, dtype=np.int64)
@@ -183,10 +186,10 @@ def training_keys(
 def evaluation_keys(
     rows: int, batch: int, rank: int = 0, world: int = 1, done: Collection[int] = ()
 ) -> list[list[Key]]:
-    """This process's blocks of `batch` consecutive rows, dealt out in turn, without those whose number is `done`.
+    """Return the blocks of `batch` consecutive rows that one process evaluates, without the `done` block numbers.
 
-    There are as many for each process, the last perhaps empty. A row's block, on which the rounding of its scores
-    depends, is the same for any number of processes.
+    Blocks are dealt out in turn. Each process gets the same number, of which the last may be empty. A row's block, on
+    which the rounding of its scores depends, is the same for any number of processes.
     """
     blocks = [range(first, min(first + batch, rows)) for first in range(0, rows, batch) if first // batch not in done]
     blocks += [range(0)] * (-len(blocks) % world)
@@ -196,20 +199,20 @@ def evaluation_keys(
 def batches(
     dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: bool, timeout: int = 600
 ) -> Generator[Batch]:
-    """Load batches in order, ahead of their use; each may be used until the next is asked for.
+    """Load batches in order and ahead of their use. A batch is valid until the next one is requested.
 
-    Raises DatasetError when no image can be decoded at all, and what `worker_errors` translates when a decoding
-    process dies or has not delivered for `timeout` seconds.
+    Raises DatasetError when no image can be decoded, and the errors that `worker_errors` translates when a decoding
+    process dies or delivers nothing for `timeout` seconds.
     """
     loader = DataLoader(
         dataset,
-        batch_sampler=_Once(keys),
-        collate_fn=_as_it_is,
+        batch_sampler=_KeySampler(keys),
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # it draws a seed when it starts, and must not take it from the model's
+        generator=torch.Generator(),  # DataLoader draws a seed; it must not come from the model's generator
     )
     loaded = iter(loader)
     try:
@@ -227,7 +230,7 @@ def batches(
 
 
 def _next(loaded: Iterator[Any], timeout: int) -> Any:
-    """The next batch, None after the last one. Raises RuntimeError when a decoding process died or hangs."""
+    """Return the next batch, None after the last one. Raises RuntimeError when a decoding process died or hangs."""
     with _alarm(timeout):
         try:
             return next(loaded, None)
@@ -262,14 +265,14 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    """Leave signals to a whole process group, such as Ctrl-C, to the parent, which still has a step to finish."""
+    """Leave Ctrl-C, which a terminal sends to a process group, to the parent, which finishes its step first."""
     os.setpgid(0, 0)
     devices.keep_memory()
 
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Raise WorkerLost for torch's errors about decoding processes, which come at any time, not only in `batches`."""
+    """Translate torch's errors about decoding processes, raised anywhere in the `with` block, to WorkerLost."""
     try:
         yield
     except RuntimeError as error:
@@ -279,13 +282,13 @@ def worker_errors() -> Iterator[None]:
         processes = ", ".join(str(process.pid) for process in left)
         _kill(left)
         raise WorkerLost(
-            f"{str(error).strip().splitlines()[0]} (decoding processes still there: {processes or 'none'}); "
-            "killed ones mostly lacked memory, those that hang a disk; lower data.workers, or data.workers=0 to see why"
+            f"{str(error).strip().splitlines()[0]} (other decoding processes: {processes or 'none'}); "
+            "usually memory ran out, or a disk does not answer; lower data.workers, or set it to 0 to see the cause"
         ) from None
 
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
-    """Kill processes, which may hang, without the error that torch's signal handler raises for each killed worker."""
+    """Kill processes, without the error that torch's signal handler would raise for each of them."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in processes:
         process.kill()
@@ -295,13 +298,13 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 
 
 def default_workers(device: torch.device) -> int:
-    """None on a CPU, which training keeps busy itself; else this process's share of the machine's cores, 16 at most."""
+    """Return 0 on a CPU, which training keeps busy; else this process's share of the cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if device.type == "cpu" else max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-class _Once:
-    """A batch sampler over an iterator of key lists."""
+class _KeySampler:
+    """A batch sampler that yields key lists as they are."""
 
     def __init__(self, keys: Iterable[list[Key]]) -> None:
         self.keys = keys
@@ -310,5 +313,5 @@ class _Once:
         return iter(self.keys)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

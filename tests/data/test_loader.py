@@ -1,4 +1,4 @@
-"""The order of samples, which depends on nothing but the position."""
+"""The order of samples, which depends only on the position; loading; decoding processes."""
 
 import gc
 import os
@@ -21,6 +21,13 @@ from joytag.data import augment
 from joytag.data import loader as data
 from joytag.data.dataset import Dataset, DatasetError
 from joytag.data.images import square, to_array
+
+
+def read(images: data.ImageDataset, wanted: list[data.Key]) -> data.Batch:
+    """Read a batch that has no error."""
+    batch = images.__getitems__(wanted)
+    assert isinstance(batch, data.Batch)
+    return batch
 
 
 def keys(rows=10, start=0, stop=48, batch=8, micro=4, rank=0, world=1, seed=0, stage=0):
@@ -64,18 +71,18 @@ def test_seeds_stages_and_epochs_differ():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_evaluation_sees_every_row_once(world):
+def test_evaluation_reads_every_row_once(world):
     shares = [data.evaluation_keys(13, 4, rank, world) for rank in range(world)]
     assert sorted(row for share in shares for _, row in flat(share)) == list(range(13))
-    assert len({len(share) for share in shares}) == 1, "processes that decide together do so as often"
+    assert len({len(share) for share in shares}) == 1, "processes that reduce together must do so equally often"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_hold_the_images_labels_and_rows_asked_for(dataset_directory, workers):
+def test_batches_hold_the_requested_images_labels_and_rows(dataset_directory, workers):
     dataset = Dataset.open(dataset_directory)
-    pictures = data.ImageDataset(dataset, "train", 16)
+    images = data.ImageDataset(dataset, "train", 16)
     wanted = [[(0, 3), (0, 1)], [(0, 7)]]
-    found = list(data.batches(pictures, wanted, workers, pin=False))
+    found = list(data.batches(images, wanted, workers, pin=False))
     assert [batch.rows.tolist() for batch in found] == [[3, 1], [7]]
     posts = dataset.posts("train")
     for row, batch in ((3, found[0]), (7, found[1])):
@@ -89,17 +96,17 @@ def test_batches_hold_the_images_labels_and_rows_asked_for(dataset_directory, wo
 
 
 def test_augmentation_depends_on_epoch_and_row_but_not_on_the_batch(dataset_directory):
-    pictures = data.ImageDataset(Dataset.open(dataset_directory), "train", 16, (0, 0), "trivial")
-    together = pictures.__getitems__([(2, row) for row in range(8)]).images
-    alone = torch.cat([pictures.__getitems__([(2, row)]).images for row in range(8)])
+    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16, (0, 0), "trivial")
+    together = read(images, [(2, row) for row in range(8)]).images
+    alone = torch.cat([read(images, [(2, row)]).images for row in range(8)])
     assert torch.equal(together, alone)
-    assert not torch.equal(together, pictures.__getitems__([(3, row) for row in range(8)]).images)
+    assert not torch.equal(together, read(images, [(3, row) for row in range(8)]).images)
 
 
-def test_what_is_deferred_is_done_later_alike(dataset_directory):
+def test_deferred_augmentation_gives_the_same_images(dataset_directory):
     dataset, keys = Dataset.open(dataset_directory), [(0, row) for row in range(8)]
-    now = data.ImageDataset(dataset, "train", 16, (0, 0), "rand").__getitems__(keys)
-    later = data.ImageDataset(dataset, "train", 16, (0, 0), "rand", deferred=True).__getitems__(keys)
+    now = read(data.ImageDataset(dataset, "train", 16, (0, 0), "rand"), keys)
+    later = read(data.ImageDataset(dataset, "train", 16, (0, 0), "rand", deferred=True), keys)
     assert now.draws == []
     assert len(later.draws) == 2
     assert not torch.equal(later.images, now.images)
@@ -111,7 +118,7 @@ def test_what_is_deferred_is_done_later_alike(dataset_directory):
 
 @pytest.fixture
 def without_three(dataset_directory, monkeypatch) -> Dataset:
-    """The dataset, of whose training images 2, 3 and 5 are gone."""
+    """The dataset without the files of training images 2, 3 and 5."""
     dataset = Dataset.open(dataset_directory)
     gone = {dataset.posts("train").hashes[row].tobytes() for row in (2, 3, 5)}
     there = Dataset.image_path
@@ -122,26 +129,26 @@ def without_three(dataset_directory, monkeypatch) -> Dataset:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_replaced_by_the_same_other_wherever_it_comes(without_three, workers):
-    pictures = data.ImageDataset(without_three, "train", 16, (0, 0), "trivial")
+def test_a_bad_image_has_the_same_substitute_in_any_batch(without_three, workers):
+    images = data.ImageDataset(without_three, "train", 16, (0, 0), "trivial")
     keys = [(0, row) for row in range(8)]
-    [together] = data.batches(pictures, [keys], workers, pin=False)
+    [together] = data.batches(images, [keys], workers, pin=False)
     assert together.rows.tolist()[4::3] == [4, 7]
     assert not {2, 3, 5} & set(together.rows.tolist())
     assert {row for row, _ in together.bad} == {2, 3, 5}
     assert {reason for _, reason in together.bad} == {"gone.jpg: no such file"}
-    alone = [pictures.__getitems__([key]) for key in keys]
+    alone = [read(images, [key]) for key in keys]
     assert torch.equal(together.images, torch.cat([batch.images for batch in alone]))
     assert torch.equal(together.labels, torch.cat([batch.labels for batch in alone]))
     labels = without_three.posts("train").labels(together.rows.numpy(), 6)
-    assert torch.equal(together.labels, torch.from_numpy(labels)), "not those of what is shown"
-    assert pictures.__getitems__([(1, 2)]).rows != pictures.__getitems__([(0, 2)]).rows
+    assert torch.equal(together.labels, torch.from_numpy(labels)), "labels must be those of the substitutes"
+    assert read(images, [(1, 2)]).rows != read(images, [(0, 2)]).rows
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_is_left_out_of_an_evaluation(without_three, workers):
-    pictures = data.ImageDataset(without_three, "train", 16)
-    some, none, nothing = data.batches(pictures, [[(0, 1), (0, 2)], [(0, 3), (0, 5)], []], workers, pin=False)
+    images = data.ImageDataset(without_three, "train", 16)
+    some, none, nothing = data.batches(images, [[(0, 1), (0, 2)], [(0, 3), (0, 5)], []], workers, pin=False)
     assert len(nothing) == 0
     assert nothing.images.shape == (0, 3, 16, 16)
     assert some.rows.tolist() == [1]
@@ -152,29 +159,29 @@ def test_a_bad_image_is_left_out_of_an_evaluation(without_three, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_when_no_image_is_there_one_line_says_so(dataset_directory, workers, monkeypatch):
+def test_a_dataset_whose_images_are_gone_ends_loading(dataset_directory, workers, monkeypatch):
     dataset = Dataset.open(dataset_directory)
     monkeypatch.setattr(Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
-    with pytest.raises(DatasetError, match=r"^gone\.jpg: no such file, and 99 others neither"):
+    with pytest.raises(DatasetError, match=r"^gone\.jpg: no such file; 99 other images cannot be read either"):
         list(data.batches(data.ImageDataset(dataset, "train", 16, (0, 0)), [[(0, 0)]], workers, pin=False))
 
 
-def test_a_dataset_without_images_says_so_in_one_line(dataset_directory):
+def test_a_dataset_built_without_images_cannot_be_loaded(dataset_directory):
     opened = Dataset.open(dataset_directory)
     dataset = Dataset(opened.directory, opened.sources, "none", opened.tags)
     with pytest.raises(DatasetError, match=r"built with `images: false`; build it with images$"):
         list(data.batches(data.ImageDataset(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
 
 
-def test_a_process_that_dies_as_it_hands_a_batch_over_is_lost_like_any_other(dataset_directory, monkeypatch):
+def test_a_process_that_dies_while_it_delivers_a_batch_is_reported(dataset_directory, monkeypatch):
     def loader(*arguments, **options):
         raise ConnectionResetError("reset by peer")
         yield
 
     monkeypatch.setattr(data, "DataLoader", loader)
-    pictures = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
+    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
     with pytest.raises(data.WorkerLost, match=r"has gone \(reset by peer\).*lower data\.workers"), data.worker_errors():
-        next(data.batches(pictures, [[(0, 0)]], 1, pin=False))
+        next(data.batches(images, [[(0, 0)]], 1, pin=False))
 
 
 @pytest.fixture
@@ -230,10 +237,12 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
     assert data.default_workers(gpu) == 16
 
 
-def test_too_little_shared_memory_is_told_before_it_kills(dataset_directory, monkeypatch):
+def test_too_little_shared_memory_is_an_error_before_it_kills(dataset_directory, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
     monkeypatch.setattr(data, "SHARED", dataset_directory)
-    pictures = data.ImageDataset(Dataset.open(dataset_directory), "train", 48)
-    with pytest.raises(DatasetError, match=r"no room for a batch of 0 MB; .*--shm-size"):
-        list(data.batches(pictures, [[(0, 0), (0, 1)]], 1, pin=False))
-    assert len(list(data.batches(pictures, [[(0, 0)]], 0, pin=False))) == 1, "this needs none"
+    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 48)
+    with pytest.raises(DatasetError, match=r"no space for a batch of 0 MB; .*--shm-size"):
+        list(data.batches(images, [[(0, 0), (0, 1)]], 1, pin=False))
+    assert len(list(data.batches(images, [[(0, 0)]], 0, pin=False))) == 1, (
+        "without processes no shared memory is needed"
+    )
