@@ -45,6 +45,8 @@ class Column(NamedTuple):
     values: Callable[[Evaluated], Any]
 
 
+# To add a metric, compute it in metrics.py or curves.py and add a row here. per_tag.parquet, per_tag.csv, and the table
+# of all tags in report.html with its explanation are built from these rows.
 COLUMNS = (
     Column("index", "", "output of the model", lambda e: np.arange(len(e.tags))),
     Column("name", "tag", "", lambda e: e.tags.names),
