@@ -20,7 +20,8 @@ from joytag.reports.comparison import comparison_tables, write_reports
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(prog="joytag compare", description=__doc__, epilog="Stop it at any time; the same command continues.")
+    epilog = "Stop it at any time; the same command continues."
+    parser = Parser(prog="joytag compare", description=__doc__, epilog=epilog)
     add = parser.add_argument
     add(
         "taggers",

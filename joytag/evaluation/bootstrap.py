@@ -1,8 +1,8 @@
-"""Intervals over images: how far figures would scatter, had other images of the same kind been drawn.
+"""Intervals over images: how much metrics would vary on other images of the same kind.
 
-The bootstrap (Efron 1979): resamples of as many images, drawn with replacement, and the 2.5th and 97.5th percentile
-of a figure over them. A resample is a weight per image, and counts in all resamples are one sparse product. The model
-and its thresholds are taken as given, so intervals do not tell how these would scatter.
+The bootstrap (Efron 1979) draws resamples of as many images, with replacement, and takes the 2.5th and 97.5th
+percentile of a metric over them. A resample is a weight per image, so the counts in all resamples are one sparse
+product. The model and its thresholds are taken as fixed: intervals do not include their variation.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy.sparse import csc_array
 from joytag.evaluation.metrics import Counts, averages, histograms
 
 RESAMPLES = 1000
-BLOCK = 25  # resamples at a time, so that what is worked on stays in the cache
+BLOCK = 25  # resamples that are processed together, so that they fit the processor's cache
 MetricFunction = Callable[[Counts], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the bounds of its 95 % percentile interval; NaN where undefined."""
+    """A metric and the bounds of its 95 % percentile interval; NaN where undefined."""
 
     value: float
     low: float
@@ -31,17 +31,16 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is more than noise: its whole interval lies on one side of 0."""
+        """Whether a difference is more than noise: all of its interval is on one side of 0."""
         return self.low > 0 or self.high < 0
 
 
 def interval(value: float, replicates: np.ndarray) -> Interval:
-    """A figure with the 2.5th and 97.5th percentile of its replicates [R], of those that are defined; centred.
+    """Return a metric with the centred 2.5th and 97.5th percentile of its defined replicates [R].
 
-    Centred: moved so that the mean of the replicates is the figure. In a resample a third of the images is missing
-    and others are there twice, which lowers the macro figures of rare tags; percentiles as they are may then lie
-    beside the figure. So the interval is of what samples of this size give. It stays within what a share can be,
-    or a difference of shares.
+    Centred: shifted so that the mean of the replicates is the metric. A resample lacks a third of the images and holds
+    others twice, which lowers macro averages of rare tags, so that the metric may be outside the plain percentiles.
+    The bounds are clipped to the range of a share, or of a difference of shares.
     """
     defined = replicates[~np.isnan(replicates)]
     if np.isnan(value) or not len(defined):
@@ -52,7 +51,7 @@ def interval(value: float, replicates: np.ndarray) -> Interval:
 
 
 def resample_weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each resample holds each image, float32 [P, at most BLOCK resamples], block by block."""
+    """Yield how often each resample holds each image: float32 [P, up to BLOCK resamples], block by block."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
         block = np.empty((min(BLOCK, resamples - start), images), dtype=np.float32)
@@ -68,35 +67,36 @@ def replicates(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Figures of each of several sets of decisions in every resample: name -> figure -> float64 [R].
+    """Return the metrics of several sets of decisions in every resample: name -> metric -> float64 [R].
 
-    Takes bool [P, N] labels and, by name (thresholds of a model, or models), what was predicted. All are counted in
-    the same resamples, so differences between them are paired: `a["macro_f1"] - b["macro_f1"]`, into `interval`.
-    `measure` makes the figures of Counts [N, R], float32 but whole; it is `metrics.averages` or a function of its kind.
+    Takes labels, bool [P, N], and decisions, bool [P, N], by name. All are counted in the same resamples, so that
+    differences are paired: pass `a["macro_f1"] - b["macro_f1"]` to `interval`. `measure` computes metrics from Counts
+    [N, R], whole numbers in float32; it is `metrics.averages` or a similar function.
     """
-    rows = {name: made.tocsr() for name, made in decisions.items()}  # by image: twice as fast to multiply
-    hits = {name: made.multiply(labels.tocsr()) for name, made in rows.items()}
-    carried = labels.tocsr()
+    by_image = labels.tocsr()  # rows are images, which makes products twice as fast
+    decisions_by_image = {name: predicted.tocsr() for name, predicted in decisions.items()}
+    hits = {name: predicted.multiply(by_image) for name, predicted in decisions_by_image.items()}
     blocks: dict[str, list[Mapping[str, Any]]] = {name: [] for name in decisions}
     for weight in resample_weights(labels.shape[0], seed, resamples):
-        positives = carried.T @ weight
-        for name, found in blocks.items():
-            tp, predicted = hits[name].T @ weight, rows[name].T @ weight
+        positives = by_image.T @ weight
+        for name, measured in blocks.items():
+            tp, predicted = hits[name].T @ weight, decisions_by_image[name].T @ weight
             tn = np.float32(len(weight)) - predicted - positives + tp
-            found.append(measure(Counts(tp, predicted - tp, positives - tp, tn)))
+            measured.append(measure(Counts(tp, predicted - tp, positives - tp, tn)))
     return {
-        name: {figure: np.concatenate([block[figure] for block in found]) for figure in found[0]}
-        for name, found in blocks.items()
+        name: {metric: np.concatenate([block[metric] for block in measured]) for metric in measured[0]}
+        for name, measured in blocks.items()
     }
 
 
 def ap_influence(scores: np.ndarray, labels: csc_array, tags: np.ndarray) -> np.ndarray:
-    """The derivative of mean average precision by each image's weight: float64 [P], which add up to 0.
+    """Return the derivative of mean average precision with respect to each image's weight: float64 [P], summing to 0.
 
-    Takes scores float16 [P, N], labels bool [P, N] and which tags the mean is over, int64, each with a positive. AP is
-    the mean, over positives p, of TP(p) / (TP(p) + FP(p)), counting what scores no less than p. So an image with
-    the tag has its own precision's difference from AP, plus FP(p) / (TP(p) + FP(p))^2 for each p that scores no more;
-    one without has -TP(p) / (TP(p) + FP(p))^2 for these p; all of it divided by the positives.
+    Takes scores float16 [P, N], labels bool [P, N] and the tags of the mean, int64, each with a positive. AP is the
+    mean over positives p of TP(p) / (TP(p) + FP(p)), which count the images that score at least as high as p. So the
+    derivative for an image with the tag is the difference of its own precision from AP, plus
+    FP(p) / (TP(p) + FP(p))^2 for each p that scores at most as high; for an image without the tag it is
+    -TP(p) / (TP(p) + FP(p))^2 for these p; all divided by the number of positives.
     """
     influence, share = np.zeros(scores.shape[0]), np.zeros(scores.shape[1])
     share[tags] = 1 / (np.diff(labels.indptr)[tags] * len(tags))
@@ -113,8 +113,10 @@ def ap_influence(scores: np.ndarray, labels: csc_array, tags: np.ndarray) -> np.
 
 
 def _ap_slopes(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What an image's weight adds to a tag's AP, if it has the tag, and what it takes away in any case, both times the
-    positives: float64 [LEVELS]. Takes how many images without and with the tag have each level.
+    """Return what an image's weight adds to a tag's AP if it has the tag, and what it subtracts in any case.
+
+    Both by the image's level, float64 [LEVELS], times the number of positives. Takes the numbers of images without and
+    with the tag at each level.
     """
     positive = positive.astype(np.float64)
     tp, predicted = (count[::-1].cumsum()[::-1] for count in (positive, positive + negative))
@@ -125,10 +127,10 @@ def _ap_slopes(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, 
 
 
 def ap_replicates(value: float, influence: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Mean average precision in every resample, float64 [R]: linearised, by `ap_influence`.
+    """Return mean average precision in every resample, float64 [R], linearized with the result of `ap_influence`.
 
-    The resamples are those of `replicates`. What is left out is of second order: the more positives tags have, the
-    smaller; a tag that a resample has no positive of stays in the mean.
+    The resamples are those of `replicates`. The error is of second order: smaller, the more positives the tags have. A
+    tag without a positive in a resample stays in the mean.
     """
     parts = [weight.T @ influence for weight in resample_weights(len(influence), seed, resamples)]
     return value + np.concatenate(parts) - influence.sum()

@@ -1,4 +1,4 @@
-"""Whether two taggers differ on a tag by more than chance: an exact randomization test of F1."""
+"""An exact randomization test of whether the F1 of two taggers on a tag differs by more than chance."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ from scipy.stats import binom
 
 
 def randomization_test(labels: csc_array, first: csc_array, second: csc_array) -> np.ndarray:
-    """How probable a difference in F1 as large is by chance alone: float64 [N], NaN without positives.
+    """Return the two-sided p-value of each tag's difference in F1: float64 [N], NaN without positives.
 
-    Takes labels and decisions, bool [P, N]. Two-sided approximate randomization (Yeh 2000, More accurate tests for the
-    statistical significance of result differences), made exact: each image's two decisions change places with
-    probability 1/2, so the hits and the false positives in which the two differ fall to either binomially.
+    Takes labels and the decisions of two taggers, bool [P, N]. The test is approximate randomization (Yeh 2000, More
+    accurate tests for the statistical significance of result differences), computed exactly: under the null hypothesis
+    the two decisions on each image are swapped with probability 1/2, so the number of differing true positives, and of
+    differing false positives, that belong to the first tagger is binomial.
     """
-    both = first.multiply(second)
-    hits = [labels.multiply(decisions).sum(axis=0) for decisions in (first, second, both)]
-    alarms = [np.diff(of.indptr) - hit for of, hit in zip((first, second, both.tocsc()), hits, strict=True)]
+    both = first.multiply(second).tocsc()
+    true = [labels.multiply(decisions).sum(axis=0) for decisions in (first, second, both)]
+    false = [np.diff(d.indptr) - tp for d, tp in zip((first, second, both), true, strict=True)]
     positives = np.diff(labels.indptr)
-    return np.array([_p_value(*numbers) for numbers in zip(positives, *hits, *alarms, strict=True)])
+    return np.array([_p_value(*counts) for counts in zip(positives, *true, *false, strict=True)])
 
 
 def _p_value(n: int, tp1: int, tp2: int, tp: int, fp1: int, fp2: int, fp: int) -> float:
-    """`swap_test` of one tag with `n` positives; `tp` and `fp` are common to both."""
+    """Return the p-value of one tag with `n` positives; `tp` and `fp` are common to both taggers."""
     if n == 0:
         return np.nan
-    hits, alarms = tp1 + tp2 - 2 * tp, fp1 + fp2 - 2 * fp  # in which they differ
-    x, of_x = _binomial(int(hits))
-    y, of_y = _binomial(int(alarms))
-    x, of_x = x[:, None], of_x[:, None]
+    differing_tp, differing_fp = tp1 + tp2 - 2 * tp, fp1 + fp2 - 2 * fp
+    x, probability_x = _binomial(int(differing_tp))
+    y, probability_y = _binomial(int(differing_fp))
+    x, probability_x = x[:, None], probability_x[:, None]
 
     def difference(x: Any, y: Any) -> Any:
-        of_first = 2 * (tp + x) / (tp + x + fp + y + n)
-        return of_first - 2 * (tp + hits - x) / (tp + hits - x + fp + alarms - y + n)
+        """Return the difference in F1 when x true and y false positives that differ belong to the first tagger."""
+        first = 2 * (tp + x) / (tp + x + fp + y + n)
+        return first - 2 * (tp + differing_tp - x) / (tp + differing_tp - x + fp + differing_fp - y + n)
 
     as_large = np.abs(difference(x, y)) >= abs(difference(tp1 - tp, fp1 - fp)) - 1e-12
-    return float(min(1.0, np.sum(of_x * of_y, where=as_large)))
+    return float(min(1.0, np.sum(probability_x * probability_y, where=as_large)))
 
 
 @lru_cache(maxsize=4096)
 def _binomial(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many of `n` coins may show heads, and how probably; less than 1e-22 in all is left out."""
+    """Return the outcomes of `n` fair coins and their probabilities, but for tails of less than 1e-22 in all."""
     reach = int(5 * np.sqrt(n)) + 1
     heads = np.arange(max(0, n // 2 - reach), min(n, n // 2 + reach) + 1)
     return heads, binom.pmf(heads, n, 0.5)

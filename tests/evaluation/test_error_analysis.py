@@ -24,14 +24,14 @@ def test_confusions_are_those_of_a_plain_count():
     expected = {}
     for a, b in product(range(12), range(12)):
         images = int((missed[:, a] & wrong[:, b]).sum())
-        if images and images * 400 >= error_analysis.CHANCE * missed[:, a].sum() * wrong[:, b].sum():
+        if images and images * 400 >= error_analysis.MIN_LIFT * missed[:, a].sum() * wrong[:, b].sum():
             expected[NAMES[a], NAMES[b]] = images, images / missed[:, a].sum()
     assert {(c.labelled, c.predicted): (c.images, c.share) for c in common} == expected
     assert common[0][:2] == ("tag_2", "tag_7")
     assert common[0].images >= 50
     assert [c.images for c in common] == sorted((c.images for c in common), reverse=True)
     assert [c.share for c in by_share] == sorted((c.share for c in by_share), reverse=True)
-    assert set(by_share) == {c for c in common if c.images >= error_analysis.FEW}
+    assert set(by_share) == {c for c in common if c.images >= error_analysis.MIN_IMAGES}
 
 
 def test_a_tag_that_is_predicted_for_everything_is_no_confusion():
@@ -77,7 +77,7 @@ def test_labels_made_wrong_on_purpose_come_first():
     labels = truth ^ spoilt
     found = error_analysis.disagreements(scores, csc_array(labels), metrics.predicted(scores, 0.5))
     listed = error_analysis.label_errors(found)
-    assert len(listed) == error_analysis.LISTED
+    assert len(listed) == error_analysis.LABEL_ERRORS
     assert [m.confidence for m in listed] == sorted((m.confidence for m in listed), reverse=True)
     for labelled, times in ((False, 4), (True, 4)):
         kind = found.labelled == labelled
@@ -93,10 +93,10 @@ def test_galleries_are_varied():
     found = error_analysis.disagreements(scores, csc_array(labels), metrics.predicted(scores, 0.6))
     wrong, missed = error_analysis.worst_disagreements(found)
     for shown, labelled in ((wrong, False), (missed, True)):
-        assert len(shown) == error_analysis.SHOWN
+        assert len(shown) == error_analysis.WORST
         assert {m.labelled for m in shown} == {labelled}
         assert len({m.row for m in shown}) == len(shown)
-        assert max(np.unique([m.tag for m in shown], return_counts=True)[1]) <= error_analysis.OF_ONE_TAG
+        assert max(np.unique([m.tag for m in shown], return_counts=True)[1]) <= error_analysis.WORST_PER_TAG
     assert wrong[0] == Disagreement(5, int(np.flatnonzero(~labels[5])[0]), 1.0, False, wrong[0].confidence)
 
 
