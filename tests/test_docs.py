@@ -17,6 +17,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 
 import joytag
 from data_prep.config import BuildSettings
+from data_prep.sources.registry import KINDS
 from joytag.cli.command import COMMANDS
 from joytag.core import settings
 from joytag.training.config import RunSettings
@@ -207,7 +208,7 @@ def test_flags_and_settings_in_sentences_exist(page, monkeypatch, capsys):
         for word in words:
             if word.startswith("--"):
                 assert word in known, f"`{code}`: no command has {word}"
-        if re.fullmatch(r"[a-z_]+(\.\w+)*=[^\s=]+", code):
+        if re.fullmatch(r"[a-z_]+(\.\w+)*=[^\s=]+", code) and code != "section.key=value":
             assert is_setting(code), f"`{code}`: no such setting"
 
 
@@ -251,6 +252,11 @@ def test_only_commands_that_occur_are_listed_as_not_run():
 def test_python_examples_run(page, stage):
     for code in blocks(page, "python"):
         exec(compile(code, name(page), "exec"), {})
+
+
+def test_all_kinds_of_sources_are_described():
+    table = (ROOT / "docs/datasets.md").read_text(encoding="utf-8").partition("| kind |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == KINDS.keys()
 
 
 def test_all_commands_are_in_the_list():

@@ -97,6 +97,7 @@ def test_in_a_browser_the_page_is_complete_and_requests_nothing(hostile, tmp_pat
         assert page.value("document.documentElement.scrollWidth") <= width
         assert page.value("document.querySelectorAll('.chart polyline.s3').length") == 4  # the third tagger's curves
         assert page.value("document.querySelectorAll('.chart').length") == 4 + 3
-        assert page.value("document.querySelectorAll('.zero .interval .bar').length") == 3 * 11
+        differences = 3 * sum(len(view.metrics) for view in VIEWS.values())  # of three pairs
+        assert page.value("document.querySelectorAll('.zero .interval .bar').length") == differences
         rows = "document.querySelectorAll('.sortable tbody tr').length"
         assert page.value(rows) == 12
