@@ -1,5 +1,7 @@
 """TrivialAugment, RandAugment and mixup against torchvision's, operation by operation."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ NAMES["autocontrast"] = "AutoContrast"
 TRIVIAL, RAND = augment.SPACES["trivial"], augment.SPACES["rand"]
 
 
-def picture(seed: int, size: int = 48) -> torch.Tensor:
+def example_image(seed: int, size: int = 48) -> torch.Tensor:
     """A smooth image with some noise and a wide histogram, uint8 [3, size, size]."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 6))).float()
@@ -28,7 +30,7 @@ def apply(images: torch.Tensor, operation: str, magnitude: float) -> torch.Tenso
     return augment.apply(images.clone(), augment.Draws(index, torch.full((len(images),), magnitude)))
 
 
-def draw(keys: list[tuple[int, ...]], size: int = 48) -> augment.Draws:
+def draw(keys: Sequence[Sequence[int]], size: int = 48) -> augment.Draws:
     (draws,) = augment.draw(keys, TRIVIAL, size)
     return draws
 
@@ -41,7 +43,7 @@ def draw(keys: list[tuple[int, ...]], size: int = 48) -> augment.Draws:
     ],
     ids=["wide", "rand"],
 )
-def test_spaces_are_torchvisions(space, theirs):
+def test_spaces_match_torchvision(space, theirs):
     assert {NAMES[name] for name in augment.OPERATIONS} == set(theirs)
     for name in augment.OPERATIONS:
         magnitudes, signed = theirs[NAMES[name]]
@@ -51,7 +53,7 @@ def test_spaces_are_torchvisions(space, theirs):
             np.testing.assert_allclose(ours, magnitudes.numpy(), atol=1e-4)
 
 
-def test_rand_augment_applies_two_operations_at_its_one_magnitude():
+def test_rand_augment_applies_two_operations_at_one_magnitude():
     defaults = RandAugment()
     assert (RAND.number, RAND.level) == (defaults.num_ops, defaults.magnitude)
     keys = [(0, 0, 0, row) for row in range(2_000)]
@@ -64,7 +66,7 @@ def test_rand_augment_applies_two_operations_at_its_one_magnitude():
             assert ((found < 0).any() and (found > 0).any()) == (RAND.strongest(name, 224) > 0)
 
 
-def test_mixup_mixes_neighbours_by_each_ones_share():
+def test_mixup_mixes_neighbours_by_their_shares():
     rng = torch.Generator().manual_seed(0)
     images, labels = torch.rand(4, 3, 2, 2, generator=rng), torch.tensor([[1.0, 0], [0, 0], [1, 1], [0, 1]])
     shares = torch.tensor([0.75, 1.0, 0.0, 0.5])
@@ -78,9 +80,9 @@ def test_mixup_mixes_neighbours_by_each_ones_share():
 @pytest.mark.parametrize("operation", augment.OPERATIONS)
 @pytest.mark.parametrize("level", [0, 1, 7, 15, 30])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_operation_equals_torchvisions(operation, level, sign):
+def test_operations_match_torchvision(operation, level, sign):
     magnitude = TRIVIAL.magnitude(operation, level, 48) * (sign if TRIVIAL.strongest(operation, 48) else 1)
-    images = torch.stack([picture(seed) for seed in range(3)])
+    images = torch.stack([example_image(seed) for seed in range(3)])
     ours = apply(images, operation, magnitude)
 
     def theirs(image: torch.Tensor, fill: float) -> torch.Tensor:
@@ -99,14 +101,14 @@ def test_operation_equals_torchvisions(operation, level, sign):
         assert not (difference[outside] > 1).any()
 
 
-def test_equalize_and_autocontrast_of_flat_images_change_nothing():
+def test_equalize_and_autocontrast_do_not_change_flat_images():
     images = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
     for operation in ("equalize", "autocontrast"):
         assert torch.equal(apply(images, operation, 0), images)
 
 
-def test_a_image_is_augmented_alike_in_any_batch():
-    images = torch.stack([picture(seed) for seed in range(40)])
+def test_an_image_is_augmented_equally_in_any_batch():
+    images = torch.stack([example_image(seed) for seed in range(40)])
     keys = [(0, 0, 1, row) for row in range(40)]
     whole = augment.apply(images.clone(), draw(keys))
     for row in range(40):

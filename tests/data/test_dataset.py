@@ -1,4 +1,4 @@
-"""A dataset directory survives writing and reading, and damage to it is named."""
+"""Writing, reading and checking of a dataset directory."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def test_what_is_written_is_read(directory):
     assert posts.tags.dtype == np.int16
 
 
-def test_labels_come_in_the_order_of_the_rows_asked_for(directory):
+def test_labels_are_in_the_order_of_the_requested_rows(directory):
     labels = Dataset.open(directory).posts("train").labels(np.array([2, 0, 1, 2]), 3)
     np.testing.assert_array_equal(labels, [[0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 0]])
     assert labels.dtype == bool
@@ -103,12 +103,11 @@ def test_labels_survive_the_file(tmp_path_factory, tags):
     write_tags(directory)
     write_description(directory, {"sources": ["drawn"], "extension": "jpg"})
     count = len(tags)
-    write_posts(
-        directory, post_id=list(range(count)), tags=[sorted(t) for t in tags], hash=[bytes(32)] * count,
-        source=[0] * count, phash=[0] * count,
-    )  # fmt: skip
-    labels = Dataset.open(directory).posts("train").labels(np.arange(count), 3)
-    assert [set(np.flatnonzero(row)) for row in labels] == tags
+    zeros = [0] * count
+    labels = [sorted(of_image) for of_image in tags]
+    write_posts(directory, post_id=list(range(count)), tags=labels, hash=[bytes(32)] * count, source=zeros, phash=zeros)
+    found = Dataset.open(directory).posts("train").labels(np.arange(count), 3)
+    assert [set(np.flatnonzero(row)) for row in found] == tags
 
 
 def test_schema_begins_with_the_columns_of_the_original_build(directory):
@@ -117,7 +116,7 @@ def test_schema_begins_with_the_columns_of_the_original_build(directory):
     assert (schema.field("post_id").type, schema.field("tags").type.value_type) == (pa.int64(), pa.int16())
 
 
-def test_images_lie_by_their_hash(directory):
+def test_images_are_stored_by_their_hash(directory):
     path = Dataset.open(directory).image_path(bytes.fromhex("abcdef") + bytes(29))
     assert path == directory / "images" / "ab" / "cd" / f"abcdef{'0' * 58}.jpg"
 
@@ -128,7 +127,7 @@ def test_a_failed_write_leaves_the_old_file(directory):
     assert len(Dataset.open(directory).posts("train")) == 3
 
 
-def test_a_missing_dataset_is_named_for_the_command_that_builds_it(tmp_path):
+def test_a_missing_dataset_is_a_typed_error_with_its_directory(tmp_path):
     with pytest.raises(DatasetMissing, match=r"no dataset here .*; build it$") as caught:
         Dataset.open(tmp_path / "nowhere")
     assert str(caught.value).startswith(f"{tmp_path / 'nowhere'}: ")
@@ -224,7 +223,7 @@ def test_an_empty_split_is_refused(directory):
     assert re.search("train.parquet: holds no images", damage(directory))
 
 
-def test_the_description_keeps_what_else_it_was_given(directory):
+def test_the_description_keeps_additional_facts(directory):
     write_description(directory, {"sources": [], "extension": "png", "config": {"seed": 3}})
     assert read_description(directory)["config"] == {"seed": 3}
     assert json.loads((directory / "dataset.json").read_text())["version"] == VERSION
