@@ -1,4 +1,4 @@
-"""What speed is measured against, written plainly: a Pillow pipeline, an eager training step, a looped LAMB."""
+"""References that speed is compared with, in plain code: a Pillow pipeline, an eager training step, a looped LAMB."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.functional import normalize, to_tensor
 
 from joytag.data.images import MEAN, STD, WHITE
-from joytag.models.stem import parse_stem
+from joytag.models.stem import ITEMS, Item, build_stem
 from joytag.models.vit import ViTConfig, sine_positions
 
 
 def trivial_augment() -> TrivialAugmentWide:
-    """torchvision's, as the recipe has it: bilinear, white outside."""
+    """Return torchvision's TrivialAugment with the recipe's options: bilinear, white outside the image."""
     return TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=list(WHITE))
 
 
 class PillowImages(Dataset[Tensor]):
-    """Image files, one at a time: decode, pad, resize, augment by torchvision, float tensor [3, size, size]."""
+    """Image files, read one at a time as normalized float tensors [3, size, size], augmented by torchvision."""
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths, self.size = paths, size
@@ -52,11 +52,12 @@ class LayerNorm2d(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, Y, X] to the same shape."""
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class EagerBlock(nn.Module):
-    """A transformer block with the parameters of `model.Block`."""
+    """A transformer block with the parameter names of `joytag.models.vit.Block`."""
 
     def __init__(self, config: ViTConfig, scale: float) -> None:
         super().__init__()
@@ -72,6 +73,7 @@ class EagerBlock(nn.Module):
         self.drop = StochasticDepth(config.stochdepth_rate, "row")
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] to the same shape."""
         batch, tokens, width = x.shape
         heads = [
             part.view(batch, tokens, self.num_heads, -1).transpose(1, 2)
@@ -84,25 +86,20 @@ class EagerBlock(nn.Module):
 
 
 class EagerViT(nn.Module):
-    """The released model's architecture with the tensor names of `model.ViT`, its stem in planes (NCHW)."""
+    """The released model's architecture, with the parameter names of `joytag.models.vit.ViT` and an NCHW stem."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        assert config.cnn_stem is not None and config.use_sine, "the release has a stem and sine positions"
-        layers: list[nn.Module] = []
-        channels = 3
-        for kind, options in parse_stem(config.cnn_stem):
-            if kind == "conv":
-                layers.append(nn.Conv2d(channels, options["c"], options["k"], options["s"], options["p"]))
-                channels = options["c"]
-            else:
-                layers.append(LayerNorm2d(channels) if kind == "ln" else nn.ReLU())
+        assert config.cnn_stem is not None, "there is no reference for a plain patch projection"
+        assert config.use_sine, "there is no reference for learned positions"
         self.config = config
-        self.patch_embeddings = nn.ModuleDict({"conv": nn.Sequential(*layers)})
+        stem = build_stem(config.cnn_stem, {**ITEMS, "ln": Item(LayerNorm2d)})
+        self.patch_embeddings = nn.ModuleDict({"conv": stem})
         self.blocks = nn.ModuleList(EagerBlock(config, 0.1) for _ in range(config.num_blocks))
         self.norm, self.head = nn.LayerNorm(config.d_model), nn.Linear(config.d_model, config.n_tags)
 
     def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, height, width] normalized float images to [B, N] logits."""
         x = self.patch_embeddings["conv"](images)
         positions = sine_positions(x.shape[2], x.shape[3], x.shape[1], x.device)
         x = x.flatten(2).transpose(1, 2) + positions
@@ -112,7 +109,7 @@ class EagerViT(nn.Module):
 
 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
-    """Focal loss with gamma 2, written out, times 128."""
+    """Return the focal loss with gamma 2, times 128."""
     p = torch.sigmoid(logits)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     p_t = p * labels + (1 - p) * (1 - labels)
@@ -125,9 +122,9 @@ def train_step(
     scaler: torch.amp.GradScaler,
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """A step on micro-batches of normalized float images and float labels.
+    """Take a step on micro-batches of normalized float images and float labels; returns the loss.
 
-    In fp16 where the scaler is enabled, else in float32.
+    It computes in fp16 where the scaler is enabled, else in float32.
     """
     optimizer.zero_grad()
     total = torch.zeros(())
@@ -145,7 +142,7 @@ def train_step(
 
 
 class LoopedLamb(torch.optim.Optimizer):
-    """LAMB as timm has it (bias correction, decay inside the trust ratio), one tensor and one operation at a time."""
+    """LAMB as timm implements it, one tensor and one operation at a time."""
 
     def __init__(self, parameters: Iterable[Any], lr: float, weight_decay: float = 0.05) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
@@ -153,6 +150,7 @@ class LoopedLamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all parameters."""
         self.steps += 1
         first, second = 1 - 0.9**self.steps, 1 - 0.999**self.steps
         for group in self.param_groups:

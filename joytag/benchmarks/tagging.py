@@ -1,4 +1,4 @@
-"""What tagging and measuring cost, as ratios to references that run side by side with them."""
+"""Speed of tagging and of computing metrics, side by side with references."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.sparse import csc_array, csr_array, vstack
 
 from joytag.core.timing import side_by_side
 from joytag.data import images
+from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation.curves import choose_thresholds, compute_curves
 from joytag.models import release
 from joytag.models.architectures import Model
@@ -20,11 +21,11 @@ from joytag.tagging.tagger import Tagger
 
 
 def published_example(
-    model: Model, tags: list[str], path: Path, device: torch.device, threshold: float = 0.4
+    model: Model, tags: list[str], path: Path, device: torch.device, threshold: float = DEFAULT_THRESHOLD
 ) -> set[str]:
-    """Tag an image as the released model's published example does: alone, eagerly, a dict of all its scores.
+    """Tag an image as the released model's published example does: one image at a time, with a dict of all scores.
 
-    float32 on a CPU, autocast to fp16 on CUDA.
+    It computes in float32 on a CPU, in fp16 by autocast on CUDA.
     """
     image = Image.open(path).convert("RGB")
     side = max(image.size)
@@ -54,28 +55,25 @@ def random_images(directory: Path, count: int, seed: int = 0) -> list[Path]:
     return paths
 
 
-def tag(n_images: int, rounds: int, device: str, precision: str) -> str:
-    """Images a second of `Tagger.stream` and of the published example, and how many decisions agree.
-
-    Each round both tag the same images; the ratio is the rounds' median.
-    """
+def compare_tagging(n_images: int, rounds: int, device: str, precision: str) -> str:
+    """Compare `Tagger.stream` with the published example on the same images: images per second, and decisions."""
     with tempfile.TemporaryDirectory() as folder:
         random_release(Path(folder))
         paths = random_images(Path(folder), n_images)
         tagger = Tagger.load(folder, device, precision)
         model, tags = release.load(Path(folder))
         model = model.to(tagger.device)
-        found: dict[str, list[set[str]]] = {}
+        tagged: dict[str, list[set[str]]] = {}
 
         def ours() -> None:
-            found["ours"] = [set(result.tags) for result in tagger.stream(paths)]
+            tagged["ours"] = [set(result.tags) for result in tagger.stream(paths)]
 
         def reference() -> None:
-            found["reference"] = [published_example(model, tags, path, tagger.device) for path in paths]
+            tagged["reference"] = [published_example(model, tags, path, tagger.device) for path in paths]
 
         timings = side_by_side(ours, reference, rounds)
-    differ = sum(len(a ^ b) for a, b in zip(found["ours"], found["reference"], strict=True))
-    positive = sum(map(len, found["reference"]))
+    differ = sum(len(a ^ b) for a, b in zip(tagged["ours"], tagged["reference"], strict=True))
+    positive = sum(map(len, tagged["reference"]))
     rates = timings.rates(n_images)
     return (
         f"tag: ViT-B/16, 448 px, {len(tags):,} tags, random weights; {n_images} JPEGs of 1200x800, {rounds} rounds\n"
@@ -88,7 +86,10 @@ def tag(n_images: int, rounds: int, device: str, precision: str) -> str:
 
 
 def random_predictions(path: Path, n_images: int, tags: int, seed: int = 0) -> tuple[np.ndarray, csc_array]:
-    """Scores, float16 [P, N], from a file, and labels by Zipf's law, 32 an image; each tag with its own skill."""
+    """Draw scores, float16 [P, N], in a file at `path`, and labels by Zipf's law, 32 an image.
+
+    Each tag has its own skill: the distance between the scores of its positives and negatives.
+    """
     rng = np.random.default_rng(seed)
     share = np.arange(1, tags + 1) ** -0.9
     share = np.clip(share * 32 / share.sum(), 5 / n_images, 0.7)
@@ -103,35 +104,35 @@ def random_predictions(path: Path, n_images: int, tags: int, seed: int = 0) -> t
     return np.load(path, mmap_mode="r"), vstack(labels).tocsc()
 
 
-def measuring(n_images: int, tags: int, rounds: int) -> str:
-    """Exact AP, best F1 and its threshold of every tag, and all thresholds of averages, against scikit-learn.
+def compare_metrics(n_images: int, tags: int, rounds: int) -> str:
+    """Compare exact metrics with scikit-learn: AP, best F1 and its threshold of every tag, thresholds of averages.
 
-    scikit-learn goes tag by tag: average_precision_score, and precision_recall_curve for the best F1.
+    scikit-learn computes them tag by tag: average_precision_score, and precision_recall_curve for the best F1.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
-    found: dict[str, np.ndarray] = {}
+    results: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
         scores, labels = random_predictions(Path(folder) / "scores.npy", n_images, tags)
-        by_tag = np.asfortranarray(scores, dtype=np.float32)  # what suits it best; not in its time
+        by_tag = np.asfortranarray(scores, dtype=np.float32)  # the layout that suits it best, prepared outside its time
 
         def ours() -> None:
             curves = compute_curves(scores, labels)
             choose_thresholds(curves)
-            found["ours"] = np.stack([curves.ap, curves.best_f1])
+            results["ours"] = np.stack([curves.ap, curves.best_f1])
 
         def reference() -> None:
             rows = []
             for i in range(tags):
-                carried = np.zeros(n_images, dtype=bool)
-                carried[labels.indices[labels.indptr[i] : labels.indptr[i + 1]]] = True
-                precision, recall, _ = precision_recall_curve(carried, by_tag[:, i])
+                positive = np.zeros(n_images, dtype=bool)
+                positive[labels.indices[labels.indptr[i] : labels.indptr[i + 1]]] = True
+                precision, recall, _ = precision_recall_curve(positive, by_tag[:, i])
                 f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-                rows.append((average_precision_score(carried, by_tag[:, i]), f1.max()))
-            found["reference"] = np.array(rows).T
+                rows.append((average_precision_score(positive, by_tag[:, i]), f1.max()))
+            results["reference"] = np.array(rows).T
 
         timings = side_by_side(ours, reference, rounds)
-        differ = np.abs(found["ours"] - found["reference"]).max()
+        differ = np.abs(results["ours"] - results["reference"]).max()
     rates = timings.rates(tags)
     return (
         f"metrics: AP, best F1 and thresholds of {n_images:,} images and {tags:,} tags, {rounds} rounds\n"

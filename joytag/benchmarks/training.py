@@ -1,21 +1,18 @@
-"""How fast training goes: what brings images and what eats them, each side by side with a reference."""
+"""Training speed: loading, augmentation, optimizer and step, each side by side with a reference."""
 
 from __future__ import annotations
 
-import io
-import multiprocessing
+import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import cycle, islice, product
-from json import dumps
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from joytag.benchmarks import baselines
+from joytag.benchmarks import baselines, stored_images
+from joytag.benchmarks.remote import Remote
+from joytag.benchmarks.stored_images import StoredImages
 from joytag.core import devices, progress, settings
 from joytag.core.files import write_text
 from joytag.core.timing import Comparison, Timings, side_by_side, table
-from joytag.data import augment, dataset
-from joytag.data import images as image
-from joytag.data import loader as data
+from joytag.data import augment, images, loader
 from joytag.models.architectures import training_flop
 from joytag.models.vit import ViT, ViTConfig
 from joytag.training import dry_run, optimizers, state, trainer
@@ -38,22 +35,80 @@ from joytag.training.monitor import peak_flops
 from joytag.training.run import Run
 from joytag.training.step import train_step
 
-SIZES = (224, 448)  # of the recipe's stages, pixels
-TURNS = 4  # batches that a measured step gets in turn, so that no time goes into making them
-SETTLING = 20  # steps until a GPU, its kernels and the gradient scaler have settled; those after them are measured
+SIZES = (224, 448)  # image sizes of the recipe's stages, pixels
+CYCLE = 4  # batches that a measured step gets in turn, so that their creation takes none of its time
+WARMUP = 20  # steps of a GPU before the measured ones: kernels are chosen, the gradient scaler finds its scale
 LOADED = 32  # images of a batch where loading is measured
-AHEAD = data.PREFETCH + 1  # batches of a loading process that may be there already, or nearly so
+AHEAD = loader.PREFETCH + 1  # batches of a decoding process that may already be there, or nearly so
 OPTIMIZER: dict[str, Any] = dict(name="lamb", lr=0.004, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training step to be measured: pixels, samples, device, and `key=value` settings that replace the recipe's."""
+    """A training step to measure: image size, samples, device, and `key=value` settings that replace the recipe's."""
 
     size: int
     batch: int
     device: str
     settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all comparisons of a call share: machine, stored images of 512 px, cases, and the amount of work."""
+
+    device: torch.device
+    workers: int  # decoding processes that training would start
+    copies: Sequence[Image.Image]
+    cases: Sequence[Case]
+    n_images: int  # to load
+    rounds: int
+
+    @property
+    def step_rounds(self) -> int:
+        """The rounds of comparisons of steps, which are short on a GPU."""
+        return 10 * self.rounds if self.device.type == "cuda" else self.rounds
+
+
+class Subject(NamedTuple):
+    """A subject of the benchmark: what it compares, in words and as a function."""
+
+    description: str
+    compare: Callable[[Setup], list[Comparison]]
+    only_on_gpu: bool = False  # in a run of all subjects
+
+
+def _compare_augmentation(setup: Setup) -> list[Comparison]:
+    if setup.device.type == "cuda":
+        return [compare_augmentation_on_device(case, setup.step_rounds) for case in setup.cases]
+    return [compare_augmentation(setup.copies, 448, 64, setup.rounds)]
+
+
+SUBJECTS = {
+    "loader": Subject(
+        "loading and augmenting images, against Pillow and torchvision",
+        lambda setup: compare_loading(stored_images.encode(setup.copies), SIZES, setup.n_images, setup.rounds),
+    ),
+    "augment": Subject(
+        "TrivialAugment of a batch, against torchvision's on Pillow images; on a GPU, against a training step",
+        _compare_augmentation,
+    ),
+    "optimizer": Subject(
+        "a step of LAMB, against a loop", lambda setup: [compare_optimizers(setup.step_rounds, setup.device)]
+    ),
+    "step": Subject(
+        "a training step of the released model, against an eager one",
+        lambda setup: [compare_steps(case, setup.step_rounds) for case in setup.cases],
+    ),
+    "feed": Subject(
+        "loading with all decoding processes, against what a training step takes",
+        lambda setup: [
+            compare_feeding(setup.copies, case, max(1, setup.workers), setup.rounds) for case in setup.cases
+        ],
+        only_on_gpu=True,
+    ),
+}
+ALL = "all"
 
 
 def measure(
@@ -63,134 +118,108 @@ def measure(
     batch: int | None,
     rounds: int,
     quick: bool,
-    json: Path | None,
+    json_file: Path | None,
     settings: Sequence[str] = (),
 ) -> str:
-    """The comparisons of a subject (`loader`, `augment`, `optimizer`, `step`, `feed` or `all`) as a table.
+    """Run the comparisons of one of SUBJECTS, or ALL, and return them as a table.
 
-    `copies` are images of 512 px. `all` also leaves what `plan` reckons with in its RATES. Raises SettingsError for
-    `settings` that the recipe cannot have.
+    `copies` are images of 512 px. ALL also writes the rates that a dry run reads. Raises SettingsError for `settings`
+    that the recipe cannot have.
     """
-    n_images, rounds = (384, 2) if quick else (1024, rounds)
-    chosen = devices.pick_device(device)
-    on_gpu, workers = chosen.type == "cuda", data.default_workers(chosen)
-    often = 10 * rounds if on_gpu else rounds  # a GPU's steps are short
-    cases = [Case(size, batch or (64 * (448 // size) ** 2 if on_gpu else 8), device, tuple(settings))
-             for size in (SIZES if on_gpu else SIZES[:1])]  # fmt: skip
-    for case in cases:
-        _run(case)
-    measures: dict[str, Callable[[], list[Comparison]]] = {
-        "loader": lambda: loader(_encoded(copies), SIZES, n_images, rounds),
-        "augment": lambda: (
-            [on_device(case, often) for case in cases] if on_gpu else [augmentation(copies, 448, 64, rounds)]
-        ),
-        "optimizer": lambda: [optimizer(often, chosen)],
-        "step": lambda: [step(case, often) for case in cases],
-        "feed": lambda: [feed(copies, case, max(1, workers), rounds) for case in cases],
-    }
-    wanted = [subject] if subject != "all" else [name for name in measures if name != "feed" or on_gpu]
-    found = {name: measures[name]() for name in progress.track(wanted, "Measure", len(wanted), "subjects")}
-    comparisons = [comparison for some in found.values() for comparison in some]
-    machine = f"{torch.cuda.get_device_name(chosen)}, " if on_gpu else ""
-    machine += f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    notes = [f"{date.today()}, {machine}, torch {torch.__version__}"]
-    notes += [f"{comparison.work}: {comparison.note}" for comparison in comparisons if comparison.note]
-    if json is not None:
+    setup = prepare(copies, device, batch, rounds, quick, settings)
+    names = [subject]
+    if subject == ALL:
+        names = [name for name, row in SUBJECTS.items() if setup.device.type == "cuda" or not row.only_on_gpu]
+    results = {name: SUBJECTS[name].compare(setup) for name in progress.track(names, "Measure", len(names), "subjects")}
+    comparisons = [comparison for result in results.values() for comparison in result]
+    lines = [table(comparisons), f"{date.today()}, {_machine(setup.device)}, torch {torch.__version__}"]
+    lines += [f"{comparison.work}: {comparison.note}" for comparison in comparisons if comparison.note]
+    if json_file is not None:
         facts = {"date": str(date.today()), "comparisons": [comparison.summary() for comparison in comparisons]}
-        write_text(json, dumps(facts, indent=1) + "\n")
-    if subject == "all":
-        loading = {size: found["loader"][2 * i].rates()[0] for i, size in enumerate(SIZES)}
-        if on_gpu:
-            loading = {case.size: fed.rates()[0] / workers for case, fed in zip(cases, found["feed"], strict=True)}
-        flop = {case.size: taken.rates()[0] * _flop(case) for case, taken in zip(cases, found["step"], strict=True)}
-        dry_run.write_rates(machine, workers, loading, flop)
-        notes.append(f"rates for --dry-run in {dry_run.RATES}")
-    return "\n".join([table(comparisons), *notes])
+        write_text(json_file, json.dumps(facts, indent=1) + "\n")
+    if subject == ALL:
+        dry_run.write_rates(measured_rates(results, setup))
+        lines.append(f"rates for dry runs in {dry_run.RATES}")
+    return "\n".join(lines)
 
 
-def _encoded(copies: Sequence[Image.Image]) -> dict[str, list[bytes]]:
-    """The files of two stores: JPEGs of quality 90, and the original's WebPs.
-
-    Of those, 45 % have quality 90, 45 % quality 100, and 10 % are lossless.
-    """
-    kinds = [dict(quality=90)] * 9 + [dict(quality=100)] * 9 + [dict(lossless=True)] * 2
-    files: dict[str, list[bytes]] = {"JPEG": [], "WebP": []}
-    for number, copy in enumerate(copies):
-        for kind, options in (("JPEG", dict(quality=90)), ("WebP", kinds[7 * number % 20])):
-            buffer = io.BytesIO()
-            copy.save(buffer, kind, **options)
-            files[kind].append(buffer.getvalue())
-    return files
-
-
-@dataclass(frozen=True)
-class Stored(dataset.Dataset):
-    """A dataset of image files that lie anywhere, with made-up tags."""
-
-    files: Sequence[Path]
-
-    @classmethod
-    def of(cls, files: Sequence[Path], n_tags: int = 5813) -> Stored:
-        """With the recipe's vocabulary, if not another."""
-        counts = np.full(n_tags, max(1, 32 * len(files) // n_tags))
-        names = [f"tag_{i}" for i in range(n_tags)]
-        return cls(Path(), ["files"], "jpg", dataset.TagTable(names, counts.astype(np.int8), counts, counts), files)
-
-    def posts(self, split: str) -> dataset.Posts:
-        """The files, each with 32 random tags and its number as hash."""
-        rows = np.arange(len(self.files))
-        tags = np.random.default_rng(0).integers(0, len(self.tags), 32 * len(rows)).astype(np.int16)
-        hashes = np.zeros((len(rows), 32), dtype=np.uint8)
-        hashes[:, :8] = rows[:, None].view(np.uint8)
-        return dataset.Posts(rows, 32 * np.arange(len(rows) + 1), tags, hashes, np.zeros_like(rows))
-
-    def image_path(self, sha256: bytes) -> Path:
-        """The file of a number."""
-        return self.files[int.from_bytes(sha256[:8], "little")]
+def prepare(
+    copies: Sequence[Image.Image],
+    device_name: str,
+    batch: int | None,
+    rounds: int,
+    quick: bool,
+    settings: Sequence[str],
+) -> Setup:
+    """Choose the cases and the amount of work for a device. Raises SettingsError as `measure` does."""
+    device = devices.pick_device(device_name)
+    on_gpu = device.type == "cuda"
+    cases = []
+    for size in SIZES if on_gpu else SIZES[:1]:
+        default_batch = 64 * (448 // size) ** 2 if on_gpu else 8
+        cases.append(Case(size, batch or default_batch, device_name, tuple(settings)))
+        recipe(cases[-1])
+    n_images, rounds = (384, 2) if quick else (1024, rounds)
+    return Setup(device, loader.default_workers(device), copies, cases, n_images, rounds)
 
 
-def loader(stores: dict[str, list[bytes]], sizes: Sequence[int], n_images: int, rounds: int) -> list[Comparison]:
-    """One process that loads and augments images of each size, ours from JPEG files; without its start.
+def measured_rates(results: Mapping[str, Sequence[Comparison]], setup: Setup) -> dry_run.Rates:
+    """Return the rates that a dry run reads, from the comparisons of all subjects."""
+    ours = {name: [comparison.rates()[0] for comparison in result] for name, result in results.items()}
+    if setup.device.type == "cuda":
+        pairs = zip(setup.cases, ours["feed"], strict=True)
+        loading = {case.size: rate / setup.workers for case, rate in pairs}
+    else:
+        loading = dict(zip(SIZES, ours["loader"][::2], strict=True))  # two comparisons a size, with the same of ours
+    flop = {case.size: rate * step_flop(case) for case, rate in zip(setup.cases, ours["step"], strict=True)}
+    return dry_run.Rates(str(date.today()), _machine(setup.device), setup.workers, loading, flop)
 
-    `stores` holds the same images as `JPEG` and as `WebP` files, which the references read.
+
+def _machine(device: torch.device) -> str:
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    return f"{gpu}{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def compare_loading(
+    stores: Mapping[str, Sequence[bytes]], sizes: Sequence[int], n_images: int, rounds: int
+) -> list[Comparison]:
+    """Compare one process that loads and augments images of each size; without the time to start it.
+
+    `stores` holds the same images as `JPEG` and as `WebP` files. The references read each; ours reads JPEG.
     """
     batches = n_images // LOADED
+    comparisons = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {kind: _write(Path(folder), kind, files) for kind, files in stores.items()}
-        asked = {kind: [some[i % len(some)] for i in range(LOADED * (batches + AHEAD))] for kind, some in paths.items()}
-        found = []
+        paths = {}
+        for kind, files in stores.items():
+            written = stored_images.write(Path(folder), kind, files)
+            paths[kind] = [written[i % len(written)] for i in range(LOADED * (batches + AHEAD))]
         for size, kind in product(sizes, stores):
             ours, theirs = [], []
             for _ in range(rounds + 1):
-                reading = DataLoader(baselines.PillowImages(asked[kind], size), LOADED, num_workers=1)
-                theirs.append(batches * _pace(iter(reading), AHEAD, batches))
-                ready = data.ImageDataset(Stored.of(asked["JPEG"]), "train", size, (0, 0), "trivial")
-                keys = data.training_keys(0, 0, len(ready), 0, LOADED, LOADED, 0, 1)
-                ours.append(batches * _pace(data.batches(ready, keys, 1, pin=False), AHEAD, batches))
+                reference = DataLoader(baselines.PillowImages(paths[kind], size), LOADED, num_workers=1)
+                theirs.append(batches * _seconds_per_batch(iter(reference), AHEAD, batches))
+                dataset = loader.ImageDataset(StoredImages.of(paths["JPEG"]), "train", size, (0, 0), "trivial")
+                keys = loader.training_keys(0, 0, len(dataset), 0, LOADED, LOADED, 0, 1)
+                ours.append(batches * _seconds_per_batch(loader.batches(dataset, keys, 1, pin=False), AHEAD, batches))
             timings = Timings(ours[1:], theirs[1:])  # the first round reads the files from the disk
-            work = f"load {size} px"
-            found.append(Comparison(work, f"Pillow, from {kind}", LOADED * batches, "images", timings))
-    return found
+            comparisons.append(
+                Comparison(f"load {size} px", f"Pillow, from {kind}", LOADED * batches, "images", timings)
+            )
+    return comparisons
 
 
-def _pace(loaded: Iterator[object], ahead: int, batches: int) -> float:
-    """Seconds that a batch takes, once those that were made ahead are gone."""
+def _seconds_per_batch(loaded: Iterator[object], ahead: int, batches: int) -> float:
+    """Time the batches that follow those loaded ahead."""
     sum(1 for _ in islice(loaded, ahead))
     start = time.perf_counter()
     sum(1 for _ in islice(loaded, batches))
     return (time.perf_counter() - start) / batches
 
 
-def _write(folder: Path, kind: str, files: list[bytes]) -> list[Path]:
-    paths = [folder / f"{number}.{kind.lower()}" for number in range(len(files))]
-    for path, content in zip(paths, files, strict=True):
-        path.write_bytes(content)
-    return paths
-
-
-def augmentation(copies: Sequence[Image.Image], size: int, n_images: int, rounds: int) -> Comparison:
-    """TrivialAugment of a batch, on one core."""
-    squares = [image.square(copies[i % len(copies)], size) for i in range(n_images)]
+def compare_augmentation(copies: Sequence[Image.Image], size: int, n_images: int, rounds: int) -> Comparison:
+    """Compare TrivialAugment of a batch on one CPU core."""
+    squares = [images.square(copies[i % len(copies)], size) for i in range(n_images)]
     batch = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
     draws = augment.draw([(0, row) for row in range(n_images)], augment.SPACES["trivial"], size)
     theirs = baselines.trivial_augment()
@@ -203,60 +232,55 @@ def augmentation(copies: Sequence[Image.Image], size: int, n_images: int, rounds
     return Comparison(f"augment {n_images} at {size} px", "torchvision on Pillow's", n_images, "images", timings)
 
 
-def optimizer(rounds: int, device: torch.device) -> Comparison:
-    """A step of LAMB over the released model's parameters."""
-    models = [ViT(ViTConfig(n_tags=5813)).to(device) for _ in range(2)]
-    for parameter in [*models[0].parameters(), *models[1].parameters()]:
-        parameter.grad = torch.randn_like(parameter) * 1e-3
-    ours = optimizers.build(models[0].parameters(), **OPTIMIZER)
-    theirs = baselines.LoopedLamb(models[1].parameters(), OPTIMIZER["lr"])
-    ends = [model.head.bias for model in models]  # reading it, one waits for a GPU
-    timings = side_by_side(lambda: (ours.step(), ends[0][0].item()), lambda: (theirs.step(), ends[1][0].item()), rounds)
-    return Comparison("LAMB, 91.5M parameters", "a loop over tensors", 1, "steps", timings)
-
-
-def on_device(case: Case, rounds: int) -> Comparison:
-    """TrivialAugment of a batch on its device, against the training step that follows it there."""
-    with _Remote(_augmenting, case) as ours, _Remote(_our_steps, case) as theirs:
+def compare_augmentation_on_device(case: Case, rounds: int) -> Comparison:
+    """Compare TrivialAugment of a batch on its device with the training step that follows it there."""
+    with Remote(augmentations, case) as ours, Remote(our_steps, case) as theirs:
         timings = side_by_side(ours, theirs, rounds)
     return Comparison(f"augment {case.batch} at {case.size} px", "a training step", case.batch, "images", timings)
 
 
-def step(case: Case, rounds: int) -> Comparison:
-    """A training step of the released model, ours and the eager one each in a process of its own; from equal weights.
+def compare_optimizers(rounds: int, device: torch.device) -> Comparison:
+    """Compare a step of LAMB over the released model's parameters."""
+    models = [ViT(ViTConfig(n_tags=stored_images.TAGS)).to(device) for _ in range(2)]
+    for parameter in [*models[0].parameters(), *models[1].parameters()]:
+        parameter.grad = torch.randn_like(parameter) * 1e-3
+    ours = optimizers.build(models[0].parameters(), **OPTIMIZER)
+    theirs = baselines.LoopedLamb(models[1].parameters(), OPTIMIZER["lr"])
+    last = [model.head.bias for model in models]  # reading a value of the last parameter waits for a GPU
+    timings = side_by_side(lambda: (ours.step(), last[0][0].item()), lambda: (theirs.step(), last[1][0].item()), rounds)
+    return Comparison("LAMB, 91.5M parameters", "a loop over tensors", 1, "steps", timings)
 
-    The reference in fp16 on CUDA, else in float32; ours as training would choose. The note says how far, on average,
-    the two losses of a round lie apart, and, if that is known, what shares of the device's peak the steps reach.
+
+def compare_steps(case: Case, rounds: int) -> Comparison:
+    """Compare a training step of the released model, each side in its own process, from equal weights.
+
+    Ours uses the precision that training would choose; the reference uses fp16 on CUDA, else float32. The note has
+    the mean difference of the two losses, and the shares of the device's peak where it is known.
     """
-    with _Remote(_our_steps, case) as ours, _Remote(_reference_steps, case) as theirs:
+    with Remote(our_steps, case) as ours, Remote(reference_steps, case) as theirs:
         timings = side_by_side(ours, theirs, rounds)
-    apart = float(np.mean([abs(a / b - 1) for a, b in zip(ours.results, theirs.results, strict=True)]))
-    note, peak = f"losses {apart:.1%} apart on average", peak_flops(devices.pick_device(case.device))
+    difference = float(np.mean([abs(a / b - 1) for a, b in zip(ours.results, theirs.results, strict=True)]))
+    note, peak = f"losses {difference:.1%} apart on average", peak_flops(devices.pick_device(case.device))
     if peak is not None:
-        shares = [rate * _flop(case) / peak for rate in timings.rates(case.batch)]
+        shares = [rate * step_flop(case) / peak for rate in timings.rates(case.batch)]
         note += f"; {shares[0]:.1%} of the peak of {peak / 1e12:.0f} TFLOP/s, the reference {shares[1]:.1%}"
     work = f"step of {case.batch} at {case.size} px"
     return Comparison(work, "eager, looped LAMB", case.batch, "images", timings, note)
 
 
-def _flop(case: Case) -> int:
-    run = _run(case)
-    return training_flop(run.config.architecture(len(run.dataset.tags), case.size), case.size)
-
-
-def feed(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -> Comparison:
-    """Batches for a step from so many processes that load images, against what the step takes."""
-    device, ahead = _run(case).device, workers * AHEAD
+def compare_feeding(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -> Comparison:
+    """Compare how fast so many decoding processes deliver batches with how fast a training step uses them."""
+    device, ahead = recipe(case).device, workers * AHEAD
     ours, theirs = [], []
-    with tempfile.TemporaryDirectory() as folder, _Remote(_our_steps, case) as steps:
-        paths = _write(Path(folder), "JPEG", _encoded(copies)["JPEG"])
-        stored = Stored.of([paths[i % len(paths)] for i in range(4096)])
-        stored_images = data.ImageDataset(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
-        keys = data.training_keys(0, 0, len(stored_images), 0, case.batch, case.batch, 0, 1)
-        loaded = data.batches(stored_images, keys, workers, pin=device.type == "cuda")
+    with tempfile.TemporaryDirectory() as folder, Remote(our_steps, case) as steps:
+        paths = stored_images.write(Path(folder), "JPEG", stored_images.encode(copies)["JPEG"])
+        stored = StoredImages.of([paths[i % len(paths)] for i in range(4096)])
+        dataset = loader.ImageDataset(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
+        keys = loader.training_keys(0, 0, len(dataset), 0, case.batch, case.batch, 0, 1)
+        loaded = loader.batches(dataset, keys, workers, pin=device.type == "cuda")
         steps()
         for _ in range(rounds):
-            ours.append(_pace(loaded, ahead, 2 * ahead))
+            ours.append(_seconds_per_batch(loaded, ahead, 2 * ahead))
             start = time.perf_counter()
             steps()
             theirs.append(time.perf_counter() - start)
@@ -265,80 +289,41 @@ def feed(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -
     return Comparison(work, "what a training step takes", case.batch, "images", Timings(ours, theirs))
 
 
-class _Remote:
-    """A generator in a process of its own; each call gets its next value."""
-
-    def __init__(self, function: Callable[..., Iterator[float]], *arguments: object) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, function, arguments), daemon=True)
-        self.results: list[float] = []
-
-    def __enter__(self) -> _Remote:
-        self.process.start()
-        return self
-
-    def __call__(self) -> None:
-        try:
-            self.pipe.send(True)
-            self.results.append(self.pipe.recv())
-        except (EOFError, BrokenPipeError):
-            raise ValueError("a benchmark's process has died; see its message above") from None
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.join()
+def recipe(case: Case) -> Run:
+    """Return a run of the recipe on synthetic images. Raises SettingsError, or ValueError without a reference."""
+    overrides = ["output=unused", "data.directory=unused", f"device={case.device}", f"batch_size={case.batch}"]
+    overrides += ["micro_batch=null", f"stages.0.image_size={case.size}", *case.settings]
+    config = settings.load(RunSettings, settings.find("b16_448.yaml"), overrides)
+    if config.micro_batch == "auto":
+        raise ValueError("micro_batch: auto cannot be measured; set a number")
+    if config.model.timm is not None:
+        raise ValueError("model.timm: has no reference to compare with; omit it")
+    device = devices.pick_device(case.device)
+    dtype = devices.pick_dtype(config.precision, device, config.model.d_model)
+    return Run(config, StoredImages.of([Path()] * 1000), device, dtype)
 
 
-def _serve(pipe: Connection, function: Callable[..., Iterator[float]], arguments: tuple[object, ...]) -> None:
-    values = function(*arguments)
-    while pipe.recv():
-        pipe.send(next(values))
+def step_flop(case: Case) -> int:
+    """Return the floating-point operations of a training step for one image."""
+    run = recipe(case)
+    return training_flop(run.config.architecture(len(run.dataset.tags), case.size), case.size)
 
 
-def _run(case: Case) -> Run:
-    """The recipe, on made-up images. Raises SettingsError."""
-    given = ["output=unused", "data.directory=unused", f"device={case.device}", f"batch_size={case.batch}"]
-    given += ["micro_batch=null", f"stages.0.image_size={case.size}", *case.settings]
-    config = settings.load(RunSettings, settings.find("b16_448.yaml"), given)
-    if config.micro_batch == "auto" or config.model.timm is not None:
-        raise ValueError(
-            "a measured step takes a number as micro_batch, and no model.timm, of which there is no reference"
-        )
-    chosen = devices.pick_device(case.device)
-    dtype = devices.pick_dtype(config.precision, chosen, config.model.d_model)
-    return Run(config, Stored.of([Path()] * 1000), chosen, dtype)
-
-
-def _batches(run: Run) -> Iterator[list[data.Batch]]:
-    """The micro-batches of one step after the other, a few steps' over and over again."""
-    micro, size = run.micro_batch, run.stages[0].image_size
-    random, steps = torch.Generator().manual_seed(0), []
-    for _ in range(TURNS):
-        step = []
-        for _ in range(run.share // micro):
-            pixels = torch.randint(0, 256, (micro, size, size, 3), dtype=torch.uint8, generator=random)
-            rows = torch.randint(len(run.images), (micro,), generator=random)
-            labels = torch.from_numpy(run.images.labels(rows.numpy(), len(run.dataset.tags)))
-            batch = data.Batch(pixels.permute(0, 3, 1, 2), labels, rows, rows, [])
-            step.append(batch.pin_memory() if run.device.type == "cuda" else batch)
-        steps.append(step)
-    return cycle(steps)
-
-
-def _our_steps(case: Case) -> Iterator[float]:
-    run = _run(case)
+def our_steps(case: Case) -> Iterator[float]:
+    """Take training steps; yield the loss after each."""
+    run = recipe(case)
     if run.device.type == "cpu":
         devices.keep_memory()
     current = state.initial_state(run)
     current.model.train()
     trainer.compile_parts(current.model, run)
     losses = (train_step(current, current.model, iter(batches), run).loss for batches in _batches(run))
-    yield from _settled(losses, run)
+    yield from _after_warmup(losses, run.device)
 
 
-def _reference_steps(case: Case) -> Iterator[float]:
-    run = _run(case)
+def reference_steps(case: Case) -> Iterator[float]:
+    """Take steps of the reference from the same weights on the same batches; yield the loss after each."""
+    run = recipe(case)
     initial = state.initial_state(run).model
     assert isinstance(initial, ViT)
     model = baselines.EagerViT(initial.config).to(run.device)
@@ -346,26 +331,44 @@ def _reference_steps(case: Case) -> Iterator[float]:
     lamb = baselines.LoopedLamb(model.parameters(), OPTIMIZER["lr"])
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.device.type == "cuda")
 
-    def inputs(batch: data.Batch) -> tuple[Tensor, Tensor]:
-        images = image.normalize(batch.images.to(run.device, non_blocking=True)).contiguous()
-        return images, batch.labels.to(run.device, non_blocking=True).float()
+    def inputs(batch: loader.Batch) -> tuple[Tensor, Tensor]:
+        normalized = images.normalize(batch.images.to(run.device, non_blocking=True)).contiguous()
+        return normalized, batch.labels.to(run.device, non_blocking=True).float()
 
     steps = (baselines.train_step(model, lamb, scaler, list(map(inputs, batches))) for batches in _batches(run))
-    yield from _settled(map(float, steps), run)
+    yield from _after_warmup(map(float, steps), run.device)
 
 
-def _settled(losses: Iterator[float], run: Run) -> Iterator[float]:
-    for loss in islice(losses, SETTLING if run.device.type == "cuda" else 0, None):
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()  # for the optimizer's part, which comes after the loss
-        yield loss
-
-
-def _augmenting(case: Case) -> Iterator[float]:
-    run = _run(case)
-    space = augment.SPACES["trivial"]
-    pixels = torch.randint(0, 256, (case.batch, case.size, case.size, 3), dtype=torch.uint8, device=run.device)
+def augmentations(case: Case) -> Iterator[float]:
+    """Augment batches on the case's device; yield a value that waits for each."""
+    device = recipe(case).device
+    pixels = torch.randint(0, 256, (case.batch, case.size, case.size, 3), dtype=torch.uint8, device=device)
     pixels[:, : case.size // 2] = 255  # much of a drawing is white
-    draws = [augment.draw([(n, row) for row in range(case.batch)], space, case.size)[0] for n in range(TURNS)]
-    for some in cycle(draws):
-        yield float(augment.apply(pixels.clone().permute(0, 3, 1, 2), some)[0, 0, 0, 0])
+    keys = [[(number, row) for row in range(case.batch)] for number in range(CYCLE)]
+    for draws in cycle([augment.draw(some, augment.SPACES["trivial"], case.size)[0] for some in keys]):
+        yield float(augment.apply(pixels.clone().permute(0, 3, 1, 2), draws)[0, 0, 0, 0])
+
+
+def _batches(run: Run) -> Iterator[list[loader.Batch]]:
+    """Yield the micro-batches of one step after the other, from a cycle of a few random batches."""
+    micro, size = run.micro_batch, run.stages[0].image_size
+    random, steps = torch.Generator().manual_seed(0), []
+    for _ in range(CYCLE):
+        step = []
+        for _ in range(run.share // micro):
+            pixels = torch.randint(0, 256, (micro, size, size, 3), dtype=torch.uint8, generator=random)
+            rows = torch.randint(len(run.images), (micro,), generator=random)
+            labels = torch.from_numpy(run.images.labels(rows.numpy(), len(run.dataset.tags)))
+            batch = loader.Batch(pixels.permute(0, 3, 1, 2), labels, rows, rows, [])
+            step.append(batch.pin_memory() if run.device.type == "cuda" else batch)
+        steps.append(step)
+    return cycle(steps)
+
+
+def _after_warmup(losses: Iterator[float], device: torch.device) -> Iterator[float]:
+    """Yield the losses after a GPU's first steps, each when the device has done all of its step."""
+    on_gpu = device.type == "cuda"
+    for loss in islice(losses, WARMUP if on_gpu else 0, None):
+        if on_gpu:
+            torch.cuda.synchronize()  # the optimizer's part comes after the loss
+        yield loss

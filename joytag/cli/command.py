@@ -9,7 +9,8 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -83,7 +84,7 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
     except Exit as end:
         if rank > 0 and end.code != ExitCode.FAILED:
             sys.exit(end.code)
-        _end(title, str(end), end.code)
+        _end(title, _with_notes(end), end.code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "joytag", "data_prep"):
@@ -92,7 +93,7 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
     except OSError as error:
         _end(title, f"{error.filename}: {error.strerror}" if error.filename else str(error), ExitCode.USER_ERROR)
     except ValueError as error:
-        _end(title, f"{error}{_build_command(error)}", ExitCode.USER_ERROR)
+        _end(title, f"{_with_notes(error)}{_build_command(error)}", ExitCode.USER_ERROR)
     except KeyboardInterrupt:
         _end(title, "interrupted", ExitCode.INTERRUPTED)
 
@@ -111,6 +112,20 @@ def _build_command(error: ValueError) -> str:
         except settings.SettingsError:
             config = Path("CONFIG")
     return f" with: joytag build --config {config}"
+
+
+@contextmanager
+def remedies(by_type: Mapping[type[Exception], str]) -> Iterator[None]:
+    """Add this command's remedy to errors of these types, as a note that `report_errors` prints in the same line."""
+    try:
+        yield
+    except tuple(by_type) as error:
+        error.add_note(next(remedy for kind, remedy in by_type.items() if isinstance(error, kind)))
+        raise
+
+
+def _with_notes(error: Exception) -> str:
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def _end(title: str, reason: str, code: int) -> NoReturn:

@@ -6,12 +6,19 @@ from pathlib import Path
 
 from data_prep.build import BuildSettings, build
 from joytag.cli.arguments import Parser
+from joytag.cli.command import remedies
 from joytag.core import settings
-from joytag.core.errors import Exit
+from joytag.core.errors import Diverged, ProcessLost, Stopped
 from joytag.data import tag_names
 from joytag.models import checkpoint, release
 from joytag.training import launch
 from joytag.training.config import RunSettings
+
+REMEDIES = {
+    Stopped: "the same command goes on",
+    ProcessLost: "the same command goes on",
+    Diverged: "start again with another --output and a lower optimizer.lr",
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -41,8 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = base.sources[0].model_copy(update={"path": str(given.images)})
     tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / tag_names.FILE)})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
-    try:
+    with remedies(REMEDIES):
         launch.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
-    except Exit as end:
-        raise Exit(str(end).replace(launch.GO_ON, "the same command goes on"), end.code) from None
     print(f"Next: joytag tag --model {given.output}/release IMAGES")

@@ -4,10 +4,22 @@ import argparse
 from collections.abc import Sequence
 
 from joytag.cli.arguments import Parser, PrintSettings
+from joytag.cli.command import remedies
 from joytag.core import settings
+from joytag.core.errors import GradientsDiverged, ProcessLost, Stopped, WeightsDiverged
 from joytag.models import release
 from joytag.training import dry_run, launch
 from joytag.training.config import RunSettings
+
+REMEDIES = {
+    Stopped: "go on with --resume auto",
+    ProcessLost: "go on with --resume auto",
+    WeightsDiverged: "branch off one with --resume PATH output=DIR and a lower optimizer.lr",
+    GradientsDiverged: "--resume auto goes on after them, --resume PATH output=DIR branches off an older checkpoint, "
+    "perhaps with a lower optimizer.lr",
+    launch.HasCheckpoints: "add --resume auto, or output=DIR for a new run",
+    dry_run.RatesError: "or measure again with joytag benchmark all",
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -29,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = settings.load(RunSettings, settings.find(given.config), given.overrides)
     if config.init_from is not None:
         config = config.fitted_to(release.read_config(release.locate(config.init_from)))
-    if given.dry_run:
-        print(dry_run.describe(config))
-    else:
-        launch.start(config, given.resume)
+    with remedies(REMEDIES):
+        if given.dry_run:
+            rates = dry_run.read_rates()
+            print(dry_run.describe(config, rates))
+            if rates is None:
+                print("For the time that it takes here, measure this machine first: joytag benchmark all")
+        else:
+            launch.start(config, given.resume)

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from joytag.core.errors import ProcessLost
+
 Value = TypeVar("Value")
 
 _store: dist.Store | None = None  # of the process group; shows a failure without waiting for a collective
-
-
-class ProcessLost(RuntimeError):
-    """Another process has ended or does not answer; one line that names it."""
 
 
 def rank() -> int:

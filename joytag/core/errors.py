@@ -26,3 +26,26 @@ class Exit(Exception):
     def __init__(self, message: str, code: int = ExitCode.FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Stopped(Exit):
+    """A signal asked the program to stop; its work is saved and can be resumed."""
+
+
+class ProcessLost(Exit):
+    """Another process died or does not answer; the message names it."""
+
+
+class Diverged(Exit):
+    """Training has failed: gradients or weights are no longer finite."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ExitCode.DIVERGED)
+
+
+class WeightsDiverged(Diverged):
+    """The weights are no longer finite; only the checkpoints before are left."""
+
+
+class GradientsDiverged(Diverged):
+    """Too many steps in a row had no finite gradients; the weights before them are saved."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from joytag.core import devices, distributed, progress
-from joytag.core.errors import Exit, ExitCode
+from joytag.core.errors import Exit, ExitCode, ProcessLost
 from joytag.core.files import file_hash
 from joytag.core.signals import Interrupts
 from joytag.data import loader
@@ -122,7 +122,7 @@ def predict_release(
                     labels = predictions.label_matrix(image_dataset.posts, len(names))
                     writer.finish(image_dataset.posts, labels, dataset.tags)
             return distributed.rank() == 0
-    except distributed.ProcessLost as error:
+    except ProcessLost as error:
         raise Unfinished(str(error)) from None
 
 

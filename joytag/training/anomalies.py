@@ -1,4 +1,4 @@
-"""Skipped steps, loss spikes and undecodable images: recorded, and the run ended when there are too many."""
+"""Skipped steps, loss spikes and undecodable images: record them, and end the run when there are too many."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from joytag.core import jsonl
-from joytag.core.errors import Exit, ExitCode
+from joytag.core.errors import GradientsDiverged
 from joytag.data import loader
 from joytag.data.dataset import Dataset, Posts
 from joytag.training import schedule
 from joytag.training.run import Run
-from joytag.training.state import (
-    TrainState,
-    save_state,
-)
+from joytag.training.state import TrainState, save_state
 from joytag.training.step import Step
-from joytag.training.tracker import Tracker, _append
+from joytag.training.tracker import Tracker, append_line
 
 
 def ids_of_step(samples: int, skipped: int, run: Run) -> list[int]:
-    """The ids of the images of the global batch that begins there."""
+    """Return the ids of the images of the global batch that begins after so many samples."""
     index, done = schedule.locate(samples, run.stages)
     keys = loader.training_keys(
         run.config.seed, index, len(run.images), done + skipped, run.config.batch_size, run.config.batch_size, 0, 1
@@ -31,64 +28,62 @@ def ids_of_step(samples: int, skipped: int, run: Run) -> list[int]:
 
 
 @dataclass
-class Watch:
-    """Records what is out of the ordinary in a run, and ends the run when it is too much."""
+class AnomalyMonitor:
+    """Records a run's anomalies, and ends the run when there are too many."""
 
     run: Run
     tracker: Tracker
     quarantine: Quarantine
-    spikes: Spikes
+    spikes: SpikeDetector
     skips: int = 0  # in a row
 
-    def heed(self, step: Step, state: TrainState) -> None:
-        """Note a step that has just been done. Raises Exit after the last skip allowed, ValueError for bad images."""
+    def check(self, step: Step, state: TrainState) -> None:
+        """Check the step just taken. Raises GradientsDiverged after `max_skips`, ValueError above `data.max_bad`."""
         config = self.run.config
         if step.bad:
             share = self.quarantine.add(state.samples, step.bad) / len(self.run.images)
             if share > config.data.max_bad:
                 raise ValueError(
                     f"data.max_bad: {share:.1%} of the images cannot be decoded, see {self.quarantine.path}; "
-                    "build the dataset again, or raise it"
+                    "build the dataset again, or raise the limit"
                 )
-        score = self.spikes.score(step.loss) if step.taken else None
+        score = None if step.skipped else self.spikes.score(step.loss)
         if score is not None:
-            self.tell(state, step, "loss spike", score=score)
-        # While the scaler is looking for a scale, overflows are its business.
-        harmless = step.taken or (state.scaler.is_enabled() and state.scaler.get_scale() >= 1)
+            self.record(state, step, "loss spike", score=score)
+        # Overflows are normal while the scaler searches for a scale.
+        harmless = not step.skipped or (state.scaler.is_enabled() and state.scaler.get_scale() >= 1)
         self.skips = 0 if harmless else self.skips + 1
-        if not step.taken:
-            self.tell(state, step, "skipped step", scale=state.scaler.get_scale())
+        if step.skipped:
+            self.record(state, step, "skipped step", scale=state.scaler.get_scale())
         if self.skips == config.max_skips:
             save_state(state, self.run, required=True)
-            raise Exit(
+            raise GradientsDiverged(
                 f"{self.run.root}: {self.skips} steps in a row had no finite gradients; the last good state is saved, "
-                f"the images' ids are in {self.tracker.events}; --resume auto goes on after them, --resume PATH "
-                "output=DIR branches off an older checkpoint, perhaps with a lower optimizer.lr",
-                ExitCode.DIVERGED,
+                f"the images' ids are in {self.tracker.events}"
             )
 
-    def tell(self, state: TrainState, step: Step, what: str, **figures: float) -> None:
+    def record(self, state: TrainState, step: Step, kind: str, **metrics: float) -> None:
         """Record an event with the ids of the step's images."""
-        ids = ids_of_step(step.begun, state.skipped - self.run.config.batch_size * (not step.taken), self.run)
-        facts = {"loss": step.loss, "grad_norm": step.norm, **figures, "ids": ids}
-        self.tracker.event(state.samples, what, facts)
+        skipped_before = state.skipped - self.run.config.batch_size * step.skipped
+        facts = {"loss": step.loss, "grad_norm": step.norm, **metrics}
+        self.tracker.event(state.samples, kind, facts | {"ids": ids_of_step(step.start, skipped_before, self.run)})
 
 
-class Spikes:
-    """Finds losses far above the last ones, by the robust z-score (Iglewicz and Hoaglin 1993, section 3).
+class SpikeDetector:
+    """Detects losses far above the last ones, by the robust z-score (Iglewicz and Hoaglin 1993, section 3).
 
     The score is 0.6745 times the distance from the median of the last `window` losses, over their median absolute
-    deviation. It is told only after `least` losses, and never below the median.
+    deviation. A loss is a spike when its score exceeds `limit`; the first `warmup` losses never are.
     """
 
-    def __init__(self, limit: float = 12.0, window: int = 256, least: int = 32) -> None:
-        self.limit, self.least = limit, least
+    def __init__(self, limit: float = 12.0, window: int = 256, warmup: int = 32) -> None:
+        self.limit, self.warmup = limit, warmup
         self.losses: deque[float] = deque(maxlen=window)
 
     def score(self, loss: float) -> float | None:
-        """The score of a finite loss if it is a spike, else None."""
+        """Return the score of a finite loss if it is a spike, else None."""
         score = None
-        if len(self.losses) >= self.least:
+        if len(self.losses) >= self.warmup:
             median = float(np.median(self.losses))
             spread = float(np.median(np.abs(np.array(self.losses) - median)))
             score = 0.6745 * (loss - median) / max(spread, 1e-3 * abs(median), 1e-12)
@@ -97,7 +92,7 @@ class Spikes:
 
 
 class Quarantine:
-    """Images of a run that cannot be decoded, each once in quarantine.jsonl; written where the tracker writes."""
+    """The images of a run that cannot be decoded; the tracker's process lists each once in quarantine.jsonl."""
 
     def __init__(self, dataset: Dataset, posts: Posts, tracker: Tracker) -> None:
         self.dataset, self.posts, self.enabled = dataset, posts, tracker.enabled
@@ -105,11 +100,11 @@ class Quarantine:
         self.rows = {int(line["row"]) for line in jsonl.read(self.path)}
 
     def add(self, samples: int, bad: list[tuple[int, str]]) -> int:
-        """Note rows that cannot be decoded, and why; returns how many there are by now."""
+        """Add rows that cannot be decoded, with the reasons; returns how many there are so far."""
         for row, reason in bad:
             if row not in self.rows and self.enabled:
                 post_id, source = int(self.posts.ids[row]), self.dataset.sources[self.posts.sources[row]]
                 facts = {"samples": samples, "row": row, "post_id": post_id, "source": source, "reason": reason}
-                _append(self.path, facts)
+                append_line(self.path, facts)
             self.rows.add(row)
         return len(self.rows)

@@ -1,4 +1,4 @@
-"""Whether a run is well: its speed, what it waits for, and losses out of the ordinary."""
+"""Training monitor: throughput, data wait, share of the peak, memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ import torch
 
 T = TypeVar("T")
 
-# Dense fp16 operations a second that the makers promise, by what the device calls itself.
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-         "V100": 125e12, "T4": 65e12, "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+# Peak FLOP/s of dense fp16 by the data sheets, by a part of the device's name.
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 5090": 210e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's peak in half precision, operations a second, if it is known."""
+    """Return the device's peak in half precision, FLOP/s, if it is known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -27,7 +38,10 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class Meter:
-    """Samples a second, the share of time spent waiting for data, the share of the device's peak, and memory."""
+    """Measures samples per second, the share of time spent waiting for data, memory, and model FLOP utilization.
+
+    `flop` is the cost of a sample; the utilization is left out where the device's peak is unknown.
+    """
 
     def __init__(self, device: torch.device, flop: int, processes: int) -> None:
         peak = peak_flops(device)
@@ -36,14 +50,14 @@ class Meter:
 
     @contextmanager
     def step(self, samples: int) -> Iterator[None]:
-        """Measure a step, of so many samples of all processes."""
+        """Measure a step; `samples` counts those of all processes."""
         before = time.perf_counter()
         yield
         self.elapsed += time.perf_counter() - before
         self.samples += samples
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches, the time that each takes to arrive noted."""
+        """Yield the batches, and measure the wait for each."""
         while True:
             before = time.perf_counter()
             batch = next(batches, None)
@@ -52,14 +66,14 @@ class Meter:
                 return
             yield batch
 
-    def figures(self) -> dict[str, float]:
-        """What was measured in the steps since the last figures."""
+    def metrics(self) -> dict[str, float]:
+        """Return what was measured since the last call: samples_per_s, data_wait, memory_gb, mfu."""
         rate = self.samples / self.elapsed
-        figures = {"samples_per_s": rate, "data_wait": self.waited / self.elapsed, "memory_gb": self._memory()}
+        metrics = {"samples_per_s": rate, "data_wait": self.waited / self.elapsed, "memory_gb": self._memory()}
         if self.utilization is not None:
-            figures["mfu"] = rate * self.utilization
+            metrics["mfu"] = rate * self.utilization
         self.elapsed, self.waited, self.samples = 0.0, 0.0, 0
-        return figures
+        return metrics
 
     def _memory(self) -> float:
         if self.device.type == "cuda":

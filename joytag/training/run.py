@@ -1,4 +1,4 @@
-"""What stays the same during a run, worked out from its settings."""
+"""The constants of a run, derived from its settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from joytag.training.config import RunSettings
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same during a run, worked out from its settings."""
+    """The constants of a run: settings, dataset, device, number format, and what follows from them."""
 
     config: RunSettings
     dataset: Dataset
@@ -27,6 +27,7 @@ class Run:
 
     @cached_property
     def stages(self) -> list[schedule.Stage]:
+        """The stages in whole global batches."""
         return self.config.plan()
 
     @cached_property
@@ -36,16 +37,18 @@ class Run:
 
     @property
     def root(self) -> Path:
+        """The directory of the checkpoints."""
         return Path(self.config.output) / "checkpoints"
 
     @property
     def workers(self) -> int:
+        """Number of decoding processes."""
         workers = self.config.data.workers
         return loader.default_workers(self.device) if workers is None else workers
 
     @property
     def share(self) -> int:
-        """The samples of a global batch that this process works on. Raises ValueError when there is no even share."""
+        """The samples of a global batch that fall to this process. Raises ValueError when shares are unequal."""
         share, rest = divmod(self.config.batch_size, distributed.world_size())
         if rest:
             raise ValueError(
@@ -55,8 +58,8 @@ class Run:
 
     @property
     def micro_batch(self) -> int:
-        """The samples that this process works on at once. Raises ValueError when its share is no multiple of that."""
-        assert self.config.micro_batch != "auto", "settled comes first"
+        """The samples that this process computes at once. Raises ValueError unless they divide its share."""
+        assert self.config.micro_batch != "auto", "call micro_batch.resolve first"
         micro = min(self.config.micro_batch or self.share, self.share)
         if self.share % micro:
             raise ValueError(
@@ -69,7 +72,7 @@ class Run:
 
     @cached_property
     def frequencies(self) -> Tensor:
-        """Each tag's share among the training images, never 0 or 1, float64 [N]."""
+        """Each tag's share of the training images, smoothed so that it is never 0 or 1; float64 [N]."""
         return torch.from_numpy((self.dataset.tags.counts + 1) / (len(self.images) + 2))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Pure functions of the samples seen: the stage, the learning rate, what is due."""
+"""Stage, learning rate and what is due, as pure functions of the samples trained on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Stage:
 
 
 def whole_batches(samples: int, batch_size: int) -> int:
-    """`samples` rounded down to a multiple of the batch size."""
+    """Round down to a multiple of the batch size."""
     return samples - samples % batch_size
 
 
 def locate(samples: int, stages: Sequence[Stage]) -> tuple[int, int]:
-    """The index of the stage that the next sample belongs to, and how many of its samples are done.
+    """Return the index of the stage of the next sample, and how many of the stage's samples are done.
 
-    At the end of training that is the last stage, wholly done.
+    At the end of training it is the last stage, with all its samples done.
     """
     for index, stage in enumerate(stages[:-1]):
         if samples < stage.samples:
@@ -37,17 +37,17 @@ def locate(samples: int, stages: Sequence[Stage]) -> tuple[int, int]:
 
 
 def total(stages: Sequence[Stage]) -> int:
-    """Samples in all stages."""
+    """Return the samples of all stages."""
     return sum(stage.samples for stage in stages)
 
 
 def ends(stages: Sequence[Stage]) -> set[int]:
-    """How many samples were seen at the end of each stage."""
+    """Return the samples trained on by the end of each stage."""
     return {total(stages[: index + 1]) for index in range(len(stages))}
 
 
 def learning_rate(samples: int, stages: Sequence[Stage], peak: float) -> float:
-    """Cosine decay from `peak` to 0 between restarts, without warmup (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Return the rate of a cosine from `peak` to 0 between restarts (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     index, done = locate(samples, stages)
     first = max(i for i in range(index + 1) if i == 0 or stages[i].restart)
     last = next((i for i in range(index + 1, len(stages)) if stages[i].restart), len(stages))
@@ -56,5 +56,5 @@ def learning_rate(samples: int, stages: Sequence[Stage], peak: float) -> float:
 
 
 def due(every: int, before: int, after: int) -> bool:
-    """Whether a multiple of `every` samples was reached in going from `before` to `after`."""
+    """Whether a multiple of `every` samples lies after `before` and not after `after`."""
     return before // every < after // every

@@ -1,4 +1,4 @@
-"""A run and its state: worked out from settings, made from scratch, saved to and read from a checkpoint."""
+"""The state of a run: created from settings, saved to a checkpoint, read from one."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ import torch
 from timm.utils import ModelEmaV3
 
 from joytag.core import distributed
-from joytag.core.errors import Exit, ExitCode
+from joytag.core.errors import WeightsDiverged
 from joytag.models import checkpoint, release
 from joytag.models.architectures import Model
 from joytag.training import optimizers, transfer
 from joytag.training.run import Run
 
-# Of fp16 gradients, at first. torch's 2**16 leaves those of the blocks 0, by a quarter in B/16 at 448 px and altogether
-# behind the small layer scales of L/14, and LAMB then decays their weights; a scale that is too large halves itself.
+# The first scale of fp16 gradients. At torch's 2**16 a quarter of the blocks' gradients underflow to 0 in B/16 at
+# 448 px, and all of them behind the small layer scales of L/14; LAMB then only decays these weights. A scale that is
+# too large halves itself within a few steps.
 FIRST_SCALE = 2.0**26
 
 
 @dataclass
 class TrainState:
-    """Everything that a run needs to go on where it was."""
+    """All that a run needs to resume."""
 
     model: Model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: ModelEmaV3 | None = None  # of the weights
-    samples: int = 0  # learned from so far, over all stages
-    skipped: int = 0  # beyond those, over all stages: of steps whose gradients were not finite
-    validated: int = 0  # the samples at the last validation
+    samples: int = 0  # trained on so far, over all stages
+    skipped: int = 0  # besides those: the samples of steps without finite gradients, over all stages
+    validated: int = 0  # `samples` at the last validation
 
     @property
     def released(self) -> Model:
@@ -42,22 +43,24 @@ class TrainState:
 
     @property
     def drawn(self) -> int:
-        """The samples taken from the data so far, learned from or skipped; they number the checkpoints."""
+        """The samples drawn from the data so far, trained on or skipped; they number the checkpoints."""
         return self.samples + self.skipped
 
-    def advance(self, samples: int, taken: bool) -> None:
-        """Count a step's samples: learned from, or skipped."""
-        self.samples += samples * taken
-        self.skipped += samples * (not taken)
+    def advance(self, samples: int, skipped: bool) -> None:
+        """Count the samples of a step."""
+        if skipped:
+            self.skipped += samples
+        else:
+            self.samples += samples
 
     def set_image_size(self, size: int) -> None:
-        """Go on at an image size."""
+        """Continue at another image size, in pixels."""
         for model in {self.model, self.released}:
             model.set_image_size(size)
 
 
 def fresh_optimizer(model: Model, run: Run) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler]:
-    """An optimizer and a gradient scaler without history, as at the start of a stage that restarts."""
+    """Create an optimizer and a gradient scaler without history, as at the start of a stage that restarts."""
     settings = run.config.optimizer
     parameters: Any = [p for p in model.parameters() if p.requires_grad]
     if settings.layer_decay < 1:
@@ -67,7 +70,7 @@ def fresh_optimizer(model: Model, run: Run) -> tuple[torch.optim.Optimizer, torc
 
 
 def new_model(run: Run) -> Model:
-    """The architecture with random weights, the same for the same seed."""
+    """Create the model with random weights, the same for the same seed."""
     torch.manual_seed(run.config.seed)
     model = run.config.architecture(len(run.dataset.tags), run.stages[0].image_size).build()
     if run.config.model.freeze is not None:
@@ -75,50 +78,48 @@ def new_model(run: Run) -> Model:
     return model.to(run.device)
 
 
-def initial_state(run: Run) -> TrainState:
-    """A model that starts by giving each tag its frequency as score, or with the weights of `init_from`.
+def new_state(model: Model, run: Run) -> TrainState:
+    """Create the state of a run that begins with this model."""
+    average = None if run.config.average is None else ModelEmaV3(model, decay=run.config.average)
+    return TrainState(model, *fresh_optimizer(model, run), average)
 
-    Otherwise the rare positives drown in the first steps (Lin et al. 2017, section 4.1).
+
+def initial_state(run: Run) -> TrainState:
+    """Create the state that a run starts from: random weights, or those of `init_from`.
+
+    The head's biases give each new tag its frequency as score. Otherwise the loss of the many negatives drowns the
+    rare positives in the first steps (Lin et al. 2017, section 4.1).
     """
     model = new_model(run)
     model.head.bias.data = run.frequencies.logit().to(model.head.bias)
     if run.config.init_from is not None:
-        fate = transfer.carry_over(model, run.dataset.tags.names, *source(run))
+        tags = transfer.carry_over(model, run.dataset.tags.names, *load_source(run))
         if distributed.rank() == 0:
-            print(f"{run.config.init_from}: " + ", ".join(f"{len(tags):,} tags {what}" for what, tags in fate.items()))
-            for what in ("new", "dropped"):
-                if fate[what]:
-                    print(f"  {what}: {', '.join(fate[what][:10])}{' ...' if len(fate[what]) > 10 else ''}")
-    return TrainState(model, *fresh_optimizer(model, run), averaged(model, run))
+            print(f"{run.config.init_from}: {tags.summary()}")
+    return new_state(model, run)
 
 
-def averaged(model: Model, run: Run) -> ModelEmaV3 | None:
-    """An exponential moving average of the weights, from what they are now on, if one is asked for."""
-    return None if run.config.average is None else ModelEmaV3(model, decay=run.config.average)
-
-
-def source(run: Run) -> tuple[Model, list[str]]:
-    """The release that the run starts from, on its device, and its tag names."""
+def load_source(run: Run) -> tuple[Model, list[str]]:
+    """Read the release that the run starts from, on the run's device, and its tag names."""
     assert run.config.init_from is not None
     model, tags = release.load(release.locate(run.config.init_from))
     return model.to(run.device), tags
 
 
 def save_state(state: TrainState, run: Run, required: bool) -> None:
-    """Write a checkpoint of the state (on rank 0 alone); if that is not `required`, failing is only warned of.
+    """Write a checkpoint, on rank 0; call it on all ranks.
 
-    Raises CheckpointError, and Exit when the weights have diverged.
+    Raises CheckpointError when it cannot be written and is `required`; otherwise only warns. Raises WeightsDiverged,
+    on all ranks, when a weight is not finite.
     """
     if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
-        raise Exit(
-            f"{run.root}: the weights are no longer finite after {state.samples} samples; the checkpoints before stay; "
-            "branch off one with --resume PATH output=DIR and a lower optimizer.lr",
-            ExitCode.DIVERGED,
+        raise WeightsDiverged(
+            f"{run.root}: the weights are no longer finite after {state.samples} samples; the checkpoints before stay"
         )
     failure = ""
     if distributed.rank() == 0:
         tensors, optimizer = checkpoint.pack_optimizer(state.optimizer)
-        if state.average is not None:  # which is what the release part of the checkpoint holds
+        if state.average is not None:  # which the release part of the checkpoint holds
             tensors |= {f"model.{name}": value for name, value in state.model.state_dict().items()}
         facts = {
             "samples": state.samples,
@@ -126,7 +127,7 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             "validated": state.validated,
             "scaler": state.scaler.state_dict(),
             "optimizer": optimizer,
-            "course": course(run),
+            "resume_fingerprint": resume_fingerprint(run),
         }
         keep = run.config.keep_last, run.config.keep_every
         try:
@@ -141,13 +142,13 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             warnings.warn(f"{failure}; the run goes on", stacklevel=2)
 
 
-def course(run: Run) -> dict[str, Any]:
-    """What decides how a run goes on: it must not change between a checkpoint and its resuming.
+def resume_fingerprint(run: Run) -> dict[str, Any]:
+    """Return what must match when a run resumes, as JSON values by name.
 
-    Only the peak rate may, in a run that branches off into a directory of its own.
+    Only the peak rate `lr` may differ, in a run that branches off into a directory of its own.
     """
-    chosen = {"seed", "batch_size", "stages", "loss", "average", "init_from"}
-    return run.config.model_dump(mode="json", include=chosen) | {
+    settings = {"seed", "batch_size", "stages", "loss", "average", "init_from"}
+    return run.config.model_dump(mode="json", include=settings) | {
         "optimizer": run.config.optimizer.model_dump(mode="json", exclude={"lr"}),
         "lr": run.config.optimizer.lr,
         "augment": run.config.data.augment,
@@ -159,17 +160,16 @@ def course(run: Run) -> dict[str, Any]:
 
 
 def load_state(path: Path, run: Run) -> TrainState:
-    """Read a checkpoint. Raises ValueError when it is damaged or belongs to another vocabulary or architecture."""
+    """Read a checkpoint. Raises ValueError when it is damaged or of another vocabulary, architecture or recipe."""
     saved, tags, tensors, facts = checkpoint.load(path)
     if tags != run.dataset.tags.names:
         raise ValueError(f"{path}: was trained on another vocabulary than {run.dataset.directory}; start a new run")
-    for key, value in course(run).items():
-        before = facts.get("course", {}).get(key)
+    for key, value in resume_fingerprint(run).items():
+        before = facts.get("resume_fingerprint", {}).get(key)
         if before != value and (key != "lr" or path.parent.resolve() == run.root.resolve()):
-            remedy = "add output=DIR to branch off" if key == "lr" else "start a new run"
+            remedy = "set another output to branch off" if key == "lr" else "start a new run"
             raise ValueError(f"{path}: {key}: was {before} there, is {value} now; {remedy}")
-    model = new_model(run)
-    state = TrainState(model, *fresh_optimizer(model, run), averaged(model, run))
+    state = new_state(new_model(run), run)
     weights = {name.removeprefix("model."): tensors.pop(name) for name in [*tensors] if name.startswith("model.")}
     try:
         state.released.load_state_dict(saved.state_dict())

@@ -1,4 +1,4 @@
-"""One line of figures to log.jsonl, the terminal and wandb; whatever fails here never stops a run."""
+"""Write metrics to log.jsonl, the terminal and wandb. A failure here never stops a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from joytag.core import jsonl
 from joytag.core.files import write_text
 
-INIT_TIMEOUT = 30  # seconds that wandb may take to reach its server
-FINISH_TIMEOUT = 60  # and to send the rest of a run; `wandb sync` sends it later
+INIT_TIMEOUT = 30  # seconds for wandb to reach its server
+FINISH_TIMEOUT = 60  # seconds to upload the rest of a run; `wandb sync` uploads what is left
 
 
 class Tracker:
-    """Records figures by the number of samples seen; on ranks other than 0 (`enabled` False) it does nothing.
+    """Records metrics by the number of samples trained on; with `enabled` False, on ranks other than 0, does nothing.
 
-    Logs that are longer than the `samples` a run resumes from are cut there, so that no line occurs twice.
+    A run that resumes from `samples` first removes later lines from its logs, so that no line occurs twice.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         if self.enabled:
             self.progress.stop()
-            self._tell_wandb("finish")
+            self._call_wandb("finish")
 
     def advance(self, samples: int) -> None:
         """Move the progress bar."""
@@ -65,30 +65,30 @@ class Tracker:
             self.progress.update(self.task, completed=samples)
 
     @property
-    def shows(self) -> bool:
-        """Whether there is a place for images."""
+    def shows_images(self) -> bool:
+        """Whether images can be shown, by wandb."""
         return self.enabled and self.wandb is not None
 
-    def log(self, samples: int, figures: dict[str, float], details: dict[str, float] | None = None) -> None:
-        """Record one line of figures, and `details`, which the terminal does without."""
+    def log(self, samples: int, metrics: dict[str, float], details: dict[str, float] | None = None) -> None:
+        """Record one line of metrics, and `details`, which the terminal does not show."""
         if not self.enabled:
             return
-        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.console.print(f"{samples:>11,}  {text}", highlight=False, soft_wrap=True)
-        figures = figures | (details or {})
-        _append(self.path, {"samples": samples, **figures})
-        self._tell_wandb("log", figures, step=samples)
+        metrics = metrics | (details or {})
+        append_line(self.path, {"samples": samples, **metrics})
+        self._call_wandb("log", metrics, step=samples)
 
     def images(self, samples: int, arrays: np.ndarray, captions: list[str]) -> None:
         """Send images, uint8 [B, height, width, 3], with their captions to wandb."""
-        if self.shows:
+        if self.shows_images:
             import wandb
 
             shown = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
-            self._tell_wandb("log", {"validation": shown}, step=samples)
+            self._call_wandb("log", {"validation": shown}, step=samples)
 
-    def _tell_wandb(self, name: str, *arguments: Any, **options: Any) -> None:
-        """Call a method of wandb's run; once that fails, do without it, since each further try would take seconds."""
+    def _call_wandb(self, name: str, *arguments: Any, **options: Any) -> None:
+        """Call a method of wandb's run. After a failure wandb is not used again, since each try would take seconds."""
         if self.wandb is not None:
             try:
                 getattr(self.wandb, name)(*arguments, **options)
@@ -97,14 +97,15 @@ class Tracker:
                 self.wandb = None
 
     def event(self, samples: int, kind: str, facts: dict[str, Any]) -> None:
-        """Record something out of the ordinary, in events.jsonl and, without its lists, on the terminal."""
+        """Record an anomaly, in events.jsonl and, without its lists, on the terminal."""
         if self.enabled:
             text = "  ".join(f"{name} {value:.4g}" for name, value in facts.items() if isinstance(value, float))
             self.console.print(f"{samples:>11,}  {kind}: {text}, see {self.events}", highlight=False, soft_wrap=True)
-            _append(self.events, {"samples": samples, "event": kind, **facts})
+            append_line(self.events, {"samples": samples, "event": kind, **facts})
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append a line of JSON to a file; only warn when it cannot be written."""
     try:
         jsonl.append(path, line)
     except OSError as error:
@@ -112,7 +113,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any]) -> Any:
-    """A wandb run that a resumed training continues, or None when there is none to be had."""
+    """Start or continue the directory's wandb run; None when wandb is disabled or fails."""
     if mode == "disabled":
         return None
     try:
@@ -140,15 +141,15 @@ def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any
             return wandb.init(mode=mode, **arguments)
         except Exception as error:
             warnings.warn(f"wandb cannot be reached ({error}); recording offline", stacklevel=2)
-            wandb.teardown()  # it holds the run's id
+            wandb.teardown()  # the failed attempt still holds the run's id
             return wandb.init(mode="offline", **arguments)
     except Exception as error:
-        warnings.warn(f"wandb is of no use here ({error}); log.jsonl has all figures", stacklevel=2)
+        warnings.warn(f"wandb cannot be used ({error}); log.jsonl has all metrics", stacklevel=2)
         return None
 
 
 def _has_account() -> bool:
-    """Whether wandb knows who we are, from the environment or from `wandb login`, without asking the network."""
+    """Whether an account is configured, in the environment or by `wandb login`; does not use the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname

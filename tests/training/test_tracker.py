@@ -78,7 +78,7 @@ def silent(monkeypatch) -> None:
     ("trouble", "mode", "warning"),
     [
         (lambda monkeypatch: None, "auto", None),
-        (absent, "offline", "wandb is of no use here .*; log.jsonl has all figures"),
+        (absent, "offline", "wandb cannot be used .*; log.jsonl has all metrics"),
         (killed, "offline", "wandb: .*; the run goes on without it"),
         (silent, "online", "wandb cannot be reached .*; recording offline"),
     ],
@@ -105,8 +105,8 @@ def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_images(run_values, tmp
     started, logged = [], []
 
     class Recorder:
-        def log(self, figures, step):
-            logged.append((step, figures))
+        def log(self, metrics, step):
+            logged.append((step, metrics))
 
         def finish(self):
             pass
@@ -122,9 +122,9 @@ def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_images(run_values, tmp
     trainer.train(run, checkpoint.newest(run.root))
     assert started[0]["id"] == started[1]["id"]
     assert started[0]["resume"] == "allow"
-    assert {step for step, figures in logged if "loss" in figures} >= {16, 96, 104, 112, 184}
-    shown = {step: figures["validation"] for step, figures in logged if "validation" in figures}
-    assert [*shown] == [step for step, figures in logged if "val_loss" in figures]
+    assert {step for step, metrics in logged if "loss" in metrics} >= {16, 96, 104, 112, 184}
+    shown = {step: metrics["validation"] for step, metrics in logged if "validation" in metrics}
+    assert [*shown] == [step for step, metrics in logged if "val_loss" in metrics]
     for images in shown.values():
         assert len(images) == 8
         assert all("tag_" in image._caption for image in images)

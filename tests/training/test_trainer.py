@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torchvision.ops import sigmoid_focal_loss
 
 from joytag.core import jsonl, settings
-from joytag.core.errors import Exit
+from joytag.core.errors import Stopped, WeightsDiverged
 from joytag.core.signals import Interrupts
 from joytag.data.dataset import Dataset
 from joytag.data.images import normalize
@@ -52,7 +52,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
         assert torch.equal(value, second[name]), name
 
 
-class Stopped(Exception):
+class KilledError(Exception):
     """Stands for the end of the process."""
 
 
@@ -62,10 +62,10 @@ def train_killed_at(run: trainer.Run, samples: int, monkeypatch) -> None:
 
     def dying_step(state, *arguments):
         if state.samples == samples:
-            raise Stopped
+            raise KilledError
         return step(state, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(trainer, "train_step", dying_step)
         trainer.train(run, checkpoint.newest(run.root))
 
@@ -123,7 +123,7 @@ def test_a_step_is_plain_gradient_descent_on_the_multiplied_and_clipped_loss(run
     step = _step.train_step(state, state.model, iter(batches), run)
     assert step.loss == pytest.approx(expected.item(), rel=1e-5)
     assert step.norm == pytest.approx(float(norm), rel=1e-4) and norm > 1, "otherwise nothing is clipped"
-    assert step.taken
+    assert not step.skipped
     assert (state.samples, state.skipped) == (8, 0)
     for (name, after), gradient in zip(state.model.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(after.detach(), before[name] - 0.004 * gradient / norm, rtol=1e-4, atol=1e-6)
@@ -277,7 +277,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_it_goes_on_bit_identical(
     owner, name, call, samples = PLACES[place]
     whole = trainer.train(run_of(run_values, output=str(tmp_path / "whole")), None)
     run = run_of(run_values)
-    with monkeypatch.context() as patch, pytest.raises(Exit, match="as asked; go on with --resume auto") as end:
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="as asked") as end:
         interrupt_at(call, owner, name, number, patch)
         trainer.train(run, None)
     assert end.value.code == SIGNALS[number]
@@ -316,7 +316,7 @@ def test_every_config_trains_in_miniature(path, dataset_directory, tmp_path):
         "retain": 0.0,
     }
     assert values.keys() <= {*RunSettings.model_fields, "base"}
-    run = micro_batch.settled(run_of(changed))
+    run = micro_batch.resolve(run_of(changed))
     state = trainer.train(run, None)
     lines = jsonl.read(tmp_path / "log.jsonl")
     assert state.samples == 24 * len(stages)
@@ -331,16 +331,16 @@ def test_the_micro_batch_is_found_once_and_recorded(run_values, monkeypatch, cap
     monkeypatch.setattr(micro_batch, "fits", lambda run, micro: tried.append(micro) or micro <= 6)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
-    assert micro_batch.settled(run).config.micro_batch == 6
+    assert micro_batch.resolve(run).config.micro_batch == 6
     assert len(tried) <= 5
     assert "micro_batch: 6 samples at once on a GPU" in capsys.readouterr().out
     tried.clear()
-    assert micro_batch.settled(run).config.micro_batch == 6
+    assert micro_batch.resolve(run).config.micro_batch == 6
     assert not tried
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a smaller GPU")
     monkeypatch.setattr(micro_batch, "fits", lambda run, micro: False)
     with pytest.raises(ValueError, match="micro_batch: not even 1 fits"):
-        micro_batch.settled(run)
+        micro_batch.resolve(run)
 
 
 def test_the_first_gradients_in_fp16_are_not_lost_behind_small_layer_scales(run_values):
@@ -426,7 +426,7 @@ def test_another_vocabulary_or_model_is_refused(run_values):
         trainer.load_state(path, wider)
     with pytest.raises(ValueError, match="optimizer: was"):
         trainer.load_state(path, run_of(run_values, optimizer={"weight_decay": 0.5}))
-    with pytest.raises(ValueError, match=r"lr: was 0\.004 there, is 0\.002 now; add output=DIR to branch off"):
+    with pytest.raises(ValueError, match=r"lr: was 0\.004 there, is 0\.002 now; set another output to branch off"):
         trainer.load_state(path, run_of(run_values, optimizer={"lr": 0.002}))
     branch = run_of(run_values, optimizer={"lr": 0.002}, output=run_values["output"] + "-slower")
     assert trainer.load_state(path, branch).samples == 184
@@ -444,7 +444,7 @@ def test_diverged_weights_do_not_replace_a_good_checkpoint(run_values):
     state = trainer.train(run, None)
     before = checkpoint.checkpoints(run.root)
     state.model.head.bias.data[0] = float("nan")
-    with pytest.raises(Exit, match="no longer finite") as end:
+    with pytest.raises(WeightsDiverged, match="no longer finite") as end:
         trainer.save_state(state, run, required=False)
     assert end.value.code == 3
     assert checkpoint.checkpoints(run.root) == before
@@ -491,7 +491,7 @@ def test_a_job_that_was_started_again_goes_on_by_itself(run_values, monkeypatch,
     monkeypatch.setenv(name, "0")
     assert launch.starting_point(run, None) is None
     trainer.train(run, None)
-    with pytest.raises(ValueError, match="holds checkpoints; add --resume auto"):
+    with pytest.raises(launch.HasCheckpoints, match="holds checkpoints"):
         launch.starting_point(run, None)
     monkeypatch.setenv(name, "1")
     assert launch.starting_point(run, None) == checkpoint.newest(run.root)

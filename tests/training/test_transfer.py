@@ -53,8 +53,9 @@ def test_rows_are_carried_over_by_name():
     model = vit(4)
     bias = model.head.bias.detach().clone().normal_()
     model.head.bias.data.copy_(bias)
-    fate = transfer.carry_over(model, ["c", "new", "a", "other"], source, tags)
-    assert fate == {"kept": ["c", "a"], "new": ["new", "other"], "dropped": ["b"]}
+    carried = transfer.carry_over(model, ["c", "new", "a", "other"], source, tags)
+    assert carried == (["c", "a"], ["new", "other"], ["b"])
+    assert carried.summary() == "2 tags kept, 2 tags new, 1 tags dropped\n  new: new, other\n  dropped: b"
     assert torch.equal(model.head.weight[[0, 2]], source.head.weight[[2, 0]])
     assert torch.equal(model.head.bias[[0, 2]], source.head.bias[[2, 0]])
     assert not model.head.weight[[1, 3]].any()
