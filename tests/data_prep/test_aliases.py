@@ -1,4 +1,4 @@
-"""Aliases from files: every form gives the same, and mistakes are named."""
+"""Aliases are read from all formats; mistakes are named."""
 
 import json
 
@@ -10,9 +10,14 @@ from data_prep.aliases import read_aliases
 EXPECTED = {"old": "newest", "new": "newest", "grey_hair_(x)": "gray_hair"}
 
 
-def test_every_form_gives_the_same(tmp_path):
-    rows = [relation("old", "new"), relation("new", "newest"), relation("Grey hair (x)", "gray_hair"),
-            relation("dead", "gone", "deleted"), {"status": "active"}]  # fmt: skip
+def test_all_formats_give_the_same_aliases(tmp_path):
+    rows = [
+        relation("old", "new"),
+        relation("new", "newest"),
+        relation("Grey hair (x)", "gray_hair"),
+        relation("dead", "gone", "deleted"),
+        {"status": "active"},
+    ]
     (tmp_path / "tag_aliases000000000000.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "a.csv").write_text(
         "\ufeffid,antecedent_name,consequent_name\n1,old,new\n2,new,newest\n3,grey hair \\(x\\),gray_hair\n"

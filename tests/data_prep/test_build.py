@@ -1,4 +1,4 @@
-"""Raw sources become a dataset whose tags, copies and split are what a slow and simple recount says."""
+"""A dataset has the tags, copies and split that a slow and simple recount expects."""
 
 from collections import Counter
 from pathlib import Path
@@ -30,7 +30,7 @@ def final_tags(raw: list[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[BuildSettings, dict[tuple[int, int], set[str]]]:
-    """A config that has been built, and the tags that each (source, post) should have ended up with."""
+    """A config that was built, and the expected tags of each (source, post)."""
     root = tmp_path_factory.mktemp("build")
     rng = np.random.default_rng(0)
     expected: dict[tuple[int, int], set[str]] = {}
@@ -104,7 +104,7 @@ def contents(config: BuildSettings) -> dict[str, list[dict]]:
     return {split: pq.read_table(Path(config.output) / f"{split}.parquet").to_pylist() for split in SPLITS}
 
 
-def test_a_built_dataset_holds_the_expected_images_with_the_expected_tags(built):
+def test_a_dataset_has_the_expected_images_and_tags(built):
     config, expected = built
     names = Dataset.open(Path(config.output)).tags.names
     found = {
@@ -117,7 +117,7 @@ def test_a_built_dataset_holds_the_expected_images_with_the_expected_tags(built)
         assert all(row["tags"] == sorted(set(row["tags"])) for row in split)
 
 
-def test_a_built_dataset_lists_its_tags_as_a_recount_does(built):
+def test_the_table_of_tags_equals_a_recount(built):
     config, _ = built
     splits = contents(config)
     table = pq.read_table(Path(config.output) / "tags.parquet").to_pylist()
@@ -134,8 +134,8 @@ def test_a_built_dataset_lists_its_tags_as_a_recount_does(built):
     assert table == sorted(table, key=lambda row: (-row["count_train"], row["name"]))
 
 
-def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_path):
-    """The shipped configuration on 30 images: a tag of 10, one of 4, and a release's three."""
+def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_fraction(tmp_path):
+    """The shipped config on 30 images with a tag of 10 images, one of 4, and a release's three tags."""
     (folder := tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for number in range(30):
@@ -158,7 +158,7 @@ def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_share(tmp_pa
     assert validation.labels(np.arange(3), 4)[:, dataset.tags.names.index("new_(thing)")].any()
 
 
-def test_a_list_of_tags_to_keep_that_is_missing_is_named(tmp_path):
+def test_a_missing_list_of_tags_to_keep_is_named(tmp_path):
     (folder := tmp_path / "images").mkdir()
     Image.new("RGB", (40, 40), "red").save(folder / "a.png")
     (folder / "a.txt").write_text("a")
@@ -176,7 +176,7 @@ def test_no_validation_image_looks_like_a_training_image(built):
     assert sum(map(len, phashes.values())) == len(expected) - 1, "the two look-alikes should share a pHash"
 
 
-def test_every_image_of_a_built_dataset_is_there_and_small(built):
+def test_every_image_of_a_dataset_exists_and_is_small(built):
     config, _ = built
     dataset = Dataset.open(Path(config.output))
     assert dataset.sources == ["mirror", "folder"]
@@ -217,22 +217,24 @@ def test_a_build_that_cannot_succeed_leaves_no_dataset(built, tmp_path, section,
     assert not (tmp_path / "dataset.json").exists()
 
 
-def test_two_sources_of_one_name_are_refused(built):
+def test_two_sources_with_the_same_name_are_refused(built):
     config, _ = built
     values = config.model_dump()
     with pytest.raises(ValueError, match="two have the same name"):
         BuildSettings.model_validate(values | {"sources": [values["sources"][1]] * 2})
 
 
-def test_a_dataset_whose_sources_have_changed_is_not_taken_for_new(tmp_path):
+def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     (folder := tmp_path / "images").mkdir()
     for number in range(4):
         random_image(number).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("cat, dog")
     values = {
-        "output": str(tmp_path / "out"), "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}],
-        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"images": 1, "min_per_tag": 1},
-    }  # fmt: skip
+        "output": str(tmp_path / "out"),
+        "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}],
+        "tags": {"min_count": 2, "min_tags": 1},
+        "validation": {"images": 1, "min_per_tag": 1},
+    }
     config = BuildSettings.model_validate(values)
     build(config)
     (folder / "4.txt").write_text("cat")
@@ -244,7 +246,7 @@ def test_a_dataset_whose_sources_have_changed_is_not_taken_for_new(tmp_path):
     assert sum(len(rows) for rows in contents(config).values()) == 5
 
 
-def test_images_that_arrive_later_are_found_and_the_others_not_scanned_again(tmp_path, monkeypatch):
+def test_only_shards_with_images_that_arrived_later_are_scanned_again(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "SHARD", 4)
     lines = []
     for number in range(1, 11):
@@ -256,9 +258,11 @@ def test_images_that_arrive_later_are_found_and_the_others_not_scanned_again(tmp
     late = tmp_path / "original" / "0006" / "6.png"
     late.rename(tmp_path / "late.png")
     values = {
-        "output": str(tmp_path / "out"), "sources": [{"name": "m", "kind": "danbooru2021", "path": str(tmp_path)}],
-        "tags": {"min_count": 2, "min_tags": 1}, "validation": {"images": 2, "min_per_tag": 1},
-    }  # fmt: skip
+        "output": str(tmp_path / "out"),
+        "sources": [{"name": "m", "kind": "danbooru2021", "path": str(tmp_path)}],
+        "tags": {"min_count": 2, "min_tags": 1},
+        "validation": {"images": 2, "min_per_tag": 1},
+    }
     config = BuildSettings.model_validate(values)
     build(config)
     assert sum(len(rows) for rows in contents(config).values()) == 9
@@ -271,7 +275,7 @@ def test_images_that_arrive_later_are_found_and_the_others_not_scanned_again(tmp
     assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [True, False, True]
 
 
-def test_without_images_there_are_tags_but_nothing_to_train_on(built, tmp_path):
+def test_a_build_without_images_has_tags_but_nothing_to_train_on(built, tmp_path):
     config, _ = built
     values = config.model_dump() | {"output": str(tmp_path / "tags"), "images": False}
     dataset = Dataset.open(build(BuildSettings.model_validate(values)))
@@ -282,7 +286,7 @@ def test_without_images_there_are_tags_but_nothing_to_train_on(built, tmp_path):
     assert (tmp_path / "tags" / "top_tags.txt").read_text().split("\n") == dataset.tags.names
 
 
-def test_a_dataset_can_be_built_from_the_config_that_lies_in_it(built):
+def test_a_dataset_can_be_built_from_its_own_config(built):
     config, _ = built
     assert load(BuildSettings, Path(config.output) / CONFIG) == config
 
@@ -299,7 +303,7 @@ def test_a_dataset_of_another_version_must_be_built_again(built, tmp_path):
             refused()
 
 
-def test_a_dataset_is_a_source_of_another(built, tmp_path):
+def test_a_dataset_can_be_a_source_of_another(built, tmp_path):
     config, expected = built
     values = config.model_dump() | {
         "output": str(tmp_path / "again"),
@@ -313,7 +317,7 @@ def test_a_dataset_is_a_source_of_another(built, tmp_path):
     assert dataset.image_path(posts_[0].hashes[0].tobytes()).suffix == ".webp"
 
 
-def test_hostile_rows_write_nothing_outside_the_output_and_are_listed(tmp_path):
+def test_hostile_rows_are_listed_and_write_nothing_outside_the_output(tmp_path):
     mirror, output = tmp_path / "mirror", tmp_path / "out"
     digest = "0123456789abcdef0123456789abcdef"
     strange = ["a,b", '"quoted"', "🦊", "ערבית", "x" * 10_000_000, "n\0l", "../../x", "tab\tbed"]

@@ -1,4 +1,4 @@
-"""The embedded corpora have the tags that their tables say."""
+"""The embedded corpora have the tags of OpenMoji's table."""
 
 from pathlib import Path
 
@@ -59,5 +59,5 @@ def test_openmoji_tags_can_be_joined_by_spaces_and_commas(emoji):
 
 
 @pytest.mark.parametrize("name", ["1f44b-1f3fb.svg", "1F44B-1F3FB", "00a9-fe0f", "2764-FE0F-200D-1F525"])
-def test_both_projects_spell_a_code_point_alike(name):
+def test_both_projects_spell_a_code_point_the_same_way(name):
     assert openmoji.code_point(Path(name).stem) in ("1F44B-1F3FB", "A9", "2764-200D-1F525")

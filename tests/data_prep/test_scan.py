@@ -1,4 +1,4 @@
-"""An image's verdict, hashes and stored copy are what Pillow and imagehash say of it."""
+"""A scan agrees with Pillow and imagehash on verdicts, hashes and stored copies."""
 
 import errno
 import hashlib
@@ -29,6 +29,7 @@ def test_a_good_image_is_measured_and_stored(tmp_path):
     with Image.open(dataset.image_path(tmp_path / "out", found.sha256, "jpg")) as stored:
         assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 26))
     assert not list((tmp_path / "out").rglob("*.part"))
+    assert found.thumbnail
     colours = np.frombuffer(found.thumbnail, np.uint8).reshape(16, 16, 3).astype(int)
     shrunk = np.asarray(random_image(0, 60, 48).resize((16, 16), Image.Resampling.BOX)).astype(int)
     assert np.abs(colours - shrunk).mean() < 3
@@ -46,36 +47,36 @@ def test_a_good_image_is_measured_and_stored(tmp_path):
         (encode(Image.new("F", (40, 40)), "TIFF"), "floating-point"),
     ],
 )
-def test_a_image_that_cannot_be_used_is_not_stored_and_says_why(tmp_path, data, reason):
+def test_a_refused_image_has_a_reason_and_is_not_stored(tmp_path, data, reason):
     assert scan_bytes(tmp_path, data).reason == reason
     assert not (tmp_path / "out").exists()
 
 
-def test_a_image_with_another_md5_is_refused(tmp_path):
+def test_an_image_with_another_md5_is_refused(tmp_path):
     assert scan_bytes(tmp_path, encode(random_image(0)), md5(b"else")).reason == "md5 differs from the metadata"
 
 
-def test_a_image_that_is_not_there_is_a_verdict(tmp_path):
+def test_a_missing_image_is_refused(tmp_path):
     store = scan.Store(tmp_path, 32, "jpeg")
     assert scan.scan(tmp_path / "nowhere.png", None, store).reason == "missing"
     assert scan.scan(tmp_path, None, store).reason == "cannot be read"
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_phash_is_imagehashs_read_as_bits(seed):
+def test_a_phash_has_the_bits_of_imagehash(seed):
     drawn = random_image(seed)
     bits = imagehash.phash(drawn).hash.flatten()
     assert scan.phash(drawn) == int("".join(str(int(bit)) for bit in bits), 2)
 
 
 @pytest.mark.parametrize("colour", ["white", "black", "#808080"])
-def test_phash_of_a_flat_image_counts_as_flat(colour):
+def test_the_phash_of_a_flat_image_is_flat(colour):
     hashes = [scan.phash(Image.new("RGB", (40, 40), colour)), scan.phash(random_image(0))]
     assert dedup.is_flat(np.array(hashes, np.uint64)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_phash_of_a_reduced_jpeg_is_the_whole_images_or_is_not_given(seed):
+def test_the_phash_of_a_reduced_jpeg_is_that_of_the_whole_image_or_none(seed):
     data = encode(random_image(seed, 1501 + 7 * seed, 1203), "JPEG", quality=85)
     reduced = images.decode_reduced(data, 512)
     assert reduced.size == (1501 + 7 * seed, 1203)
@@ -84,20 +85,20 @@ def test_phash_of_a_reduced_jpeg_is_the_whole_images_or_is_not_given(seed):
     assert scan.reduced_phash(reduced) in (exact, None)
 
 
-def test_a_reduced_jpegs_phash_is_known_where_it_is_clear():
+def test_some_reduced_jpegs_have_a_phash():
     assert any(
         scan.reduced_phash(images.decode_reduced(encode(random_image(s, 1500, 1200), "JPEG"), 512)) for s in range(12)
     )
 
 
-def test_a_phash_too_close_to_call_is_taken_from_the_whole_image(tmp_path, monkeypatch):
+def test_an_ambiguous_phash_is_computed_from_the_whole_image(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "SAFE_GAP", 1e9)
     data = encode(random_image(1, 1600, 1200), "JPEG")
     assert scan_bytes(tmp_path, data, longest=512).phash == scan.phash(images.decode(data))
 
 
 @pytest.mark.parametrize("size", [(1500, 1003), (1003, 1500), (2047, 2049), (3001, 700), (513, 511)])
-def test_a_copy_of_a_reduced_jpeg_is_that_of_the_whole(size):
+def test_the_copy_of_a_reduced_jpeg_is_close_to_that_of_the_whole_image(size):
     data = encode(random_image(3, *size), "JPEG", quality=92)
     whole = images.decode(data)
     expected = images.fit(whole, 512)
@@ -107,7 +108,7 @@ def test_a_copy_of_a_reduced_jpeg_is_that_of_the_whole(size):
     assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).mean() < 1.5
 
 
-def test_a_turned_jpeg_is_decoded_upright_and_whole():
+def test_a_rotated_jpeg_is_decoded_upright_and_at_full_size():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(random_image(4, 1500, 1000), "JPEG", exif=exif)
@@ -120,19 +121,20 @@ def test_copies_are_stored_in_the_chosen_format(tmp_path, format, pillow):
     path = tmp_path / "image.png"
     path.write_bytes(encode(random_image(5)))
     found = scan.scan(path, None, scan.Store(tmp_path, 32, format))
+    assert found.sha256
     with Image.open(dataset.image_path(tmp_path, found.sha256, scan.extension(format))) as stored:
         assert stored.format == pillow
         assert stored.size == (32, 26)
 
 
-def test_the_mixed_format_has_the_shares_of_the_original_build():
+def test_the_mixed_format_has_the_proportions_of_the_original_build():
     small = random_image(6, 24, 24)
     kinds = [scan.encode(small, "mixed", bytes([byte, 0, 0, 0] + [0] * 28)) for byte in range(256)]
     webp = [encode(small, "WEBP", quality=90), encode(small, "WEBP", quality=100), encode(small, "WEBP", lossless=True)]
     assert [round(kinds.count(data) / 256, 2) for data in webp] == [0.45, 0.45, 0.1]
 
 
-def test_a_full_disk_leaves_no_part_of_a_copy(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_copy(tmp_path, monkeypatch):
     def full(path: Path, data: bytes) -> None:
         with path.open("wb") as file:
             file.write(data[:10])

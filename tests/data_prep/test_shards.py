@@ -1,4 +1,4 @@
-"""Shards are done once, published whole, and done again only if they have to be."""
+"""Shards run once, are written atomically, and run again only if they must."""
 
 import json
 import os
@@ -54,14 +54,14 @@ def test_results_come_in_the_order_of_the_parts_and_from_several_processes(tmp_p
     assert os.getpid() not in pids
 
 
-def test_what_is_done_is_not_done_again(tmp_path):
+def test_finished_shards_are_not_run_again(tmp_path):
     run(tmp_path)
     before = times(tmp_path)
     assert run(tmp_path, fail_on_two) == [0, 1, 4, 9, 16]
     assert not changed(tmp_path, before)
 
 
-def test_another_identity_does_all_again(tmp_path):
+def test_another_identity_runs_all_shards_again(tmp_path):
     run(tmp_path)
     before = times(tmp_path)
     assert run(tmp_path, parts=range(3), identity="b") == [0, 1, 4]
@@ -70,7 +70,7 @@ def test_another_identity_does_all_again(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "missing", "unlisted", "torn"])
-def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
+def test_a_damaged_shard_is_run_again(tmp_path, harm):
     run(tmp_path)
     before, file, manifest = times(tmp_path), tmp_path / "000003.parquet", tmp_path / shards.MANIFEST
     lines = manifest.read_text().splitlines()
@@ -93,19 +93,19 @@ def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
 
 
 @pytest.mark.parametrize("parts", [range(5), [2]])  # on processes, and alone in this one
-def test_an_error_of_the_work_is_raised_and_what_was_done_stays(tmp_path, parts):
+def test_an_error_is_raised_and_finished_shards_are_kept(tmp_path, parts):
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, fail_on_two, parts)
     assert run(tmp_path, parts=parts) == [part * part for part in parts]
 
 
-def test_a_worker_that_dies_is_told_in_a_line(tmp_path):
+def test_a_worker_that_dies_is_reported_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="a worker process died"):
         run(tmp_path, die_on_two)
     assert run(tmp_path) == [0, 1, 4, 9, 16]
 
 
-def test_no_parts_no_files(tmp_path):
+def test_without_parts_there_are_no_files(tmp_path):
     assert run(tmp_path, parts=[]) == []
 
 
@@ -154,7 +154,7 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_missing_ray_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError) as error:
         run(tmp_path, backend="ray")
@@ -162,7 +162,7 @@ def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_does_what_processes_do(tmp_path, monkeypatch):
+def test_ray_gives_the_results_of_processes(tmp_path, monkeypatch):
     require_ray()
     import ray
 

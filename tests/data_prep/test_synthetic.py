@@ -1,4 +1,4 @@
-"""A build of the synthetic mirror makes of every planted fault and copy what the answer key says."""
+"""A build of the synthetic mirror treats every fault and copy as the answer key expects."""
 
 import hashlib
 import json
@@ -57,13 +57,13 @@ def rows(output: Path, name: str) -> list[dict]:
 
 
 def digest(output: Path) -> dict[str, str]:
-    """The hashes of all that a build publishes."""
+    """The hashes of all files that a build writes."""
     files = [output / name for name in OUTPUTS] + sorted((output / "images").rglob("*.*"))
     return {path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def kept_posts(mirror: Path, key: synthetic.Key) -> dict[int, set[str]]:
-    """The final tags of all images that should be kept, by code that the build doesn't share."""
+    """The final tags of all images that should be kept, by code that the build does not use."""
     posts = baseline.read_posts(mirror)
     for post_id in {i for reason, ids in key.rejected.items() if reason != "listed twice" for i in ids}:
         del posts[post_id]
@@ -94,7 +94,7 @@ def test_every_fault_and_copy_is_accounted_for(mirror, built):
     assert len(found) + len(rows(built, "train")) + len(rows(built, "validation")) == key.posts
 
 
-def test_tags_and_their_counts_are_those_of_a_plain_recount(mirror, built):
+def test_tags_and_their_counts_equal_a_simple_recount(mirror, built):
     expected = kept_posts(*mirror)
     counts = Counter(name for names in expected.values() for name in names)
     vocabulary = {name for name, count in counts.items() if count >= 40}
@@ -124,7 +124,7 @@ def test_no_validation_image_looks_like_a_training_image(mirror, built):
     assert all(side[a] == side[b] for a, b in pairs)
 
 
-def test_within_a_radius_retouched_images_are_copies_and_none_is_apart(mirror, built, tmp_path):
+def test_within_a_radius_retouched_images_are_copies_and_look_alikes_stay_together(mirror, built, tmp_path):
     folder, key = mirror
     changed = settings(folder, tmp_path / "near", copies={"radius": 3})
     (tmp_path / "near").mkdir()
@@ -144,13 +144,13 @@ def test_within_a_radius_retouched_images_are_copies_and_none_is_apart(mirror, b
     assert all(np.bitwise_count(train ^ phash).min() > 3 for phash in validation)
 
 
-def test_one_worker_builds_the_same(mirror, built, tmp_path, monkeypatch):
+def test_one_worker_builds_the_same_dataset(mirror, built, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert digest(build(settings(mirror[0], tmp_path / "out"))) == digest(built)
 
 
 @pytest.mark.slow
-def test_ray_builds_the_same(mirror, built, tmp_path):
+def test_ray_builds_the_same_dataset(mirror, built, tmp_path):
     require_ray()
     assert digest(build(settings(mirror[0], tmp_path / "out"), "ray")) == digest(built)
 
@@ -161,7 +161,7 @@ def command(mirror: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "joytag", "build", "--config", str(config)]
 
 
-def test_a_build_killed_at_any_moment_ends_the_same(mirror, built, tmp_path):
+def test_a_killed_build_continues_to_the_same_dataset(mirror, built, tmp_path):
     folder, key = mirror
     kills = 20 if key.posts > 10_000 else 6
     start = time.monotonic()
@@ -169,11 +169,12 @@ def test_a_build_killed_at_any_moment_ends_the_same(mirror, built, tmp_path):
     whole = time.monotonic() - start
     rng = random.Random(0)
     while kills:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command(folder, tmp_path / "out"), cwd=ROOT, **quiet)
+        process = subprocess.Popen(
+            command(folder, tmp_path / "out"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             process.wait(rng.uniform(0.1, 0.4) * whole)
-            shutil.rmtree(tmp_path / "out")  # it got through; the next begins anew
+            shutil.rmtree(tmp_path / "out")  # it finished; the next one starts again
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -189,14 +190,17 @@ def test_a_build_killed_at_any_moment_ends_the_same(mirror, built, tmp_path):
     assert not [path for path in left if path.is_file()]
 
 
-def test_a_full_disk_is_one_line_and_nothing_incomplete_is_published(mirror, built, tmp_path):
-    """A limit on the size of files stands in for the disk."""
+def test_a_full_disk_is_reported_in_one_line_and_leaves_no_incomplete_file(mirror, built, tmp_path):
+    """A limit on file sizes replaces the full disk."""
     done = subprocess.run(
         command(mirror[0], tmp_path / "out"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "File too large" in done.stderr
     for path in (tmp_path / "out").rglob("*.parquet"):
         pq.ParquetFile(path)
@@ -205,7 +209,7 @@ def test_a_full_disk_is_one_line_and_nothing_incomplete_is_published(mirror, bui
     assert digest(tmp_path / "out") == digest(built)
 
 
-def test_the_key_is_written_beside_the_mirror(mirror):
+def test_the_key_is_written_into_the_mirror(mirror):
     folder, key = mirror
     written = json.loads((folder / "answers.json").read_text())
     assert written == json.loads(json.dumps(asdict(key)))

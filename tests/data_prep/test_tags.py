@@ -1,4 +1,4 @@
-"""Tags become what aliases, implications and the blacklist make of them, as a slow recount says."""
+"""Aliases, implications and the blacklist apply as in a slow and simple recount."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_aliases_resolve(pairs, resolved):
 
 @given(PAIRS)
 @settings(deadline=None)
-def test_aliases_end_where_following_them_for_long_ends(pairs):
+def test_aliases_end_where_many_steps_end(pairs):
     def end(name: str) -> str:
         orbit = [name]
         for _ in range(20):
@@ -47,7 +47,7 @@ def test_aliases_end_where_following_them_for_long_ends(pairs):
 
 @given(PAIRS, PAIRS)
 @settings(deadline=None)
-def test_implications_are_closed_as_reachability_is(pairs, alias_pairs):
+def test_closed_implications_equal_reachability(pairs, alias_pairs):
     aliases = tags.resolve_aliases(alias_pairs)
     names = "abcdefg"
     reach = np.zeros((7, 7), dtype=bool)
@@ -61,7 +61,7 @@ def test_implications_are_closed_as_reachability_is(pairs, alias_pairs):
 
 
 def final(raw: list[str], aliases=(), implications=(), blacklist=()) -> list[set[str]]:
-    """What becomes of each raw name."""
+    """The final tags of each raw name."""
     rows, names = Policy.of(aliases, implications, blacklist).final(raw)
     assert names == sorted(set(names))
     return [{names[i] for i in rows.tags[rows.offsets[row] : rows.offsets[row + 1]]} for row in range(len(rows))]
@@ -74,7 +74,7 @@ def test_names_are_dealiased_then_implied():
     assert found == [{"cat", "mammal", "animal"}] * 2 + [{"sofa"}, {"animal", "mammal"}, {"12"}]
 
 
-def test_blacklisted_tags_vanish_before_aliasing_and_after():
+def test_blacklisted_tags_are_dropped_before_and_after_aliasing():
     found = final(
         ["old", "raw", "cat", "new"],
         [("old", "bad"), ("raw", "new")],
@@ -99,7 +99,7 @@ def test_patterns_of_the_blacklist_match_whole_names():
 @pytest.mark.parametrize(
     "name", ["", "a b", "a\tb", "a\0b", "a\nb", "x" * 256, "a\u2028b", "\x85", "\x1b[31m", "a\u3000b"]
 )
-def test_names_that_can_be_no_tags_vanish(name):
+def test_names_that_cannot_be_tags_are_dropped(name):
     assert not tags.is_tag(name)
     assert final([name]) == [set()]
 
@@ -121,7 +121,7 @@ def lists(rows: Rows) -> list[list[int]]:
 
 @given(ROWS, ROWS.filter(bool), st.data())
 @settings(deadline=None)
-def test_rows_do_what_lists_do(drawn, more, data):
+def test_rows_behave_like_lists(drawn, more, data):
     rows = Rows.of(drawn)
     assert lists(rows) == drawn
     assert lists(rows.sets()) == [sorted(set(numbers)) for numbers in drawn]
@@ -141,7 +141,7 @@ def test_lists_of_names_are_read_with_comments(tmp_path):
         tags.read_names(tmp_path / "gone.txt")
 
 
-def test_oddities_of_relations_are_counted():
+def test_irregular_relations_are_counted():
     aliases = [
         ("a", "b"),
         ("b", "c"),

@@ -1,8 +1,9 @@
-"""Small images, mirrors and folders that the tests of data preparation are made of."""
+"""Small images and mirrors for the tests of data preparation."""
 
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 
 def random_image(seed: int, width: int = 60, height: int = 48) -> Image.Image:
-    """A smooth random image, whose pHash no other seed shares."""
+    """A smooth random image; each seed has its own pHash."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -25,8 +26,8 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-def write_mirror(folder: Path, **tables: list[dict | str]) -> Path:
-    """A mirror's metadata; `posts`, `tags`, `tag_aliases` and `tag_implications` hold JSON lines."""
+def write_mirror(folder: Path, **tables: Sequence[dict | str]) -> Path:
+    """Write a mirror's metadata; `posts`, `tags`, `tag_aliases` and `tag_implications` are rows or lines."""
     (folder / "metadata").mkdir(parents=True, exist_ok=True)
     for name in ("posts", "tags", "tag_aliases", "tag_implications"):
         lines = [row if isinstance(row, str) else json.dumps(row) for row in tables.get(name, [])]

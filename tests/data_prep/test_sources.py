@@ -1,4 +1,4 @@
-"""Sources of every kind become posts, and what is wrong with them is told, not fatal."""
+"""Sources of every kind are read as posts; bad rows are reported one by one."""
 
 import hashlib
 import json
@@ -14,14 +14,15 @@ from mirror import relation, write_mirror
 from data_prep import inputs
 from data_prep.config import Source
 from data_prep.sources import danbooru2021, json_reader, posts
+from data_prep.sources.danbooru2021 import Images
 from data_prep.sources.registry import KINDS, SourceKind
 from joytag.data.dataset import SPLITS, Dataset
 
 MD5 = "0123456789abcdef0123456789abcdef"
 
 
-def read(path: Path, kind: str = "danbooru2021", images: str = "original", **changes: int) -> list[dict]:
-    """All rows of a source, good and bad."""
+def read(path: Path, kind: str = "danbooru2021", images: Images = "original", **changes: int) -> list[dict]:
+    """All rows of a source, usable or refused."""
     source = Source(name="x", kind=kind, path=str(path), images=images, **changes)
     inputs.check([source], path.parent / "elsewhere")
     return [row for part in inputs.parts(source) for row in inputs.read(part).to_pylist()]
@@ -54,7 +55,7 @@ def test_both_generations_of_danbooru_metadata_are_read(tmp_path):
     ]
 
 
-HOSTILE = [
+HOSTILE: list[tuple[str, dict | str]] = [
     ("without id or md5", {"md5": MD5, "file_ext": "png", "tag_string": "no_id"}),
     ("without id or md5", {"id": "5", "file_ext": "png", "tag_string": "no_md5"}),
     ("bad row", post(6, file_ext="")),
@@ -73,7 +74,7 @@ HOSTILE = [
 
 
 def test_bad_rows_are_refused_one_by_one(tmp_path):
-    """Also with none, one or all of the good rows' bytes in the same part of the file."""
+    """Whatever the size of the parts in which the file is read."""
     write_mirror(tmp_path, posts=[row for i, (_, bad) in enumerate(HOSTILE) for row in (bad, post(100 + i))])
     path = tmp_path / "metadata" / "posts000000000000.json"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -118,12 +119,15 @@ def test_only_active_relations_count(tmp_path):
         tmp_path,
         posts=[],
         tags=[
-            {"id": "1", "name": "cat", "category": "0"}, {"name": "hero", "category": 4}, {"name": "odd"}, "no json",
+            {"id": "1", "name": "cat", "category": "0"},
+            {"name": "hero", "category": 4},
+            {"name": "odd"},
+            "no json",
             {"name": "old", "category": "0", "is_deprecated": True},
         ],
         tag_aliases=[relation("a", "b"), relation("a", "b"), relation("c", "d", "deleted"), {"antecedent_name": "e"}],
         tag_implications=[relation("x", "y"), relation("v", "w", "pending"), relation("y", "z", "retired")],
-    )  # fmt: skip
+    )
     found, unreadable = inputs.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
     assert found.categories == {"cat": 0, "hero": 4, "old": 0}
     assert found.deprecated == {"old"}
@@ -132,7 +136,7 @@ def test_only_active_relations_count(tmp_path):
     assert [[row.file.name for row in rows] for rows in unreadable] == [["tags000000000000.json"]]
 
 
-def test_a_dump_without_tables_of_tags_names_categories_in_its_posts(tmp_path):
+def test_categories_are_read_from_posts_if_there_is_no_table_of_tags(tmp_path):
     tags = [{"id": "7", "name": "hero", "category": "4"}, {"id": "8", "name": "cat", "category": "0"}]
     write_mirror(tmp_path, posts=[{"id": "1", "md5": MD5, "file_ext": "png", "tags": tags}, "no json"])
     for kind in ("tags", "tag_aliases", "tag_implications"):
@@ -202,7 +206,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     assert reasons(read(inside / "list.jsonl", "jsonl")) == ["link out of the folder"]
 
 
-def test_names_that_no_table_can_hold_are_refused(tmp_path):
+def test_file_names_that_cannot_be_stored_are_refused(tmp_path):
     for name in (b"a\n.png", b"b\xff.png", b"ok.png"):
         (tmp_path / os.fsdecode(name)).touch()
         (tmp_path / os.fsdecode(name)).with_suffix(".txt").write_text("cat")
@@ -211,7 +215,7 @@ def test_names_that_no_table_can_hold_are_refused(tmp_path):
     assert [row["path"] for row in good(found)] == ["ok.png"]
 
 
-def test_images_with_a_sidecar_are_posts_whose_ids_survive_additions(tmp_path):
+def test_ids_of_images_with_sidecars_do_not_change_when_images_are_added(tmp_path):
     for name in ("b.png", "sub/a.JPG", "alone.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -250,20 +254,23 @@ def test_json_lines_name_images_below_their_folder(tmp_path):
     }
 
 
-def test_a_dataset_is_a_source(dataset_directory):
+def test_a_dataset_can_be_a_source(dataset_directory):
     dataset = Dataset.open(dataset_directory)
     found = read(dataset_directory, "parquet")
     assert not reasons(found)
     assert len(found) == sum(len(dataset.posts(split)) for split in SPLITS)
-    labels = {dataset.posts(s).hashes[i].tobytes().hex(): dataset.posts(s).labels(np.array([i]), 6)[0]
-              for s in SPLITS for i in range(len(dataset.posts(s)))}  # fmt: skip
+    labels = {
+        dataset.posts(s).hashes[i].tobytes().hex(): dataset.posts(s).labels(np.array([i]), 6)[0]
+        for s in SPLITS
+        for i in range(len(dataset.posts(s)))
+    }
     for row in found:
         assert (dataset_directory / row["path"]).is_file()
         expected = {f"tag_{i}" for i in np.flatnonzero(labels[Path(row["path"]).stem])}
         assert set(row["tags"]) == expected
 
 
-def test_the_original_builds_dataset_is_a_source(tmp_path):
+def test_a_dataset_of_the_original_build_can_be_a_source(tmp_path):
     digest = hashlib.sha256(b"x").digest()
     rows = {"post_id": [7, 8, 9], "tags": [[0, 2], [1], [5]], "hash": [digest, digest, b"short"]}
     schema = pa.schema({"post_id": pa.int64(), "tags": pa.list_(pa.int16()), "hash": pa.binary()})
