@@ -29,14 +29,14 @@ ARCHITECTURES = {  # by the `class` in a release's config.json
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, trainable or not."""
+    """Return the number of parameters, trainable or not."""
     return sum(p.numel() for p in model.parameters())
 
 
 def training_flop(config: Config, image_size: int) -> int:
-    """Floating-point operations (two to a multiply-add) of forward and backward for one image.
+    """Return the floating-point operations (a multiply-add is two) of a forward and backward pass for one image.
 
-    Counted by torch's FlopCounterMode on the meta device, so nothing is allocated or computed.
+    torch's FlopCounterMode counts them on the meta device, without allocating or computing anything.
     """
     with torch.device("meta"):
         model = config.build().eval()

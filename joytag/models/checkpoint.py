@@ -1,4 +1,4 @@
-"""Checkpoints: a release directory plus training state, saved atomically, loaded verified, rotated."""
+"""Checkpoints: a release directory plus training state, saved atomically, verified when loaded, rotated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANIFEST = "MANIFEST.sha256"  # in the format of sha256sum
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing or damaged: one line with the file and the remedy."""
+    """A checkpoint that is missing or damaged; one line with the file and the remedy."""
 
 
 def save(
@@ -36,16 +36,15 @@ def save(
     keep_last: int,
     keep_every: int,
 ) -> Path:
-    """Write checkpoint `root/SAMPLES` and only then remove all that need not be kept.
+    """Write checkpoint `root/SAMPLES`, then remove those that need not be kept, and return its path.
 
-    `tensors` and `facts` (anything JSON can hold) are the training state. The directory appears under
-    its name when every byte is on disk; if it is there already, and whole, nothing is done. Raises CheckpointError
-    when it cannot be written.
+    `tensors` and `facts` (JSON values) are the training state. The directory gets its name when every byte is on disk;
+    an intact one of this name is left unchanged. Raises CheckpointError when it cannot be written.
     """
     final = root / f"{samples:012d}"
     partial = root / f".{final.name}.part"
     if final.exists():
-        if is_whole(final):
+        if is_intact(final):
             return final
         final.rename(root / f".{final.name}.damaged")
     for left in root.glob(".[0-9]*"):
@@ -54,11 +53,13 @@ def save(
         _write(partial, model, tags, loss_type, tensors, facts)
         partial.replace(final)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)  # room for the next try
-        raise CheckpointError(f"{final}: cannot be written ({error}); the checkpoints before stay") from None
+        shutil.rmtree(partial, ignore_errors=True)  # free the disk for the next attempt
+        raise CheckpointError(f"{final}: cannot be written ({error}); earlier checkpoints are kept") from None
     sync(root)
     for old in _superfluous(checkpoints(root), keep_last, keep_every):
-        shutil.rmtree(old.rename(root / f".{old.name}.old"))  # at no moment half a checkpoint under its name
+        shutil.rmtree(
+            old.rename(root / f".{old.name}.old")
+        )  # renamed first, so that no incomplete checkpoint has a valid name
     return final
 
 
@@ -77,21 +78,21 @@ def _write(
 
 
 def _superfluous(found: list[Path], keep_last: int, keep_every: int) -> list[Path]:
-    """All but the newest, and the first of each stretch of `keep_every` samples after the first stretch."""
-    stretches: dict[int, Path] = {}
+    """Return all but the newest and, after the first `keep_every` samples, the first of each such interval."""
+    intervals: dict[int, Path] = {}
     for path in found:
-        stretches.setdefault(int(path.name) // keep_every, path)
-    stay = {*found[-keep_last:], *(path for stretch, path in stretches.items() if stretch > 0)}
-    return [path for path in found if path not in stay]
+        intervals.setdefault(int(path.name) // keep_every, path)
+    kept = {*found[-keep_last:], *(path for interval, path in intervals.items() if interval > 0)}
+    return [path for path in found if path not in kept]
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The checkpoints in a directory, oldest first."""
+    """Return the checkpoints in a directory, oldest first."""
     return sorted(path for path in root.glob("[0-9]" * 12) if path.is_dir()) if root.is_dir() else []
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether every file of a checkpoint is as it was written."""
+def is_intact(directory: Path) -> bool:
+    """Whether every file of a checkpoint is unchanged since it was written."""
     try:
         verify(directory)
     except CheckpointError:
@@ -100,10 +101,9 @@ def is_whole(directory: Path) -> bool:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest whole checkpoint; damaged ones are named in a warning and passed over.
+    """Return the newest intact checkpoint, None when there is none at all; warn about damaged ones.
 
-    None when there is no checkpoint at all; raises CheckpointError when all are damaged, since starting
-    over would remove them.
+    Raises CheckpointError when all are damaged: a start from scratch would remove them.
     """
     found = checkpoints(root)
     for path in reversed(found):
@@ -135,7 +135,7 @@ def verify(directory: Path) -> None:
 
 
 def load(directory: Path) -> tuple[Model, list[str], dict[str, Tensor], dict[str, Any]]:
-    """Read a verified checkpoint: model, tag names, training tensors, training facts.
+    """Verify and read a checkpoint: model, tag names, training tensors, training facts.
 
     Raises CheckpointError, or ReleaseError for its release part.
     """
@@ -147,12 +147,12 @@ def load(directory: Path) -> tuple[Model, list[str], dict[str, Tensor], dict[str
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{directory}: cannot be read ({error})") from None
     if not isinstance(facts, dict):
-        raise CheckpointError(f"{directory / 'train_state.json'}: holds no facts by name")
+        raise CheckpointError(f"{directory / 'train_state.json'}: not a JSON object")
     return model, tags, tensors, facts
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as flat tensors, `state.PARAMETER.KEY` and `group.NUMBER.KEY`, and plain facts."""
+    """Split an optimizer's state into tensors and JSON values, both by `state.PARAMETER.KEY` or `group.NUMBER.KEY`."""
     state = optimizer.state_dict()
     flat = {f"state.{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
     for i, group in enumerate(state["param_groups"]):
@@ -162,7 +162,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Load what `pack_optimizer` gave into an optimizer of the same parameters."""
+    """Load the result of `pack_optimizer` into an optimizer of the same parameters."""
     state = optimizer.state_dict()
     for key, value in {**facts, **tensors}.items():
         kind, number, name = key.split(".")

@@ -1,4 +1,4 @@
-"""A model's scores in the number format of a device."""
+"""Predictions of a model on a device, in a number format."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from joytag.data.images import normalize
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Mixed precision in `dtype` on a device; nothing for float32."""
+    """Context of mixed precision in `dtype`; without effect for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Logits, float32 [B, N] on the device, of uint8 [B, 3, S, S] images; their sigmoid are the scores."""
+    """Return the logits, float32 [B, N] on the device, of uint8 [B, 3, S, S] images; scores are their sigmoid."""
     with autocast(device, dtype):
         return model(normalize(images.to(device, non_blocking=True))).float()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have the model in evaluation mode, and then in the mode that it was in."""
+    """Context of evaluation mode; restores the mode that the model was in."""
     was_training = model.training
     model.eval()
     try:

@@ -1,11 +1,12 @@
-"""How weights start."""
+"""Initial weights."""
 
 from __future__ import annotations
 
 from torch import nn
 
 
-def _initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
+    """Set a layer's initial weights, in place; norms and other modules keep theirs."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

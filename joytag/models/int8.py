@@ -1,4 +1,4 @@
-"""A model's blocks with linear layers in 8-bit integers, which CPUs multiply several times faster than float32."""
+"""Linear layers in 8-bit integers, which CPUs multiply several times faster than float32."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from joytag.models.vit import Block, ViT
 
 
 def supported() -> bool:
-    """Whether this CPU multiplies 8-bit integers exactly (x86 with VNNI or AMX), and this torch can have it do so."""
+    """Whether this CPU multiplies 8-bit integers exactly (x86 with VNNI or AMX) and this torch supports it."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     return any(cpu_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def width(model: Model) -> int:
-    """The width of the layers that 8 bits would speed up, 0 for a model that `quantize` does not know."""
+    """Return the width of the layers that `quantize` would replace, 0 for a model that it does not support."""
     return model.config.d_model if isinstance(model, ViT) else 0
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with 8-bit weights, one scale an output, of activations rounded to 8 bits as they come.
+    """A linear layer, float32 in and out, with 8-bit weights (one scale per output) and quantized activations.
 
-    The activations' one scale and zero point are those of their smallest and largest value, so an image's
-    outcome depends on the others in a batch: give it one at a time. Float32 in and out. `scale` [outputs]
-    multiplies the outputs; `gelu` follows them.
+    The smallest and the largest activation determine one scale and zero point for the whole input. An image's outputs
+    therefore depend on the others in its batch: compute one at a time. `scale` [outputs] multiplies the outputs; `gelu`
+    is applied to them.
     """
 
     def __init__(self, linear: nn.Linear, scale: Tensor | None = None, gelu: bool = False) -> None:
@@ -45,7 +45,7 @@ class Int8Linear(nn.Module):
         self.gelu = gelu
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The outputs; added to `residual`, in place, if there is one."""
+        """Return the outputs, added to `residual` in place if it is given. Overwrites `x`."""
         low, high = (float(bound) for bound in torch.aminmax(x))
         low, high = min(low, 0.0), max(high, 0.0)
         step = max((high - low) / 255, torch.finfo(torch.float32).tiny)
@@ -64,7 +64,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Block(nn.Module):
-    """`model.Block` for prediction alone. Norms and attention are float32; layer scales vanish into the weights."""
+    """A `vit.Block` for prediction only. Norms and attention are float32; layer scales are folded into the weights."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -75,6 +75,7 @@ class Int8Block(nn.Module):
         self.linear2 = Int8Linear(block.mlp.linear2, block.skip_init2.skip.detach())
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same shape."""
         qkv = self.qkv_proj(self.norm1(x_BTD)).unflatten(-1, (3, self.num_heads, -1))
         out_BHTK = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
         x_BTD = self.out_proj(out_BHTK.transpose(1, 2).flatten(2), x_BTD)
@@ -82,7 +83,7 @@ class Int8Block(nn.Module):
 
 
 def quantize(model: Model) -> ViT:
-    """Replace a model's blocks, in place; it can then only predict, on a CPU. Stem and head stay float32."""
-    assert isinstance(model, ViT), "pick_precision comes first"
+    """Replace a model's blocks, in place, for prediction on a CPU only. Stem and head stay float32."""
+    assert isinstance(model, ViT), "only models with a `width` can be quantized"
     model.blocks = nn.ModuleList(Int8Block(block) for block in model.blocks if isinstance(block, Block))
     return model

@@ -1,4 +1,4 @@
-"""The release directory, `config.json` + `model.safetensors` + `top_tags.txt`, read and written."""
+"""Reading and writing of a release directory: `config.json`, `model.safetensors`, `top_tags.txt`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from joytag.models.architectures import ARCHITECTURES, Config, Model
 
 FILES = ("config.json", "model.safetensors", tag_names.FILE)
 OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
-OLD_OUTPUTS = 9  # very old heads end with 3 ratings and 6 scores
+OLD_OUTPUTS = 9  # very old heads end with outputs for 3 ratings and 6 scores
 MAX_CONFIG = 2**20  # bytes of config.json
 INCOMPLETE = f"; a release holds {', '.join(FILES)}"
 
 
 class ReleaseError(ValueError):
-    """A release directory that cannot be read: one line with the file, the field and the remedy."""
+    """A release directory that cannot be read; one line with the file, the field and the remedy."""
 
 
 def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None:
@@ -50,22 +50,22 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
     partial = directory / "model.safetensors.part"
     save_file(state, partial)
-    shutil.copymode(directory / "config.json", partial)  # safetensors would leave it to its owner alone
+    shutil.copymode(directory / "config.json", partial)  # safetensors creates files that only their owner may read
     partial.replace(directory / "model.safetensors")
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """The directory of a release: one on disk, a run's, or that of a model on the Hugging Face hub, downloaded.
+    """Return the directory of a release on disk, in a run, or downloaded from the Hugging Face hub.
 
-    `source` is a path, or an id like `owner/name` when no such path exists. Raises ReleaseError when it is
-    neither, or when the hub cannot give it.
+    `source` is a path, or the hub's `owner/name` when no such path exists. Raises ReleaseError when it is neither, or
+    when the download fails.
     """
     directory = Path(source)
     if directory.is_dir():
         finished = directory / "release"
         return finished if (finished / FILES[0]).is_file() and not (directory / FILES[0]).exists() else directory
     if directory.exists():
-        raise ReleaseError(f"{directory}: is a file; give the directory that holds {', '.join(FILES)}")
+        raise ReleaseError(f"{directory}: is a file; use the directory that holds {', '.join(FILES)}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source), re.ASCII):
         raise ReleaseError(f"{directory}: no such directory")
     import huggingface_hub
@@ -75,16 +75,16 @@ def locate(source: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ReleaseError(
-            f"{source}: no such directory, and the Hugging Face hub does not give it ({reason}); "
-            "download the release by other means and give its directory"
+            f"{source}: no such directory, and the Hugging Face hub cannot provide it ({reason}); "
+            "download the release by other means and use its directory"
         ) from None
 
 
 def load(directory: Path) -> tuple[Model, list[str]]:
     """Read a model, float32 in evaluation mode on the CPU, and its tag names.
 
-    Raises ReleaseError when a file is missing, damaged or hostile, or when the three do not belong together.
-    Nothing is allocated for a model before the weights were found to fit it.
+    Raises ReleaseError when a file is missing, damaged or hostile, or when the three do not belong together. A model is
+    allocated only after the weights have been found to fit it.
     """
     config, tags = read_config(directory), read_tags(directory)
     if len(tags) != config.n_tags:
@@ -103,7 +103,7 @@ def load(directory: Path) -> tuple[Model, list[str]]:
     try:
         with torch.device("meta"):
             model: Model = config.build()
-    except (RuntimeError, ValueError) as error:  # sizes beyond what integers count
+    except (RuntimeError, ValueError) as error:  # sizes beyond the range of integers
         raise ReleaseError(f"{directory / 'config.json'}: describes no model ({str(error).splitlines()[0]})") from None
     _check(path, state, model.state_dict())
     if not model.state_is_complete:
@@ -113,7 +113,7 @@ def load(directory: Path) -> tuple[Model, list[str]]:
 
 
 def read_tags(directory: Path) -> list[str]:
-    """The tag names, output by output. Raises ReleaseError when `top_tags.txt` is missing or no list of names."""
+    """Return the tag names in the order of the outputs. Raises ReleaseError when `top_tags.txt` cannot be used."""
     path = directory / tag_names.FILE
     try:
         return tag_names.read(path)
@@ -122,7 +122,7 @@ def read_tags(directory: Path) -> list[str]:
 
 
 def read_config(directory: Path) -> Config:
-    """The architecture in `config.json`. Raises ReleaseError naming the key that is missing, unknown or wrong."""
+    """Return the architecture in `config.json`. Raises ReleaseError naming a key that is missing, unknown or wrong."""
     path = directory / "config.json"
     try:
         values: dict[str, Any] = json.loads(_read_text(path))
@@ -145,14 +145,14 @@ def read_config(directory: Path) -> Config:
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "value_error":
             raise ReleaseError(f"{path}: {problem['ctx']['error']}") from None
-        place = ".".join(map(str, problem["loc"]))
-        raise ReleaseError(f"{path}: {place}: {problem['msg']} (given: {problem['input']!r:.40})") from None
+        key = ".".join(map(str, problem["loc"]))
+        raise ReleaseError(f"{path}: {key}: {problem['msg']} (given: {problem['input']!r:.40})") from None
 
 
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_CONFIG:
-            raise ReleaseError(f"{path}: larger than {MAX_CONFIG // 2**20} MB; this is no part of a release")
+            raise ReleaseError(f"{path}: larger than {MAX_CONFIG // 2**20} MB; it is not from a release")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ReleaseError(f"{path}: missing{INCOMPLETE}") from None
@@ -161,7 +161,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The tensors by their published names, and the file that they are from."""
+    """Return the file of the weights and its tensors by their published names."""
     path, old = directory / "model.safetensors", directory / OLD_WEIGHTS
     try:
         if path.is_file():
@@ -175,7 +175,7 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         raise ReleaseError(f"{path}: missing{INCOMPLETE}")
     try:
         path, content = old, torch.load(old, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes its reader raise whatever it likes
+    except Exception as error:  # reading a damaged pickle can raise errors of any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReleaseError(f"{old}: damaged, or holds more than weights ({reason})") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
@@ -184,7 +184,7 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise ReleaseError(f"{path}: holds no weights by name")
-    for prefix in ("module.", "_orig_mod."):  # of models saved as DistributedDataParallel or compiled
+    for prefix in ("module.", "_orig_mod."):  # of models saved inside DistributedDataParallel or torch.compile
         if content and all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): value for name, value in content.items()}
     return path, content
@@ -193,21 +193,21 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
 def _check(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Raise ReleaseError at the first tensor that is missing, unexpected, of another shape or type, or not finite."""
     for name in sorted(expected.keys() - state.keys()):
-        raise ReleaseError(f"{path}: tensor {name} is missing, which config.json's model has")
+        raise ReleaseError(f"{path}: tensor {name} is missing; config.json's model has it")
     for name in sorted(state.keys() - expected.keys()):
-        raise ReleaseError(f"{path}: tensor {name} is unexpected, config.json's model has none")
+        raise ReleaseError(f"{path}: tensor {name} is unexpected; config.json's model does not have it")
     for name, value in state.items():
         if value.shape != expected[name].shape:
             raise ReleaseError(
-                f"{path}: tensor {name} has shape {list(value.shape)}, but config.json asks for "
+                f"{path}: tensor {name} has shape {list(value.shape)}, but config.json requires "
                 f"{list(expected[name].shape)}"
             )
         if value.is_floating_point() != expected[name].is_floating_point():
             raise ReleaseError(f"{path}: tensor {name} holds {value.dtype}, not {expected[name].dtype}")
         if not torch.isfinite(value).all():
-            raise ReleaseError(f"{path}: tensor {name} holds NaN or infinity; the training had diverged")
+            raise ReleaseError(f"{path}: tensor {name} holds NaN or infinity; the training diverged")
 
 
 def _as_published(value: Tensor) -> Tensor:
-    """Floating-point numbers as float32; BatchNorm's counters stay integers."""
+    """Convert floating-point numbers to float32; BatchNorm's counters stay integers."""
     return value.float() if value.is_floating_point() else value

@@ -12,16 +12,16 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from joytag.models.initialization import _initialize
+from joytag.models.initialization import initialize
 from joytag.models.vit import MAX_IMAGE_SIZE
 
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """A backbone of timm by its name there, such as `convnext_base`, under our head.
+    """A backbone by its name in timm, such as `convnext_base`, with a linear head.
 
-    `stochdepth_rate` is its `drop_path_rate`, which timm's models let grow from 0 to it over their depth.
-    Raises ValueError, naming the field, for a name or an image size that cannot be built.
+    `stochdepth_rate` is timm's `drop_path_rate`: the rate of the last layer, to which it grows from 0 over the depth.
+    Raises ValueError, naming the field, for a name or a value that cannot be built.
     """
 
     ASSUMED: ClassVar[dict[str, Any]] = {}  # for keys that config.json lacks: nothing
@@ -30,7 +30,7 @@ class TimmConfig:
     timm: str
     image_size: int = 448
     stochdepth_rate: float = 0.05
-    patch_size = 16  # what its cost is like
+    patch_size = 16  # for estimates of cost
 
     def __post_init__(self) -> None:
         import timm
@@ -43,7 +43,7 @@ class TimmConfig:
             raise ValueError(f"image_size: {self.image_size} is not between 1 and {MAX_IMAGE_SIZE} pixels")
         if not timm.is_model(self.timm):
             nearest = difflib.get_close_matches(self.timm, timm.list_models(), n=3)
-            raise ValueError(f"timm: {self.timm!r} is no model there; nearest: {', '.join(nearest) or 'none'}")
+            raise ValueError(f"timm: {self.timm!r} is not a model of timm; nearest: {', '.join(nearest) or 'none'}")
 
     def build(self) -> TimmModel:
         """Build the model, with random weights."""
@@ -54,10 +54,10 @@ class TimmConfig:
 
 
 class TimmModel(nn.Module):
-    """A backbone of timm (github.com/huggingface/pytorch-image-models), and a linear head on its pooled features."""
+    """A backbone of timm (github.com/huggingface/pytorch-image-models) with a linear head on its pooled features."""
 
     state_is_complete = False  # backbones have buffers that their state_dict leaves out
-    noise_sites = 0  # its stochastic depth draws for itself, from torch's global generator
+    noise_sites = 0  # timm's stochastic depth draws from torch's global generator
 
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()
@@ -65,38 +65,43 @@ class TimmModel(nn.Module):
         self.backbone = _backbone(config)
         self.head = nn.Linear(cast(int, self.backbone.head_hidden_size), config.n_tags)
         if not self.head.weight.is_meta:
-            _initialize(self.head)
+            initialize(self.head)
 
     def freeze(self, blocks: int) -> None:
-        """Raises ValueError: what a block is, only our own model says."""
+        """Raise ValueError: which modules are blocks is only known for our own model."""
         raise ValueError("model.freeze: not for a timm backbone; use optimizer.layer_decay")
 
     def set_image_size(self, size: int) -> None:
-        """Note the side in pixels that training goes on with, which not every backbone can."""
+        """Change the image size in pixels, for training; not every backbone accepts another one."""
         self.config = replace(self.config, image_size=size)
 
     def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] float images to [B, D] pooled features; `noise_BS` is of no use here."""
+        """[B, 3, height, width] normalized float images to [B, D] pooled features; ignores `noise_BS`."""
         return self.backbone(images_BCYX.to(memory_format=torch.channels_last))
 
     def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] normalized float images to [B, N] logits."""
+        """[B, 3, height, width] normalized float images to [B, N] logits; ignores `noise_BS`."""
         return self.head(self.embed(images_BCYX))
 
 
 def _backbone(config: TimmConfig) -> nn.Module:
-    """The backbone without a classifier. Raises ValueError when it does not take images of the image size."""
+    """Build the backbone without a classifier. Raises ValueError when it does not accept the image size."""
     import timm
 
     side = config.image_size
     sizes: list[dict[str, Any]] = [{"dynamic_img_size": True}, {}, {"img_size": side}]
     depths: list[dict[str, Any]] = [{"drop_path_rate": config.stochdepth_rate}, {}]
-    for size, depth in itertools.product(sizes, depths):  # not every model takes every option
+    for size, depth in itertools.product(sizes, depths):  # not every model accepts every option
         create = partial(timm.create_model, config.timm, pretrained=False, num_classes=0, **size, **depth)
         try:
             with torch.device("meta"):
                 create().eval()(torch.empty(1, 3, side, side))
-        except (TypeError, ValueError, AssertionError, RuntimeError):  # whatever it has against options or size
+        except (
+            TypeError,
+            ValueError,
+            AssertionError,
+            RuntimeError,
+        ):  # models refuse options and sizes with any of these
             continue
         return create()
-    raise ValueError(f"image_size: {config.timm} does not take images of {side} pixels")
+    raise ValueError(f"image_size: {config.timm} does not accept images of {side} pixels")

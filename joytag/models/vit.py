@@ -1,4 +1,4 @@
-"""The networks, our vision transformer and timm's: normalized images in, one logit per tag out.
+"""The vision transformer: normalized images in, one logit per tag out.
 
 Shape suffixes: B batch, C channels, Y and X patch rows and columns, T tokens (Y*X), D width,
 H heads, K width of a head, N tags, S sites of stochastic depth.
@@ -6,6 +6,7 @@ H heads, K width of a head, N tags, S sites of stochastic depth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -15,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from joytag.models.initialization import _initialize
+from joytag.models.initialization import initialize
 from joytag.models.stem import RELEASE_STEM, CNNStem, parse_stem
 
 MAX_IMAGE_SIZE = 4096  # pixels; far beyond any model, and small enough for memory
@@ -51,6 +52,8 @@ class ViTOptions:
 
 @dataclass(frozen=True)
 class _DataOptions:
+    """The part of `ViTConfig` that the dataset and the stages of a run determine."""
+
     n_tags: int
     image_size: int = 448
 
@@ -87,12 +90,10 @@ class ViTConfig(ViTOptions, _DataOptions):  # in this order `_DataOptions` gives
         if self.use_sine and self.d_model % 4:
             raise ValueError(f"d_model: {self.d_model} is not a multiple of 4, which sine positions need")
         if self.cnn_stem is not None:
-            items = parse_stem(self.cnn_stem)
-            convs = [options for kind, options in items if kind == "conv"]
-            stride = 1
-            for options in convs:
-                stride *= options["s"]
-            if not convs or convs[-1]["c"] != self.d_model:
+            layers = [options for _, options in parse_stem(self.cnn_stem)]
+            channels = [options["c"] for options in layers if "c" in options]
+            stride = math.prod(options.get("s", 1) for options in layers)
+            if channels[-1:] != [self.d_model]:
                 raise ValueError(f"cnn_stem: the last conv must have c={self.d_model} channels (d_model)")
             if stride != self.patch_size:
                 raise ValueError(f"cnn_stem: its strides multiply to {stride}, not to patch_size {self.patch_size}")
@@ -102,9 +103,9 @@ class ViTConfig(ViTOptions, _DataOptions):  # in this order `_DataOptions` gives
         return ViT(self)
 
     def check_tensors(self, names: Collection[str]) -> None:
-        """Check a file's tensor names before a model is built, since one of a billion blocks would take long.
+        """Compare the number of blocks with a file's tensor names, before a model of perhaps a billion blocks is built.
 
-        Raises ValueError when they are of another number of blocks.
+        Raises ValueError when the numbers differ.
         """
         blocks = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
         if blocks != self.num_blocks:
@@ -114,16 +115,15 @@ class ViTConfig(ViTOptions, _DataOptions):  # in this order `_DataOptions` gives
 def add_branch(
     base: Tensor, rate: float, noise_B: Tensor | None, branch: Callable[..., Tensor], *inputs: Any
 ) -> Tensor:
-    """`base`, [B, T, D] or a bias [D], plus a branch of a network that stochastic depth may drop.
+    """Add a network's branch to `base`, [B, T, D] or a bias [D], with stochastic depth.
 
-    It is dropped for a share `rate` of the samples, and rescaled for the others (Huang et al. 2016,
-    arXiv:1603.09382). Which ones, `noise_B` tells, numbers between 0 and 1; without them nothing is dropped. A CPU
-    does not compute what is dropped.
+    The branch is dropped for samples whose `noise_B`, in [0, 1), is below `rate`, and rescaled for the others (Huang et
+    al. 2016, arXiv:1603.09382). Without noise nothing is dropped. On a CPU dropped samples are not computed.
     """
     if noise_B is None:
         return base + branch(*inputs)
     kept_B, scale = noise_B >= rate, 1 / (1 - rate)
-    partly = kept_B.device.type == "cpu" and not kept_B.all()  # elsewhere asking would mean to wait
+    partly = kept_B.device.type == "cpu" and not kept_B.all()  # on a GPU this question would wait for the device
     rows = kept_B.nonzero().squeeze(1) if partly else None
     added = branch(*(value if rows is None else value.index_select(0, rows) for value in inputs))
     base = base if base.dim() > 1 else base.to(added.dtype)
@@ -143,11 +143,12 @@ class LayerScale(nn.Module):
         self.skip = nn.Parameter(torch.full((width,), init))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same shape."""
         return x_BTD * self.skip
 
 
 class MLP(nn.Module):
-    """Two linear layers around GELU; the hidden activations, too, are subject to stochastic depth."""
+    """Two linear layers around GELU; stochastic depth drops the hidden activations, too."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -156,6 +157,7 @@ class MLP(nn.Module):
         self.linear2 = nn.Linear(config.mlp_dim, config.d_model)
 
     def forward(self, x_BTD: Tensor, noise_B: Tensor | None = None) -> Tensor:
+        """[B, T, D] to the same shape; `noise_B` as for `add_branch`."""
         if noise_B is None:
             return self.linear2(F.gelu(self.linear1(x_BTD)))
         return add_branch(self.linear2.bias, self.rate, noise_B, self._without_bias, x_BTD)
@@ -183,6 +185,7 @@ class Block(nn.Module):
         self.skip_init2 = LayerScale(width, scale)
 
     def attention(self, x_BTD: Tensor) -> Tensor:
+        """Multi-head self-attention, [B, T, D] to the same shape."""
         qkv = self.qkv_proj(x_BTD).unflatten(-1, (3, self.num_heads, -1))
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
         out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK)
@@ -195,6 +198,7 @@ class Block(nn.Module):
         noise2_B: Tensor | None = None,
         noise3_B: Tensor | None = None,
     ) -> Tensor:
+        """[B, T, D] to the same shape; the noise is for attention, hidden activations and MLP, see `add_branch`."""
         x_BTD = add_branch(x_BTD, self.rate, noise1_B, self._attend, x_BTD)
         return add_branch(x_BTD, self.rate, noise3_B, self._transform, x_BTD, noise2_B)
 
@@ -206,10 +210,10 @@ class Block(nn.Module):
 
 
 def sine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """Fixed 2-D sinusoids, float32 [rows * columns, width], row-major.
+    """Return fixed 2-D sinusoids, float32 [rows * columns, width], row-major.
 
-    A quarter of the width each for sin x, cos x, sin y, cos y, at frequencies
-    10000 ** -(k / (width / 4 - 1)) (Vaswani et al. 2017, section 3.5, in two dimensions).
+    Sin x, cos x, sin y and cos y take a quarter of the width each, at frequencies 10000 ** -(k / (width / 4 - 1))
+    (Vaswani et al. 2017, section 3.5, extended to two dimensions).
     """
     omega = 1e4 ** -torch.linspace(0, 1, width // 4, device=device)
     y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
@@ -247,12 +251,12 @@ class ViT(nn.Module):
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
         self._frozen: list[nn.Module] = []
         if not self.head.weight.is_meta:  # a model without storage has nothing to initialize
-            self.apply(_initialize)
+            self.apply(initialize)
 
     def freeze(self, blocks: int) -> None:
-        """Keep the stem, learned positions and the first `blocks` blocks as they are in training.
+        """Exclude the stem, learned positions and the first `blocks` blocks from training.
 
-        Raises ValueError when there are not so many blocks.
+        Raises ValueError when the model has fewer blocks.
         """
         if blocks > len(self.blocks):
             raise ValueError(f"model.freeze: {blocks} blocks, but the model has {len(self.blocks)}")
@@ -261,26 +265,26 @@ class ViT(nn.Module):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> ViT:
-        """Set training or evaluation mode; what is frozen stays in evaluation mode, BatchNorm's statistics too."""
+        """Set training or evaluation mode; frozen modules, with BatchNorm's statistics, stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def set_image_size(self, size: int) -> None:
-        """Note the side in pixels that training goes on with; sine positions need nothing else."""
+        """Change the image size in pixels, for training; sine positions adapt to it."""
         self.config = replace(self.config, image_size=size)
 
     @property
     def noise_sites(self) -> int:
-        """How many random numbers a sample needs in training, for stochastic depth."""
+        """Number of random numbers that stochastic depth needs for each sample in training."""
         return 3 * len(self.blocks) if self.config.stochdepth_rate else 0
 
     def tokens(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
-        """[B, 3, height, width] float images to [B, T, D] normalized tokens.
+        """[B, 3, height, width] normalized float images to [B, T, D] normalized tokens.
 
-        In training `noise_BS`, float [B, noise_sites] in [0, 1), decides which branches are dropped; without it
-        they are drawn. Raises ValueError when the height or width is not a multiple of the patch size, or differs
+        In training `noise_BS`, float [B, noise_sites] in [0, 1), decides which branches are dropped; it is drawn when
+        it is missing. Raises ValueError when the height or width is not a multiple of the patch size, or differs
         from `image_size` in a model with learned positions.
         """
         height, width = images_BCYX.shape[-2:]
@@ -300,7 +304,7 @@ class ViT(nn.Module):
         return self.norm(x_BTD)
 
     def positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """[T, D] float32 position vectors of a grid of patches."""
+        """Return the position vectors of a grid of patches, float32 [T, D]."""
         if not self.config.use_sine:
             table: Tensor = self.pos_embedding.embedding.weight
             if rows * columns != len(table):
@@ -323,7 +327,7 @@ class ViT(nn.Module):
 
 
 def drop_tokens(x_BTD: Tensor, rate: float) -> Tensor:
-    """Keep a random share of `1 - rate` of each sample's tokens (Liu et al. 2022, arXiv:2208.07220)."""
+    """Keep a random fraction `1 - rate` of each sample's tokens (Liu et al. 2022, arXiv:2208.07220)."""
     batch, tokens, width = x_BTD.shape
     kept = max(1, round(tokens * (1 - rate)))
     order = torch.rand(batch, tokens, device=x_BTD.device).argsort(dim=1)[:, :kept]

@@ -1,4 +1,4 @@
-"""Taggers of other projects in the WD layout, `model.onnx` beside `selected_tags.csv`: images to scores."""
+"""Taggers of other projects in the WD layout, `model.onnx` and `selected_tags.csv`: images to scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from joytag.data import dataset, images
@@ -17,93 +18,93 @@ from joytag.data import dataset, images
 CPU = torch.device("cpu")
 FILES = ("model.onnx", "selected_tags.csv")
 COLUMNS = ("tag_id", "name", "category", "count")
-RATING = 9  # the layout's number for outputs that tell an image's rating, which is no tag
-THRESHOLD = 0.35  # what programs that use such taggers are set to
-BATCH = 8  # images computed at once, if the model leaves that open
+RATING = 9  # the layout's category of outputs for an image's rating, which are not tags
+THRESHOLD = 0.35  # the default of programs that use such taggers
+BATCH = 8  # images computed at once, if the model does not fix it
 
 
 class OnnxError(ValueError):
-    """A tagger that is not of the WD layout, or damaged: one line with the file, the field and the remedy."""
+    """A tagger that is damaged or not in the WD layout; one line with the file, the field and the remedy."""
 
 
 @dataclass(frozen=True)
 class OnnxTagger:
-    """A model with its tags: `tags[i]` describes scores[:, i]; ratings are none of them.
+    """A model with its tags: row i of `tags` describes scores[:, i]; ratings are left out.
 
-    `size` is the side of the images that it takes, `batch` how many it computes at once.
+    `size` is the side of its input images in pixels, `batch` the number of images that it computes at once.
     """
 
     path: Path
     tags: dataset.TagTable
     size: int
     batch: int
-    _outputs: np.ndarray  # int64 [N]: the model's outputs that are tags
-    _rows: int  # how many outputs there are
+    _outputs: NDArray[np.int64]  # [N], the model's outputs that are tags
+    _n_outputs: int  # with ratings
     _session: Any
 
     @classmethod
     def load(cls, directory: Path, device: torch.device = CPU) -> OnnxTagger:
-        """Read a directory, to compute on a cuda `device` if onnxruntime can, else, with a warning, on the CPU.
+        """Read a directory, for a cuda `device` if onnxruntime supports it, else, with a warning, for the CPU.
 
-        The layout: one input float32 [batch, side, side, 3], one output [batch, rows of selected_tags.csv]. Raises
-        OnnxError when the model is of another, or a file is missing or damaged.
+        The model must have one input, float32 [batch, side, side, 3], and one output, [batch, rows of
+        selected_tags.csv]. Raises OnnxError when it has others, or when a file is missing or damaged.
         """
         path = directory / FILES[0]
         tags, outputs, rows = read_tags(directory / FILES[1])
         session = _open(path, device)
         if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
             raise OnnxError(f"{path}: has several inputs or outputs; a tagger of the WD layout has one of each")
-        given, made = session.get_inputs()[0], session.get_outputs()[0]
-        batch, *sides = given.shape if len(given.shape) == 4 else (0, 0)
-        if given.type != "tensor(float)" or not isinstance(sides[0], int) or sides != [sides[0], sides[0], 3]:
+        source, result = session.get_inputs()[0], session.get_outputs()[0]
+        batch, *sides = source.shape if len(source.shape) == 4 else (0, 0)
+        if source.type != "tensor(float)" or not isinstance(sides[0], int) or sides != [sides[0], sides[0], 3]:
             raise OnnxError(
-                f"{path}: input {given.name}: {given.type} {given.shape} is not float [batch, side, side, 3]; "
+                f"{path}: input {source.name}: {source.type} {source.shape} is not float [batch, side, side, 3]; "
                 "only taggers of the WD layout can be used"
             )
-        if len(made.shape) != 2 or (isinstance(made.shape[1], int) and made.shape[1] != rows):
+        if len(result.shape) != 2 or (isinstance(result.shape[1], int) and result.shape[1] != rows):
             raise OnnxError(
-                f"{path}: output {made.name}: {made.shape} is not [batch, {rows}], as {FILES[1]} has it; "
+                f"{path}: output {result.name}: {result.shape} is not [batch, {rows}], as in {FILES[1]}; "
                 "the files are of different taggers"
             )
         return cls(path, tags, sides[0], batch if isinstance(batch, int) else BATCH, outputs, rows, session)
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Scores, float32 [B, N] in [0, 1], of squares uint8 [B, side, side, 3] in RGB, as `read` makes them.
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the scores, float32 [B, N] in [0, 1], of RGB squares uint8 [B, side, side, 3] from `read`.
 
-        Raises OnnxError when what comes out are no scores.
+        Raises OnnxError when the model's outputs are not scores.
         """
         if not len(pixels):
             return np.empty((0, len(self.tags)), dtype=np.float32)
         starts = range(0, len(pixels), self.batch)
         scores = np.concatenate([self._run(pixels[start : start + self.batch]) for start in starts])
-        if scores.shape != (len(pixels), self._rows):
-            raise OnnxError(f"{self.path}: gives {scores.shape[1:]} values an image, not {self._rows}")
+        if scores.shape != (len(pixels), self._n_outputs):
+            raise OnnxError(f"{self.path}: returns {scores.shape[1:]} values for an image, not {self._n_outputs}")
         if not (scores.min() >= 0 and scores.max() <= 1):  # NaN is neither
             raise OnnxError(
-                f"{self.path}: gives values from {scores.min():g} to {scores.max():g}, not scores from 0 to 1; "
+                f"{self.path}: returns values from {scores.min():g} to {scores.max():g}, not scores from 0 to 1; "
                 "a tagger of the WD layout ends in a sigmoid"
             )
         return scores[:, self._outputs]
 
-    def _run(self, pixels: np.ndarray) -> np.ndarray:
-        """All outputs, float32, of at most `batch` images, filled up so that each is computed in as large a batch."""
+    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return all outputs, float32, of at most `batch` images; smaller batches are padded to `batch`."""
         squares = np.zeros((self.batch, self.size, self.size, 3), dtype=np.float32)
-        squares[: len(pixels)] = pixels[..., ::-1]  # BGR, 0 to 255
+        squares[: len(pixels)] = pixels[..., ::-1]  # the layout has BGR, 0 to 255
         try:
             (scores,) = self._session.run(None, {self._session.get_inputs()[0].name: squares})
-        except Exception as error:  # of a dozen classes that share no other base
+        except Exception as error:  # onnxruntime's errors have no other common base class
             raise OnnxError(f"{self.path}: cannot be computed ({_line(error)})") from None
         return np.asarray(scores, dtype=np.float32)[: len(pixels)]
 
-    def read(self, path: Path) -> np.ndarray:
-        """The image at a path as a bicubic square on white, uint8 [side, side, 3] in RGB. Raises ImageError."""
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """Read an image as a bicubic square on white, RGB uint8 [side, side, 3]. Raises ImageError."""
         return np.asarray(images.square(images.decode(path), self.size, Image.Resampling.BICUBIC))
 
 
-def read_tags(path: Path) -> tuple[dataset.TagTable, np.ndarray, int]:
-    """`selected_tags.csv`: the tags, the outputs int64 [N] that give them, and how many outputs there are.
+def read_tags(path: Path) -> tuple[dataset.TagTable, NDArray[np.int64], int]:
+    """Read a `selected_tags.csv`: the tags, their outputs int64 [N], and the number of outputs with ratings.
 
-    Row i names output i; `count` is taken for the number of training images. Raises OnnxError.
+    Row i names output i; `count` is used as the number of training images. Raises OnnxError.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -126,16 +127,16 @@ def read_tags(path: Path) -> tuple[dataset.TagTable, np.ndarray, int]:
         if category == RATING:
             continue
         if name in seen or not name:
-            raise OnnxError(f"{path}: row {output + 1}: {name or 'no name'}: must be named, and occur once")
+            raise OnnxError(f"{path}: row {output + 1}: {name or 'no name'}: must have a name that occurs once")
         seen[name] = category, count, output
     if not seen:
-        raise OnnxError(f"{path}: names no tags")
+        raise OnnxError(f"{path}: lists no tags")
     categories, counts, outputs = map(np.array, zip(*seen.values(), strict=True))
     return dataset.TagTable(list(seen), categories, counts, counts), outputs, len(rows)
 
 
 def _open(path: Path, device: torch.device) -> Any:
-    """A session of onnxruntime. Raises OnnxError."""
+    """Open a model with onnxruntime. Raises OnnxError."""
     try:
         import onnxruntime
     except ImportError:
@@ -143,7 +144,7 @@ def _open(path: Path, device: torch.device) -> Any:
     if not path.is_file():
         raise OnnxError(f"{path}: missing; a tagger of the WD layout holds {' and '.join(FILES)}")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is raised, too
+    options.log_severity_level = 4  # errors are raised as well
     available = onnxruntime.get_available_providers()
     on_gpu = ("CUDAExecutionProvider", {"device_id": device.index or 0})
     wanted = [on_gpu] if device.type == "cuda" and on_gpu[0] in available else []
@@ -154,7 +155,7 @@ def _open(path: Path, device: torch.device) -> Any:
                 f"{path}: onnxruntime computes on the CPU; for {device} install onnxruntime-gpu", stacklevel=2
             )
         return session
-    except Exception as error:  # of a dozen classes that share no other base
+    except Exception as error:  # onnxruntime's errors have no other common base class
         raise OnnxError(f"{path}: damaged, or not for onnxruntime ({_line(error)})") from None
 
 

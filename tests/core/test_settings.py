@@ -313,7 +313,7 @@ def test_the_error_for_a_missing_config_names_the_nearest(write, tmp_path, monke
         (["optimizer.betas=[0.9]"], "optimizer.betas.1: field required"),
         (["loss.name=bce", "loss.gamma=1.0"], "loss.gamma: only for name: focal, not bce"),
         (["loss.frequency_power=0.5"], "loss.frequency_power: only for name: bce, not focal"),
-        (["model.timm=convnext_bse"], "model.timm: 'convnext_bse' is no model there; nearest: convnext_base"),
+        (["model.timm=convnext_bse"], "model.timm: 'convnext_bse' is not a model of timm; nearest: convnext_base"),
         (["model.timm=test_vit", "model.num_blocks=3"], "model.num_blocks: not for a timm backbone"),
         (["model.timm=test_vit", "stages.0.image_size=225"], "stages: test_vit does not take these image sizes"),
         (["model.timm=hiera_tiny_224", "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]"],

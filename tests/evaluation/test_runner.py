@@ -372,7 +372,7 @@ def test_a_checkpoint_that_holds_predictions_is_still_whole(run_values, tmp_path
     newest = checkpoint.newest(run.root)
     assert runner.predict_release(newest / "predictions", newest, run.dataset, "validation", device_name="cpu")
     assert checkpoint.newest(run.root) == newest
-    assert checkpoint.is_whole(newest)
+    assert checkpoint.is_intact(newest)
     assert trainer.load_state(newest, run).samples == 184
     assert release.load(newest)
     assert len(Predictions.open(newest / "predictions")) == 12

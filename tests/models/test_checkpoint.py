@@ -129,7 +129,7 @@ def test_a_save_that_ends_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_p
 
     for cut in range(1000):
         calls = 0
-        whole = [path for path in checkpoint.checkpoints(tmp_path) if checkpoint.is_whole(path)]
+        whole = [path for path in checkpoint.checkpoints(tmp_path) if checkpoint.is_intact(path)]
         samples = 16 + 8 * cut
         with monkeypatch.context() as patch:
             for owner, name in STEPS:
@@ -137,7 +137,7 @@ def test_a_save_that_ends_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_p
             with contextlib.suppress(Killed, checkpoint.CheckpointError, OSError):
                 save(tmp_path, samples, keep_last=2)
         found = checkpoint.checkpoints(tmp_path)
-        assert all(checkpoint.is_whole(path) for path in found)
+        assert all(checkpoint.is_intact(path) for path in found)
         assert found[-1] in (whole[-1], tmp_path / f"{samples:012d}")
         assert len(found) >= min(2, len(whole))
         if calls <= cut:
@@ -156,13 +156,13 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
             damaged = bytearray(data)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
-            assert not checkpoint.is_whole(path.parent), (path, bit)
+            assert not checkpoint.is_intact(path.parent), (path, bit)
         for length in (0, 1, len(data) // 2, len(data) - 1):
             path.write_bytes(data[:length])
             newline_alone = path.name == checkpoint.MANIFEST and length == len(data) - 1
-            assert checkpoint.is_whole(path.parent) == newline_alone, (path, length)
+            assert checkpoint.is_intact(path.parent) == newline_alone, (path, length)
         path.write_bytes(data)
-    assert checkpoint.is_whole(tmp_path / f"{8:012d}")
+    assert checkpoint.is_intact(tmp_path / f"{8:012d}")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.json", "MANIFEST.sha256"])

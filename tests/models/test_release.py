@@ -284,7 +284,7 @@ def test_a_release_of_a_timm_backbone_is_read_back_to_the_bit(tmp_path, name):
     assert values["class"] == "timm"
     assert values["timm"] == name
     (tmp_path / "config.json").write_text(json.dumps(values | {"timm": "hf-hub:someone/model"}))
-    with pytest.raises(release.ReleaseError, match=r"config\.json: timm: .* is no model there"):
+    with pytest.raises(release.ReleaseError, match=r"config\.json: timm: .* is not a model of timm"):
         release.load(tmp_path)
 
 

@@ -186,8 +186,8 @@ def test_stochastic_depth_of_a_backbone_is_its_drop_path_rate():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"timm": "resnet5"}, "timm: 'resnet5' is no model there; nearest: resnet50"),
-        ({"timm": "hf-hub:someone/model"}, "timm: 'hf-hub:someone/model' is no model there"),
+        ({"timm": "resnet5"}, "timm: 'resnet5' is not a model of timm; nearest: resnet50"),
+        ({"timm": "hf-hub:someone/model"}, "timm: 'hf-hub:someone/model' is not a model of timm"),
         ({"n_tags": 0}, "n_tags: 0 is not positive"),
         ({"image_size": 10**6}, "image_size: 1000000"),
         ({"stochdepth_rate": 1.0}, "stochdepth_rate: 1.0"),
@@ -199,5 +199,5 @@ def test_an_impossible_backbone_names_the_field(values, message):
 
 
 def test_a_backbone_that_cannot_take_the_size_says_so():
-    with pytest.raises(ValueError, match="image_size: test_vit does not take images of 65 pixels"):
+    with pytest.raises(ValueError, match="image_size: test_vit does not accept images of 65 pixels"):
         TimmConfig(5, "test_vit", 65).build()

@@ -140,7 +140,7 @@ def test_outputs_whose_number_only_computing_tells_are_counted(tmp_path):
     ]
     constants = {"shape": np.array([0, -1]), "kept": np.ones(48, dtype=bool)}
     wd.write_model(tmp_path, nodes, constants, ["n", 4, 4, 3], ["n", "columns"])
-    with pytest.raises(OnnxError, match=r"gives \(48,\) values an image, not 192"):
+    with pytest.raises(OnnxError, match=r"returns \(48,\) values for an image, not 192"):
         OnnxTagger.load(tmp_path)(np.zeros((1, 4, 4, 3), dtype=np.uint8))
 
 
@@ -149,9 +149,9 @@ def test_outputs_whose_number_only_computing_tells_are_counted(tmp_path):
     [
         ("tag_id,name,count\n1,a,2\n", "category: column missing"),
         ("", "category: column missing"),
-        (wd.HEADER, "names no tags"),
-        (wd.HEADER + wd.RATINGS, "names no tags"),
-        (wd.HEADER + "1,a,0,9\n2,a,0,9\n", "row 2: a: must be named, and occur once"),
+        (wd.HEADER, "lists no tags"),
+        (wd.HEADER + wd.RATINGS, "lists no tags"),
+        (wd.HEADER + "1,a,0,9\n2,a,0,9\n", "row 2: a: must have a name that occurs once"),
         (wd.HEADER + "1,,0,9\n", "row 1: no name"),
         (wd.HEADER + "1,a,general,9\n", "row 1: not a name with"),
         (wd.HEADER + "1,a,300,9\n", "row 1: not a name with"),

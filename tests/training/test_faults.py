@@ -314,7 +314,7 @@ def test_fifty_kills_during_saves_leave_only_whole_checkpoints(job, tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         found = checkpoint.checkpoints(root)
-        assert all(checkpoint.is_whole(path) for path in found)
+        assert all(checkpoint.is_intact(path) for path in found)
         assert newest_number(root) >= before
         assert len(found) >= min(3, before // 8)
         before = newest_number(root)

@@ -283,7 +283,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_it_goes_on_bit_identical(
     assert end.value.code == SIGNALS[number]
     found = checkpoint.newest(run.root)
     assert found.name == f"{samples:012d}"
-    assert all(map(checkpoint.is_whole, checkpoint.checkpoints(run.root)))
+    assert all(map(checkpoint.is_intact, checkpoint.checkpoints(run.root)))
     assert not (Path(run.config.output) / "release").exists()
     assert_same(weights(trainer.train(run, found)), weights(whole))
     lines = [line["samples"] for line in jsonl.read(Path(run.config.output) / "log.jsonl") if "val_loss" in line]
