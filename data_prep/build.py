@@ -1,6 +1,6 @@
-"""Raw sources to a dataset directory: the order of the stages.
+"""Build a dataset directory from raw sources: the order of the stages.
 
-A stage that was interrupted continues where it stopped; `work/` in the dataset directory holds the stages' results.
+An interrupted stage continues where it stopped; `work/` in the dataset directory holds the results of the stages.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     ledger = dataset.Ledger(config.sources, parts, files, unreadable)
     counts = dataset.write_rejected(output, ledger, content, keeper, config.tags.min_tags)
     write_text(output / "work" / FINGERPRINTS, json.dumps(fingerprints))
-    oddities = survey(relations.aliases, relations.implications, relations.categories)
-    dataset.describe(output, config, counts, oddities)
+    irregular = survey(relations.aliases, relations.implications, relations.categories)
+    dataset.describe(output, config, counts, irregular)
     return output
 
 
@@ -164,7 +164,7 @@ def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, n_tags: int, con
     """Return the mask of the validation images, bool [rows]."""
     wanted = config.validation
     images = wanted.images if isinstance(wanted.images, int) else max(1, round(wanted.images * len(source)))
-    # Tags below min_count are in the vocabulary only to be kept: too rare to be required in both splits.
+    # Tags below min_count are in the vocabulary because of `keep`; they may be too rare for both splits.
     per_tag = np.where(tags.uses(n_tags) >= config.tags.min_count, wanted.min_per_tag, 0)
     per_source = np.minimum(wanted.min_per_source, np.bincount(source, minlength=len(config.sources)) // 10)
     return choose_validation(group, tags, source, images, per_tag, per_source, wanted.seed)

@@ -69,7 +69,7 @@ class Ledger:
 
 
 class Rejected(NamedTuple):
-    """A row of REJECTED; `file` is still a whole path, and `offset` the line's first byte."""
+    """A row of REJECTED; `file` is a full path, and `offset` is the line's first byte."""
 
     source: int
     post_id: int | None
@@ -240,14 +240,14 @@ def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_t
         yield Rejected(int(images.source[row]), int(images.post_id[row]), paths[i], None, None, reason, detail)
 
 
-def describe(output: Path, config: BuildSettings, counts: dict[str, Any], oddities: dict[str, int]) -> None:
+def describe(output: Path, config: BuildSettings, counts: dict[str, Any], irregular: dict[str, int]) -> None:
     """Write `config.yaml`, then `dataset.json`, whose presence means that the dataset is complete."""
     files = ("train.parquet", "validation.parquet", "tags.parquet", tag_names.FILE, "rejected.parquet")
     description = {
         "sources": [source.name for source in config.sources],
         "extension": scan.extension(config.format) if config.images else "none",
         "counts": counts,
-        "relations": oddities,
+        "relations": irregular,
         "config": config.model_dump(),
         "inputs": {source.name: inputs.content_hashes(source) for source in config.sources},
         "outputs": {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in files},

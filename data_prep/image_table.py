@@ -70,7 +70,7 @@ def write_listing(files: Sequence[Path], path: Path) -> None:
         db.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
         db.execute("SET temp_directory = ?", [str(path.parent / "spill")])
         names = [str(file) for file in files]
-        # DuckDB may not return a file's name as given, so each file has a number.
+        # A post's shard is the number of its file, which is joined by the file's name.
         numbered = pa.table({"name": names, "shard": pa.array(range(len(names)), pa.int32())})
         rows = db.sql(
             f"""
@@ -97,10 +97,10 @@ def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
     waiting = LISTING.empty_table()
     for batch in batches:
         waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(LISTING)])
-        whole = len(waiting) // size * size
-        for start in range(0, whole, size):
+        complete = len(waiting) // size * size
+        for start in range(0, complete, size):
             yield waiting.slice(start, size)
-        waiting = waiting.slice(whole)
+        waiting = waiting.slice(complete)
     if len(waiting):
         yield waiting
 

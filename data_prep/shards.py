@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from joytag.core import progress
+from joytag.core import jsonl, progress
 from joytag.core.files import file_hash, write_text
 from joytag.data import tables
 
@@ -52,12 +52,7 @@ def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backen
 def _finished(directory: Path, identity: str) -> set[str]:
     """Return the names of the undamaged files that the manifest lists; remove all other files."""
     manifest = directory / MANIFEST
-    entries = []
-    for line in manifest.read_bytes().splitlines() if manifest.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:  # the last line, unfinished because the machine stopped
-            break
+    entries = jsonl.read(manifest)
     listed = {entry["file"]: entry for entry in entries[1:]} if entries[:1] == [{"identity": identity}] else {}
     files = {path.name: path for path in directory.iterdir() if path.name != MANIFEST}
     present = sorted(listed.keys() & files.keys())
