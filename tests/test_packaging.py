@@ -45,7 +45,7 @@ def python(code: str, *arguments: object, cwd: Path = ROOT, path: Path = ROOT) -
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel, built from a copy of the files that it is made of."""
+    """A wheel, built from a copy of the packages."""
     copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("joytag", "data_prep", "configs"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

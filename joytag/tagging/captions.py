@@ -70,7 +70,7 @@ class CaptionStyle:
         return {name: scores[name] for name in self._move_first(scores)}
 
     def spell(self, tag: str) -> str:
-        """Return a tag as it is written."""
+        """Return the spelling in which a tag is written."""
         if self.underscores == "space" and not is_kaomoji(tag):
             tag = tag.replace("_", " ")
         return re.sub(r"(?<!\\)([()])", r"\\\1", tag) if self.escape else tag

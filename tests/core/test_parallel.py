@@ -21,6 +21,6 @@ def test_reading_ahead_is_ordered_bounded_and_stops():
     assert list(read_ahead(read, [], workers=3, depth=4)) == []
 
 
-def test_batches():
+def test_batches_have_a_size_and_the_last_may_be_shorter():
     assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(batches([], 2)) == []

@@ -32,7 +32,7 @@ def tagger() -> Tagger:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """A folder with eight good images, one of them deeper, two bad ones and a text."""
+    """A folder with eight good images, one of them in a subfolder, two bad ones and a text."""
     rng = np.random.default_rng(0)
     root = tmp_path / "images"
     (root / "deep").mkdir(parents=True)
