@@ -36,7 +36,7 @@ def predictions(scores, labels, sources=None) -> Predictions:
 
 @pytest.fixture(scope="module")
 def sample():
-    """Rare tags with the lower scores; tag 3 has no label, tag 4 is never predicted, and tag 5 neither."""
+    """Rarer tags have lower scores; tag 3 has no label, tag 4 is never predicted, and both are true of tag 5."""
     rng = np.random.default_rng(0)
     labels = rng.random((IMAGES, TAGS)) < np.geomspace(0.02, 0.4, TAGS)
     logits = rng.normal(size=labels.shape) + 2.5 * labels + np.linspace(-3, -1, TAGS)
@@ -53,8 +53,9 @@ def found(sample):
 
 
 def expected(labels, predicted):
-    """scikit-learn's macro and micro averages; macro ones over tags with a label."""
-    result, some = {}, labels.any(0)
+    """Return scikit-learn's macro and micro averages; the macro averages are over tags with a label."""
+    result: dict[str, float] = {}
+    some = labels.any(0)
     for kind, tags in (("macro", some), ("micro", slice(None))):
         values = precision_recall_fscore_support(
             labels[:, tags], predicted[:, tags], average=kind, zero_division=np.nan
@@ -71,15 +72,15 @@ def same_group(row: analysis.GroupMetrics, wanted):
     same(dataclasses.asdict(row), wanted)
 
 
-def test_headline_is_scikit_learns_at_every_threshold(sample, found):
+def test_headline_matches_scikit_learn_at_every_threshold(sample, found):
     scores, labels, _ = sample
     assert list(found.thresholds) == ["fixed", "macro_break_even", "micro_break_even", "best_micro_f1", "best_macro_f1"]
     for name, threshold in found.thresholds.items():
-        figures = found.headline[name]
-        assert all(f.low < f.value < f.high for f in figures.values())
-        same({n: f.value for n, f in figures.items()}, expected(labels, scores.astype(float) > threshold))
+        row = found.headline[name]
+        assert all(i.low < i.value < i.high for i in row.values())
+        same({n: i.value for n, i in row.items()}, expected(labels, scores.astype(float) > threshold))
         assert found.macro_over[name] == np.sum(labels.any(0) & (scores.astype(float) > threshold).any(0))
-    assert {f"{k}_{n}" for k in ("macro", "micro") for n in ("precision", "recall", "f1", "mcc")} == figures.keys()
+    assert {f"{k}_{n}" for k in ("macro", "micro") for n in ("precision", "recall", "f1", "mcc")} == row.keys()
     best = found.headline["best_macro_f1"]["macro_f1"].value
     assert best >= max(of["macro_f1"].value for name, of in found.headline.items() if name != "ranking")
     enough = labels.sum(0) >= 5
@@ -88,7 +89,7 @@ def test_headline_is_scikit_learns_at_every_threshold(sample, found):
     assert found.facts.tags_ranked == enough.sum()
 
 
-def test_parts_are_scikit_learns(sample, found):
+def test_groups_match_scikit_learn(sample, found):
     scores, labels, sources = sample
     predicted = scores.astype(float) > 0.4
     assert list(found.sources.rows) == ["danbooru", "photographs"]  # the third has no images
@@ -112,7 +113,7 @@ def test_parts_are_scikit_learns(sample, found):
     assert gap.gap.value == pytest.approx(found.groups.rows["common"].macro_f1 - found.groups.rows["rare"].macro_f1)
 
 
-def test_a_row_a_tag_with_what_is_undefined_in_words(sample, found):
+def test_each_tag_has_a_row_that_names_undefined_metrics(sample, found):
     scores, labels, _ = sample
     rows = found.per_tag.to_pylist()
     assert [row["name"] for row in rows] == NAMES
@@ -132,7 +133,7 @@ def test_a_row_a_tag_with_what_is_undefined_in_words(sample, found):
         assert row["best_f1"] is None or row["best_f1"] >= row["f1"]
 
 
-def test_thresholds_of_the_other_half_are_judged(sample, found):
+def test_thresholds_from_the_other_half_have_a_verdict(sample, found):
     scores, labels, _ = sample
     fixed, per_tag = found.split_half.fixed, found.split_half.per_tag
     assert fixed.macro_f1.value == pytest.approx(found.headline["fixed"]["macro_f1"].value)
@@ -147,7 +148,7 @@ def test_thresholds_of_the_other_half_are_judged(sample, found):
     assert best["macro_f1"] < per_tag.macro_f1.value
 
 
-def test_thresholds_that_gain_nothing_are_said_to():
+def test_thresholds_that_gain_nothing_do_not_beat_the_fixed_one():
     rng = np.random.default_rng(0)
     labels = rng.random((400, 6)) < 0.3
     scores = (0.4 + 0.2 * labels + rng.normal(0, 0.05, labels.shape)).clip(0, 1).astype(np.float16)
@@ -157,7 +158,7 @@ def test_thresholds_that_gain_nothing_are_said_to():
         assert "does not beat 0.5" in chosen.verdict or "does worse than 0.5" in chosen.verdict
 
 
-def test_curves_run_through_the_averages(sample, found):
+def test_curves_equal_the_averages_at_their_thresholds(sample, found):
     scores, labels, _ = sample
     curves = found.curves
     assert (np.diff(curves.threshold) > 0).all()
@@ -180,7 +181,7 @@ def test_curves_run_through_the_averages(sample, found):
     )
 
 
-def test_the_same_seed_gives_the_same(sample, found):
+def test_the_same_seed_gives_the_same_intervals(sample, found):
     again = analysis.analyse(predictions(*sample), 0.4, resamples=300)
     assert again.headline == found.headline
     assert again.split_half == found.split_half
@@ -188,7 +189,7 @@ def test_the_same_seed_gives_the_same(sample, found):
 
 
 @pytest.mark.parametrize("kind", ["no labels", "all labels", "equal scores", "one image", "no predictions"])
-def test_predictions_with_little_to_tell(sample, kind):
+def test_degenerate_predictions_are_analysed(sample, kind):
     scores, labels, _ = (part.copy() for part in sample)
     scores, labels = scores[:30], labels[:30]
     if kind.endswith("labels"):
@@ -219,5 +220,8 @@ def test_predictions_with_little_to_tell(sample, kind):
 
 
 def test_groups_without_a_known_tag_are_refused(sample):
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of their tags"):
+    with (
+        pytest.warns(UserWarning, match="not in the vocabulary: red_hair"),
+        pytest.raises(ValueError, match="none of their tags"),
+    ):
         analysis.analyse(predictions(*sample), 0.4, {"hair": ["red_hair"]})

@@ -1,4 +1,4 @@
-"""Resampled figures against a bootstrap that draws the images and calls scikit-learn."""
+"""Resampled metrics against a bootstrap that draws images and calls scikit-learn."""
 
 import numpy as np
 import pytest
@@ -23,12 +23,12 @@ def sample():
 
 
 def drawn(images, seed, resamples):
-    """The images of each resample, repeated as often as they were drawn."""
+    """Return the images of each resample, repeated as often as they were drawn."""
     blocks = np.concatenate(list(bootstrap.resample_weights(images, seed, resamples)), axis=1)
     return [np.repeat(np.arange(images), column.astype(int)) for column in blocks.T]
 
 
-def test_resamples_are_drawn_with_replacement_and_are_the_same_for_a_seed():
+def test_resamples_are_drawn_with_replacement_and_repeat_for_a_seed():
     first = list(bootstrap.resample_weights(50, seed=1, resamples=230))
     assert {block.shape for block in first} == {(50, bootstrap.BLOCK), (50, 230 % bootstrap.BLOCK)}
     whole = np.concatenate(first, axis=1)
@@ -41,7 +41,7 @@ def test_resamples_are_drawn_with_replacement_and_are_the_same_for_a_seed():
     assert (first[0] != next(bootstrap.resample_weights(50, seed=2))).any()
 
 
-def test_averages_of_resamples_are_scikit_learns_of_the_images_drawn(sample):
+def test_averages_of_resamples_match_scikit_learn_on_the_images_drawn(sample):
     scores, labels = sample
     decisions = {str(t): metrics.predicted(scores, t) for t in (0.4, 0.7)}
     found = bootstrap.replicates(csc_array(labels), decisions, seed=3, resamples=110)
@@ -80,7 +80,7 @@ def test_influence_is_the_derivative_of_mean_average_precision(seed, tied):
         assert found[j] == pytest.approx((mean(1 + step) - mean(1 - step)) / 2e-5, abs=1e-6)
 
 
-def test_linearised_average_precision_scatters_as_that_of_the_images_drawn(sample):
+def test_linearized_average_precision_varies_like_that_of_the_images_drawn(sample):
     scores, labels = sample
     tags = np.arange(1, 6)
     value = average_precision_score(labels[:, tags], scores[:, tags].astype(float), average="macro")
@@ -98,8 +98,8 @@ def test_linearised_average_precision_scatters_as_that_of_the_images_drawn(sampl
     assert ours.high == pytest.approx(theirs.high, abs=0.12 * width)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    """Of tags with about five positives each, whose macro F1 resamples as they are would put too low."""
+def test_intervals_cover_the_truth_at_their_rate():
+    """Tags with about five positives each, for which plain percentiles of macro F1 are too low."""
     found, values = [], []
     for trial in range(200):
         rng = RNG(trial)
@@ -109,12 +109,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         replicates = bootstrap.replicates(csc_array(labels), predicted, seed=trial, resamples=200)[""]["macro_f1"]
         found.append(interval(values[-1], replicates))
     truth = np.mean(values)
-    assert all(one.low < one.value < one.high for one in found)
-    assert 180 <= sum(one.low <= truth <= one.high for one in found) <= 199
+    assert all(i.low < i.value < i.high for i in found)
+    assert 180 <= sum(i.low <= truth <= i.high for i in found) <= 199
 
 
 def test_differences_are_paired(sample):
-    """Of two models that err on almost the same images, the difference is known better than either figure."""
+    """The difference of two models that err on almost the same images is known better than either metric."""
     scores, labels = sample
     better = scores.copy()
     better[labels[:, 5].nonzero()[0][:60], 5] = 1
@@ -129,7 +129,7 @@ def test_differences_are_paired(sample):
     assert not none.excludes_zero
 
 
-def test_what_is_undefined_in_a_resample_is_left_out():
+def test_undefined_values_of_resamples_are_left_out():
     assert interval(1, np.array([np.nan, 1, 1])) == Interval(1, 1, 1)
     found = interval(0.97, np.linspace(0.8, 1, 100))
     assert found.high == 1
@@ -140,6 +140,6 @@ def test_what_is_undefined_in_a_resample_is_left_out():
         assert np.isnan(found.high)
         assert not found.excludes_zero
     labels = csc_array(np.array([[True], [False]]))  # a quarter of the resamples holds no positive
-    found = bootstrap.replicates(labels, {"": labels}, resamples=400)[""]["macro_recall"]
-    assert 0.15 < np.isnan(found).mean() < 0.35
-    assert np.nanmin(found) == 1
+    recall = bootstrap.replicates(labels, {"": labels}, resamples=400)[""]["macro_recall"]
+    assert 0.15 < np.isnan(recall).mean() < 0.35
+    assert np.nanmin(recall) == 1

@@ -1,4 +1,4 @@
-"""Confusions counted in the plainest way, and labels made wrong on purpose found again."""
+"""Confusions against plain counts, and labels falsified on purpose."""
 
 from itertools import product
 
@@ -12,7 +12,7 @@ from joytag.evaluation.error_analysis import Confusion, Disagreement
 NAMES = [f"tag_{i}" for i in range(12)]
 
 
-def test_confusions_are_those_of_a_plain_count():
+def test_confusions_match_a_plain_count():
     rng = np.random.default_rng(0)
     labels = rng.random((400, 12)) < 0.2
     decisions = labels ^ (rng.random(labels.shape) < 0.1)
@@ -34,17 +34,17 @@ def test_confusions_are_those_of_a_plain_count():
     assert set(by_share) == {c for c in common if c.images >= error_analysis.MIN_IMAGES}
 
 
-def test_a_tag_that_is_predicted_for_everything_is_no_confusion():
+def test_a_tag_predicted_on_every_image_is_not_a_confusion():
     labels = np.zeros((100, 3), dtype=bool)
     labels[::2, 0] = True
     decisions = np.zeros_like(labels)
-    decisions[:, 1] = True  # wherever, whatever
-    decisions[::2, 2] = True  # where 0 is
+    decisions[:, 1] = True  # on every image
+    decisions[::2, 2] = True  # where tag 0 is
     found, _ = error_analysis.confusions(csc_array(labels), csc_array(decisions), NAMES)
     assert found == [Confusion("tag_0", "tag_2", 50, 1.0)]
 
 
-def test_disagreements_are_all_mistakes_and_nothing_else():
+def test_disagreements_are_exactly_the_wrong_decisions():
     rng = np.random.default_rng(0)
     labels, scores = rng.random((50, 20)) < 0.2, rng.random((50, 20)).astype(np.float16)
     found = error_analysis.disagreements(scores, csc_array(labels), metrics.predicted(scores, 0.6))
@@ -57,7 +57,7 @@ def test_disagreements_are_all_mistakes_and_nothing_else():
     assert (found.confidence <= 1).all()
 
 
-def test_confidence_is_what_its_definition_says():
+def test_confidence_matches_its_definition():
     #                     with the tag           without
     scores = np.array([0.9, 0.8, 0.7, 0.02, 0.85, 0.3, 0.1, 0.05, 0.01, 0.01])[:, None].astype(np.float16)
     labels = csc_array(np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], dtype=bool)[:, None])
@@ -68,7 +68,7 @@ def test_confidence_is_what_its_definition_says():
     assert by_row == {4: pytest.approx(1 / 2 * 3 / 4), 3: pytest.approx((1 - (1 / 4) / (2 / 6)) * 4 / 6)}
 
 
-def test_labels_made_wrong_on_purpose_come_first():
+def test_falsified_labels_are_listed_first():
     rng = np.random.default_rng(0)
     truth = rng.random((3000, 30)) < np.geomspace(0.01, 0.4, 30)
     skill = rng.uniform(0.5, 5, 30)  # of some tags the model knows nothing
@@ -86,7 +86,7 @@ def test_labels_made_wrong_on_purpose_come_first():
         assert right > min(0.6, times * chance), (labelled, right, chance)
 
 
-def test_galleries_are_varied():
+def test_worst_disagreements_are_of_different_images():
     rng = np.random.default_rng(0)
     labels, scores = rng.random((60, 20)) < 0.3, rng.random((60, 20)).astype(np.float16)
     scores[5] = np.where(labels[5], 0, 1)  # the worst of all images
@@ -100,7 +100,7 @@ def test_galleries_are_varied():
     assert wrong[0] == Disagreement(5, int(np.flatnonzero(~labels[5])[0]), 1.0, False, wrong[0].confidence)
 
 
-def test_where_all_decisions_are_right_there_is_nothing_to_show():
+def test_perfect_decisions_have_no_disagreements():
     labels = csc_array(np.eye(4, dtype=bool))
     scores = labels.toarray().astype(np.float16)
     found = error_analysis.disagreements(scores, labels, labels)

@@ -1,4 +1,4 @@
-"""Every figure against scikit-learn's, or where it has none, against counting in the plainest way."""
+"""Every metric against scikit-learn or, where that has none, against plain counting."""
 
 import warnings
 
@@ -20,9 +20,9 @@ NAMES = ("precision", "recall", "f1")
 
 @st.composite
 def decisions(draw):
-    """Scores float16 [P, N] and labels bool [P, N]: spread or tied, some tags never or always labelled."""
+    """Draw scores float16 [P, N] and labels bool [P, N]: spread or tied, some tags never or always labelled."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    shape = draw(st.integers(1, 60)), draw(st.integers(2, 5))  # of one column scikit-learn makes a binary problem
+    shape = draw(st.integers(1, 60)), draw(st.integers(2, 5))  # scikit-learn treats one column as a binary problem
     scores = rng.random(shape)
     kind = draw(st.sampled_from(["spread", "tied", "equal", "extreme"]))
     if kind == "tied":
@@ -45,7 +45,7 @@ def counted(scores, labels, threshold) -> Counts:
 
 
 def candidates(scores):
-    """Every threshold that makes a difference: between neighbours, and below all."""
+    """Return every threshold with different decisions: between neighbouring scores, and below all."""
     values = np.unique(scores.astype(np.float64))
     return (values + np.append(BELOW, values[:-1])) / 2
 
@@ -90,11 +90,12 @@ def check_against_scikit_learn(scores, labels, threshold):
 
 @settings(max_examples=150, deadline=None)
 @given(decisions(), st.sampled_from([0, 0.05, 0.4, 0.7, 1]))
-def test_figures_are_scikit_learns(pair, threshold):
-    check_against_scikit_learn(*pair, threshold)
+def test_metrics_match_scikit_learn(pair, threshold):
+    scores, labels = pair
+    check_against_scikit_learn(scores, labels, threshold)
 
 
-def test_figures_of_two_thousand_tags_are_scikit_learns():
+def test_metrics_of_two_thousand_tags_match_scikit_learn():
     rng = np.random.default_rng(0)
     labels = rng.random((300, 2000)) < np.geomspace(1e-4, 0.7, 2000)
     scores = (0.3 * labels + 0.7 * rng.beta(0.5, 2, labels.shape)).astype(np.float16)
@@ -104,7 +105,7 @@ def test_figures_of_two_thousand_tags_are_scikit_learns():
 
 @settings(max_examples=40, deadline=None)
 @given(decisions())
-def test_best_thresholds_of_tags_are_those_of_a_search(pair):
+def test_best_thresholds_of_tags_match_a_search(pair):
     scores, labels = pair
     found = curves(scores, labels)
     for i in np.flatnonzero(~labels.any(0)):
@@ -121,7 +122,7 @@ def test_best_thresholds_of_tags_are_those_of_a_search(pair):
 
 @settings(max_examples=150, deadline=None)
 @given(decisions())
-def test_thresholds_of_averages_are_those_of_a_search(pair):
+def test_best_thresholds_of_averages_match_a_search(pair):
     scores, labels = pair
     found = choose_thresholds(curves(scores, labels))
     if not labels.any():
@@ -141,14 +142,14 @@ def test_thresholds_of_averages_are_those_of_a_search(pair):
         assert found[f"{kind}_break_even"] in nearly(around, min(around.values()))
 
 
-def nearly(figures, wanted):
-    """The thresholds at which a figure is what is wanted, but for rounding: averages are not added up in one order."""
-    return [t for t, figure in figures.items() if abs(figure - wanted) < 1e-12]
+def nearly(by_threshold, wanted):
+    """Return the thresholds at which a metric equals a value but for rounding: sums are not in the same order."""
+    return [t for t, value in by_threshold.items() if abs(value - wanted) < 1e-12]
 
 
 @settings(max_examples=100, deadline=None)
 @given(decisions())
-def test_curves_at_a_level_are_the_averages_there(pair):
+def test_curves_at_a_level_equal_the_averages_at_its_threshold(pair):
     scores, labels = pair
     found = curves(scores, labels)
     for threshold in (0.0, 0.05, 0.4, 0.7):
@@ -161,7 +162,7 @@ def test_curves_at_a_level_are_the_averages_there(pair):
 
 @settings(max_examples=100, deadline=None)
 @given(decisions())
-def test_calibration_is_scikit_learns(pair):
+def test_calibration_matches_scikit_learn(pair):
     scores, labels = pair
     stored = curves(scores, labels)
     found = calibration(stored)
@@ -180,7 +181,7 @@ def test_calibration_is_scikit_learns(pair):
 
 @settings(max_examples=50, deadline=None)
 @given(decisions(), st.integers(1, 20))
-def test_streamed_and_stored_scores_give_the_same(pair, batch):
+def test_streamed_and_stored_scores_give_the_same_metrics(pair, batch):
     scores, labels = pair
     first, second = Histogram.zeros(labels.shape[1]), Histogram.zeros(labels.shape[1])
     for start in range(0, len(scores), batch):
@@ -205,7 +206,7 @@ def test_streamed_and_stored_scores_give_the_same(pair, batch):
         same(logged["map"], reference.average_precision_score(labels[:, some], scores[:, some], average="macro"))
 
 
-def test_many_tags_are_put_together_in_order():
+def test_blocks_of_tags_are_joined_in_order():
     rng = np.random.default_rng(0)
     labels = rng.random((50, 3 * metrics.TAG_BLOCK + 1)) < 0.3
     scores = rng.random(labels.shape).astype(np.float16)
@@ -221,7 +222,7 @@ def test_many_tags_are_put_together_in_order():
     np.testing.assert_array_equal(curves(scores, labels, rows).best_f1, curves(scores[rows], labels[rows]).best_f1)
 
 
-def test_of_several_columns_of_counts_each_is_averaged():
+def test_each_column_of_counts_is_averaged_alone():
     rng = np.random.default_rng(0)
     many = Counts(*rng.integers(0, 3, (4, 30, 7)))
     found = metrics.averages(many)
@@ -231,7 +232,7 @@ def test_of_several_columns_of_counts_each_is_averaged():
         assert {name: pytest.approx(found[name][column]) for name in expected} == expected
 
 
-def test_undefined_figures_are_nan():
+def test_undefined_metrics_are_nan():
     nothing = metrics.from_counts(Counts(*np.array([[0, 0], [0, 3], [0, 0], [5, 2]])))
     assert np.isnan(nothing["recall"]).all()
     assert np.isnan(nothing["mcc"]).all()
@@ -243,14 +244,14 @@ def test_undefined_figures_are_nan():
     assert metrics.mean_average_precision(np.array([0.5, 1, 0]), np.array([5, 4, 9]), minimum=5) == (0.25, 2)
 
 
-def test_full_metrics_convention_is_zero_for_what_is_undefined_in_float32():
+def test_full_metrics_convention_is_float32_and_zero_where_undefined():
     found = metrics.precision_recall_f1(Counts(*np.array([[0, 9, 1], [0, 1, 1], [0, 2, 1], [5, 0, 7]])))
     for value, expected in zip(found, ([0, 0.9, 0.5], [0, 9 / 11, 0.5], [0, 6 / 7, 0.5]), strict=True):
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_a_score_at_the_threshold_is_no_prediction():
+def test_a_score_at_the_threshold_is_not_a_prediction():
     score = np.float16(0.4)
     assert metrics.VALUES[metrics.first_level_above(float(score)) - 1] == score
     assert metrics.predicted(

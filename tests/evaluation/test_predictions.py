@@ -78,7 +78,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_what_was_written_is_read_without_the_images_that_could_not_be_decoded(directory, posts, scores):
+def test_predictions_are_read_back_without_undecodable_images(directory, posts, scores):
     found, kept = Predictions.open(directory), [row for row in range(ROWS) if row not in dict(BAD)]
     np.testing.assert_array_equal(found.scores, scores[kept])
     assert found.scores.dtype == np.float16
@@ -103,10 +103,11 @@ def test_what_was_written_is_read_without_the_images_that_could_not_be_decoded(d
 
 @given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=9))
 @settings(max_examples=30)
-def test_labels_are_those_of_the_split(tags):
+def test_labels_match_the_split(tags):
     rows = np.arange(len(tags))
     flat = np.array([tag for of_one in tags for tag in of_one], dtype=np.int16)
-    posts = dataset.Posts(rows, np.cumsum([0, *map(len, tags)]), flat, rows, rows)
+    hashes = np.zeros((len(tags), 32), dtype=np.uint8)
+    posts = dataset.Posts(rows, np.cumsum([0, *map(len, tags)]), flat, hashes, rows)
     expected = np.array([[tag in of_one for tag in range(7)] for of_one in tags])
     np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), expected)
     np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), posts.labels(rows, 7))
@@ -125,7 +126,7 @@ STEPS = [
 
 @contextmanager
 def dying(monkeypatch, number: int, after: bool) -> Iterator[list[str]]:
-    """Die in the n-th of the steps that are taken, before or after it; gives the steps taken."""
+    """Raise KeyboardInterrupt before or after the n-th step; yields the steps taken."""
     taken: list[str] = []
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         for step in STEPS:
@@ -146,7 +147,7 @@ def dying(monkeypatch, number: int, after: bool) -> Iterator[list[str]]:
         yield taken
 
 
-def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, posts, scores, directory, monkeypatch):
+def test_predictions_killed_at_any_step_resume_to_the_same_bytes(tmp_path, posts, scores, directory, monkeypatch):
     with dying(monkeypatch, 0, False) as steps:
         finished(tmp_path / "whole", posts, scores)
     assert set(steps) == set(STEPS)
@@ -166,8 +167,8 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, posts, scores,
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_block_is_done_only_when_its_scores_and_its_line_are_whole(tmp_path_factory, data):
-    """Whatever a lost machine leaves of them."""
+def test_a_block_is_done_only_when_its_scores_and_journal_line_are_complete(tmp_path_factory, data):
+    """Whatever part of them is lost in a crash."""
     work = PredictionsWriter(tmp_path_factory.mktemp("work") / "predictions", ROWS, TAGS, BATCH)
     scores = np.random.default_rng(2).random((ROWS, TAGS)).astype(np.float16)
     work.begin(FACTS)
@@ -191,7 +192,7 @@ def test_a_block_is_done_only_when_its_scores_and_its_line_are_whole(tmp_path_fa
     np.testing.assert_array_equal(np.load(stored), scores)
 
 
-def test_blocks_with_images_that_could_not_be_decoded_are_done_again(tmp_path, posts, scores):
+def test_blocks_with_undecodable_images_are_repeated(tmp_path, posts, scores):
     """A disk may have been missing."""
     work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     assert work.begin(FACTS) == set()
@@ -204,7 +205,7 @@ def test_blocks_with_images_that_could_not_be_decoded_are_done_again(tmp_path, p
     np.testing.assert_array_equal(Predictions.open(work.directory).scores, scores)
 
 
-def test_a_block_that_is_lost_before_the_end_is_not_passed_over(tmp_path, posts, scores):
+def test_a_missing_block_prevents_finishing(tmp_path, posts, scores):
     work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     work.begin(FACTS)
     for block in (0, 2):
@@ -213,7 +214,7 @@ def test_a_block_that_is_lost_before_the_end_is_not_passed_over(tmp_path, posts,
         work.finish(posts, label_matrix(posts, TAGS), vocabulary())
 
 
-def test_when_no_image_is_left_one_line_says_so(tmp_path, posts, scores):
+def test_predictions_without_any_image_are_refused_in_one_line(tmp_path, posts, scores):
     gone = [(row, f"{row}.jpg: gone") for row in range(ROWS)]
     with pytest.raises(
         PredictionsError, match=r"^0\.jpg: gone, and 10 other images failed, too; is the disk mounted\?$"
@@ -222,7 +223,7 @@ def test_when_no_image_is_left_one_line_says_so(tmp_path, posts, scores):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, -0.0, 1.001])
-def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, value):
+def test_invalid_scores_are_refused(tmp_path, scores, value):
     work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     work.begin(FACTS)
     scores[5, 2] = value
@@ -234,24 +235,24 @@ def test_scores_that_are_no_numbers_from_0_to_1_are_refused(tmp_path, scores, va
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"model_files": {"model.safetensors": "cd"}}, "another model;"),
         ({"dtype": "float16"}, r"another precision \(float32 there, float16 now\);"),
         ({"split_sha256": "12"}, "another dataset"),
     ],
 )
-def test_predictions_of_something_else_are_neither_taken_nor_gone_on_with(directory, tmp_path, change, told):
+def test_predictions_with_other_facts_are_neither_reused_nor_resumed(directory, tmp_path, change, message):
     assert predictions_writer.is_finished(directory, FACTS)
-    with pytest.raises(PredictionsError, match=rf"{told}.*remove it, or choose another output directory$"):
+    with pytest.raises(PredictionsError, match=rf"{message}.*remove it, or choose another output directory$"):
         predictions_writer.is_finished(directory, FACTS | change)
     work = PredictionsWriter(tmp_path / "begun", ROWS, TAGS, BATCH)
     work.begin(FACTS)
-    with pytest.raises(PredictionsError, match=told):
+    with pytest.raises(PredictionsError, match=message):
         work.begin(FACTS | change)
 
 
-def test_what_changes_scores_by_rounding_is_mixed_with_nothing_but_no_reason_to_begin_anew(directory, tmp_path):
+def test_rounding_differences_do_not_invalidate_finished_predictions(directory, tmp_path):
     moved = FACTS | {"date": "tomorrow", "dataset": "elsewhere"}
     assert predictions_writer.is_finished(directory, moved | {"batch": 8, "device": "cuda"})
     work = PredictionsWriter(tmp_path / "begun", ROWS, TAGS, BATCH)
@@ -261,14 +262,14 @@ def test_what_changes_scores_by_rounding_is_mixed_with_nothing_but_no_reason_to_
         work.begin(moved | {"batch": 8})
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path):
+def test_a_directory_with_other_content_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(PredictionsError, match="holds something other than predictions; choose another output"):
         PredictionsWriter(tmp_path, ROWS, TAGS, BATCH).begin(FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_disk_that_is_too_small_is_told_before_hours_are_spent(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_at_the_start(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
     work = PredictionsWriter(tmp_path / "predictions", 500_000, 5_813, 64)
@@ -302,7 +303,7 @@ def test_a_damaged_file_is_refused_in_one_line(directory, name, kind):
 
 
 class Evil:
-    """Whose unpickling leaves a file behind."""
+    """An object whose unpickling creates a file."""
 
     def __reduce__(self):
         return (Path.touch, (Path("evil"),))
@@ -312,7 +313,7 @@ def save(name: str):
     return lambda path, value: np.save(path / f"{name}.npy", value, allow_pickle=True)
 
 
-def labels(path: Path, value: object) -> None:
+def labels(path: Path, value: dict) -> None:
     np.savez(path / "labels.npz", **value)
 
 
@@ -354,8 +355,8 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(("put", "value", "told"), HOSTILE, ids=[told for *_, told in HOSTILE])
-def test_hostile_files_that_their_sha256_vouches_for_are_refused_in_one_line(directory, put, value, told):
+@pytest.mark.parametrize(("put", "value", "message"), HOSTILE, ids=[message for *_, message in HOSTILE])
+def test_invalid_files_with_a_valid_hash_are_refused_in_one_line(directory, put, value, message):
     put(directory, value)
     path = directory / predictions.PROVENANCE
     provenance = json.loads(path.read_text())
@@ -363,7 +364,7 @@ def test_hostile_files_that_their_sha256_vouches_for_are_refused_in_one_line(dir
     path.write_text(json.dumps(provenance))
     with pytest.raises(PredictionsError) as error:
         Predictions.open(directory)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert str(directory) in str(error.value)
     assert not Path("evil").exists()
@@ -381,7 +382,7 @@ def test_a_damaged_provenance_is_refused_in_one_line(directory, text):
         Predictions.open(directory)
 
 
-def test_what_is_no_predictions_directory_is_refused(tmp_path):
+def test_a_directory_without_predictions_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "gone"):
         with pytest.raises(PredictionsError, match=rf"^{path}: no predictions here .*evaluate a model first"):
             Predictions.open(path)
@@ -397,7 +398,7 @@ def test_damaged_work_is_refused_in_one_line(tmp_path, scores, kind):
         work.begin(FACTS)
 
 
-def test_files_may_be_used_without_this_project(directory, posts):
+def test_files_can_be_read_without_this_project(directory, posts):
     """With numpy, scipy and pyarrow alone."""
     scores, labels = np.load(directory / "scores.npy", mmap_mode="r"), scipy.sparse.load_npz(directory / "labels.npz")
     assert isinstance(labels, csc_array)

@@ -1,4 +1,4 @@
-"""The randomization test against all exchanges there are, one after the other."""
+"""The randomization test against an enumeration of all swaps."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from joytag.evaluation.randomization_test import randomization_test
 
 
 def by_enumeration(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """The share of the 2^P exchanges of an image's decisions after which F1 differs at least as much; bool [P]."""
+    """Return the share of the 2^P swaps after which F1 differs at least as much; takes bool [P]."""
 
     def difference(swapped: np.ndarray) -> float:
         a, b = np.where(swapped, second, first), np.where(swapped, first, second)
@@ -25,7 +25,7 @@ def by_enumeration(labels: np.ndarray, first: np.ndarray, second: np.ndarray) ->
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=30)
-def test_it_is_the_share_of_all_exchanges(decisions):
+def test_p_value_is_the_share_of_all_swaps(decisions):
     labels, first, second = np.array(decisions).T
     (found,) = randomization_test(*(csc_array(column[:, None]) for column in (labels, first, second)))
     if not labels.any():
@@ -34,7 +34,7 @@ def test_it_is_the_share_of_all_exchanges(decisions):
         np.testing.assert_allclose(found, by_enumeration(labels, first, second), atol=1e-12)
 
 
-def test_many_images_agree_with_random_exchanges():
+def test_p_values_of_many_images_agree_with_random_swaps():
     rng = np.random.default_rng(0)
     labels = rng.random((3000, 3)) < (0.02, 0.2, 0.5)
     first, second = (labels ^ (rng.random((3000, 3)) < noise) for noise in (0.1, 0.12))
@@ -54,7 +54,7 @@ def test_many_images_agree_with_random_exchanges():
         assert abs(found[tag] - share) < 4 * np.sqrt(share * (1 - share) / 2000) + 2e-3
 
 
-def test_it_is_certain_where_one_is_right_and_the_other_wrong():
+def test_p_value_is_tiny_where_only_one_tagger_is_right():
     labels = np.zeros((20_000, 2), dtype=bool)
     labels[:5000] = True
     wrong = np.stack([~labels[:, 0], labels[:, 1]], axis=1)

@@ -1,4 +1,4 @@
-"""Evaluation: the same scores for any number of processes, killed or not; and the same figures during training."""
+"""Evaluation: the same scores for any number of processes, killed or not; and the same metrics during training."""
 
 import json
 import multiprocessing
@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from hypothesis import strategies as st
 
 from joytag.cli.command import report_errors
 from joytag.core import distributed
-from joytag.core.errors import Exit
 from joytag.core.files import file_hash
 from joytag.data import loader
 from joytag.data.dataset import Dataset
@@ -56,7 +56,7 @@ def model(tmp_path_factory, dataset) -> Path:
 
 @pytest.fixture
 def run(dataset, model):
-    """Have the model's predictions in a directory."""
+    """Predict with the model into a directory."""
 
     def predict(directory: Path, **changes) -> bool:
         given = {"model": model, "dataset": dataset, "split": "validation", "batch": BATCH, "device_name": "cpu"}
@@ -67,30 +67,33 @@ def run(dataset, model):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, dataset, model) -> Path:
-    """The predictions of one process that nothing befell."""
+    """The predictions of one process without interruptions."""
     directory = tmp_path_factory.mktemp("whole") / "predictions"
     assert runner.predict_release(directory, model, dataset, "validation", BATCH, device_name="cpu")
     return directory
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """Every file, byte by byte, but for the date."""
+    """Return every file's bytes, but for the date."""
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     provenance = json.loads(files.pop("provenance.json"))
     assert provenance.pop("date")
     return files | {"provenance": json.dumps(provenance).encode()}
 
 
-def start(action: Callable[[], object], processes: int, errors: Path) -> list[multiprocessing.Process]:
-    """Do something in copies of this process, which take themselves for torchrun's; saves the imports."""
+def start(action: Callable[[], object], processes: int, errors: Path) -> list[ForkProcess]:
+    """Run an action in forks of this process, with the environment of torchrun; forks need no imports."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+
+    def run_action() -> None:
+        action()
 
     def rank(number: int) -> None:
         sys.stderr = errors.with_suffix(f".{number}").open("w", buffering=1)
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-        report_errors(Path(sys.argv[0]).stem, action)
+        report_errors(Path(sys.argv[0]).stem, run_action)
 
     context = multiprocessing.get_context("fork")
     started = [context.Process(target=rank, args=(number,)) for number in range(processes)]
@@ -100,7 +103,7 @@ def start(action: Callable[[], object], processes: int, errors: Path) -> list[mu
 
 
 def together(action: Callable[[], object], processes: int, errors: Path) -> tuple[list[int | None], list[str]]:
-    """Exit codes and what was said on stderr, by process."""
+    """Run an action in several processes; returns their exit codes and stderr."""
     started = start(action, processes, errors)
     for process in started:
         process.join(60)
@@ -109,19 +112,21 @@ def together(action: Callable[[], object], processes: int, errors: Path) -> tupl
     ]
 
 
-def test_scores_are_the_models_each_image_once(dataset, model, whole):
+def test_scores_are_the_models_for_each_image_once(dataset, model, whole):
     found, posts = Predictions.open(whole), dataset.posts("validation")
     network, _ = release.load(model)
-    pictures = loader.ImageDataset(dataset, "validation", 16)
+    images = loader.ImageDataset(dataset, "validation", 16)
     assert found.ids.tolist() == [*range(IMAGES)]
     assert len({bytes(h) for h in found.hashes}) == IMAGES
     for rows in (range(16), range(992, 1001)):
-        logits = network((pictures.__getitems__([(0, row) for row in rows]).images / 255 - MEAN) / STD)
+        batch = images.__getitems__([(0, row) for row in rows])
+        assert isinstance(batch, loader.Batch)
+        logits = network((batch.images / 255 - MEAN) / STD)
         np.testing.assert_allclose(found.scores[rows], logits.sigmoid().detach(), atol=5e-4)
     np.testing.assert_array_equal(found.labels.toarray(), posts.labels(np.arange(IMAGES), 6))
     assert found.scores.std() > 0.1, "else any would do"
-    told = {"split": "validation", "image_size": 16, "dtype": "float32", "device": "cpu", "batch": BATCH}
-    assert told.items() <= found.provenance.items()
+    facts = {"split": "validation", "image_size": 16, "dtype": "float32", "device": "cpu", "batch": BATCH}
+    assert facts.items() <= found.provenance.items()
     assert found.provenance["undecodable"] == []
     expected = {name: file_hash(model / name) for name in release.FILES}
     assert found.provenance["model_files"] == expected
@@ -139,7 +144,7 @@ def test_any_number_of_processes_write_the_same_bytes(run, whole, tmp_path, proc
 
 
 def slowly(monkeypatch, seconds: float = 0.01) -> None:
-    """Leave time between the blocks for whatever is to befall them."""
+    """Wait before each block, so that tests can interrupt in between."""
     write = predictions_writer.PredictionsWriter.write
 
     def wait_and_write(*arguments):
@@ -153,7 +158,7 @@ def lines(directory: Path) -> int:
     return sum(path.read_text().count("}") for path in directory.glob("work/done.*.jsonl"))
 
 
-def test_killed_at_any_moment_and_gone_on_with_by_others_it_writes_the_same_bytes(run, whole, tmp_path, monkeypatch):
+def test_killed_at_any_time_and_resumed_by_other_processes_it_writes_the_same_bytes(run, whole, tmp_path, monkeypatch):
     directory, rng, before = tmp_path / "predictions", np.random.default_rng(0), 0
     slowly(monkeypatch)
     for processes in (1, 1, 2, 1, 3):
@@ -166,8 +171,9 @@ def test_killed_at_any_moment_and_gone_on_with_by_others_it_writes_the_same_byte
         for process in started:
             process.join()
         codes = [process.exitcode for process in started]
-        assert -signal.SIGKILL in codes and 0 not in codes, "else it ended too early"
-        assert lines(directory) > before, "it begins anew"
+        assert -signal.SIGKILL in codes, "it ended too early"
+        assert 0 not in codes, "it ended too early"
+        assert lines(directory) > before, "it started over"
         before = lines(directory)
     assert before < 63
     codes, errors = together(lambda: run(directory), 3, tmp_path / "errors")
@@ -176,7 +182,7 @@ def test_killed_at_any_moment_and_gone_on_with_by_others_it_writes_the_same_byte
     assert content(directory) == content(whole)
 
 
-def test_what_is_done_is_not_done_again(run, whole, tmp_path, monkeypatch):
+def test_finished_predictions_are_not_repeated(run, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "predictions")
     monkeypatch.setattr(inference, "predict", None)
     assert run(tmp_path / "predictions", batch=32)
@@ -184,8 +190,9 @@ def test_what_is_done_is_not_done_again(run, whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_stops_it_after_a_block_and_it_goes_on(run, whole, tmp_path, monkeypatch, number, code):
-    predict, calls = inference.predict, []
+def test_a_signal_stops_it_after_a_block_and_it_resumes(run, whole, tmp_path, monkeypatch, number, code):
+    predict = inference.predict
+    calls: list[None] = []
 
     def interrupted(*arguments):
         calls.append(None)
@@ -193,13 +200,17 @@ def test_a_signal_stops_it_after_a_block_and_it_goes_on(run, whole, tmp_path, mo
             os.kill(os.getpid(), number)
         return predict(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(Exit) as end:
-        patch.setattr(inference, "predict", interrupted)
+    def counted(*arguments):
+        calls.append(None)
+        return predict(*arguments)
+
+    monkeypatch.setattr(inference, "predict", interrupted)
+    with pytest.raises(runner.Unfinished) as end:
         run(tmp_path / "predictions")
     assert end.value.code == code
     assert str(end.value) == "stopped after 112 of 1,001 images, as requested"
     calls.clear()
-    monkeypatch.setattr(inference, "predict", lambda *arguments: calls.append(None) or predict(*arguments))
+    monkeypatch.setattr(inference, "predict", counted)
     assert run(tmp_path / "predictions")
     assert len(calls) == 63 - 7
     assert content(tmp_path / "predictions") == content(whole)
@@ -211,6 +222,7 @@ def test_a_signal_to_one_process_stops_all(run, whole, tmp_path, monkeypatch):
     started = start(lambda: run(directory), 2, tmp_path / "errors")
     while lines(directory) < 6:
         time.sleep(0.001)
+    assert started[1].pid is not None
     os.kill(started[1].pid, signal.SIGINT)
     for process in started:
         process.join(30)
@@ -235,13 +247,15 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
     predictions_writer.PredictionsWriter(slow, IMAGES, 6, BATCH).begin(Predictions.open(whole).provenance)
     for directory in (tmp_path / "done", slow):
         before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
-        for change, told in (
+        for change, message in (
             ({"model": changed}, "another model"),
             ({"dataset": Dataset.open(dataset_directory)}, "another dataset"),
             ({"split": "train"}, r"another split \(validation there, train now\)"),
             ({"precision": "bf16"}, r"another precision \(float32 there, bfloat16 now\)"),
         ):
-            with pytest.raises(PredictionsError, match=rf"^{directory}: .*{told}.*; remove it, or choose another out"):
+            with pytest.raises(
+                PredictionsError, match=rf"^{directory}: .*{message}.*; remove it, or choose another out"
+            ):
                 run(directory, **change)
         assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
     codes, errors = together(lambda: run(slow, precision="bf16"), 2, tmp_path / "errors")
@@ -251,12 +265,12 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
     assert errors[1] == ""
 
 
-def test_images_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, whole, tmp_path):
+def test_undecodable_images_are_left_out_and_listed(dataset, run, whole, tmp_path):
     directory = tmp_path / "dataset"
     shutil.copytree(dataset.directory, directory)
     spoilt = Dataset.open(directory)
     hashes = spoilt.posts("validation").hashes
-    bad = [3, 500, *range(992, 1001)]  # the last block is of nothing else
+    bad = [3, 500, *range(992, 1001)]  # all of the last block
     for row in bad:
         spoilt.image_path(hashes[row].tobytes()).write_bytes(b"")
     with pytest.warns(
@@ -272,13 +286,15 @@ def test_images_that_cannot_be_decoded_are_left_out_and_listed(dataset, run, who
     assert [entry["id"] for entry in listed] == bad
     assert all(entry["reason"] for entry in listed)
     codes, errors = together(lambda: run(tmp_path / "shared", dataset=spoilt), 2, tmp_path / "errors")
-    assert codes == [0, 0] and "left out" in errors[0] and errors[1] == "", errors
+    assert codes == [0, 0], errors
+    assert "left out" in errors[0]
+    assert errors[1] == ""
     assert content(tmp_path / "shared") == content(tmp_path / "predictions")
 
 
 @pytest.mark.parametrize("moment", ["begin", "write", "finish"])
-def test_a_disk_that_is_full_is_one_line_and_then_it_goes_on(run, whole, tmp_path, monkeypatch, moment):
-    """A limit on the size of files, from some moment on, stands for it; scores.npy takes 12,140."""
+def test_a_full_disk_is_one_line_and_then_it_resumes(run, whole, tmp_path, monkeypatch, moment):
+    """A limit on the size of files, set before a step, stands for it; scores.npy takes 12,140 bytes."""
     step = getattr(predictions_writer.PredictionsWriter, moment)
 
     def cramped(*arguments):
@@ -305,14 +321,14 @@ def test_a_model_of_another_vocabulary_is_refused(run, model, dataset, tmp_path)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_training_sees_the_figures_of_the_predictions(dataset, model, whole, tmp_path, processes):
-    """The streamed histogram, over any number of processes, is that of the scores on disk, and so are its figures."""
+def test_training_computes_the_histogram_of_the_predictions(dataset, model, whole, tmp_path, processes):
+    """The streamed histogram, over any number of processes, is that of the scores on disk."""
     network, _ = release.load(model)
 
     def stream():
         with distributed.process_group(CPU, 60):
-            pictures = loader.ImageDataset(dataset, "validation", 16)
-            table = runner.score_histogram(network, pictures, BATCH, 0, CPU, FLOAT).table
+            images = loader.ImageDataset(dataset, "validation", 16)
+            table = runner.score_histogram(network, images, BATCH, 0, CPU, FLOAT).table
             np.save(tmp_path / f"{distributed.rank()}.npy", table.numpy())
 
     codes, errors = together(stream, processes, tmp_path / "errors")
@@ -325,51 +341,64 @@ def test_training_sees_the_figures_of_the_predictions(dataset, model, whole, tmp
     assert stored.table[:, 0].sum() == IMAGES
 
 
-def test_the_model_is_in_evaluation_mode_and_then_in_the_one_that_it_was_in(dataset, model, monkeypatch):
+def test_the_model_is_in_evaluation_mode_and_then_in_its_previous_mode(dataset, model, monkeypatch):
     network = release.load(model)[0].train()
-    pictures, modes, predict = loader.ImageDataset(dataset, "train", 16), [], inference.predict
-    monkeypatch.setattr(inference, "predict", lambda *given: modes.append(given[0].training) or predict(*given))
-    runner.score_histogram(network, pictures, BATCH, 0, CPU, FLOAT)
+    images, modes, predict = loader.ImageDataset(dataset, "train", 16), [], inference.predict
+
+    def recorded(*arguments):
+        modes.append(arguments[0].training)
+        return predict(*arguments)
+
+    monkeypatch.setattr(inference, "predict", recorded)
+    runner.score_histogram(network, images, BATCH, 0, CPU, FLOAT)
     assert network.training
     with pytest.raises(runner.Interrupted):
-        runner.score_histogram(network, pictures, BATCH, 0, CPU, FLOAT, stopping=lambda: True)
+        runner.score_histogram(network, images, BATCH, 0, CPU, FLOAT, stopping=lambda: True)
     assert network.training
-    runner.score_histogram(network.eval(), pictures, BATCH, 0, CPU, FLOAT)
+    runner.score_histogram(network.eval(), images, BATCH, 0, CPU, FLOAT)
     assert not network.training
     assert modes
     assert not any(modes)
 
 
-def test_validation_logs_what_is_defined_of_the_images_that_can_be_decoded(run_values, monkeypatch):
+def test_validation_logs_defined_metrics_of_the_decodable_images(run_values, monkeypatch):
     config = RunSettings.model_validate(run_values)
     run = trainer.Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
     state = trainer.initial_state(run)
+
+    def validated() -> dict[str, float]:
+        values = validation.validate(state, run, trainer.Interrupts())
+        assert values is not None
+        return values
+
     names = {"val_loss", "val_micro_f1", "val_macro_f1", "val_macro_precision", "val_macro_recall", "val_map"}
     state.model.head.bias.data += 10
-    assert validation.validate(state, run, trainer.Interrupts()).keys() == names
+    assert validated().keys() == names
     state.model.head.bias.data -= 30
-    silent = validation.validate(state, run, trainer.Interrupts())
+    silent = validated()
     assert silent.keys() == names - {"val_macro_precision"}, "no tag is ever predicted"
     assert silent["val_macro_f1"] == silent["val_macro_recall"] == 0
     gone = {run.dataset.posts("validation").hashes[row].tobytes() for row in range(4)}
     there, losses = Dataset.image_path, []
     for part in (range(4, 12), range(12)):
-        pictures = loader.ImageDataset(run.dataset, "validation", 8).__getitems__([(0, row) for row in part])
-        logits = inference.predict(state.model.eval(), pictures.images, CPU, FLOAT)
-        losses.append(128 * run.criterion(logits, pictures.labels).item())
+        batch = loader.ImageDataset(run.dataset, "validation", 8).__getitems__([(0, row) for row in part])
+        assert isinstance(batch, loader.Batch)
+        logits = inference.predict(state.model.eval(), batch.images, CPU, FLOAT)
+        losses.append(128 * run.criterion(logits, batch.labels).item())
     assert silent["val_loss"] == pytest.approx(losses[1], rel=1e-5)
     monkeypatch.setattr(
         Dataset, "image_path", lambda self, hash: Path("gone.jpg") if hash in gone else there(self, hash)
     )
     with pytest.warns(UserWarning, match=r"gone\.jpg: no such file: left out, with 3 other images"):
-        assert validation.validate(state, run, trainer.Interrupts())["val_loss"] == pytest.approx(losses[0], rel=1e-5)
+        assert validated()["val_loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_a_checkpoint_that_holds_predictions_is_still_whole(run_values, tmp_path):
+def test_a_checkpoint_with_predictions_inside_is_still_complete(run_values, tmp_path):
     config = RunSettings.model_validate(run_values)
     run = trainer.Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
     trainer.train(run, None)
     newest = checkpoint.newest(run.root)
+    assert newest is not None
     assert runner.predict_release(newest / "predictions", newest, run.dataset, "validation", device_name="cpu")
     assert checkpoint.newest(run.root) == newest
     assert checkpoint.is_intact(newest)
@@ -380,7 +409,7 @@ def test_a_checkpoint_that_holds_predictions_is_still_whole(run_values, tmp_path
 
 @given(rows=st.integers(1, 40), batch=st.integers(1, 9), world=st.integers(1, 4), done=st.sets(st.integers(0, 39)))
 @settings(max_examples=60)
-def test_blocks_are_the_same_for_any_processes_and_those_that_are_done_are_left_out(rows, batch, world, done):
+def test_blocks_are_the_same_for_any_number_of_processes_without_those_done(rows, batch, world, done):
     shares = [loader.evaluation_keys(rows, batch, rank, world, done) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     found = [[row for _, row in block] for step in zip(*shares, strict=True) for block in step if block]

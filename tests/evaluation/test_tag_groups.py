@@ -1,4 +1,4 @@
-"""Groups of tags: every tag in its category and its band, and a user's file checked."""
+"""Groups of tags: categories, bands, and a user's file."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_categories_are_named_in_their_usual_order():
 
 
 @given(st.lists(st.one_of(st.integers(0, 100), st.integers(0, 4_000_000)), min_size=1, max_size=80))
-def test_every_tag_is_in_one_band_and_bands_are_not_tiny(counts):
+def test_every_tag_is_in_one_band_of_several_tags(counts):
     counts = np.array(counts)
     found = tag_groups.by_count(counts)
     np.testing.assert_array_equal(np.sort(np.concatenate(list(found.values()))), np.arange(len(counts)))
@@ -33,7 +33,7 @@ def test_bands_are_named_by_their_bounds():
     assert list(tag_groups.by_count(np.full(9, 20))) == ["all"]
 
 
-def test_a_users_groups_are_read(tmp_path):
+def test_a_groups_file_is_read(tmp_path):
     path = tmp_path / "groups.yaml"
     path.write_text("# by eye\nskin tones: [dark, medium]\nexpressions:\n  - ';)'\n  - smile\n")
     assert tag_groups.read(path) == {"skin tones": ["dark", "medium"], "expressions": [";)", "smile"]}
@@ -51,7 +51,7 @@ def test_a_users_groups_are_read(tmp_path):
         ("a: [", "line 1"),
     ],
 )
-def test_what_is_wrong_with_a_users_groups_is_told(tmp_path, text, message):
+def test_errors_in_a_groups_file_are_named(tmp_path, text, message):
     path = tmp_path / "groups.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError) as error:
@@ -61,10 +61,13 @@ def test_what_is_wrong_with_a_users_groups_is_told(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_names_that_a_vocabulary_lacks_are_left_out_with_a_warning():
+def test_unknown_tags_of_groups_are_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="hair: not in the vocabulary: blue_hair"):
         found = tag_groups.by_name({"hair": ["red_hair", "blue_hair", "long_hair"]}, ["long_hair", "hat", "red_hair"])
     assert {name: tags.tolist() for name, tags in found.items()} == {"hair": [0, 2]}
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of their tags is in the vocabulary"):
+    with (
+        pytest.warns(UserWarning, match="hair: not in"),
+        pytest.raises(ValueError, match="none of their tags is in the vocabulary"),
+    ):
         tag_groups.by_name({"hair": ["red"]}, ["hat"])
     assert tag_groups.by_name({}, ["hat"]) == {}

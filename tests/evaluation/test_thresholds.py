@@ -1,4 +1,4 @@
-"""Thresholds that are chosen on some images and tried on others."""
+"""Thresholds chosen on some images and tried on others."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def curves(scores, labels, rows=None):
 
 
 def skewed(seed, images=300, tags=40):
-    """Rare tags, whose scores are the lower, the rarer they are: 0.4 suits few of them."""
+    """Return scores that are lower for rarer tags, so that 0.4 suits few of them, and labels."""
     rng = np.random.default_rng(seed)
     labels = rng.random((images, tags)) < np.geomspace(0.02, 0.4, tags)
     logits = rng.normal(size=labels.shape) + 2.5 * labels + np.linspace(-4, -1, tags)
@@ -34,7 +34,7 @@ def test_halves_are_random_and_disjoint():
     assert (first != random_half(1001, seed=4)).any()
 
 
-def test_a_half_is_decided_with_thresholds_of_the_other_alone():
+def test_each_half_uses_thresholds_of_the_other_alone():
     scores, labels = skewed(0)
     fit = cross_fit(scores, labels, seed=1)
     for half in (fit.first_half, ~fit.first_half):
@@ -48,7 +48,7 @@ def test_a_half_is_decided_with_thresholds_of_the_other_alone():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0, 1, 5, 1e9]))
-def test_shrunk_thresholds_are_those_of_a_search(seed, prior):
+def test_shrunk_thresholds_match_a_search(seed, prior):
     rng = np.random.default_rng(seed)
     scores = rng.random((30, 3)).round(2).astype(np.float16)
     labels = rng.random((30, 3)) < [0.1, 0.4, 0]
@@ -67,7 +67,7 @@ def test_shrunk_thresholds_are_those_of_a_search(seed, prior):
             assert reached == pytest.approx(wanted[:, i].max(), rel=1e-9)
 
 
-def test_shrinking_helps_rare_tags_on_other_images_and_all_are_better_than_a_fixed_threshold():
+def test_shrunk_thresholds_beat_raw_shared_and_fixed_thresholds_on_other_images():
     fixed, shared, raw, shrunk = np.zeros(4), np.zeros(4), np.zeros(4), np.zeros(4)
     for seed in range(4):
         scores, labels = skewed(seed)
