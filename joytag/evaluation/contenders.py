@@ -1,4 +1,4 @@
-"""Taggers of any kind, given as directories, to their predictions on a dataset's validation images."""
+"""Directories with taggers of any kind to their predictions on a dataset's validation images."""
 
 from __future__ import annotations
 

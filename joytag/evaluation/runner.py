@@ -42,7 +42,7 @@ class VocabularyError(ValueError):
 
 
 def agreed_exit_code(code: int) -> int:
-    """Return the exit code of all processes, given that of this one: that of any process asked to stop, else 0."""
+    """Return the exit code for all processes from the code of each: that of a process asked to stop, else 0."""
     interrupted, requeued = distributed.sums([code == ExitCode.INTERRUPTED, code == ExitCode.REQUEUE])
     return ExitCode.INTERRUPTED if interrupted else ExitCode.REQUEUE if requeued else 0
 

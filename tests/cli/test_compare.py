@@ -61,8 +61,12 @@ def test_a_better_tagger_wins_and_noise_is_called_noise(call, taggers, tmp_path)
     assert thresholds == {"A": 0.4, "B": 0.4, "C": 0.4, "D": 0.35}
     assert [tagger["name"] for tagger in found["taggers"].values()] == ["early", "late", "copy", "wd"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "predictions", "compare.json", "compare.html", "per_tag.csv", "per_tag.parquet"
-    }  # fmt: skip
+        "predictions",
+        "compare.json",
+        "compare.html",
+        "per_tag.csv",
+        "per_tag.parquet",
+    }
 
 
 def test_finished_predictions_are_reused(call, taggers, tmp_path, monkeypatch):

@@ -86,10 +86,12 @@ def test_linearized_average_precision_varies_like_that_of_the_images_drawn(sampl
     value = average_precision_score(labels[:, tags], scores[:, tags].astype(float), average="macro")
     influence = bootstrap.ap_influence(scores, csc_array(labels), tags)
     found = bootstrap.ap_replicates(value, influence, seed=5, resamples=600)
-    expected = np.array([
-        average_precision_score(labels[rows][:, tags], scores[rows][:, tags].astype(float), average="macro")
-        for rows in drawn(400, 5, 600)
-    ])  # fmt: skip
+    expected = np.array(
+        [
+            average_precision_score(labels[rows][:, tags], scores[rows][:, tags].astype(float), average="macro")
+            for rows in drawn(400, 5, 600)
+        ]
+    )
     assert np.corrcoef(found, expected)[0, 1] > 0.97
     ours, theirs = interval(value, found), interval(value, expected)
     width = theirs.high - theirs.low

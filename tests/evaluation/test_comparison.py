@@ -1,4 +1,4 @@
-"""Comparisons: figures against scikit-learn, and that what is better wins while what is noise is called noise."""
+"""Comparisons: metrics match scikit-learn, better taggers win, and noise is called noise."""
 
 from collections import Counter
 
@@ -28,23 +28,23 @@ def comparison() -> Comparison:
 JUDGED = [(name, metric) for name, view in VIEWS.items() for metric in view.metrics if metric in (*F1_METRICS, "map")]
 
 
-@pytest.mark.parametrize(("view", "figure"), JUDGED)
-def test_the_better_one_wins_and_noise_is_called_noise(comparison, view, figure):
-    better = comparison.difference("A", "B", view, figure)
+@pytest.mark.parametrize(("view", "metric"), JUDGED)
+def test_the_better_tagger_wins_and_noise_is_called_noise(comparison, view, metric):
+    better = comparison.difference("A", "B", view, metric)
     assert better.winner == "A"
     assert better.verdict.startswith("A is better by 0.")
-    assert comparison.difference("B", "C", view, figure).winner == "C"
-    copy = comparison.difference("A", "C", view, figure)
+    assert comparison.difference("B", "C", view, metric).winner == "C"
+    copy = comparison.difference("A", "C", view, metric)
     assert copy.winner == ""
     assert copy.verdict.startswith("no difference beyond noise (")
 
 
-def test_summaries_say_it_in_a_sentence(comparison):
+def test_summaries_are_one_sentence(comparison):
     assert comparison.summary("A", "B") == "A is better than B in macro F1, micro F1 and mAP."
     assert comparison.summary("A", "C") == "No difference between A and C beyond noise."
 
 
-def test_tags_are_won_by_the_better_one(comparison):
+def test_tags_are_won_by_the_better_tagger(comparison):
     winners = [comparison.per_tag[f"winner_{pair}"].to_pylist() for pair in ("AB", "AC")]
     assert winners[0].count("A") >= 6
     assert winners[0].count("B") == 0
@@ -54,7 +54,7 @@ def test_tags_are_won_by_the_better_one(comparison):
     assert character.winner == "A"
 
 
-def test_figures_are_scikit_learns(comparison):
+def test_metrics_match_scikit_learn(comparison):
     contenders, labels, _ = contest([2.5, 2.0])
     labels = labels.toarray()
     for c in contenders:
@@ -62,8 +62,8 @@ def test_figures_are_scikit_learns(comparison):
         for view in ("own", "break_even"):
             predicted = scores > comparison.thresholds[view][c.letter]
             for name in VIEWS[view].metrics:
-                kind, figure = name.split("_")
-                score = {"f1": f1_score, "precision": precision_score, "recall": recall_score}[figure]
+                kind, metric = name.split("_")
+                score = {"f1": f1_score, "precision": precision_score, "recall": recall_score}[metric]
                 found = comparison.metrics[view][c.letter][name].value
                 assert found == pytest.approx(score(labels, predicted, average=kind, zero_division=np.nan), abs=1e-9)
         found = comparison.metrics["ranking"][c.letter]["map"].value
@@ -92,7 +92,7 @@ def test_crossed_thresholds_are_the_best_of_the_other_half(comparison, kind):
         assert found == pytest.approx(f1_score(labels, predicted, average=kind), abs=1e-9)
 
 
-def test_intervals_are_those_of_pairs_resampled_together():
+def test_intervals_of_differences_are_paired():
     """Against a plain bootstrap of the difference; resampled independently, it would scatter several times as much."""
     (a, b), labels, tags = contest([2.5, 2.4], images=600)
     b = with_scores(b, "B", 0.9 * a.scores.astype(np.float64) + 0.1 * b.scores.astype(np.float64))
@@ -101,7 +101,9 @@ def test_intervals_are_those_of_pairs_resampled_together():
     decisions = [c.scores.astype(np.float64) > 0.4 for c in (a, b)]
     for _ in range(1000):
         rows = rng.integers(600, size=600)
-        of_a, of_b = (2 * (truth & made)[rows].sum() / (truth[rows].sum() + made[rows].sum()) for made in decisions)
+        of_a, of_b = (
+            2 * (truth & predicted)[rows].sum() / (truth[rows].sum() + predicted[rows].sum()) for predicted in decisions
+        )
         differences.append(of_a - of_b)
     low, high = np.percentile(differences, (2.5, 97.5))
     width = high - low
@@ -109,7 +111,7 @@ def test_intervals_are_those_of_pairs_resampled_together():
     assert abs(found.high - high) < 0.15 * width
 
 
-def test_a_tagger_against_itself_differs_by_nothing():
+def test_a_tagger_does_not_differ_from_itself():
     (a,), labels, tags = contest([2.0], images=300)
     found = compare([a, with_scores(a, "B", a.scores)], labels, tags, resamples=100)
     assert {(d.interval.value, d.interval.low, d.interval.high) for d in found.differences} == {(0, 0, 0)}
@@ -130,13 +132,13 @@ def test_equally_good_taggers_seldom_differ():
     assert said["tags"] <= 8, said
 
 
-def test_more_images_tell_smaller_differences_apart():
+def test_more_images_reveal_smaller_differences():
     few, many = (compare(*contest([2.1, 2.0], images=n), resamples=200) for n in (200, 8000))
     assert few.difference("A", "B", *HEADLINE[0]).winner == ""
     assert many.difference("A", "B", *HEADLINE[0]).winner == "A"
 
 
-def test_what_is_undefined_is_said():
+def test_undefined_differences_are_called_undefined():
     contenders, labels, tags = contest([2.0, 1.0], images=100, n_tags=4)
     empty = csc_array(labels.shape, dtype=bool)
     found = compare(contenders, empty, tags, {"labels": "x"}, resamples=20)
@@ -148,7 +150,7 @@ def test_what_is_undefined_is_said():
 
 
 @pytest.mark.parametrize(
-    ("figure", "interval", "verdict", "winner"),
+    ("metric", "interval", "verdict", "winner"),
     [
         ("macro_f1", (0.03, 0.02, 0.04), "A is better by 0.0300 (95 % 0.0200 to 0.0400)", "A"),
         ("macro_f1", (-0.03, -0.04, -0.02), "B is better by 0.0300 (95 % 0.0200 to 0.0400)", "B"),
@@ -158,6 +160,6 @@ def test_what_is_undefined_is_said():
         ("map", (np.nan, np.nan, np.nan), "undefined", ""),
     ],
 )
-def test_verdicts_in_words(figure, interval, verdict, winner):
-    difference = Difference("A", "B", "own", figure, Interval(*interval))
+def test_verdicts_in_words(metric, interval, verdict, winner):
+    difference = Difference("A", "B", "own", metric, Interval(*interval))
     assert (difference.verdict, difference.winner) == (verdict, winner)

@@ -103,8 +103,9 @@ def test_predictions_of_an_onnx_tagger_are_its_scores(taggers, predicted):
     squares = np.stack([tagger.read(dataset.image_path(digest.tobytes())) for digest in posts.hashes])
     np.testing.assert_array_equal(found.scores, tagger(squares).astype(np.float16))
     known = predictions.label_matrix(posts, 5).toarray()
-    expected = np.stack([known[:, 2], known[:, 1], *np.zeros((1, IMAGES), bool), known[:, 3],
-                         *np.zeros((1, IMAGES), bool)], axis=1)  # fmt: skip
+    expected = np.stack(
+        [known[:, 2], known[:, 1], *np.zeros((1, IMAGES), bool), known[:, 3], *np.zeros((1, IMAGES), bool)], axis=1
+    )
     np.testing.assert_array_equal(found.labels.toarray(), expected)
 
 

@@ -48,10 +48,10 @@ def test_disagreements_are_exactly_the_wrong_decisions():
     rng = np.random.default_rng(0)
     labels, scores = rng.random((50, 20)) < 0.2, rng.random((50, 20)).astype(np.float16)
     found = error_analysis.disagreements(scores, csc_array(labels), metrics.predicted(scores, 0.6))
-    places = set(zip(found.row.tolist(), found.tag.tolist(), found.labelled.tolist(), strict=True))
+    positions = set(zip(found.row.tolist(), found.tag.tolist(), found.labelled.tolist(), strict=True))
     wrong = (scores.astype(float) > 0.6) != labels
-    assert places == {(row, tag, bool(labels[row, tag])) for row, tag in zip(*np.nonzero(wrong), strict=True)}
-    assert len(found.row) == len(places)
+    assert positions == {(row, tag, bool(labels[row, tag])) for row, tag in zip(*np.nonzero(wrong), strict=True)}
+    assert len(found.row) == len(positions)
     np.testing.assert_array_equal(found.score, scores[found.row, found.tag])
     assert (found.confidence >= 0).all()
     assert (found.confidence <= 1).all()

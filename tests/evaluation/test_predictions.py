@@ -26,14 +26,21 @@ from joytag.evaluation.predictions_writer import PredictionsWriter
 pytestmark = pytest.mark.filterwarnings("ignore:.* are left out")
 
 ROWS, TAGS, BATCH = 11, 5, 4
-FACTS = {"model_files": {"model.safetensors": "ab"}, "dtype": "float32", "batch": BATCH, "device": "cpu",
-         "sources": ["drawn", "photo"], "date": "today"}  # fmt: skip
+FACTS = {
+    "model_files": {"model.safetensors": "ab"},
+    "dtype": "float32",
+    "batch": BATCH,
+    "device": "cpu",
+    "sources": ["drawn", "photo"],
+    "date": "today",
+}
 BAD = [(2, "b.jpg: gone"), (8, "h.jpg: cut off")]
 
 
 def vocabulary(n_tags: int = TAGS) -> dataset.TagTable:
-    return dataset.TagTable([f"tag_{i}" for i in range(n_tags)], np.arange(n_tags, dtype=np.int8),
-                            np.arange(n_tags), np.arange(n_tags) + 1)  # fmt: skip
+    return dataset.TagTable(
+        [f"tag_{i}" for i in range(n_tags)], np.arange(n_tags, dtype=np.int8), np.arange(n_tags), np.arange(n_tags) + 1
+    )
 
 
 @pytest.fixture
@@ -41,10 +48,12 @@ def posts() -> dataset.Posts:
     rng = np.random.default_rng(0)
     tags = [np.flatnonzero(rng.random(TAGS) < 0.4) for _ in range(ROWS)]
     return dataset.Posts(
-        ids=np.arange(ROWS) * 3, offsets=np.cumsum([0, *map(len, tags)]).astype(np.int32),
-        tags=np.concatenate(tags).astype(np.int16), hashes=rng.integers(0, 256, (ROWS, 32), dtype=np.uint8),
+        ids=np.arange(ROWS) * 3,
+        offsets=np.cumsum([0, *map(len, tags)]).astype(np.int32),
+        tags=np.concatenate(tags).astype(np.int16),
+        hashes=rng.integers(0, 256, (ROWS, 32), dtype=np.uint8),
         sources=np.arange(ROWS, dtype=np.int16) % 2,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -285,8 +294,14 @@ def damage(path: Path, kind: str) -> None:
         path.unlink()
     else:
         middle = len(data) // 2
-        path.write_bytes({"empty": b"", "cut off": data[:-3], "longer": data + b"\n\n\n",
-                          "flipped": data[:middle] + bytes([data[middle] ^ 64]) + data[middle + 1:]}[kind])  # fmt: skip
+        path.write_bytes(
+            {
+                "empty": b"",
+                "cut off": data[:-3],
+                "longer": data + b"\n\n\n",
+                "flipped": data[:middle] + bytes([data[middle] ^ 64]) + data[middle + 1 :],
+            }[kind]
+        )
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "cut off", "longer", "flipped"])
@@ -318,8 +333,13 @@ def labels(path: Path, value: dict) -> None:
 
 
 def csc(**changes) -> dict:
-    good = {"format": b"csc", "shape": [9, 5], "data": np.ones(3, bool), "indices": np.array([0, 8, 2]),
-            "indptr": np.array([0, 1, 2, 3, 3, 3])}  # fmt: skip
+    good = {
+        "format": b"csc",
+        "shape": [9, 5],
+        "data": np.ones(3, bool),
+        "indices": np.array([0, 8, 2]),
+        "indptr": np.array([0, 1, 2, 3, 3, 3]),
+    }
     return {**good, **changes}
 
 
@@ -371,8 +391,17 @@ def test_invalid_files_with_a_valid_hash_are_refused_in_one_line(directory, put,
 
 
 HEAD = '{"version": 1, "sources": ["a"]'
-DAMAGED = ["", "[]", "{", "[" * 100_000, '{"version": 2}', '{"version": 1, "sources": "a"}', HEAD + "}",
-           HEAD + ', "sha256": []}', HEAD + ', "sha256": {}}']  # fmt: skip
+DAMAGED = [
+    "",
+    "[]",
+    "{",
+    "[" * 100_000,
+    '{"version": 2}',
+    '{"version": 1, "sources": "a"}',
+    HEAD + "}",
+    HEAD + ', "sha256": []}',
+    HEAD + ', "sha256": {}}',
+]
 
 
 @pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:50])

@@ -46,8 +46,10 @@ def test_p_values_of_many_images_agree_with_random_swaps():
         def f1(hits: np.ndarray, predicted: np.ndarray, positives: float = y.sum()) -> np.ndarray:
             return 2 * hits / (predicted + positives)
 
-        hits, predicted = ((np.where(swapped, b * of, a * of).sum(1), np.where(swapped, a * of, b * of).sum(1))
-                           for of in (y, np.ones(3000)))  # fmt: skip
+        hits, predicted = (
+            (np.where(swapped, b * of, a * of).sum(1), np.where(swapped, a * of, b * of).sum(1))
+            for of in (y, np.ones(3000))
+        )
         differences = np.abs(f1(hits[0], predicted[0]) - f1(hits[1], predicted[1]))
         observed = abs(f1((a * y).sum(), a.sum()) - f1((b * y).sum(), b.sum()))
         share = np.mean(differences >= observed - 1e-9)

@@ -46,8 +46,17 @@ def model(tmp_path_factory, dataset) -> Path:
     """A release with random weights."""
     directory = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = ViTConfig(n_tags=6, image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=32, num_heads=2,
-                       cnn_stem=None, stochdepth_rate=0.5)  # fmt: skip
+    config = ViTConfig(
+        n_tags=6,
+        image_size=16,
+        num_blocks=2,
+        patch_size=4,
+        d_model=16,
+        mlp_dim=32,
+        num_heads=2,
+        cnn_stem=None,
+        stochdepth_rate=0.5,
+    )
     network = ViT(config)
     torch.nn.init.normal_(network.head.weight, std=0.5)
     release.save(directory, network, dataset.tags.names, "focal2")
@@ -91,8 +100,13 @@ def start(action: Callable[[], object], processes: int, errors: Path) -> list[Fo
 
     def rank(number: int) -> None:
         sys.stderr = errors.with_suffix(f".{number}").open("w", buffering=1)
-        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        os.environ |= {
+            "RANK": str(number),
+            "LOCAL_RANK": str(number),
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         report_errors(Path(sys.argv[0]).stem, run_action)
 
     context = multiprocessing.get_context("fork")

@@ -12,7 +12,10 @@ from joytag.evaluation import tag_groups
 def test_categories_are_named_in_their_usual_order():
     found = tag_groups.by_category(np.array([4, 0, 9, 0, 4], dtype=np.int8))
     assert {name: tags.tolist() for name, tags in found.items()} == {
-        "general": [1, 3], "character": [0, 4], "category 9": [2]}  # fmt: skip
+        "general": [1, 3],
+        "character": [0, 4],
+        "category 9": [2],
+    }
     assert list(found) == ["general", "character", "category 9"]
 
 
@@ -29,7 +32,11 @@ def test_every_tag_is_in_one_band_of_several_tags(counts):
 def test_bands_are_named_by_their_bounds():
     counts = np.concatenate([np.full(200, n) for n in (1200, 2999, 3000, 40_000, 3_097_226)])
     assert {name: len(tags) for name, tags in tag_groups.by_count(counts).items()} == {
-        "under 3k": 400, "3k to 30k": 200, "30k to 3M": 200, "3M or more": 200}  # fmt: skip
+        "under 3k": 400,
+        "3k to 30k": 200,
+        "30k to 3M": 200,
+        "3M or more": 200,
+    }
     assert list(tag_groups.by_count(np.full(9, 20))) == ["all"]
 
 
