@@ -14,7 +14,7 @@ N_TAGS = 6
 
 
 def make_dataset(directory: Path, splits: dict[str, int]) -> Path:
-    """Write a dataset with so many images in its splits."""
+    """Write a dataset; `splits` are the numbers of images by split."""
     rng = np.random.default_rng(0)
     counts = {}
     for split, images in splits.items():
@@ -31,10 +31,10 @@ def make_dataset(directory: Path, splits: dict[str, int]) -> Path:
             path.write_bytes(buffer.getvalue())
             rows.append((number, tags.tolist(), sha256, number % 2, number))
         columns = dict(zip(dataset.POSTS_SCHEMA.names, zip(*rows, strict=True), strict=True))
-        tables.write_table(pa.table({k: list(v) for k, v in columns.items()}), dataset.POSTS_SCHEMA,
-                            directory / f"{split}.parquet")  # fmt: skip
+        table = pa.table({name: list(values) for name, values in columns.items()})
+        tables.write_table(table, dataset.POSTS_SCHEMA, directory / f"{split}.parquet")
         counts[split] = np.bincount([t for row in rows for t in row[1]], minlength=N_TAGS)
-    table = {
+    tags_table = {
         "index": list(range(N_TAGS)),
         "name": [f"tag_{i}" for i in range(N_TAGS)],
         "category": [0] * N_TAGS,
@@ -43,6 +43,6 @@ def make_dataset(directory: Path, splits: dict[str, int]) -> Path:
         "count_validation": counts["validation"],
         "count_by_source": [[0, 0]] * N_TAGS,
     }
-    tables.write_table(pa.table(table), dataset.TAGS_SCHEMA, directory / "tags.parquet")
+    tables.write_table(pa.table(tags_table), dataset.TAGS_SCHEMA, directory / "tags.parquet")
     dataset.write_description(directory, {"sources": ["drawn", "photo"], "extension": "jpg"})
     return directory

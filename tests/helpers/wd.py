@@ -11,7 +11,7 @@ RATINGS = "9999999,general,9,10\n9999998,sensitive,9,10\n"
 
 
 def write_tags(directory: Path, names: list[str], ratings: str = RATINGS) -> None:
-    """`selected_tags.csv`: ratings first, as the published ones have it."""
+    """Write `selected_tags.csv`, ratings first, as in published taggers."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = "".join(f'{number},"{name}",0,{100 - number}\n' for number, name in enumerate(names))
     (directory / "selected_tags.csv").write_text(HEADER + ratings + rows, encoding="utf-8")
@@ -25,7 +25,7 @@ def write_model(
     outputs: list[int | str],
     element: int = TensorProto.FLOAT,
 ) -> None:
-    """`model.onnx`: nodes from `images` to `scores`."""
+    """Write `model.onnx`, nodes from `images` to `scores`."""
     graph = helper.make_graph(
         nodes,
         "tagger",
@@ -39,7 +39,7 @@ def write_model(
 
 
 def write_mean_colour(directory: Path, names: list[str], weights: np.ndarray, biases: np.ndarray, size: int) -> None:
-    """A tagger that knows an image's mean colour alone: sigmoid(mean BGR, 0 to 255, times `weights` + `biases`).
+    """Write a tagger that sees only the mean colour: sigmoid(mean BGR, 0 to 255, times `weights` + `biases`).
 
     `weights` [3, ratings + names] and `biases` are float32.
     """
@@ -55,7 +55,7 @@ def write_mean_colour(directory: Path, names: list[str], weights: np.ndarray, bi
 
 
 def write_copier(directory: Path, size: int, batch: int | str = "batch") -> None:
-    """A tagger whose scores are the numbers that it is given, divided by 255; its first two are the ratings."""
+    """Write a tagger whose scores are its input divided by 255; the first two are ratings."""
     n = size * size * 3
     nodes = [
         helper.make_node("Reshape", ["images", "shape"], ["flat"]),
@@ -69,7 +69,7 @@ def write_copier(directory: Path, size: int, batch: int | str = "batch") -> None
 def write_flattener(
     directory: Path, inputs: list[int | str], outputs: list[int | str], element: int = TensorProto.FLOAT
 ) -> None:
-    """A model, without a table of tags, that gives back what it is given, whatever its shape, in one row an image."""
+    """Write a model, without a table of tags, that returns its input flattened to one row for each image."""
     nodes = [
         helper.make_node("Reshape", ["images", "shape"], ["flat"]),
         helper.make_node("Cast", ["flat"], ["scores"], to=TensorProto.FLOAT),

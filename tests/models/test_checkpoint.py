@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, verified, rotated, and read back to the bit."""
+"""Checkpoints: atomic, verified, rotated, and read back to the bit."""
 
 import contextlib
 import json
@@ -81,13 +81,13 @@ def test_only_the_newest_are_kept(tmp_path):
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [f"{24:012d}", f"{32:012d}"]
 
 
-def test_the_first_of_each_stretch_stays_too(tmp_path):
+def test_the_first_of_each_interval_is_kept(tmp_path):
     for samples in range(8, 100, 8):
         save(tmp_path, samples, keep_last=1, keep_every=30)
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [32, 64, 96]
 
 
-def test_a_checkpoint_that_is_there_is_not_written_again_unless_it_is_damaged(tmp_path):
+def test_only_a_damaged_checkpoint_is_written_again(tmp_path):
     save(tmp_path, 8)
     state = tmp_path / f"{8:012d}" / "train_state.json"
     before = state.stat().st_mtime_ns
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_is_there_is_not_written_again_unless_it_is_damaged(tm
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """The end of the process."""
 
 
 STEPS = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree"), (checkpoint, "save_file"),
@@ -110,7 +110,7 @@ STEPS = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("fault", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
 def test_a_save_that_ends_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, when, fault):
-    """The protocol is cut at its first step, then its second, and so on until it is whole."""
+    """Interrupt the save at its first step, then at its second, and so on until it completes."""
     save(tmp_path, 8)
     calls = cut = 0
 
@@ -146,7 +146,7 @@ def test_a_save_that_ends_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in found}
 
 
-def test_no_flipped_bit_goes_unnoticed(tmp_path):
+def test_every_flipped_bit_is_noticed(tmp_path):
     save(tmp_path, 8)
     rng = np.random.default_rng(0)
     files = sorted((tmp_path / f"{8:012d}").iterdir())
@@ -167,7 +167,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.json", "MANIFEST.sha256"])
 @pytest.mark.parametrize("damage", ["truncated", "gone"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name, damage):
+def test_a_damaged_checkpoint_is_named_and_an_older_one_used(tmp_path, name, damage):
     save(tmp_path, 8)
     save(tmp_path, 16)
     path = tmp_path / f"{16:012d}" / name
@@ -181,15 +181,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name
         assert checkpoint.newest(tmp_path) == tmp_path / f"{8:012d}"
 
 
-def test_starting_over_on_damaged_checkpoints_alone_is_refused(tmp_path):
+def test_damaged_checkpoints_are_not_overwritten_by_a_new_start(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     save(tmp_path, 8)
     (tmp_path / f"{8:012d}" / "top_tags.txt").unlink()
-    with pytest.warns(UserWarning), pytest.raises(checkpoint.CheckpointError, match="every checkpoint is damaged"):
+    with (
+        pytest.warns(UserWarning, match="trying an older"),
+        pytest.raises(checkpoint.CheckpointError, match="every checkpoint is damaged"),
+    ):
         checkpoint.newest(tmp_path)
 
 
-def test_an_unfinished_write_is_no_checkpoint(tmp_path):
+def test_an_unfinished_write_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 8)
     (tmp_path / f".{16:012d}.part").mkdir()
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Eight-bit linear layers against the float32 ones that they replace."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
 @torch.no_grad()
-def test_a_layer_is_as_exact_as_eight_bits_are(shift):
+def test_a_layer_is_exact_to_eight_bits(shift):
     torch.manual_seed(0)
     linear, x = nn.Linear(96, 40), torch.randn(2, 200, 96) + shift
     linear.weight.mul_(torch.logspace(-3, 2, 40)[:, None])  # each output needs a scale of its own
@@ -51,8 +52,8 @@ def test_constant_activations_stay_exact(value):
 def test_a_model_keeps_its_logits():
     torch.manual_seed(0)
     stem = "conv:c=32;ln;relu;conv:c=64,s=1,k=1,p=0"
-    config = ViTConfig(n_tags=50, image_size=16, num_blocks=4, patch_size=2, d_model=64, mlp_dim=128, num_heads=2,
-                       cnn_stem=stem, layerscale_init=0.5)  # fmt: skip
+    sizes: dict[str, Any] = dict(image_size=16, num_blocks=4, patch_size=2, d_model=64, mlp_dim=128, num_heads=2)
+    config = ViTConfig(n_tags=50, cnn_stem=stem, layerscale_init=0.5, **sizes)
     model = ViT(config).eval()
     for parameter in model.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))

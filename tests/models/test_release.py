@@ -1,4 +1,4 @@
-"""The release directory: against the fixture, a second definition of the network, and everything that can be wrong."""
+"""The release directory: the fixture, a second definition of the network, and all errors."""
 
 import json
 import re
@@ -20,7 +20,7 @@ TINY = Path(__file__).parents[1] / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=12,k=5,p=2;bn;gelu;conv:c=16,s=1,k=1,p=0"
 TAGS = [f"tag_{i}" for i in range(7)]
 BASE = dict(n_tags=7, image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=24, num_heads=2, cnn_stem=STEM)
-FAMILY = [
+FAMILY: list[dict] = [
     {},
     {"use_sine": False},
     {"cnn_stem": None},
@@ -41,7 +41,7 @@ def model_of(changes: dict) -> ViT:
 
 
 def defined(config: dict, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """The network as FACTS describes it, in nothing but functions and the published names, token by token."""
+    """The network written out with plain functions and the published names, token by token."""
     x = images
     if config.get("cnn_stem") is None:
         x = F.conv2d(x, state["patch_embeddings.weight"], state["patch_embeddings.bias"], stride=config["patch_size"])
@@ -69,8 +69,9 @@ def defined(config: dict, state: dict[str, torch.Tensor], images: torch.Tensor) 
     if config["use_sine"]:
         omega = np.array([10_000 ** (-k / (width / 4 - 1)) for k in range(width // 4)])
         for i in range(rows * columns):
-            a, b = (i % columns) * omega, (i // columns) * omega
-            x[:, i] += torch.from_numpy(np.concatenate([np.sin(a), np.cos(a), np.sin(b), np.cos(b)])).float()
+            across, down = (i % columns) * omega, (i // columns) * omega
+            parts = [np.sin(across), np.cos(across), np.sin(down), np.cos(down)]
+            x[:, i] += torch.from_numpy(np.concatenate(parts)).float()
     else:
         x = x + state["pos_embedding.embedding.weight"]
 
@@ -106,7 +107,7 @@ def test_the_second_definition_reproduces_the_published_outputs(size):
 
 
 @pytest.mark.parametrize("changes", FAMILY, ids=str)
-def test_every_architecture_of_the_family_survives_writing_and_reading(tmp_path, changes):
+def test_every_variant_survives_writing_and_reading(tmp_path, changes):
     model = model_of(changes)
     release.save(tmp_path, model, TAGS, "focal2")
     config, state = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
@@ -130,7 +131,8 @@ def test_what_is_written_has_the_published_layout(tmp_path):
     ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(TINY / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
+        assert value.dtype == theirs[name].dtype, name
+        assert torch.equal(value, theirs[name]), name
 
 
 def test_a_written_config_has_no_key_that_breaks_loaders(tmp_path):
@@ -194,7 +196,7 @@ def test_hostile_pickles_are_refused(tmp_path, content, message):
 
 
 def tensors(change):
-    """A change of model.safetensors made on its tensors."""
+    """A change of the tensors in model.safetensors."""
 
     def rewrite(path: Path) -> None:
         state = load_file(path)
@@ -258,7 +260,7 @@ def content(name: str, data: bytes):
     ],
     ids=lambda value: re.sub(r"\W+", "-", value) if isinstance(value, str) else "",
 )
-def test_a_wrong_release_is_refused_in_one_line_that_names_the_file(tmp_path, change, message):
+def test_the_error_for_a_wrong_release_is_one_line_that_names_the_file(tmp_path, change, message):
     release.save(tmp_path, model_of({}), TAGS, "focal2")
     change(tmp_path / "model.safetensors")
     with pytest.raises(release.ReleaseError, match=message) as error:
@@ -304,13 +306,18 @@ def test_a_release_is_located_on_disk_or_on_the_hub(tmp_path, monkeypatch):
         with pytest.raises(release.ReleaseError, match=r"no such directory$"):
             release.locate(nowhere)
 
-    asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    requested = []
+
+    def download(name: str, **_: object) -> str:
+        requested.append(name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert release.locate("someone/tagger") == tmp_path
-    assert asked == ["someone/tagger"]
+    assert requested == ["someone/tagger"]
 
 
-def test_an_unreachable_hub_is_one_clear_line(tmp_path, monkeypatch):
+def test_the_error_for_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("network unreachable")
 
@@ -330,10 +337,10 @@ def test_reading_does_not_depend_on_the_file_afterwards(tmp_path):
     assert torch.equal(model.head.weight, before)
 
 
-def test_a_run_stands_for_its_release(tmp_path):
+def test_a_finished_run_is_located_as_its_release(tmp_path):
     run = tmp_path / "run"
     (run / "release").mkdir(parents=True)
-    assert release.locate(run) == run, "which will be said to lack its files"
+    assert release.locate(run) == run, "an error about its missing files follows"
     (run / "release" / "config.json").touch()
     assert release.locate(run) == run / "release"
     (run / "config.json").touch()

@@ -1,16 +1,18 @@
-"""The model against the released definition's outputs, and its counts against the published figures."""
+"""The models: outputs of the released definition, published counts, variants, the stem's grammar, timm's backbones."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from joytag.benchmarks.baselines import EagerViT
-from joytag.models import release
+from joytag.models import release, stem
 from joytag.models.architectures import count_parameters, training_flop
 from joytag.models.stem import parse_stem
 from joytag.models.timm_backbone import TimmConfig
@@ -21,7 +23,7 @@ STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k
 
 
 def small(**changes) -> ViTConfig:
-    values = dict(
+    values: dict[str, Any] = dict(
         n_tags=7, image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=32, num_heads=2, cnn_stem=STEM
     )
     return ViTConfig(**(values | changes))
@@ -71,14 +73,13 @@ def test_plain_patches_equal_unfolded_linear_projection():
     model = ViT(small(cnn_stem=None)).eval()
     images = torch.randn(2, 3, 16, 16)
     patches = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2)
-    weight, bias = model.patch_embeddings.weight.flatten(1), model.patch_embeddings.bias
-    expected = torch.nn.functional.linear(patches, weight, bias)
-    torch.testing.assert_close(
-        model.patch_embeddings(images).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5
-    )
+    projection = model.patch_embeddings
+    assert isinstance(projection, torch.nn.Conv2d)
+    expected = torch.nn.functional.linear(patches, projection.weight.flatten(1), projection.bias)
+    torch.testing.assert_close(projection(images).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_stochastic_depth_acts_in_training_alone_and_per_sample():
+def test_stochastic_depth_acts_per_sample_and_only_in_training():
     model = ViT(small(stochdepth_rate=0.5))
     image = torch.randn(1, 3, 16, 16).expand(16, -1, -1, -1)
     assert len(model(image).unique(dim=0)) > 1
@@ -87,7 +88,7 @@ def test_stochastic_depth_acts_in_training_alone_and_per_sample():
 
 @pytest.mark.parametrize("noise", [[0.9, 0.9, 0.9], [0.9, 0.1, 0.5], [0.1, 0.0, 0.2]], ids=["none", "some", "all"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_what_is_dropped_is_not_computed_and_leaves_the_same_result_and_gradients(noise, bias):
+def test_dropped_branches_are_not_computed_and_change_no_gradient(noise, bias):
     layer, x = nn.Linear(4, 4), torch.randn(3, 2, 4)
     base = torch.randn(4) if bias else torch.randn(3, 2, 4)
     leaves = [base, x, layer.weight, layer.bias]
@@ -112,7 +113,7 @@ def test_what_is_dropped_is_not_computed_and_leaves_the_same_result_and_gradient
     assert seen == [int(kept.sum())]
 
 
-def test_the_reference_of_the_benchmark_is_the_same_model():
+def test_the_benchmarks_reference_is_the_same_model():
     config = small(layerscale_init=0.1, cnn_stem="conv:c=8;ln;relu;conv:c=16,s=2,p=1")
     ours, theirs = ViT(config).eval(), EagerViT(config).eval()
     theirs.load_state_dict(ours.state_dict())
@@ -120,11 +121,24 @@ def test_the_reference_of_the_benchmark_is_the_same_model():
     torch.testing.assert_close(ours(images), theirs(images))
 
 
-def test_dropped_tokens_are_a_subset_in_the_stated_share():
+def test_the_stated_fraction_of_tokens_is_dropped():
     x = torch.arange(40.0).view(1, 20, 2).expand(3, -1, -1)
     kept = drop_tokens(x, 0.25)
     assert kept.shape == (3, 15, 2)
     assert all(len(row.unique(dim=0)) == 15 for row in kept)
+
+
+def test_a_new_stem_layer_is_one_row_of_the_table(monkeypatch):
+    monkeypatch.setitem(stem.ITEMS, "pool", stem.Item(lambda _, s: torch.nn.MaxPool2d(s), {"s": 2}))
+    config = small(cnn_stem="conv:c=16;pool")
+    assert config.build()(torch.randn(1, 3, 16, 16)).shape == (1, 7)
+
+
+def test_a_reference_can_replace_layers_of_the_stem():
+    items = {**stem.ITEMS, "gelu": stem.Item(lambda _: torch.nn.SiLU())}
+    layers = stem.build_stem("conv:c=4;ln;gelu;conv:c=8", items)
+    assert [type(layer).__name__ for layer in layers] == ["Conv2d", "ChannelNorm", "SiLU", "Conv2d"]
+    assert layers[3].in_channels == 4
 
 
 def test_stem_grammar():
@@ -158,29 +172,24 @@ def test_wrong_image_sizes_are_refused():
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_byobnet", "test_efficientnet"])
-def test_a_backbone_of_timm_is_that_of_timm_under_our_head(name):
+def test_a_timm_backbone_gives_timms_features_to_our_head(name):
     model = TimmConfig(n_tags=5, timm=name, image_size=64, stochdepth_rate=0.0).build().eval()
-    theirs = timm.create_model(name, num_classes=0, **({"dynamic_img_size": True} if "vit" in name else {})).eval()
+    options: dict[str, Any] = {"dynamic_img_size": True} if "vit" in name else {}
+    theirs = timm.create_model(name, num_classes=0, **options).eval()
     theirs.load_state_dict(model.backbone.state_dict())
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         features = theirs(images)
         torch.testing.assert_close(model.embed(images), features)
         torch.testing.assert_close(model(images), features @ model.head.weight.T + model.head.bias)
-        assert model(torch.randn(1, 3, 96, 96)).shape == (1, 5), "of any size"
+        assert model(torch.randn(1, 3, 96, 96)).shape == (1, 5), "other image sizes"
 
 
 def test_stochastic_depth_of_a_backbone_is_its_drop_path_rate():
-    rates = [
-        [
-            module.drop_prob
-            for module in TimmConfig(5, "test_vit", 64, rate).build().modules()
-            if hasattr(module, "drop_prob")
-        ]
-        for rate in (0.0, 0.3)
-    ]
-    assert max(rates[1]) == pytest.approx(0.3)
-    assert not any(rates[0])
+    for rate in (0.0, 0.3):
+        modules = TimmConfig(5, "test_vit", 64, rate).build().modules()
+        rates = [module.drop_prob for module in modules if isinstance(module, DropPath)]
+        assert max(rates, default=0.0) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +207,6 @@ def test_an_impossible_backbone_names_the_field(values, message):
         TimmConfig(**{"n_tags": 5, "timm": "test_vit"} | values)
 
 
-def test_a_backbone_that_cannot_take_the_size_says_so():
+def test_a_backbone_refuses_image_sizes_that_it_does_not_accept():
     with pytest.raises(ValueError, match="image_size: test_vit does not accept images of 65 pixels"):
         TimmConfig(5, "test_vit", 65).build()

@@ -16,7 +16,7 @@ SIZE = 8
 
 
 def bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Rows resampled to `size` with Keys' kernel (a = -0.5), widened where it shrinks; in 8 bits, as Pillow has it."""
+    """Resample rows to `size` with Keys' kernel (a = -0.5), widened for reduction, rounded to 8 bits as Pillow does."""
     scale = len(pixels) / size
     width = max(scale, 1.0)
     weights = np.zeros((size, len(pixels)))
@@ -32,7 +32,7 @@ def bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def expected_input(path, size: int) -> np.ndarray:
-    """[size, size, 3], BGR, 0 to 255: on white, padded to a centred square, resized, written pixel by pixel."""
+    """The expected model input [size, size, 3], BGR, 0 to 255: on white, centered on a square, resized."""
     rgba = np.asarray(Image.open(path).convert("RGBA"), dtype=np.float64)
     alpha = rgba[..., 3:] / 255
     colours = (rgba[..., :3] * alpha + 255 * (1 - alpha)).round()
@@ -46,8 +46,8 @@ def expected_input(path, size: int) -> np.ndarray:
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Wide, tall, square, of the model's size, transparent, grey, smaller than the model's size."""
+def image_paths(tmp_path):
+    """Files of images: wide, tall, square, of the model's size, transparent, grey, smaller than the model's size."""
     rng = np.random.default_rng(0)
     shapes = {"wide": (13, 31, 3), "tall": (40, 9, 3), "square": (20, 20, 3), "same": (SIZE, SIZE, 3),
               "transparent": (21, 18, 4), "grey": (16, 17), "small": (5, 4, 3)}  # fmt: skip
@@ -59,23 +59,23 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_the_model_is_given_a_bicubic_square_on_white_in_bgr(tmp_path, pictures, batch):
+def test_the_model_is_given_a_bicubic_square_on_white_in_bgr(tmp_path, image_paths, batch):
     wd.write_copier(tmp_path, SIZE, batch)
     tagger = OnnxTagger.load(tmp_path)
-    scores = tagger(np.stack([tagger.read(path) for path in pictures]))
-    assert scores.shape == (len(pictures), SIZE * SIZE * 3 - 2)
+    scores = tagger(np.stack([tagger.read(path) for path in image_paths]))
+    assert scores.shape == (len(image_paths), SIZE * SIZE * 3 - 2)
     assert scores.dtype == np.float32
-    for row, path in zip(scores, pictures, strict=True):
+    for row, path in zip(scores, image_paths, strict=True):
         expected = expected_input(path, SIZE).reshape(-1)[2:]
         assert np.abs(row * 255 - expected).max() <= 1.01, path.stem
-    exact = np.asarray(Image.open(pictures[3]))[..., ::-1].reshape(-1)[2:]
+    exact = np.asarray(Image.open(image_paths[3]))[..., ::-1].reshape(-1)[2:]
     np.testing.assert_array_equal((scores[3] * 255).round(), exact)
 
 
-def test_scores_do_not_depend_on_the_images_beside(tmp_path, pictures):
+def test_scores_do_not_depend_on_the_rest_of_the_batch(tmp_path, image_paths):
     wd.write_copier(tmp_path, SIZE)
     tagger = OnnxTagger.load(tmp_path)
-    squares = np.stack([tagger.read(path) for path in pictures] * 3)  # 21, with 8 computed at once
+    squares = np.stack([tagger.read(path) for path in image_paths] * 3)  # 21, with 8 computed at once
     together = tagger(squares)
     for row, one in zip(together, squares, strict=True):
         np.testing.assert_array_equal(row, tagger(one[None])[0])
@@ -95,7 +95,7 @@ def test_ratings_are_skipped_wherever_they_are(tmp_path):
     np.testing.assert_allclose(scores, [[0.5, 1 / (1 + np.exp(-2))]], rtol=1e-6)
 
 
-def test_what_is_no_image_is_named(tmp_path):
+def test_a_file_that_is_not_an_image_is_named(tmp_path):
     wd.write_copier(tmp_path, SIZE)
     (tmp_path / "text.png").write_text("text")
     with pytest.raises(ImageError, match=r"text\.png: not an image"):
@@ -124,7 +124,7 @@ def test_other_layouts_are_refused_in_one_line(tmp_path, inputs, outputs, elemen
 
 
 @pytest.mark.parametrize("columns", [192, "columns"])
-def test_values_that_are_no_scores_are_refused(tmp_path, columns):
+def test_outputs_that_are_not_scores_are_refused(tmp_path, columns):
     wd.write_copier(tmp_path, SIZE)
     wd.write_flattener(tmp_path, ["n", 8, 8, 3], ["n", columns])
     tagger = OnnxTagger.load(tmp_path)
@@ -132,7 +132,7 @@ def test_values_that_are_no_scores_are_refused(tmp_path, columns):
         tagger(np.full((2, 8, 8, 3), [0, 7, 255], dtype=np.uint8))
 
 
-def test_outputs_whose_number_only_computing_tells_are_counted(tmp_path):
+def test_the_number_of_outputs_is_checked_when_the_model_does_not_declare_it(tmp_path):
     wd.write_copier(tmp_path, SIZE)
     nodes = [
         helper.make_node("Reshape", ["images", "shape"], ["flat"]),
@@ -188,7 +188,7 @@ def test_without_onnxruntime_the_remedy_is_named(tmp_path, monkeypatch):
         OnnxTagger.load(tmp_path)
 
 
-def test_what_should_be_on_a_gpu_but_is_not_is_warned_of(tmp_path):
+def test_a_warning_names_the_cpu_when_no_gpu_is_supported(tmp_path):
     wd.write_copier(tmp_path, SIZE)
     with pytest.warns(
         UserWarning, match=r"model\.onnx: onnxruntime computes on the CPU; for cuda:1 install onnxruntime-gpu"
