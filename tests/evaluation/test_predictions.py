@@ -1,11 +1,6 @@
-"""The predictions directory: complete or refused, whatever was killed, damaged or forged."""
+"""The predictions directory: complete, or refused if damaged or forged."""
 
-import functools
-import itertools
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,75 +11,29 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_array
+from small_predictions import BAD, FACTS, ROWS, TAGS, damage, make_posts, make_scores, vocabulary, write_finished
 
 from joytag.core import files
 from joytag.data import dataset
-from joytag.evaluation import predictions, predictions_writer
+from joytag.evaluation import predictions
 from joytag.evaluation.predictions import Predictions, PredictionsError, label_matrix
-from joytag.evaluation.predictions_writer import PredictionsWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are left out")
-
-ROWS, TAGS, BATCH = 11, 5, 4
-FACTS = {
-    "model_files": {"model.safetensors": "ab"},
-    "dtype": "float32",
-    "batch": BATCH,
-    "device": "cpu",
-    "sources": ["drawn", "photo"],
-    "date": "today",
-}
-BAD = [(2, "b.jpg: gone"), (8, "h.jpg: cut off")]
-
-
-def vocabulary(n_tags: int = TAGS) -> dataset.TagTable:
-    return dataset.TagTable(
-        [f"tag_{i}" for i in range(n_tags)], np.arange(n_tags, dtype=np.int8), np.arange(n_tags), np.arange(n_tags) + 1
-    )
 
 
 @pytest.fixture
 def posts() -> dataset.Posts:
-    rng = np.random.default_rng(0)
-    tags = [np.flatnonzero(rng.random(TAGS) < 0.4) for _ in range(ROWS)]
-    return dataset.Posts(
-        ids=np.arange(ROWS) * 3,
-        offsets=np.cumsum([0, *map(len, tags)]).astype(np.int32),
-        tags=np.concatenate(tags).astype(np.int16),
-        hashes=rng.integers(0, 256, (ROWS, 32), dtype=np.uint8),
-        sources=np.arange(ROWS, dtype=np.int16) % 2,
-    )
+    return make_posts()
 
 
 @pytest.fixture
 def scores() -> np.ndarray:
-    values = np.random.default_rng(1).random((ROWS, TAGS)).astype(np.float16)
-    values[0, :2] = 0, 1
-    return values
-
-
-def do_block(work: PredictionsWriter, block: int, scores: np.ndarray, bad: list = BAD, writer: int = 0) -> None:
-    rows = np.array([row for row in range(block * BATCH, min((block + 1) * BATCH, ROWS)) if row not in dict(bad)])
-    own = [entry for entry in bad if entry[0] // BATCH == block]
-    work.write(block, rows.astype(np.int64), scores[rows.astype(np.int64)], own, writer)
-
-
-def finished(directory: Path, posts: dataset.Posts, scores: np.ndarray, bad: list = BAD) -> Path:
-    work = PredictionsWriter(directory, ROWS, TAGS, BATCH)
-    work.begin(FACTS)
-    for block in (2, 0, 1):
-        do_block(work, block, scores, bad, writer=block % 2)
-    work.finish(posts, label_matrix(posts, TAGS), vocabulary())
-    return directory
+    return make_scores()
 
 
 @pytest.fixture
 def directory(tmp_path, posts, scores) -> Path:
-    return finished(tmp_path / "predictions", posts, scores)
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return write_finished(tmp_path / "predictions", posts, scores)
 
 
 def test_predictions_are_read_back_without_undecodable_images(directory, posts, scores):
@@ -120,188 +69,6 @@ def test_labels_match_the_split(tags):
     expected = np.array([[tag in of_one for tag in range(7)] for of_one in tags])
     np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), expected)
     np.testing.assert_array_equal(label_matrix(posts, 7).toarray(), posts.labels(rows, 7))
-
-
-STEPS = [
-    "files.write_text",
-    "tables.write_table",
-    "files.file_hash",
-    "_save_rows",
-    "files.sync",
-    "scipy.sparse.save_npz",
-    "shutil.rmtree",
-]
-
-
-@contextmanager
-def dying(monkeypatch, number: int, after: bool) -> Iterator[list[str]]:
-    """Raise KeyboardInterrupt before or after the n-th step; yields the steps taken."""
-    taken: list[str] = []
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        for step in STEPS:
-            *path, name = step.split(".")
-            owner = functools.reduce(getattr, path, predictions_writer)
-            original = getattr(owner, name)
-
-            def take(*arguments, step=step, function=original, **options):
-                taken.append(step)
-                if len(taken) == number and not after:
-                    raise KeyboardInterrupt
-                result = function(*arguments, **options)
-                if len(taken) == number:
-                    raise KeyboardInterrupt
-                return result
-
-            patch.setattr(owner, name, take)
-        yield taken
-
-
-def test_predictions_killed_at_any_step_resume_to_the_same_bytes(tmp_path, posts, scores, directory, monkeypatch):
-    with dying(monkeypatch, 0, False) as steps:
-        finished(tmp_path / "whole", posts, scores)
-    assert set(steps) == set(STEPS)
-    assert len(steps) > 20
-    for number, after in itertools.product(range(1, len(steps) + 1), (False, True)):
-        work = PredictionsWriter(tmp_path / f"{number} {after}", ROWS, TAGS, BATCH)
-        with dying(monkeypatch, number, after):
-            finished(work.directory, posts, scores)
-        if not predictions_writer.is_finished(work.directory, FACTS):
-            with pytest.raises(PredictionsError, match=r"unfinished; run|no predictions here"):
-                Predictions.open(work.directory)
-            for block in {0, 1, 2} - work.begin(FACTS):
-                do_block(work, block, scores)
-            work.finish(posts, label_matrix(posts, TAGS), vocabulary())
-        assert content(work.directory) == content(directory), (steps[number - 1], after)
-
-
-@given(st.data())
-@settings(max_examples=60, deadline=None)
-def test_a_block_is_done_only_when_its_scores_and_journal_line_are_complete(tmp_path_factory, data):
-    """Whatever part of them is lost in a crash."""
-    work = PredictionsWriter(tmp_path_factory.mktemp("work") / "predictions", ROWS, TAGS, BATCH)
-    scores = np.random.default_rng(2).random((ROWS, TAGS)).astype(np.float16)
-    work.begin(FACTS)
-    for block in (0, 1, 2):
-        do_block(work, block, scores, [])
-    assert work.begin(FACTS) == {0, 1, 2}
-    journal, stored = work.directory / "work" / "done.0.jsonl", work.directory / "work" / "scores.npy"
-    text = journal.read_bytes()
-    cut = data.draw(st.integers(0, len(text)))
-    journal.write_bytes(text[:cut] + data.draw(st.sampled_from([b"", b"\0\0\0", b"\xff{"])))
-    lines = text[:cut].count(b"}\n") + text[:cut].endswith(b"}")
-    flipped, content = data.draw(st.none() | st.integers(0, 2)), bytearray(stored.read_bytes())
-    if flipped is not None:
-        content[len(content) - 2 * ROWS * TAGS + 2 * flipped * BATCH * TAGS] ^= 1
-        stored.write_bytes(content)
-    done = work.begin(FACTS)
-    assert set(range(max(0, lines - 1))) - {flipped} <= done <= set(range(lines)) - {flipped}
-    for block in {0, 1, 2} - done:
-        do_block(work, block, scores, [])
-    assert work.begin(FACTS) == {0, 1, 2}, "a line after one that was cut off is read"
-    np.testing.assert_array_equal(np.load(stored), scores)
-
-
-def test_blocks_with_undecodable_images_are_repeated(tmp_path, posts, scores):
-    """A disk may have been missing."""
-    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
-    assert work.begin(FACTS) == set()
-    do_block(work, 1, scores)
-    do_block(work, 2, scores)
-    assert work.begin(FACTS) == {1}
-    do_block(work, 0, scores, [])
-    do_block(work, 2, scores, [])
-    work.finish(posts, label_matrix(posts, TAGS), vocabulary())
-    np.testing.assert_array_equal(Predictions.open(work.directory).scores, scores)
-
-
-def test_a_missing_block_prevents_finishing(tmp_path, posts, scores):
-    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
-    work.begin(FACTS)
-    for block in (0, 2):
-        do_block(work, block, scores)
-    with pytest.raises(PredictionsError, match="1 blocks changed after they were written; evaluate again"):
-        work.finish(posts, label_matrix(posts, TAGS), vocabulary())
-
-
-def test_predictions_without_any_image_are_refused_in_one_line(tmp_path, posts, scores):
-    gone = [(row, f"{row}.jpg: gone") for row in range(ROWS)]
-    with pytest.raises(
-        PredictionsError, match=r"^0\.jpg: gone, and 10 other images failed, too; is the disk mounted\?$"
-    ):
-        finished(tmp_path / "predictions", posts, scores, gone)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, -0.0, 1.001])
-def test_invalid_scores_are_refused(tmp_path, scores, value):
-    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
-    work.begin(FACTS)
-    scores[5, 2] = value
-    do_block(work, 0, scores)
-    with pytest.raises(PredictionsError, match=r"row 5: the model's scores are not numbers.*try another precision"):
-        do_block(work, 1, scores)
-    assert work.begin(FACTS) == set()
-    assert work.done().keys() == {0}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_files": {"model.safetensors": "cd"}}, "another model;"),
-        ({"dtype": "float16"}, r"another precision \(float32 there, float16 now\);"),
-        ({"split_sha256": "12"}, "another dataset"),
-    ],
-)
-def test_predictions_with_other_facts_are_neither_reused_nor_resumed(directory, tmp_path, change, message):
-    assert predictions_writer.is_finished(directory, FACTS)
-    with pytest.raises(PredictionsError, match=rf"{message}.*remove it, or choose another output directory$"):
-        predictions_writer.is_finished(directory, FACTS | change)
-    work = PredictionsWriter(tmp_path / "begun", ROWS, TAGS, BATCH)
-    work.begin(FACTS)
-    with pytest.raises(PredictionsError, match=message):
-        work.begin(FACTS | change)
-
-
-def test_rounding_differences_do_not_invalidate_finished_predictions(directory, tmp_path):
-    moved = FACTS | {"date": "tomorrow", "dataset": "elsewhere"}
-    assert predictions_writer.is_finished(directory, moved | {"batch": 8, "device": "cuda"})
-    work = PredictionsWriter(tmp_path / "begun", ROWS, TAGS, BATCH)
-    work.begin(FACTS)
-    work.begin(moved)
-    with pytest.raises(PredictionsError, match=r"another batch \(4 there, 8 now\)"):
-        work.begin(moved | {"batch": 8})
-
-
-def test_a_directory_with_other_content_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(PredictionsError, match="holds something other than predictions; choose another output"):
-        PredictionsWriter(tmp_path, ROWS, TAGS, BATCH).begin(FACTS)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_a_disk_that_is_too_small_is_reported_at_the_start(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
-    work = PredictionsWriter(tmp_path / "predictions", 500_000, 5_813, 64)
-    with pytest.raises(PredictionsError, match=r"needs 11,626 MB, but the disk has 2,000 MB free; free some space"):
-        work.begin(FACTS)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12 * 10**9))
-    work.begin(FACTS)
-
-
-def damage(path: Path, kind: str) -> None:
-    data = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-    else:
-        middle = len(data) // 2
-        path.write_bytes(
-            {
-                "empty": b"",
-                "cut off": data[:-3],
-                "longer": data + b"\n\n\n",
-                "flipped": data[:middle] + bytes([data[middle] ^ 64]) + data[middle + 1 :],
-            }[kind]
-        )
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "cut off", "longer", "flipped"])
@@ -415,16 +182,6 @@ def test_a_directory_without_predictions_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "gone"):
         with pytest.raises(PredictionsError, match=rf"^{path}: no predictions here .*evaluate a model first"):
             Predictions.open(path)
-
-
-@pytest.mark.parametrize("kind", ["missing", "empty", "cut off"])
-def test_damaged_work_is_refused_in_one_line(tmp_path, scores, kind):
-    work = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
-    work.begin(FACTS)
-    do_block(work, 0, scores)
-    damage(work.directory / "work" / "scores.npy", kind)
-    with pytest.raises(PredictionsError, match=r"scores\.npy: damaged.*; remove .* and evaluate again$"):
-        work.begin(FACTS)
 
 
 def test_files_can_be_read_without_this_project(directory, posts):
