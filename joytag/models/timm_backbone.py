@@ -71,6 +71,19 @@ class TimmModel(nn.Module):
         """Raise ValueError: which modules are blocks is only known for our own model."""
         raise ValueError("model.freeze: not for a timm backbone; use optimizer.layer_decay")
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The modules that torch.compile compiles one by one."""
+        return [self.backbone]
+
+    def layer_groups(self, decay: float) -> list[dict[str, Any]]:
+        """Group the parameters as `ViT.layer_groups` does, by the layers that timm defines."""
+        from timm.optim import param_groups_layer_decay
+
+        layers = param_groups_layer_decay(self.backbone, layer_decay=decay, weight_decay_exclude_1d=False)
+        head = {"params": list(self.head.parameters()), "lr_scale": 1.0}
+        return [head, *({"params": group["params"], "lr_scale": decay * group["lr_scale"]} for group in layers)]
+
     def set_image_size(self, size: int) -> None:
         """Change the image size in pixels, for training; not every backbone accepts another one."""
         self.config = replace(self.config, image_size=size)

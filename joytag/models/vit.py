@@ -271,6 +271,28 @@ class ViT(nn.Module):
             module.eval()
         return self
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The modules that torch.compile compiles one by one."""
+        return [self.patch_embeddings, *self.blocks]
+
+    def layer_groups(self, decay: float) -> list[dict[str, Any]]:
+        """Group the trainable parameters by layer, each group with `lr_scale`, its factor of the learning rate.
+
+        The factor is 1 for the head and the last norm. From the last block to the first, then the stem and learned
+        positions, each layer has `decay` times the factor of the one after it (Clark et al. 2020, arXiv:2003.10555,
+        table 7).
+        """
+        layers = [[self.head, self.norm], *([block] for block in reversed(self.blocks)), [self.patch_embeddings]]
+        if not self.config.use_sine:
+            layers[-1].append(self.pos_embedding)
+        groups = []
+        for depth, modules in enumerate(layers):
+            parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+            if parameters:
+                groups.append({"params": parameters, "lr_scale": decay**depth})
+        return groups
+
     def set_image_size(self, size: int) -> None:
         """Change the image size in pixels, for training; sine positions adapt to it."""
         self.config = replace(self.config, image_size=size)

@@ -64,7 +64,7 @@ def fresh_optimizer(model: Model, run: Run) -> tuple[torch.optim.Optimizer, torc
     settings = run.config.optimizer
     parameters: Any = [p for p in model.parameters() if p.requires_grad]
     if settings.layer_decay < 1:
-        parameters = transfer.layer_groups(model, settings.layer_decay)
+        parameters = model.layer_groups(settings.layer_decay)
     scaler = torch.amp.GradScaler(run.device.type, FIRST_SCALE, enabled=run.dtype == torch.float16)
     return optimizers.build(parameters, **settings.model_dump(exclude={"clip_norm", "layer_decay"})), scaler
 

@@ -15,7 +15,6 @@ from joytag.data import loader
 from joytag.evaluation.runner import agreed_exit_code
 from joytag.models import release
 from joytag.models.architectures import Model, training_flop
-from joytag.models.vit import ViT
 from joytag.training import optimizers, schedule, transfer
 from joytag.training.anomalies import AnomalyMonitor, Quarantine, SpikeDetector
 from joytag.training.monitor import Meter
@@ -128,7 +127,7 @@ def compile_parts(model: Model, run: Run) -> None:
     if run.config.compile:
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.optimize_ddp = False  # it would split the compiled parts at DDP's buckets
-        for part in [model.patch_embeddings, *model.blocks] if isinstance(model, ViT) else [model.backbone]:
+        for part in model.parts:
             part.compile(dynamic=None if run.device.type == "cpu" else False)
 
 

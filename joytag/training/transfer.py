@@ -1,15 +1,13 @@
-"""Fine-tuning: a release's weights under a new vocabulary, and lower learning rates for early layers."""
+"""Fine-tuning: a release's weights under a new vocabulary."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from timm.optim import param_groups_layer_decay
 
 from joytag.models.architectures import Model
-from joytag.models.timm_backbone import TimmModel
 
 
 class CarriedTags(NamedTuple):
@@ -70,25 +68,3 @@ def retain(model: Model, tags: list[str], source: Model, source_tags: list[str],
             value.lerp_(before[name], share)
     rows = [tags.index(tag) for tag in new]
     model.head.weight[rows], model.head.bias[rows] = head[0][rows], head[1][rows]
-
-
-def layer_groups(model: Model, decay: float) -> list[dict[str, Any]]:
-    """Group the trainable parameters by layer for an optimizer; `lr_scale` is a group's factor of the learning rate.
-
-    The factor is 1 for the head and the last norm. From the last block to the first, then the stem and learned
-    positions, each layer has `decay` times the factor of the one after it (Clark et al. 2020, arXiv:2003.10555,
-    table 7). timm defines the layers of its backbones.
-    """
-    if isinstance(model, TimmModel):
-        inner = param_groups_layer_decay(model.backbone, layer_decay=decay, weight_decay_exclude_1d=False)
-        head = {"params": list(model.head.parameters()), "lr_scale": 1.0}
-        return [head, *({"params": group["params"], "lr_scale": decay * group["lr_scale"]} for group in inner)]
-    layers = [[model.head, model.norm], *([block] for block in reversed(model.blocks)), [model.patch_embeddings]]
-    if not model.config.use_sine:
-        layers[-1].append(model.pos_embedding)
-    groups = []
-    for depth, modules in enumerate(layers):
-        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        if parameters:
-            groups.append({"params": parameters, "lr_scale": decay**depth})
-    return groups

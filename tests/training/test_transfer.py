@@ -75,7 +75,7 @@ def test_rates_fall_from_the_head_to_the_stem():
     model = vit(3, use_sine=False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scales = {}
-    for group in transfer.layer_groups(model, 0.5):
+    for group in model.layer_groups(0.5):
         scales |= {names[id(parameter)]: group["lr_scale"] for parameter in group["params"]}
     assert scales.keys() == set(names.values())
     expected = {"head": 1, "norm": 1, "blocks.1": 0.5, "blocks.0": 0.25, "patch_embeddings": 0.125,
@@ -88,7 +88,7 @@ def test_rates_of_a_timm_backbone_fall_by_its_own_layers():
     model = TimmConfig(3, "test_convnext", 64).build()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scales = {}
-    for group in transfer.layer_groups(model, 0.5):
+    for group in model.layer_groups(0.5):
         scales |= {names[id(parameter)]: group["lr_scale"] for parameter in group["params"]}
     assert scales.keys() == set(names.values()), "each parameter is in one group"
     assert scales["head.weight"] == scales["head.bias"] == 1
@@ -105,8 +105,8 @@ def test_optimizers_heed_the_groups(name):
     model = vit(3)
     twin = copy.deepcopy(model)
     settings = dict(betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
-    together = optimizers.build(transfer.layer_groups(model, 0.5), name, lr=0.01, **settings)
-    groups = transfer.layer_groups(twin, 0.5)
+    together = optimizers.build(model.layer_groups(0.5), name, lr=0.01, **settings)
+    groups = twin.layer_groups(0.5)
     apart = [optimizers.build(group["params"], name, lr=0.01 * group["lr_scale"], **settings) for group in groups]
     for group in together.param_groups:
         group["lr"] = 0.01 * group["lr_scale"]
