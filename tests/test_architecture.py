@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,19 @@ def test_imports_are_seen_in_every_form(tmp_path):
     )
     modules = [module.rpartition(".")[2] for _, module in imports(path, OURS)]
     assert modules == ["vit", "loader", "images", "vit", "tags"]
+
+
+@pytest.mark.parametrize("path", [*MODULES, *PREPARATION], ids=dotted)
+def test_the_library_does_not_know_the_command_line(path):
+    if package(dotted(path)) == "cli":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            text = node.value.replace("docker run --shm-size", "")
+            named = re.search(r"(?<![\w-])--[a-z]\S*|\.venv|scripts/", text)
+            assert not named, (
+                f"{dotted(path)}:{node.lineno} names {named[0]}; name the setting, or let joytag/cli add it"
+            )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
