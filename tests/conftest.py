@@ -37,7 +37,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """A run that ends with an exception leaves its signal handlers, since it ends its process."""
+    """Restore the signal handlers: after an exception a run keeps its own, since its process ends."""
     before = {number: signal.getsignal(number) for number in signals.CODES}
     yield
     for number, handler in before.items():
@@ -46,18 +46,23 @@ def handlers():
 
 @pytest.fixture(scope="session")
 def dataset_directory(tmp_path_factory) -> Path:
-    """A dataset of coloured noise, in the real format: 50 images to train on, 12 to validate, 6 tags."""
+    """A dataset of coloured noise in the real format: 50 training and 12 validation images, 6 tags."""
     return make_dataset(tmp_path_factory.mktemp("dataset"), IMAGES)
 
 
 @pytest.fixture
 def run_values(dataset_directory, tmp_path) -> dict:
-    """Run settings of a miniature of the recipe: two stages, 13 steps of 8, then 10."""
+    """Run settings of a miniature of the recipe: two stages, of 13 and 10 steps of 8 samples."""
     return {
         "output": str(tmp_path / "run"),
         "data": {"directory": str(dataset_directory), "workers": 0},
         "model": {
-            "num_blocks": 2, "patch_size": 4, "d_model": 16, "mlp_dim": 32, "num_heads": 2, "stochdepth_rate": 0.2,
+            "num_blocks": 2,
+            "patch_size": 4,
+            "d_model": 16,
+            "mlp_dim": 32,
+            "num_heads": 2,
+            "stochdepth_rate": 0.2,
             "cnn_stem": "conv:c=8;ln;relu;conv:c=16;ln;relu;conv:c=16,s=1,k=1,p=0",
         },
         "stages": [{"image_size": 8, "samples": 104}, {"image_size": 16, "samples": 80}],
@@ -67,7 +72,7 @@ def run_values(dataset_directory, tmp_path) -> dict:
         "precision": "fp32",
         "every": {"log": 16, "evaluate": 48, "checkpoint": 16},
         "tracking": {"wandb": "disabled"},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
