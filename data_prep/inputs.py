@@ -61,10 +61,10 @@ def folder(source: Source) -> Path:
 
 def parts(source: Source) -> list[Part]:
     """Divide a source into parts. Raises ValueError when it has no posts."""
-    found = KINDS[source.kind].parts(Path(source.path), source.images)
-    if not found:
+    its_parts = KINDS[source.kind].parts(Path(source.path), source.images)
+    if not its_parts:
         raise ValueError(f"{source.path}: holds no posts")
-    return [Part(source.kind, part, source.min_tags) for part in found]
+    return [Part(source.kind, part, source.min_tags) for part in its_parts]
 
 
 def read(part: Part) -> pa.Table:

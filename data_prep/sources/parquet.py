@@ -33,8 +33,7 @@ class Part(NamedTuple):
 
 def parts(folder: Path, images: str) -> list[Part]:
     """Return the row groups of both splits. Raises ValueError when a file or a column is missing."""
-    _layout(folder)
-    found = []
+    row_groups: list[Part] = []
     for name in FILES:
         try:
             file = pq.ParquetFile(folder / name)
@@ -46,9 +45,9 @@ def parts(folder: Path, images: str) -> list[Part]:
                 raise ValueError(f"{folder / name}: {column}: column missing")
             if not is_right(types[column]):
                 raise ValueError(f"{folder / name}: {column}: this column of a dataset is never {types[column]}")
-        found += [Part(folder, name, group) for group in range(file.num_row_groups)]
-    _tag_names(folder)
-    return found
+        row_groups += [Part(folder, name, group) for group in range(file.num_row_groups)]
+    _read_layout(folder)
+    return row_groups
 
 
 def inputs(folder: Path) -> list[Path]:
@@ -61,38 +60,37 @@ def read(part: Part) -> pa.Table:
 
     Their ids are the dataset's own. If it has several sources these are not unique: ids are derived from the hashes.
     """
-    images, extension, many = _layout(part.folder)
-    names = np.array(_tag_names(part.folder), dtype=object)
+    layout = _read_layout(part.folder)
     group = pq.ParquetFile(part.folder / part.file).read_row_group(part.group)
-    ids, tags, hashes = (group.column(name).to_pylist() for name in ("post_id", "tags", "hash"))
-    rows = zip(ids, tags, hashes, strict=True)
-    return posts.table(_post(*row, names=names, images=images, extension=extension, many=many) for row in rows)
+    columns = (group.column(name).to_pylist() for name in ("post_id", "tags", "hash"))
+    return posts.table(_post(layout, *row) for row in zip(*columns, strict=True))
 
 
-def _post(
-    post_id: int | None,
-    tags: list[int] | None,
-    sha256: bytes | None,
-    *,
-    names: np.ndarray,
-    images: str,
-    extension: str,
-    many: bool,
-) -> Post:
+class _Layout(NamedTuple):
+    """The images' folder (with a slash) and extension, whether they have several sources, and the tags by number."""
+
+    images: str
+    extension: str
+    has_several_sources: bool
+    tags: np.ndarray
+
+
+def _post(layout: _Layout, post_id: int | None, tags: list[int] | None, sha256: bytes | None) -> Post:
     if post_id is None or post_id < 0 or not isinstance(sha256, bytes) or len(sha256) != 32:
         return Post(reason="bad row", detail=f"post_id {post_id}: not an id, or the hash does not have 32 bytes")
-    if tags is None or not all(tag is not None and 0 <= tag < len(names) for tag in tags):
-        return Post(post_id, reason="bad row", detail=f"tags: not all from 0 to {len(names) - 1}")
+    if tags is None or not all(tag is not None and 0 <= tag < len(layout.tags) for tag in tags):
+        return Post(post_id, reason="bad row", detail=f"tags: not all from 0 to {len(layout.tags) - 1}")
     name = sha256.hex()
-    path = f"{images}{name[:2]}/{name[2:4]}/{name}.{extension}"
-    return Post(posts.path_id(name) if many else post_id, path, tags=" ".join(names[tags]))
+    path = f"{layout.images}{name[:2]}/{name[2:4]}/{name}.{layout.extension}"
+    return Post(posts.path_id(name) if layout.has_several_sources else post_id, path, tags=" ".join(layout.tags[tags]))
 
 
-def _layout(folder: Path) -> tuple[str, str, bool]:
-    """Return the images' folder (with a slash), their extension, and whether they have several sources."""
+def _read_layout(folder: Path) -> _Layout:
+    """Read a dataset's description and tags. Raises ValueError when they cannot be used."""
+    tags = np.array(_tag_names(folder), dtype=object)
     description = folder / "dataset.json"
     if not description.exists():  # the original build
-        return "", "webp", False
+        return _Layout("", "webp", False, tags)
     try:
         values = json.loads(description.read_text(encoding="utf-8"))
         extension, sources = values["extension"], values["sources"]
@@ -100,7 +98,7 @@ def _layout(folder: Path) -> tuple[str, str, bool]:
         raise ValueError(f"{description}: cannot be read ({error!r})") from None
     if extension not in ("jpg", "webp"):
         raise ValueError(f"{description}: extension: {extension!r}: a dataset without images cannot be a source")
-    return "images/", extension, len(sources) > 1
+    return _Layout("images/", extension, len(sources) > 1, tags)
 
 
 def _tag_names(folder: Path) -> list[str]:

@@ -1,8 +1,8 @@
-"""An error about a dataset that must be built names the command that builds it."""
+"""Errors about a missing dataset or source name the command that creates it."""
 
 import pytest
 
-from joytag.cli.command import report_errors
+from joytag.cli.command import report_errors, run
 from joytag.core.errors import ExitCode
 from joytag.data.dataset import CONFIG, Dataset
 
@@ -28,3 +28,12 @@ def test_a_missing_dataset_is_built_from_the_config_of_its_name(tmp_path, capsys
     assert line.count("\n") == 1
     assert f"{name}: no dataset here (dataset.json is missing); build it" in line
     assert line.endswith(f"; build it with: joytag build --config {config}\n")
+
+
+def test_missing_emoji_are_created_by_their_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run("build", ["--config", "openmoji"])
+    assert end.value.code == ExitCode.USER_ERROR
+    expected = "sources.0.path: data/raw/openmoji: no such folder; create it with: joytag openmoji\n"
+    assert capsys.readouterr().err.endswith(expected)

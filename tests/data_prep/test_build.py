@@ -60,17 +60,17 @@ def built(tmp_path_factory) -> tuple[BuildSettings, dict[tuple[int, int], set[st
         raw = draw()
         expected[1, with_sidecar(f"{number}.png", encode(random_image(number)), raw)] = final_tags(raw)
 
-    # A larger copy in the other source stays and takes over the tags of the smaller one.
+    # A larger copy in the other source is kept, with the tags of the smaller one.
     large = with_sidecar("large.png", encode(random_image(1, 240, 192)), ["house", "red", "rare"])
     expected[1, large] = final_tags(["house", "red", "rare"]) | expected.pop((0, 1001))
     # The same file again gives its tags to the first.
     post(50_002, encode(random_image(2)), ["hero", "blue"])
     expected[0, 2002] |= {"hero", "blue"}
-    # Look-alikes in other colours stay, on one side.
+    # Look-alikes in other colours are both kept, on one side of the split.
     darker = encode(random_image(3).point(lambda value: value * 0.7))
     post(50_003, darker, ["red", "house"])
     expected[0, 50_003] = {"red", "house"}
-    # None of these may appear.
+    # All of these are rejected.
     post(60_001, encode(random_image(61)), ["red", "house"], md5="0" * 32)
     post(60_002, encode(random_image(62), save_all=True, append_images=[random_image(63)]), ["red", "house"])
     post(60_003, b"hello", ["red", "house"])
@@ -351,5 +351,5 @@ def test_hostile_rows_are_listed_and_write_nothing_outside_the_output(tmp_path):
     assert not {p for p in tmp_path.rglob("*") if not p.is_relative_to(output)} - before
     assert set(dataset.tags.names) == {"a,b", '"quoted"', "🦊", "ערבית", "../../x", "tab", "bed", "a_b"}
     rejected = pq.read_table(output / "rejected.parquet").to_pylist()
-    places = sorted((row["file"], row["line"], row["reason"]) for row in rejected)
-    assert places == [("metadata/posts000000000000.json", line, "bad row") for line in range(1, 6)]
+    lines_rejected = sorted((row["file"], row["line"], row["reason"]) for row in rejected)
+    assert lines_rejected == [("metadata/posts000000000000.json", line, "bad row") for line in range(1, 6)]

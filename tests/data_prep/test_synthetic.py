@@ -67,8 +67,8 @@ def kept_posts(mirror: Path, key: synthetic.Key) -> dict[int, set[str]]:
     posts = baseline.read_posts(mirror)
     for post_id in {i for reason, ids in key.rejected.items() if reason != "listed twice" for i in ids}:
         del posts[post_id]
-    for copy, stays in key.copies.items():
-        posts[stays] |= posts.pop(copy)
+    for copy, kept in key.copies.items():
+        posts[kept] |= posts.pop(copy)
     baseline.apply_policy(posts, mirror)
     return {post_id: names for post_id, names in posts.items() if len(names) >= 5}
 
@@ -89,7 +89,7 @@ def test_every_fault_and_copy_is_accounted_for(mirror, built):
             lines[row["reason"]].append((row["file"], row["line"]))
         elif row["reason"] not in ("copy", "fewer than 5 tags"):
             ids[row["reason"]].append(row["post_id"])
-    assert {reason: sorted(places) for reason, places in lines.items()} == {r: sorted(p) for r, p in key.lines.items()}
+    assert {reason: sorted(rows) for reason, rows in lines.items()} == {r: sorted(p) for r, p in key.lines.items()}
     assert {reason: sorted(posts) for reason, posts in ids.items()} == {r: sorted(p) for r, p in key.rejected.items()}
     assert len(found) + len(rows(built, "train")) + len(rows(built, "validation")) == key.posts
 
@@ -166,14 +166,14 @@ def test_a_killed_build_continues_to_the_same_dataset(mirror, built, tmp_path):
     kills = 20 if key.posts > 10_000 else 6
     start = time.monotonic()
     subprocess.run(command(folder, tmp_path / "whole"), check=True, capture_output=True, cwd=ROOT)
-    whole = time.monotonic() - start
+    duration = time.monotonic() - start
     rng = random.Random(0)
     while kills:
         process = subprocess.Popen(
             command(folder, tmp_path / "out"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            process.wait(rng.uniform(0.1, 0.4) * whole)
+            process.wait(rng.uniform(0.1, 0.4) * duration)
             shutil.rmtree(tmp_path / "out")  # it finished; the next one starts again
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
