@@ -34,7 +34,20 @@ def json_schema(schema: type[Settings]) -> dict[str, Any]:
             value.pop("title", None)  # repeats the key
     base = {"type": "string", "description": "A file, relative to this one, whose values this one changes."}
     document["properties"] = {"base": base, **document["properties"]}
+    _accept_underscores(document)
     return document
+
+
+def _accept_underscores(schema: Any) -> None:
+    """Accept numbers such as 220_000_000: PyYAML reads them as integers, but editors as text, following YAML 1.2."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "integer":
+            schema |= {"type": ["integer", "string"], "pattern": r"^\d[\d_]*$"}
+        for value in schema.values():
+            _accept_underscores(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _accept_underscores(value)
 
 
 def markdown(schema: type[Settings]) -> str:

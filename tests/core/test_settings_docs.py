@@ -76,4 +76,11 @@ def test_an_editor_requires_keys_only_where_no_base_file_can_give_them():
     assert "required" not in schema
     assert schema["$defs"]["Stage"]["required"] == ["samples"]
     assert schema["additionalProperties"] is False
+    samples = schema["$defs"]["Stage"]["properties"]["samples"]
+    assert samples == {
+        "type": ["integer", "string"],
+        "pattern": r"^\d[\d_]*$",
+        "minimum": 1,
+        "description": "How many images.",
+    }
     assert schema["properties"]["output"]["description"] == "Where it\ngoes."
