@@ -12,10 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from joytag.core import jsonl
+from joytag.core import jsonl, progress
 from joytag.core.files import write_text
 
 INIT_TIMEOUT = 30  # seconds for wandb to reach its server
@@ -38,31 +36,23 @@ class Tracker:
             kept = [line for line in jsonl.read(path) if line["samples"] <= samples]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.wandb = _start_wandb(wandb, project, directory, config)
-        self.console = Console()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self.task = self.progress.add_task("samples", total=total, completed=samples)
+        self._samples, self._bar = samples, progress.bar("Train", total, "samples", samples)
 
     def __enter__(self) -> Tracker:
         if self.enabled:
-            self.progress.start()
+            self._advance = self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         if self.enabled:
-            self.progress.stop()
+            self._bar.__exit__(*exception)
             self._call_wandb("finish")
 
     def advance(self, samples: int) -> None:
-        """Move the progress bar."""
+        """Move the progress bar to a number of samples."""
         if self.enabled:
-            self.progress.update(self.task, completed=samples)
+            self._advance(samples - self._samples)
+            self._samples = samples
 
     @property
     def shows_images(self) -> bool:
@@ -74,7 +64,7 @@ class Tracker:
         if not self.enabled:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self.console.print(f"{samples:>11,}  {text}", highlight=False, soft_wrap=True)
+        print(f"{samples:>11,}  {text}", flush=True)
         metrics = metrics | (details or {})
         append_line(self.path, {"samples": samples, **metrics})
         self._call_wandb("log", metrics, step=samples)
@@ -100,7 +90,7 @@ class Tracker:
         """Record an anomaly, in events.jsonl and, without its lists, on the terminal."""
         if self.enabled:
             text = "  ".join(f"{name} {value:.4g}" for name, value in facts.items() if isinstance(value, float))
-            self.console.print(f"{samples:>11,}  {kind}: {text}, see {self.events}", highlight=False, soft_wrap=True)
+            print(f"{samples:>11,}  {kind}: {text}, see {self.events}", flush=True)
             append_line(self.events, {"samples": samples, "event": kind, **facts})
 
 
