@@ -19,12 +19,12 @@ from joytag.evaluation.runner import Unfinished, VocabularyError
     ],
 )
 def test_errors_name_the_option_or_command_that_helps(error, message):
-    with pytest.raises(ValueError, match="^a: ") as raised, add_remedies():
+    with pytest.raises(ValueError, match=r"^a: ") as raised, add_remedies():
         raise error
     assert str(raised.value) == message
 
 
 def test_a_stopped_evaluation_says_how_to_continue_and_keeps_its_exit_code():
-    with pytest.raises(Exit, match="^stopped; run the same command again to continue$") as raised, add_remedies():
+    with pytest.raises(Exit, match=r"^stopped; run the same command again to continue$") as raised, add_remedies():
         raise Unfinished("stopped", ExitCode.REQUEUE)
     assert raised.value.code == ExitCode.REQUEUE
