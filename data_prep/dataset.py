@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,15 @@ class Ledger:
     parts: Sequence[Sequence[inputs.Part]]
     files: Sequence[SourceFiles]
     unreadable: Sequence[Sequence[Unreadable]]
+
+
+class SourceCounts(TypedDict):
+    """The posts of a source: all of them, those rejected for each reason, and those of each split."""
+
+    posts: int
+    rejected: dict[str, int]
+    train: int
+    validation: int
 
 
 class Rejected(NamedTuple):
@@ -146,7 +155,7 @@ def _split_tables(content: Content, chosen: np.ndarray, index: np.ndarray) -> It
 
 def write_rejected(
     output: Path, ledger: Ledger, content: Content, keeper: np.ndarray, min_tags: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, SourceCounts]:
     """Write `rejected.parquet`, one row for each post that is in neither split; return the counts by source."""
     rejected = [*_refused_posts(ledger), *_rejected_images(ledger, content, keeper, min_tags)]
     table = _rejected_table(rejected, [inputs.folder(source) for source in ledger.sources])
@@ -154,7 +163,7 @@ def write_rejected(
     reasons = Counter(zip(table["source"].to_pylist(), table["reason"].to_pylist(), strict=True))
     most_frequent = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     source = content.images.source[content.rows]
-    counts: dict[str, dict[str, Any]] = {}
+    counts: dict[str, SourceCounts] = {}
     for number, name in enumerate(source.name for source in ledger.sources):
         its_reasons = {reason: count for (of, reason), count in most_frequent if of == number}
         train = int((~content.validation & (source == number)).sum())
@@ -240,7 +249,7 @@ def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_t
         yield Rejected(int(images.source[row]), int(images.post_id[row]), paths[i], None, None, reason, detail)
 
 
-def describe(output: Path, config: BuildSettings, counts: dict[str, Any], irregular: dict[str, int]) -> None:
+def describe(output: Path, config: BuildSettings, counts: dict[str, SourceCounts], irregular: dict[str, int]) -> None:
     """Write `config.yaml`, then `dataset.json`, whose presence means that the dataset is complete."""
     files = ("train.parquet", "validation.parquet", "tags.parquet", tag_names.FILE, "rejected.parquet")
     description = {

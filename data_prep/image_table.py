@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data_prep import scan
 from data_prep.tags import Chunk, Rows
@@ -109,19 +110,19 @@ def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
 class ImageTable:
     """All images, by source and id; row i of every array is image i.
 
-    `source` (int16) is a source's number; `shard` and `row` are the position of the tags, where `shard` counts the
-    files of posts of all sources. `usable` (bool) is the verdict of the scan. `sha256` is uint8 [rows, 32], `phash`
-    uint64, `area` the original's in pixels; they are 0 for unusable images.
+    `source` is a source's number; `shard` and `row` are the position of the tags, where `shard` counts the files of
+    posts of all sources. `usable` is the verdict of the scan. `sha256` is [rows, 32], `area` that of the original in
+    pixels; `sha256`, `phash` and `area` are 0 for unusable images.
     """
 
-    source: np.ndarray
-    post_id: np.ndarray
-    shard: np.ndarray
-    row: np.ndarray
-    usable: np.ndarray
-    sha256: np.ndarray
-    phash: np.ndarray
-    area: np.ndarray
+    source: NDArray[np.int16]
+    post_id: NDArray[np.int64]
+    shard: NDArray[np.int64]
+    row: NDArray[np.int32]
+    usable: NDArray[np.bool_]
+    sha256: NDArray[np.uint8]
+    phash: NDArray[np.uint64]
+    area: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.source)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_NAME = 255  # characters
 PIECE = 1 << 20  # tags that are counted at a time, which bounds the memory
@@ -21,10 +22,10 @@ PIECE = 1 << 20  # tags that are counted at a time, which bounds the memory
 
 @dataclass(frozen=True)
 class Rows:
-    """Lists of tag numbers, one per row: those of row i are `tags[offsets[i]:offsets[i + 1]]`, int32."""
+    """Lists of tag numbers, one per row: those of row i are `tags[offsets[i]:offsets[i + 1]]`."""
 
-    offsets: np.ndarray
-    tags: np.ndarray
+    offsets: NDArray[np.int64]
+    tags: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,9 +78,9 @@ class Rows:
 
 
 class Chunk(NamedTuple):
-    """Some images, as rows of the image table (int64 [images]), and the tags of each."""
+    """Some images, as rows of the image table, and the tags of each."""
 
-    rows: np.ndarray
+    rows: NDArray[np.int64]
     tags: Rows
 
 
