@@ -20,6 +20,7 @@ from data_prep.config import BuildSettings
 from data_prep.sources.registry import KINDS
 from joytag.cli.command import COMMANDS
 from joytag.core import settings
+from joytag.core.errors import ExitCode
 from joytag.training.config import RunSettings
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +258,18 @@ def test_python_examples_run(page, stage):
 def test_all_kinds_of_sources_are_described():
     table = (ROOT / "docs/datasets.md").read_text(encoding="utf-8").partition("| kind |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == KINDS.keys()
+
+
+def test_all_exit_codes_are_explained():
+    codes = re.findall(r"^\| (\d+) \|", (ROOT / "docs/long-runs.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [int(code) for code in codes] == list(ExitCode)
+
+
+def test_variants_of_the_recipe_exist():
+    table = (ROOT / "docs/training.md").read_text(encoding="utf-8").partition("| `configs/` |")[2].partition("\n\n")[0]
+    names = [name for row in re.findall(r"^\|([^|]*)\|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert names
+    assert [name for name in names if not (ROOT / f"configs/{name}.yaml").exists()] == []
 
 
 def test_all_commands_are_in_the_list():
