@@ -53,8 +53,8 @@ def test_reports_are_rebuilt_without_model_and_images(call, untrained, dataset_d
     assert done.returncode == 0, done.stderr
     assert "Threshold 0.4" in done.stdout
     first = reports(untrained)
-    assert {"full-metrics.txt", "metrics.json", "per_tag.parquet", "per_tag.csv", "thresholds.csv", "label_errors.csv",
-            "report.html", *release_files} == first.keys()  # fmt: skip
+    tables = {"per_tag.parquet", "per_tag.csv", "thresholds.csv", "label_errors.csv"}
+    assert {"full-metrics.txt", "metrics.json", "report.html", *tables, *release_files} == first.keys()
     stored = untrained / "predictions"
     done = call("evaluate", "--predictions", stored)
     assert done.returncode == 0, done.stderr
@@ -76,22 +76,23 @@ def test_reports_are_rebuilt_without_model_and_images(call, untrained, dataset_d
     assert again["full-metrics.txt"] != first["full-metrics.txt"]
     assert again["thresholds.csv"] == first["thresholds.csv"], "they do not depend on the threshold"
     (tmp_path / "groups.yaml").write_text("even: [tag_0, tag_2, tag_4]\nodd: [tag_1, tag_3, tag_5]\n")
-    done = call("evaluate", "--predictions", tmp_path / "stored", "--groups", tmp_path / "groups.yaml",
-                "--data", dataset_directory, "--output", tmp_path / "new")  # fmt: skip
+    flags = ("--groups", tmp_path / "groups.yaml", "--data", dataset_directory, "--output", tmp_path / "new")
+    done = call("evaluate", "--predictions", tmp_path / "stored", *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "new" / "metrics.json").read_text())["groups"].keys() == {"even", "odd"}
     assert b"data:image" in (tmp_path / "new" / "report.html").read_bytes()
 
 
 def test_torchrun_shares_an_evaluation(call, untrained, dataset_directory, tmp_path):
-    done = call("evaluate", "--model", untrained, "--data", dataset_directory, "--output", tmp_path / "alone",
-                "--batch-size", "4")  # fmt: skip
+    flags = ("--model", untrained, "--data", dataset_directory, "--batch-size", "4")
+    done = call("evaluate", *flags, "--output", tmp_path / "alone")
     assert done.returncode == 0, done.stderr
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, str(ROOT / "scripts/evaluate.py"), "--model", str(untrained), "--data",
-               str(dataset_directory), "--output", str(tmp_path / "shared"), "--batch-size", "4"]  # fmt: skip
+    command = [sys.executable, *launcher, ROOT / "scripts/evaluate.py", *flags, "--output", tmp_path / "shared"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    shared = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    shared = subprocess.run(
+        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count("Written") == 1
     alone, together = (reports(tmp_path / name / "predictions") for name in ("alone", "shared"))

@@ -30,12 +30,15 @@ def test_a_folder_is_tagged_once(call, image_folder):
 
 def test_flags_are_accepted_in_the_spelling_of_sd_scripts(call, image_folder):
     """Both spellings give the same sidecars."""
-    ours = ["--threshold", "0.3", "--underscores", "space", "--exclude", "tag_0", "--always-first", "tag_5",
-            "--replace", "tag_3=other", "--separator", "; ", "--extension", ".caption", "--batch-size", "2",
-            "--workers", "1"]  # fmt: skip
-    theirs = ["--thresh", "0.3", "--remove_underscore", "--undesired_tags", "tag_0", "--always_first_tags", "tag_5",
-              "--tag_replacement", "tag_3,other", "--caption_separator", "; ", "--caption_extension", ".caption",
-              "--batch_size", "2", "--max_data_loader_n_workers", "1", "--frequency_tags"]  # fmt: skip
+    ours = (
+        "--threshold=0.3 --underscores=space --exclude=tag_0 --always-first=tag_5 --replace=tag_3=other "
+        "--separator=;\\t --extension=.caption --batch-size=2 --workers=1"
+    ).split()
+    theirs = (
+        "--thresh 0.3 --remove_underscore --undesired_tags tag_0 --always_first_tags tag_5 "
+        "--tag_replacement tag_3,other --caption_separator ;\\t --caption_extension .caption "
+        "--batch_size 2 --max_data_loader_n_workers 1 --frequency_tags"
+    ).split()
     sidecars = []
     for flags in (ours, theirs):
         done = call("tag", "--model", TINY, image_folder, "--overwrite", *flags)

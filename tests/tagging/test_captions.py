@@ -67,8 +67,12 @@ def test_merging_keeps_existing_tags_and_adds_missing_ones():
     style = CaptionStyle(underscores="space", escape=True)
     text = "my character,  Blue Hair,saber \\(fate\\)\nblue_hair, , solo"
     assert style.merge(text, ["1girl", "blue hair", r"saber \(fate\)"]) == [
-        "my character", "Blue Hair", r"saber \(fate\)", "solo", "1girl",
-    ]  # fmt: skip
+        "my character",
+        "Blue Hair",
+        r"saber \(fate\)",
+        "solo",
+        "1girl",
+    ]
     assert CaptionStyle(always_first=["1girl"]).merge("a, b", ["1girl"]) == ["1girl", "a", "b"]
     assert CaptionStyle(separator="\n").merge("a b\nc", ["d"]) == ["a b", "c", "d"]
     assert CaptionStyle(separator=" ").merge("a b", ["b", "c"]) == ["a", "b", "c"]

@@ -281,8 +281,8 @@ def test_a_killed_run_that_is_repeated_ends_like_an_uninterrupted_one(tmp_path, 
     (tmp_path / "whole" / "bad.png").write_text("bad")
 
     def start(side: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "joytag", "tag", "--model", str(TINY), "--output", kind, "--threshold", "0.5",
-                   "--device", "cpu", "--batch-size", "2", str(tmp_path / side)]  # fmt: skip
+        flags = f"--output {kind} --threshold 0.5 --device cpu --batch-size 2".split()
+        command = [sys.executable, "-m", "joytag", "tag", "--model", str(TINY), *flags, str(tmp_path / side)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 

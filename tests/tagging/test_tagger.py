@@ -181,8 +181,9 @@ def test_precision_is_chosen_by_device_and_model_width(monkeypatch):
 @needs_vnni
 def test_int8_agrees_with_float32_at_every_batch_size(paths, tmp_path):
     torch.manual_seed(0)
-    config = ViTConfig(n_tags=30, image_size=32, num_blocks=2, patch_size=8, d_model=64, mlp_dim=128, num_heads=2,
-                       cnn_stem=None)  # fmt: skip
+    config = ViTConfig(
+        n_tags=30, image_size=32, num_blocks=2, patch_size=8, d_model=64, mlp_dim=128, num_heads=2, cnn_stem=None
+    )
     release.save(tmp_path, ViT(config), [f"tag_{i}" for i in range(30)], "focal2")
     exact, fast = (Tagger.load(tmp_path, "cpu", precision) for precision in ("fp32", "int8"))
     assert str(fast) == "int8 on cpu, batches of 1"
