@@ -27,7 +27,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("images", type=Path, help="a folder of images, each with a .txt of tags beside it")
     parser.add_argument("--model", required=True, help="the release to start from: a directory or the hub's id")
     parser.add_argument("--output", required=True, type=Path, help="the new run's directory, with release/ in it")
-    parser.add_argument("--only-new-tags", action="store_true", help="forget the release's tags that are not used here")
+    parser.add_argument(
+        "--only-new-tags", action="store_true", help="leave out the release's tags that these images do not use"
+    )
     parser.add_argument("--config", default="finetune.yaml", help="a YAML file (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
     return parser.parse_intermixed_args(arguments)
@@ -35,19 +37,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    if (given.output / "release").exists():
-        raise ValueError(f"{given.output}: holds a finished run; give another --output, or remove it")
-    model, dataset = release.locate(given.model), given.output / "dataset"
-    config = settings.load(RunSettings, settings.find(given.config), given.overrides)
+    options = parse(arguments)
+    if (options.output / "release").exists():
+        raise ValueError(f"{options.output}: holds a finished run; choose another --output, or remove it")
+    model, dataset = release.locate(options.model), options.output / "dataset"
+    config = settings.load(RunSettings, settings.find(options.config), options.overrides)
     data = config.data.model_copy(update={"directory": str(dataset)})
-    paths = {"output": str(given.output), "init_from": str(model), "data": data}
+    paths = {"output": str(options.output), "init_from": str(model), "data": data}
     config = config.model_copy(update=paths).fitted_to(release.read_config(model))
 
     base = settings.load(BuildSettings, settings.find("folder.yaml", "data"))
-    source = base.sources[0].model_copy(update={"path": str(given.images)})
-    tags = base.tags.model_copy(update={"keep": None if given.only_new_tags else str(model / tag_names.FILE)})
+    source = base.sources[0].model_copy(update={"path": str(options.images)})
+    tags = base.tags.model_copy(update={"keep": None if options.only_new_tags else str(model / tag_names.FILE)})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
     with remedies(REMEDIES):
-        launch.start(config, "auto" if checkpoint.checkpoints(given.output / "checkpoints") else None)
-    print(f"Next: joytag tag --model {given.output}/release IMAGES")
+        launch.start(config, "auto" if checkpoint.checkpoints(options.output / "checkpoints") else None)
+    print(f"Next: joytag tag --model {options.output}/release IMAGES")

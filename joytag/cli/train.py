@@ -37,15 +37,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    config = settings.load(RunSettings, settings.find(given.config), given.overrides)
+    options = parse(arguments)
+    config = settings.load(RunSettings, settings.find(options.config), options.overrides)
     if config.init_from is not None:
         config = config.fitted_to(release.read_config(release.locate(config.init_from)))
     with remedies(REMEDIES):
-        if given.dry_run:
+        if options.dry_run:
             rates = dry_run.read_rates()
             print(dry_run.describe(config, rates))
             if rates is None:
                 print("For the time that it takes here, measure this machine first: joytag benchmark all")
         else:
-            launch.start(config, given.resume)
+            launch.start(config, options.resume)

@@ -23,7 +23,7 @@ def resolve(run: Run) -> Run:
     """Return the run with a number for `micro_batch: auto`.
 
     On a GPU it is the largest one whose step, at the largest image size, fits in nine tenths of the memory. It is
-    recorded in the run's directory, and found again when device or number of processes change.
+    recorded in the run's directory; the search is repeated when device or number of processes change.
     """
     if run.config.micro_batch != "auto":
         return run

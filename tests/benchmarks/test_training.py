@@ -85,13 +85,32 @@ def test_the_loader_and_augmentation_are_compared(copies, monkeypatch, tmp_path)
     assert "torchvision" in training.measure("augment", copies, "cpu", 8, 1, quick=True, json_file=None)
 
 
-def test_loading_and_augmentation_are_compared_with_a_step(copies, in_this_process):
+def test_augmentation_is_compared_with_a_step(in_this_process):
     case = training.Case(16, 4, "cpu", SETTINGS)
-    assert training.compare_augmentation_on_device(case, 1).work == "augment 4 at 16 px"
-    fed = training.compare_feeding(copies, case, workers=1, rounds=2)
-    assert fed.work == "feed 16 px by 1 processes"
-    assert len(fed.timings.ratios) == 2
-    assert min(fed.timings.ours) > 0
+    comparison = training.compare_augmentation_on_device(case, 1)
+    assert comparison.work == "augment 4 at 16 px"
+    assert comparison.count == 4
+
+
+def test_feeding_is_compared_with_a_step(copies, in_this_process, monkeypatch):
+    load, step, loaded, steps = loader.batches, training.train_step, [], []
+
+    def counted_batches(*arguments, **options):
+        for batch in load(*arguments, **options):
+            loaded.append(len(batch))
+            yield batch
+
+    def counted_step(*arguments):
+        steps.append(arguments)
+        return step(*arguments)
+
+    monkeypatch.setattr(loader, "batches", counted_batches)
+    monkeypatch.setattr(training, "train_step", counted_step)
+    comparison = training.compare_feeding(copies, training.Case(16, 4, "cpu", SETTINGS), workers=1, rounds=2)
+    assert comparison.work == "feed 16 px by 1 processes"
+    assert len(comparison.timings.ours) == len(comparison.timings.reference) == 2
+    assert loaded == [4] * 2 * 3 * training.AHEAD, "each round those loaded ahead, then twice as many that are timed"
+    assert len(steps) == 1 + 2, "one to warm up"
 
 
 def test_settings_that_cannot_be_measured_are_refused_first(copies):

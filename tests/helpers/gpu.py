@@ -1,4 +1,4 @@
-"""A make-believe GPU: its tensors have device, shape and dtype, but no numbers (torch's FakeTensorMode)."""
+"""A simulated GPU: its tensors have device, shape and dtype, but no values (torch's FakeTensorMode)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
 
 
 class GPU(FakeTensorMode):
-    """Work on `DEVICE` is only imagined, that on the CPU is done. There is no backward pass.
+    """Simulates operations on `DEVICE`, and executes those on the CPU. There is no backward pass.
 
-    As on a GPU, tensors of several devices cannot be mixed. A number that the device would have to compute raises
-    DataDependentOutputException, a shape that depends on its numbers DynamicOutputShapeException. `launched` are the
-    operations on the device, `waits` those copies that would have the program wait for it.
+    As on a GPU, tensors of several devices cannot be mixed. Reading a value from the device raises
+    DataDependentOutputException, a shape that depends on values DynamicOutputShapeException. `launched` lists the
+    operations on the device, `waits` the copies for which the program would wait.
     """
 
     def __init__(self) -> None:
@@ -31,22 +31,22 @@ class GPU(FakeTensorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         here = torch.device(kwargs.get("device") or "cpu").type == "cpu"
-        if here and not any(isinstance(tensor, FakeTensor) for tensor in given):
+        if here and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        result: Any = super().__torch_dispatch__(func, types, args, kwargs)
         self.launched.append(str(func))
         if func.overloadpacket in COPIES:
             asynchronous = kwargs.get("non_blocking") or True in args[2:]
-            source, target = given[-1].device.type, result.device.type
+            source, target = tensors[-1].device.type, result.device.type
             if source != target and not (asynchronous and source == "cpu"):
                 self.waits.append(f"{func} of {tuple(result.shape)} from {source} to {target}")
         return result
 
 
 @contextmanager
-def imagined() -> Iterator[GPU]:
-    """A GPU, which autocast takes for real."""
-    with mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False), GPU() as gpu:
+def simulated() -> Iterator[GPU]:
+    """Simulate a GPU in a `with` block; autocast takes it for a real one."""
+    with mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False), GPU() as gpu:
         yield gpu

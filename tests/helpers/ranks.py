@@ -17,6 +17,7 @@ import sys
 import time
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -32,7 +33,7 @@ from joytag.training.config import RunSettings
 from joytag.training.run import Run
 
 take_step, loss_of_batch, normalize, new_model = steps.train_step, steps.batch_loss, steps.normalize, state.new_model
-clip = nn.utils.clip_grad_norm_
+clip: Any = nn.utils.clip_grad_norm_
 
 
 def once(run: Run, position: int) -> bool:
@@ -55,9 +56,16 @@ FAULTS = {
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "kill worker": lambda: os.kill(active_children()[0].pid, signal.SIGKILL),
-    "stop worker": lambda: os.kill(active_children()[0].pid, signal.SIGSTOP),
+    "kill worker": lambda: signal_worker(signal.SIGKILL),
+    "stop worker": lambda: signal_worker(signal.SIGSTOP),
 }
+
+
+def signal_worker(number: signal.Signals) -> None:
+    """Send a signal to the first decoding process."""
+    pid = active_children()[0].pid
+    assert pid is not None
+    os.kill(pid, number)
 
 
 def digest(*tensors: torch.Tensor) -> str:
@@ -111,14 +119,14 @@ def in_double(output: str) -> None:
     steps.normalize = lambda images: normalize(images).double()
     state.new_model = lambda run: new_model(run).double()
 
-    def keep(parameters, limit):
+    def keep(parameters: Any, limit: float) -> Any:
         parameters = list(parameters)
         if distributed.rank() == 0:
             values = {str(i): p.grad.clone() for i, p in enumerate(parameters)}
             save_file(values, Path(output) / "gradients.safetensors")
         return clip(parameters, limit)
 
-    nn.utils.clip_grad_norm_ = keep
+    vars(nn.utils)["clip_grad_norm_"] = keep
 
 
 def main(jobs: list[dict]) -> None:

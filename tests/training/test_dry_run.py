@@ -1,4 +1,4 @@
-"""What a run costs, from its settings and measured rates."""
+"""The cost of a run, computed from its settings and measured rates."""
 
 import pytest
 

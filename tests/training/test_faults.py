@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def exit_codes(directory: Path) -> list[str]:
     return [path.read_text() for path in sorted(directory.glob("exit.*"))]
 
 
-def forked(job: dict) -> multiprocessing.Process:
+def forked(job: dict) -> BaseProcess:
     """Run a job in a copy of this process, which saves the imports."""
 
     def run() -> None:
@@ -128,7 +129,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(job, tmp_path):
     assert exit_codes(tmp_path) == ["75", "75"], done.stderr
     assert done.stderr.count("stopped after 48 samples, as asked; go on with --resume auto") == 1
     assert [line["samples"] for line in steps(tmp_path / "run", 0)] == [*range(0, 48, 8)]
-    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{48:012d}"
+    assert newest_number(tmp_path / "run" / "checkpoints") == 48
 
 
 def test_all_processes_skip_a_step_with_nan_on_one_and_the_third_in_a_row_ends_the_run(job, tmp_path):
@@ -152,7 +153,7 @@ def test_all_processes_skip_a_step_with_nan_on_one_and_the_third_in_a_row_ends_t
     shares = [[line["rows"] for line in steps(tmp_path / "run", rank)] for rank in (0, 1)]
     ids = [[*first, *second] for first, second in zip(*shares, strict=True)]  # which are the rows in this dataset
     assert [event["ids"] for event in events] == [ids[i] for i in (2, 5, 6, 7)]
-    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == f"{64:012d}", "32 learned from, 32 skipped"
+    assert newest_number(tmp_path / "run" / "checkpoints") == 64, "32 trained on, 32 skipped"
     assert call([poisoned | {"resume": "auto"}], 2).returncode == 0
     assert [line["position"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "it goes on after them"
 
@@ -209,7 +210,8 @@ def test_a_dead_or_silent_decoding_process_is_named_and_ends_the_run(job, run_va
     assert process.returncode, errors
     expected = r"DataLoader worker \(pid.*\d+\).* killed" if fault == "kill worker" else r"DataLoader timed out"
     if processes == 1:
-        assert process.returncode == 1 and re.search(rf"ranks: .*{expected}.*data\.workers", errors), errors
+        assert process.returncode == 1
+        assert re.search(rf"ranks: .*{expected}.*data\.workers", errors), errors
 
 
 @pytest.mark.faults
@@ -223,8 +225,8 @@ def test_the_batches_are_the_same_on_any_number_of_processes(job, tmp_path, run_
             job(f"{processes}-{micro}", micro_batch=micro, data=run_values["data"] | {"workers": workers}, **changes)
             for micro, workers in variants
         ]
-        done = call(jobs, processes) if len(jobs) > 1 else None
-        assert done is not None and done.returncode == 0, done.stderr
+        done = call(jobs, processes)
+        assert done.returncode == 0, done.stderr
     expected = steps(tmp_path / "1-48")
     for processes, variants in layouts.items():
         for micro, _ in variants:
@@ -243,11 +245,11 @@ def test_a_run_resumes_with_another_number_of_processes(job, tmp_path):
     stops = {"faults": {"40": "term", "96": "term"}}
     for processes in (1, 2, 1):
         call([job("moved", "auto", job=stops, **changes)], processes)
-    expected, found = steps(tmp_path / "whole"), steps(tmp_path / "moved")
+    expected, moved = steps(tmp_path / "whole"), steps(tmp_path / "moved")
     second = {line["samples"]: line for line in steps(tmp_path / "moved", 1)}
     assert sorted(second) == [*range(48, 104, 8)], "these were two processes'"
-    assert [line["samples"] for line in found] == [line["samples"] for line in expected]
-    for line, other in zip(expected, found, strict=True):
+    assert [line["samples"] for line in moved] == [line["samples"] for line in expected]
+    for line, other in zip(expected, moved, strict=True):
         more = second.get(line["samples"], {"rows": [], "pixels": []})
         assert line["rows"] == other["rows"] + more["rows"]
         assert line["pixels"] == other["pixels"] + more["pixels"]
@@ -266,9 +268,9 @@ def test_gradients_are_the_same_to_ten_digits_on_any_number_of_processes(job, tm
     assert all(value.dtype == torch.float64 and value.abs().max() > 0 for value in expected.values())
     for processes, micros in layouts.items():
         for micro in micros:
-            found = load_file(tmp_path / f"{processes}-{micro}" / "gradients.safetensors")
+            gradients = load_file(tmp_path / f"{processes}-{micro}" / "gradients.safetensors")
             for name, value in expected.items():
-                assert (found[name] - value).norm() <= 1e-10 * value.norm(), (processes, micro, name)
+                assert (gradients[name] - value).norm() <= 1e-10 * value.norm(), (processes, micro, name)
 
 
 @pytest.mark.faults
@@ -313,16 +315,16 @@ def test_fifty_kills_during_saves_leave_only_whole_checkpoints(job, tmp_path):
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        found = checkpoint.checkpoints(root)
-        assert all(checkpoint.is_intact(path) for path in found)
+        checkpoints = checkpoint.checkpoints(root)
+        assert all(checkpoint.is_intact(path) for path in checkpoints)
         assert newest_number(root) >= before
-        assert len(found) >= min(3, before // 8)
+        assert len(checkpoints) >= min(3, before // 8)
         before = newest_number(root)
 
 
 def newest_number(root: Path) -> int:
-    found = checkpoint.checkpoints(root)
-    return int(found[-1].name) if found else 0
+    checkpoints = checkpoint.checkpoints(root)
+    return int(checkpoints[-1].name) if checkpoints else 0
 
 
 @pytest.mark.faults
@@ -333,7 +335,8 @@ def test_an_index_of_five_million_does_not_grow_memory(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     epochs = [float(line) for line in done.stdout.split()]
-    assert len(epochs) == 5 and max(epochs[1:]) <= 1.05 * epochs[0], epochs
+    assert len(epochs) == 5
+    assert max(epochs[1:]) <= 1.05 * epochs[0], epochs
 
 
 INDEX = """

@@ -1,4 +1,4 @@
-"""What is to run on a GPU, on an imagined one: devices are not mixed, and nothing waits where nothing has to."""
+"""GPU code on a simulated GPU: devices are not mixed, and the program does not wait for the device."""
 
 from functools import partialmethod
 from pathlib import Path
@@ -36,8 +36,8 @@ def run_on_gpu(values: dict, changes: dict) -> Run:
     return Run(settings, Dataset.open(Path(settings.data.directory)), gpu.DEVICE, torch.float16)
 
 
-def test_an_imagined_gpu_tells_what_would_wait_and_what_cannot_be():
-    with gpu.imagined() as device:
+def test_a_simulated_gpu_lists_waits_and_refuses_mixed_devices():
+    with gpu.simulated() as device:
         there = torch.zeros(3, device=gpu.DEVICE)
         torch.zeros(3).to(gpu.DEVICE, non_blocking=True).add_(there).copy_(torch.ones(3), non_blocking=True)
         assert not device.waits
@@ -53,14 +53,14 @@ def test_an_imagined_gpu_tells_what_would_wait_and_what_cannot_be():
 @pytest.mark.parametrize("changes", MICRO_STEPS.values(), ids=MICRO_STEPS.keys())
 def test_a_micro_step_does_not_wait_for_the_gpu(run_values, changes):
     run = run_on_gpu(run_values, changes)
-    pictures = loader.ImageDataset(run.dataset, "train", 32, (0, 0), run.config.data.augment, deferred=True)
-    batch = pictures.__getitems__([(0, row) for row in range(run.micro_batch)])
+    images = loader.ImageDataset(run.dataset, "train", 32, (0, 0), run.config.data.augment, deferred=True)
+    batch = images.__getitems__([(0, row) for row in range(run.micro_batch)])
     assert isinstance(batch, loader.Batch)
     assert batch.draws
-    with gpu.imagined() as device:
+    with gpu.simulated() as device:
         current = state.initial_state(run)
         current.model.train()
-        assert run.criterion  # what it is made of goes to the GPU once
+        assert callable(run.criterion)  # its weights are copied to the GPU once, before the micro-step
         device.waits.clear()
         loss = step.batch_loss(current.model, batch, next(step.micro_batch_noise(current, run)), run)
         assert loss.device == gpu.DEVICE
@@ -71,11 +71,11 @@ def test_a_micro_step_does_not_wait_for_the_gpu(run_values, changes):
 
 @pytest.mark.parametrize("space", augment.SPACES.values(), ids=augment.SPACES.keys())
 def test_augmenting_does_not_wait_for_the_gpu(space):
-    pictures = 140
-    draws = augment.draw([(row,) for row in range(pictures)], space, 16)
+    count = 140
+    draws = augment.draw([(row,) for row in range(count)], space, 16)
     assert len(draws[0].operations.unique()) == len(augment.OPERATIONS)
-    with gpu.imagined() as device:
-        images = torch.zeros(pictures, 3, 16, 16, dtype=torch.uint8).to(gpu.DEVICE, non_blocking=True)
+    with gpu.simulated() as device:
+        images = torch.zeros(count, 3, 16, 16, dtype=torch.uint8).to(gpu.DEVICE, non_blocking=True)
         for some in draws:
             assert augment.apply(images, some).device == gpu.DEVICE
         assert device.launched
@@ -84,7 +84,7 @@ def test_augmenting_does_not_wait_for_the_gpu(space):
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
 def test_an_optimizer_does_not_wait_for_the_gpu(name):
-    with gpu.imagined() as device:
+    with gpu.simulated() as device:
         parameters = [torch.nn.Parameter(torch.zeros(4, size, device=gpu.DEVICE)) for size in (1, 2, 3)]
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -95,11 +95,11 @@ def test_an_optimizer_does_not_wait_for_the_gpu(name):
         assert all(ratio.device == gpu.DEVICE for _, ratio in optimizers.trust_ratios(optimizer))
 
 
-def test_lamb_works_on_all_tensors_at_once_on_a_gpu():
-    """The number of operations does not grow with the number of tensors, but for views and copies."""
+def test_lamb_launches_as_many_operations_for_thirty_tensors_as_for_three():
+    """Views and copies do not count."""
 
     def operations(tensors: int) -> int:
-        with gpu.imagined() as device:
+        with gpu.simulated() as device:
             parameters = [torch.nn.Parameter(torch.zeros(4, device=gpu.DEVICE)) for _ in range(tensors)]
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -115,7 +115,7 @@ def test_lamb_works_on_all_tensors_at_once_on_a_gpu():
 def test_validation_counts_without_waiting_for_the_gpu(run_values):
     run = run_on_gpu(run_values, {})
     labels = torch.zeros(8, len(run.dataset.tags), dtype=torch.bool)
-    with gpu.imagined() as device:
+    with gpu.simulated() as device:
         model = state.new_model(run).eval()
         counted = Histogram.zeros(labels.shape[1], gpu.DEVICE)
         device.waits.clear()
@@ -126,8 +126,8 @@ def test_validation_counts_without_waiting_for_the_gpu(run_values):
         assert not device.waits
 
 
-def test_each_shape_compiles_to_three_whole_graphs(run_values, monkeypatch):
-    """The stem's, the first block's, which gets half precision, and one for all other blocks; there is no limit."""
+def test_each_shape_compiles_to_three_graphs_without_breaks(run_values, monkeypatch):
+    """One for the stem, one for the first block, whose input is in half precision, one for all other blocks."""
     graphs = []
 
     def collect(graph, inputs):
@@ -138,13 +138,13 @@ def test_each_shape_compiles_to_three_whole_graphs(run_values, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, backend=collect, fullgraph=True))
     run = run_on_gpu(run_values, {"compile": True, "model": {"num_blocks": 10}})
     torch._dynamo.reset()
-    with gpu.imagined():
+    with gpu.simulated():
         model = state.new_model(run)
         trainer.compile_parts(model, run)
         shapes = [(16, 4), (32, 4), (32, 3)]
-        for size, pictures in shapes:
+        for size, count in shapes:
             for mode in (True, False):
                 with torch.set_grad_enabled(mode), inference.autocast(gpu.DEVICE, torch.float16):
-                    model.train(mode)(torch.zeros(pictures, 3, size, size, device=gpu.DEVICE))
+                    model.train(mode)(torch.zeros(count, 3, size, size, device=gpu.DEVICE))
     torch._dynamo.reset()
     assert len(graphs) == 3 * 2 * len(shapes)

@@ -9,20 +9,20 @@ from joytag.training import losses
 
 
 @pytest.fixture
-def batch():
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(8, 50, generator=generator) * 6
     return logits, torch.rand(8, 50, generator=generator) < 0.1
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
-def test_focal_is_torchvisions(batch, gamma):
+def test_focal_equals_that_of_torchvision(batch, gamma):
     logits, targets = batch
     expected = sigmoid_focal_loss(logits.double(), targets.double(), alpha=-1, gamma=gamma, reduction="mean")
     assert losses.focal(logits, targets, gamma).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_focal_gradient_is_torchvisions(batch):
+def test_focal_gradients_equal_those_of_torchvision(batch):
     logits, targets = batch
     ours = logits.clone().requires_grad_()
     theirs = logits.double().requires_grad_()
@@ -32,16 +32,17 @@ def test_focal_gradient_is_torchvisions(batch):
 
 
 def test_focal_with_gamma_0_is_cross_entropy(batch):
-    torch.testing.assert_close(losses.focal(*batch, gamma=0.0), losses.binary_cross_entropy(*batch))
+    logits, targets = batch
+    torch.testing.assert_close(losses.focal(logits, targets, gamma=0.0), losses.binary_cross_entropy(logits, targets))
 
 
-def test_asymmetric_is_timms(batch):
+def test_asymmetric_equals_that_of_timm(batch):
     logits, targets = batch
     theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05)(logits, targets.float())
     assert losses.asymmetric(logits, targets).item() == pytest.approx(theirs.item() / targets.shape[1], rel=1e-4)
 
 
-def test_focal_of_mixed_labels_is_torchvisions(batch):
+def test_focal_of_mixed_labels_equals_that_of_torchvision(batch):
     logits, targets = batch
     soft = losses.smooth(targets.double(), 0.3)
     expected = sigmoid_focal_loss(logits.double(), soft, alpha=-1, gamma=2, reduction="mean")
@@ -49,7 +50,7 @@ def test_focal_of_mixed_labels_is_torchvisions(batch):
     assert losses.focal(logits.double(), soft).dtype == torch.float64
 
 
-def test_smoothing_is_towards_one_half():
+def test_smoothing_moves_targets_towards_one_half():
     torch.testing.assert_close(losses.smooth(torch.tensor([0.0, 1.0]), 0.1), torch.tensor([0.05, 0.95]))
 
 
@@ -72,4 +73,5 @@ def test_extreme_half_precision_logits_stay_finite(criterion):
     value.backward()
     assert value.dtype == torch.float32
     assert torch.isfinite(value)
+    assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()

@@ -1,6 +1,8 @@
-"""Optimizers against their formulas, written plainly."""
+"""Optimizers against their formulas in plain code."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import timm.optim
@@ -8,11 +10,11 @@ import torch
 
 from joytag.training import optimizers
 
-RECIPE = dict(lr=0.004, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
+RECIPE: dict[str, Any] = dict(lr=0.004, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.05)
 
 
 def steps(name: str, count: int = 5) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """The gradients given, the parameters after each step, and the start."""
+    """Take steps with random gradients; returns these, the parameters after each step, and the start."""
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(6, 4, generator=generator, dtype=torch.float64) * 3
     parameter = torch.nn.Parameter(start.clone())
@@ -46,7 +48,7 @@ def reference(name: str, gradients: list[torch.Tensor], p: torch.Tensor) -> list
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_trust_ratios_are_those_of_the_step(name):
-    """Known from how far a step went, in a direction that is known from the moments."""
+    """Computed from the length of a step, in the direction that the moments give."""
     generator = torch.Generator().manual_seed(2)
     parameters = [torch.nn.Parameter(torch.randn(size, generator=generator, dtype=torch.float64)) for size in (3, 50)]
     unused = torch.nn.Parameter(torch.ones(2))
@@ -61,12 +63,12 @@ def test_trust_ratios_are_those_of_the_step(name):
         assert ratios == {}
         return
     assert ratios.keys() == set(parameters)
-    for parameter, start, given in zip(parameters, starts, gradients, strict=True):
-        [after] = reference(name, given, start)
+    for parameter, start, gradient in zip(parameters, starts, gradients, strict=True):
+        [after] = reference(name, gradient, start)
         (beta1, beta2), eps, decay = RECIPE["betas"], RECIPE["eps"], RECIPE["weight_decay"]
-        m, v = ((1 - beta1) * given[0], (1 - beta2) * given[0] ** 2)
+        m, v = (1 - beta1) * gradient[0], (1 - beta2) * gradient[0] ** 2
         if name == "lamb":
-            m, v = given[0], given[0] ** 2
+            m, v = gradient[0], gradient[0] ** 2
         update = m / (v.sqrt() + eps) + decay * start
         expected = (after - start).norm() / update.norm() / RECIPE["lr"]
         assert float(ratios[parameter]) == pytest.approx(float(expected), rel=1e-6)
@@ -79,20 +81,22 @@ def test_steps_follow_the_formula(name):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_lamb_is_timms():
-    """Over groups with rates of their own, a parameter without a gradient and one that is zero."""
+def test_lamb_equals_that_of_timm():
+    """With groups of different rates, a parameter without a gradient, and one that is zero."""
     generator = torch.Generator().manual_seed(0)
-    sizes, runs = [(6, 4), (3,), (2, 2), (5,)], []
+    sizes: list[tuple[int, ...]] = [(6, 4), (3,), (2, 2), (5,)]
+    runs = []
     starts = [torch.randn(size, generator=generator) for size in sizes[:3]] + [torch.zeros(5)]
     gradients = [[torch.randn(size, generator=generator) for size in sizes] for _ in range(20)]
-    for make in (
+    builders: list[Callable[[Any], torch.optim.Optimizer]] = [
         partial(optimizers.build, name="lamb", **RECIPE),
         partial(timm.optim.Lamb, max_grad_norm=None, **RECIPE),
-    ):
+    ]
+    for build in builders:
         parameters = [torch.nn.Parameter(start.clone()) for start in starts]
-        optimizer = make([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.02}])
-        for given in gradients:
-            for number, (parameter, gradient) in enumerate(zip(parameters, given, strict=True)):
+        optimizer = build([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.02}])
+        for step in gradients:
+            for number, (parameter, gradient) in enumerate(zip(parameters, step, strict=True)):
                 parameter.grad = None if number == 1 else gradient.clone()
             optimizer.step()
         runs.append([parameter.detach() for parameter in parameters])

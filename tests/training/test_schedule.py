@@ -39,7 +39,7 @@ def test_a_stage_begins_where_the_one_before_ends():
 
 
 @given(every=st.integers(1, 500), batch=st.integers(1, 200), steps=st.integers(1, 100))
-def test_what_is_due_happens_once_per_multiple_reached(every, batch, steps):
+def test_an_event_is_due_once_per_multiple_reached(every, batch, steps):
     happened = sum(due(every, n * batch, (n + 1) * batch) for n in range(steps))
     multiples = {(n * batch) // every for n in range(1, steps + 1)} - {0}
     assert happened == len(multiples)

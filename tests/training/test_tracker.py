@@ -1,4 +1,4 @@
-"""Whatever happens to wandb, a run ends with the same weights, and log.jsonl has every line once."""
+"""A failure of wandb changes neither a run's weights nor its log.jsonl."""
 
 import builtins
 import contextlib
@@ -31,7 +31,7 @@ def run_of(values: dict, output: Path, mode: str) -> Run:
 
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
-    """No account and no service of wandb from before, nor after."""
+    """No account, and no wandb service left from another test."""
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -65,7 +65,7 @@ def killed(monkeypatch) -> None:
 
 
 def silent(monkeypatch) -> None:
-    """A server that accepts connections, and never answers."""
+    """A server that accepts connections and never answers."""
     server = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr(sys.modules[__name__], "held", server, raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -84,24 +84,26 @@ def silent(monkeypatch) -> None:
     ],
     ids=["offline", "absent", "killed", "silent"],
 )
-def test_a_run_ends_with_the_same_weights(run_values, tmp_path, monkeypatch, alone, trouble, mode, warning):
+def test_a_failure_of_wandb_changes_neither_weights_nor_log(
+    run_values, tmp_path, monkeypatch, alone, trouble, mode, warning
+):
     expected = trainer.train(run_of(run_values, tmp_path / "without", "disabled"), None)
-    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as given:
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trouble(patch)
         run = run_of(run_values, tmp_path / "with", mode)
         trainer.train(run, None)
-    found = load_file(Path(run.config.output) / "release" / "model.safetensors")
-    assert all(torch.equal(value, found[name]) for name, value in expected.model.state_dict().items())
-    said = [str(warning.message) for warning in given if "wandb" in str(warning.message)]
-    assert len(said) == (warning is not None)
+    released = load_file(Path(run.config.output) / "release" / "model.safetensors")
+    assert all(torch.equal(value, released[name]) for name, value in expected.model.state_dict().items())
+    messages = [str(warning.message) for warning in caught if "wandb" in str(warning.message)]
+    assert len(messages) == (warning is not None)
     if warning is not None:
-        assert re.match(warning, said[0])
+        assert re.match(warning, messages[0])
     lines = [[line["samples"] for line in jsonl.read(tmp_path / name / "log.jsonl")] for name in ("without", "with")]
     assert lines[0] == lines[1]
 
 
-def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_images(run_values, tmp_path, monkeypatch, alone):
+def test_a_resumed_run_continues_its_wandb_run_and_shows_images(run_values, tmp_path, monkeypatch, alone):
     started, logged = [], []
 
     class Recorder:
@@ -111,14 +113,22 @@ def test_a_resumed_run_is_the_same_run_of_wandb_and_shows_images(run_values, tmp
         def finish(self):
             pass
 
-    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or Recorder())
+    def init(**options):
+        started.append(options)
+        return Recorder()
+
+    def failing_step(state, *rest):
+        if state.samples == 112:
+            raise KeyError
+        return step(state, *rest)
+
+    monkeypatch.setattr(wandb, "init", init)
     run = run_of(run_values, tmp_path / "run", "online")
     step = _step.train_step
-    with monkeypatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr(
-            trainer, "train_step", lambda state, *rest: {}["end"] if state.samples == 112 else step(state, *rest)
-        )
-        trainer.train(run, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", failing_step)
+        with pytest.raises(KeyError):
+            trainer.train(run, None)
     trainer.train(run, checkpoint.newest(run.root))
     assert started[0]["id"] == started[1]["id"]
     assert started[0]["resume"] == "allow"
