@@ -1,11 +1,18 @@
 """`joytag tag`: folders, flags, mistakes."""
 
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 from commands import ROOT, TINY, assert_one_line
+
+OURS = """--threshold 0.3 --underscores space --exclude tag_0 --always-first tag_5 --replace tag_3=other
+    --separator '; ' --extension .caption --batch-size 2 --workers 1"""
+THEIRS = """--thresh 0.3 --remove_underscore --undesired_tags tag_0 --always_first_tags tag_5 --tag_replacement tag_3,other
+    --caption_separator '; ' --caption_extension .caption --batch_size 2 --max_data_loader_n_workers 1
+    --frequency_tags"""
 
 
 def test_a_folder_is_tagged_once(call, image_folder):
@@ -30,18 +37,9 @@ def test_a_folder_is_tagged_once(call, image_folder):
 
 def test_flags_are_accepted_in_the_spelling_of_sd_scripts(call, image_folder):
     """Both spellings give the same sidecars."""
-    ours = (
-        "--threshold=0.3 --underscores=space --exclude=tag_0 --always-first=tag_5 --replace=tag_3=other "
-        "--separator=;\\t --extension=.caption --batch-size=2 --workers=1"
-    ).split()
-    theirs = (
-        "--thresh 0.3 --remove_underscore --undesired_tags tag_0 --always_first_tags tag_5 "
-        "--tag_replacement tag_3,other --caption_separator ;\\t --caption_extension .caption "
-        "--batch_size 2 --max_data_loader_n_workers 1 --frequency_tags"
-    ).split()
     sidecars = []
-    for flags in (ours, theirs):
-        done = call("tag", "--model", TINY, image_folder, "--overwrite", *flags)
+    for flags in (OURS, THEIRS):
+        done = call("tag", "--model", TINY, image_folder, "--overwrite", *shlex.split(flags))
         assert done.returncode == 0, done.stderr
         sidecars.append({path.name: path.read_text() for path in image_folder.glob("*.caption")})
     assert len(sidecars[0]) == 4
