@@ -10,9 +10,9 @@ from commands import ROOT, TINY, assert_one_line
 
 OURS = """--threshold 0.3 --underscores space --exclude tag_0 --always-first tag_5 --replace tag_3=other
     --separator '; ' --extension .caption --batch-size 2 --workers 1"""
-THEIRS = """--thresh 0.3 --remove_underscore --undesired_tags tag_0 --always_first_tags tag_5 --tag_replacement tag_3,other
-    --caption_separator '; ' --caption_extension .caption --batch_size 2 --max_data_loader_n_workers 1
-    --frequency_tags"""
+THEIRS = """--thresh 0.3 --remove_underscore --undesired_tags tag_0 --always_first_tags tag_5
+    --tag_replacement tag_3,other --caption_separator "; " --caption_extension .caption
+    --batch_size 2 --max_data_loader_n_workers 1 --frequency_tags"""
 
 
 def test_a_folder_is_tagged_once(call, image_folder):
