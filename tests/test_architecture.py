@@ -87,9 +87,14 @@ def test_imports_of_the_library_only_fall(path):
             assert module.startswith("joytag."), f"{place}, but the library stands on its own"
         if module.startswith("joytag."):
             order = PACKAGES.index(package(module)), PACKAGES.index(own)
-            assert order[0] <= order[1] or own == "evaluation", (
-                f"{place}, but a package imports only packages above it: {PACKAGES}"
-            )
+            assert order[0] <= order[1], f"{place}, but a package imports only packages above it: {PACKAGES}"
+
+
+def test_documents_list_the_packages_in_their_order():
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("\n\n## Laws")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == PACKAGES
+    tree = re.findall(r"^joytag/(\w+)/", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name in tree if name in PACKAGES] == list(PACKAGES)
 
 
 @pytest.mark.parametrize("files", [MODULES, PREPARATION], ids=["joytag", "data_prep"])
