@@ -11,8 +11,9 @@ import pytest
 from commands import ROOT
 
 import joytag
-from joytag.cli import command
-from joytag.core.errors import Exit, ExitCode
+from joytag.cli import command, finetune, train
+from joytag.core.errors import Exit, ExitCode, GradientsDiverged, ProcessLost, Stopped, WeightsDiverged
+from joytag.training import launch
 
 SCRIPTS = {path.stem: path for path in sorted((ROOT / "scripts").glob("*.py"))}
 
@@ -108,3 +109,30 @@ def test_an_error_ends_in_one_line_and_its_exit_code(error, code, line, monkeypa
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         command.report_errors("joytag x", lambda: print(1 / 0))
+
+
+@pytest.mark.parametrize(
+    ("remedies", "error", "line"),
+    [
+        (train.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; go on with --resume auto"),
+        (train.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; go on with --resume auto"),
+        (train.REMEDIES, WeightsDiverged("not finite"), "not finite; branch off one with --resume PATH output=DIR"),
+        (train.REMEDIES, GradientsDiverged("3 steps"), "3 steps; --resume auto goes on after them, --resume PATH"),
+        (train.REMEDIES, launch.HasCheckpoints("runs/x: holds"), "runs/x: holds; add --resume auto, or output=DIR"),
+        (train.REMEDIES, ValueError("seed: wrong"), "seed: wrong"),
+        (finetune.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; the same command goes on"),
+        (finetune.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; the same command goes on"),
+        (finetune.REMEDIES, GradientsDiverged("3 steps"), "3 steps; start again with another --output"),
+    ],
+)
+def test_a_command_adds_its_remedy_in_the_line_of_the_error(remedies, error, line, capsys):
+    def fail():
+        with command.remedies(remedies):
+            raise error
+
+    with pytest.raises(SystemExit) as end:
+        command.report_errors("joytag", fail)
+    assert end.value.code == getattr(error, "code", ExitCode.USER_ERROR)
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"joytag: {line}")
+    assert printed.count("\n") == 1
