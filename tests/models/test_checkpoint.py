@@ -102,9 +102,19 @@ class Killed(BaseException):
     """The end of the process."""
 
 
-STEPS = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree"), (checkpoint, "save_file"),
-         (release, "save_file"), (pathlib.Path, "write_text"), (pathlib.Path, "mkdir"), (pathlib.Path, "replace"),
-         (pathlib.Path, "rename")]  # fmt: skip
+STEPS = [
+    (os, "replace"),
+    (os, "rename"),
+    (os, "fsync"),
+    (os, "unlink"),
+    (shutil, "rmtree"),
+    (checkpoint, "save_file"),
+    (release, "save_file"),
+    (pathlib.Path, "write_text"),
+    (pathlib.Path, "mkdir"),
+    (pathlib.Path, "replace"),
+    (pathlib.Path, "rename"),
+]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -136,8 +136,19 @@ def test_what_is_written_has_the_published_layout(tmp_path):
 
 
 def test_a_written_config_has_no_key_that_breaks_loaders(tmp_path):
-    required = {"class", "n_tags", "image_size", "num_blocks", "patch_size", "d_model", "mlp_dim", "num_heads",
-                "stochdepth_rate", "use_sine", "loss_type"}  # fmt: skip
+    required = {
+        "class",
+        "n_tags",
+        "image_size",
+        "num_blocks",
+        "patch_size",
+        "d_model",
+        "mlp_dim",
+        "num_heads",
+        "stochdepth_rate",
+        "use_sine",
+        "loss_type",
+    }
     for changes in FAMILY:
         release.save(tmp_path, model_of(changes), TAGS, "focal2")
         keys = json.loads((tmp_path / "config.json").read_text()).keys()

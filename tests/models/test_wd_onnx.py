@@ -49,8 +49,15 @@ def expected_input(path, size: int) -> np.ndarray:
 def image_paths(tmp_path):
     """Files of images: wide, tall, square, of the model's size, transparent, grey, smaller than the model's size."""
     rng = np.random.default_rng(0)
-    shapes = {"wide": (13, 31, 3), "tall": (40, 9, 3), "square": (20, 20, 3), "same": (SIZE, SIZE, 3),
-              "transparent": (21, 18, 4), "grey": (16, 17), "small": (5, 4, 3)}  # fmt: skip
+    shapes = {
+        "wide": (13, 31, 3),
+        "tall": (40, 9, 3),
+        "square": (20, 20, 3),
+        "same": (SIZE, SIZE, 3),
+        "transparent": (21, 18, 4),
+        "grey": (16, 17),
+        "small": (5, 4, 3),
+    }
     paths = []
     for name, shape in shapes.items():
         paths.append(tmp_path / f"{name}.png")
