@@ -20,7 +20,15 @@ from data_prep.tools import synthetic
 from joytag.core.timing import Timings, side_by_side
 from joytag.data import images, tag_names
 
-LONGEST = 512
+LONGEST = 512  # pixels
+BUILD = """
+import sys
+from pathlib import Path
+from data_prep.build import build
+from data_prep.config import BuildSettings
+from joytag.core import settings
+build(settings.load(BuildSettings, Path(sys.argv[1])))
+"""
 
 
 def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -161,7 +169,7 @@ def metadata(posts: int, mirror: Path | None) -> str:
             f"sources: [{{name: danbooru2021, kind: danbooru2021, path: {mirror}}}]\n"
         )
         theirs = _run([sys.executable, "-m", "data_prep.tools.baseline", str(mirror), str(root / "reference")])
-        mine = _run([sys.executable, "-m", "joytag", "build", "--config", str(config)])
+        mine = _run([sys.executable, "-c", BUILD, str(config)])
         tags = [sorted(tag_names.read(root / name / tag_names.FILE)) for name in ("out", "reference")]
     return (
         f"metadata: {name}\n"
