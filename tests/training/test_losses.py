@@ -1,11 +1,15 @@
 """Losses against torchvision's and timm's."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from timm.loss import AsymmetricLossMultiLabel
 from torchvision.ops import sigmoid_focal_loss
+from training_runs import build_run, newest_checkpoint
 
-from joytag.training import losses
+from joytag.training import losses, trainer
 
 
 @pytest.fixture
@@ -75,3 +79,17 @@ def test_extreme_half_precision_logits_stay_finite(criterion):
     assert torch.isfinite(value)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+def test_a_new_loss_needs_only_a_row_of_the_table(run_values, monkeypatch):
+    """Config, training, checkpoint and release then know the loss."""
+    row = losses.Loss(
+        lambda frequencies, device, gamma: lambda logits, targets: gamma * losses.focal(logits, targets),
+        "new",
+        ("gamma",),
+    )
+    monkeypatch.setitem(losses.LOSSES, "new", row)
+    run = build_run(run_values, stages=[{"image_size": 8, "samples": 16}], loss={"name": "new", "gamma": 0.5})
+    trainer.train(run, None)
+    for directory in (newest_checkpoint(run), Path(run.config.output) / "release"):
+        assert json.loads((directory / "config.json").read_text())["loss_type"] == "new"

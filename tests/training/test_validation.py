@@ -3,24 +3,24 @@
 from pathlib import Path
 
 import pytest
-import torch
+from training_runs import build_run
 
+from joytag.core.signals import Interrupts
 from joytag.data import loader
 from joytag.data.dataset import Dataset
+from joytag.data.images import normalize
 from joytag.models import inference
-from joytag.training import trainer, validation
-from joytag.training.config import RunSettings
-
-CPU, FLOAT = torch.device("cpu"), torch.float32
+from joytag.training.losses import asymmetric
+from joytag.training.state import initial_state
+from joytag.training.validation import validate
 
 
 def test_validation_logs_defined_metrics_of_the_decodable_images(run_values, monkeypatch):
-    config = RunSettings.model_validate(run_values)
-    run = trainer.Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
-    state = trainer.initial_state(run)
+    run = build_run(run_values)
+    state = initial_state(run)
 
     def validated() -> dict[str, float]:
-        values = validation.validate(state, run, trainer.Interrupts())
+        values = validate(state, run, Interrupts())
         assert values is not None
         return values
 
@@ -36,7 +36,7 @@ def test_validation_logs_defined_metrics_of_the_decodable_images(run_values, mon
     for part in (range(4, 12), range(12)):
         batch = loader.ImageDataset(run.dataset, "validation", 8).__getitems__([(0, row) for row in part])
         assert isinstance(batch, loader.Batch)
-        logits = inference.predict(state.model.eval(), batch.images, CPU, FLOAT)
+        logits = inference.predict(state.model.eval(), batch.images, run.device, run.dtype)
         losses.append(128 * run.criterion(logits, batch.labels).item())
     assert silent["val_loss"] == pytest.approx(losses[1], rel=1e-5)
     monkeypatch.setattr(
@@ -44,3 +44,15 @@ def test_validation_logs_defined_metrics_of_the_decodable_images(run_values, mon
     )
     with pytest.warns(UserWarning, match=r"gone\.jpg: no such file: left out, with 3 other images"):
         assert validated()["val_loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_validation_loss_is_the_mean_over_the_split(run_values):
+    run = build_run(run_values, loss={"name": "asymmetric", "multiplier": 3.0})
+    state = initial_state(run)
+    state.model.eval()
+    batch = loader.ImageDataset(run.dataset, "validation", 8).__getitems__([(0, row) for row in range(12)])
+    assert isinstance(batch, loader.Batch)
+    expected = 3 * asymmetric(state.model(normalize(batch.images)), batch.labels)
+    metrics = validate(state, run, Interrupts())
+    assert metrics is not None
+    assert metrics["val_loss"] == pytest.approx(expected.item(), rel=1e-5)
