@@ -12,7 +12,7 @@ from joytag.core import settings
 from joytag.data.dataset import SPLITS, Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import analysis, runner, tag_groups
-from joytag.evaluation.predictions import Predictions
+from joytag.evaluation.predictions import DIRECTORY, Predictions
 from joytag.reports import evaluation
 
 
@@ -49,30 +49,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=positive, help="decoding processes (default: depends on the device)")
     add("--device", default="auto")
     add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
-    given = parser.parse_args(arguments)
-    if (given.model is None) == (given.predictions is None):
+    options = parser.parse_args(arguments)
+    if (options.model is None) == (options.predictions is None):
         raise ValueError("give either --model and --data, or --predictions; see --help")
-    if given.data is None and given.model is not None:
+    if options.data is None and options.model is not None:
         raise ValueError("--model: needs --data, a dataset directory; see --help")
-    return given
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    groups = {} if given.groups is None else tag_groups.read(settings.find(given.groups, "groups"))
-    dataset = None if given.data is None else Dataset.open(given.data)
-    output = given.output or given.model or given.predictions.absolute().parent
-    directory = given.predictions or output / "predictions"
+    options = parse(arguments)
+    groups = {} if options.groups is None else tag_groups.read(settings.find(options.groups, "groups"))
+    dataset = None if options.data is None else Dataset.open(options.data)
+    output = options.output or options.model or options.predictions.absolute().parent
+    directory = options.predictions or output / DIRECTORY
     with add_remedies():
-        if dataset is not None and given.model is not None:
-            options = (given.split, given.batch_size, given.workers, given.device, given.precision)
-            if not runner.predict_release(directory, given.model, dataset, *options):
+        if dataset is not None and options.model is not None:
+            is_first = runner.predict_release(
+                directory,
+                options.model,
+                dataset,
+                options.split,
+                options.batch_size,
+                options.workers,
+                options.device,
+                options.precision,
+            )
+            if not is_first:
                 return  # the first process alone writes the reports
         predictions = Predictions.open(directory)
     if dataset is None:
         dataset = runner.find_dataset(predictions)
-    findings = analysis.analyse(predictions, given.threshold, groups)
+    findings = analysis.analyse(predictions, options.threshold, groups)
     evaluation.write_reports(output, findings, predictions, dataset)
     Console().print(evaluation.metrics_table(findings))
     print(f"Written: {output / 'report.html'}, metrics.json, full-metrics.txt, per_tag.csv, thresholds.csv ...")

@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
-    if (options.output / "release").exists():
+    if (options.output / release.DIRECTORY).exists():
         raise ValueError(f"{options.output}: holds a finished run; choose another --output, or remove it")
     model, dataset = release.locate(options.model), options.output / "dataset"
     config = settings.load(RunSettings, settings.find(options.config), options.overrides)
@@ -51,5 +51,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tags = base.tags.model_copy(update={"keep": None if options.only_new_tags else str(model / tag_names.FILE)})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
     with remedies(REMEDIES):
-        launch.start(config, "auto" if checkpoint.checkpoints(options.output / "checkpoints") else None)
-    print(f"Next: joytag tag --model {options.output}/release IMAGES")
+        launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
+    print(f"Next: joytag tag --model {options.output / release.DIRECTORY} IMAGES")

@@ -8,6 +8,7 @@ from joytag.cli.arguments import Parser, fraction, positive
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models import checkpoint
+from joytag.models.release import FILES
 from joytag.reports import evaluation
 from joytag.reports.contact_sheet import draw_validation_sample
 from joytag.reports.training_plots import plot_curves
@@ -21,35 +22,40 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--run", required=True, type=Path, help="a run's directory")
     add("--data", required=True, type=Path, help="a dataset directory")
     add("--images", type=positive, default=15, help="images on the contact sheet (default: %(default)s)")
-    add("--seed", type=int, default=0, help="chooses the images")
-    add("--threshold", type=fraction, default=DEFAULT_THRESHOLD, help="a tag is predicted above it (default: 0.4)")
+    add("--seed", type=int, default=0, help="seed that chooses the images (default: %(default)s)")
+    add(
+        "--threshold",
+        type=fraction,
+        default=DEFAULT_THRESHOLD,
+        help="score above which a tag is predicted (default: %(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    run, release = given.run, given.run / "release"
-    model = release if release.is_dir() else checkpoint.newest(run / "checkpoints")
+    options = parse(arguments)
+    run = options.run
+    model = checkpoint.newest_model(run)
     if model is None:
         raise ValueError(f"{run}: contains neither a release nor a checkpoint yet")
     sample = draw_validation_sample(
-        Tagger.load(model), Dataset.open(given.data), given.images, given.seed, given.threshold
+        Tagger.load(model), Dataset.open(options.data), options.images, options.seed, options.threshold
     )
     sample.sheet.save(run / "contact-sheet.png")
     plot_curves(run / "log.jsonl", run / "curves.png")
-    if model != release:
+    if model.parent == run / checkpoint.DIRECTORY:
         print(f"Written: {run}/contact-sheet.png (tagged by {model}), {run}/curves.png")
         return
     print(f"""
-{evaluation.summarize(release / "metrics.json")}
+{evaluation.summarize(model / "metrics.json")}
 
-  {release}/report.html        metrics of every tag and group of tags; open it in a browser
+  {model}/report.html        metrics of every tag and group of tags; open it in a browser
   {run}/contact-sheet.png          validation images with right, wrong and missed tags
   {run}/curves.png                 training curves
-  {release}/                   the model: config.json, model.safetensors, top_tags.txt
-  {release}/full-metrics.txt   precision, recall and F1 of every tag
+  {model}/                   the model: {", ".join(FILES)}
+  {model}/full-metrics.txt   precision, recall and F1 of every tag
 
 Next, tag this image or a folder of your own:
-  joytag tag --model {release} --output print {sample.best}
+  joytag tag --model {model} --output print {sample.best}
 or change the recipe and train again: see "Train and measure" in README.md.""")

@@ -56,7 +56,7 @@ class TaggerEntry:
 
 
 def open_taggers(paths: Sequence[Path], thresholds: Sequence[float] = (), device: str = "auto") -> list[TaggerEntry]:
-    """Find out what directories hold, and check all of them before any is used.
+    """Identify the taggers in directories, and check all of them before any is used.
 
     A directory may hold predictions, a release, a checkpoint, a run (its release counts, or else its newest checkpoint)
     or an ONNX tagger in the WD layout. `thresholds`: one for all taggers, one for each, or none for the usual threshold
@@ -96,23 +96,20 @@ def _find_tagger(path: Path) -> tuple[str, Path]:
     """Return the kind of the tagger at a path, and its directory. Raises TaggerEntryError."""
     if not path.is_dir():
         raise TaggerEntryError(f"{path}: no such directory")
-    config, weights = release.FILES[:2]
-    if (path / wd_onnx.FILES[0]).exists():
+    if (path / wd_onnx.MODEL).exists():
         return "ONNX", path
-    if (path / config).exists():
+    if (path / release.CONFIG).exists():
         return "release", path
-    if (path / "release" / weights).exists():  # which are written last
-        return "release", path / "release"
-    for directory in (path, path / "predictions"):
+    model = checkpoint.newest_model(path)
+    if model is not None:
+        return "release", model
+    for directory in (path, path / predictions.DIRECTORY):
         if (directory / predictions.PROVENANCE).exists():
             return "predictions", directory
-    newest = checkpoint.newest(path / "checkpoints")
-    if newest is None:
-        raise TaggerEntryError(
-            f"{path}: holds neither predictions ({predictions.PROVENANCE}) nor a release ({config}), a run (release/ "
-            f"or checkpoints/) or an ONNX tagger ({' and '.join(wd_onnx.FILES)})"
-        )
-    return "release", newest
+    raise TaggerEntryError(
+        f"{path}: holds neither predictions ({predictions.PROVENANCE}) nor a release ({release.CONFIG}), a run "
+        f"({release.DIRECTORY}/ or {checkpoint.DIRECTORY}/) or an ONNX tagger ({' and '.join(wd_onnx.FILES)})"
+    )
 
 
 def predict(
@@ -135,10 +132,10 @@ def predict(
     if tagger.onnx:
         hashes = {name: file_hash(tagger.path / name) for name in wd_onnx.FILES}
         facts |= {"model_files": hashes, "dtype": "float32", "batch": BATCH}
-    own = tagger.path / "predictions"
+    own = tagger.path / predictions.DIRECTORY
     if _is_finished(own, facts):
         return Predictions.open(own)
-    directory = output / "predictions" / predictions_writer.fingerprint(facts)
+    directory = output / predictions.DIRECTORY / predictions_writer.fingerprint(facts)
     if not predictions_writer.is_finished(directory, facts):
         if tagger.onnx is None and release.read_tags(tagger.path) == dataset.tags.names:
             runner.predict_release(directory, tagger.path, dataset, SPLIT, BATCH, None, device, precision)

@@ -29,6 +29,7 @@ from joytag.data.tables import TableError
 from joytag.evaluation.metrics import LEVELS
 
 VERSION = 1
+DIRECTORY = "predictions"  # beside a release, or in a directory of reports
 PROVENANCE = "provenance.json"
 WORK = "work"
 ARRAYS = {"scores": (np.float16, 2), "ids": (np.int64, 1), "hashes": (np.uint8, 2), "sources": (np.int64, 1)}

@@ -17,7 +17,9 @@ from joytag.core.files import file_hash, sync
 from joytag.models import release
 from joytag.models.architectures import Model
 
-STATE_FILES = ("train_state.safetensors", "train_state.json")
+DIRECTORY = "checkpoints"  # in a run's directory
+STATE_TENSORS = "train_state.safetensors"
+STATE_VALUES = "train_state.json"
 MANIFEST = "MANIFEST.sha256"  # in the format of sha256sum
 
 
@@ -32,14 +34,14 @@ def save(
     tags: list[str],
     loss_type: str,
     tensors: dict[str, Tensor],
-    facts: dict[str, Any],
+    values: dict[str, Any],
     keep_last: int,
     keep_every: int,
 ) -> Path:
     """Write checkpoint `root/SAMPLES`, then remove those that need not be kept, and return its path.
 
-    `tensors` and `facts` (JSON values) are the training state. The directory gets its name when every byte is on disk;
-    an intact one of this name is left unchanged. Raises CheckpointError when it cannot be written.
+    `tensors` and `values` (JSON) are the training state. The directory gets its name when every byte is on disk; an
+    intact one of this name is left unchanged. Raises CheckpointError when it cannot be written.
     """
     final = root / f"{samples:012d}"
     partial = root / f".{final.name}.part"
@@ -50,26 +52,25 @@ def save(
     for left in root.glob(".[0-9]*"):
         shutil.rmtree(left)
     try:
-        _write(partial, model, tags, loss_type, tensors, facts)
+        _write(partial, model, tags, loss_type, tensors, values)
         partial.replace(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)  # free the disk for the next attempt
         raise CheckpointError(f"{final}: cannot be written ({error}); earlier checkpoints are kept") from None
     sync(root)
     for old in _superfluous(checkpoints(root), keep_last, keep_every):
-        shutil.rmtree(
-            old.rename(root / f".{old.name}.old")
-        )  # renamed first, so that no incomplete checkpoint has a valid name
+        # Renamed first, so that no incomplete checkpoint has a valid name.
+        shutil.rmtree(old.rename(root / f".{old.name}.old"))
     return final
 
 
 def _write(
-    directory: Path, model: Model, tags: list[str], loss_type: str, tensors: dict[str, Tensor], facts: dict[str, Any]
+    directory: Path, model: Model, tags: list[str], loss_type: str, tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
     release.save(directory, model, tags, loss_type)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, directory / "train_state.safetensors")
-    (directory / "train_state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    save_file(contiguous, directory / STATE_TENSORS)
+    (directory / STATE_VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     files = sorted(path for path in directory.iterdir())
     lines = [f"{file_hash(path)}  {path.name}\n" for path in files]
     (directory / MANIFEST).write_text("".join(lines), encoding="utf-8")
@@ -77,13 +78,13 @@ def _write(
         sync(path)
 
 
-def _superfluous(found: list[Path], keep_last: int, keep_every: int) -> list[Path]:
+def _superfluous(paths: list[Path], keep_last: int, keep_every: int) -> list[Path]:
     """Return all but the newest and, after the first `keep_every` samples, the first of each such interval."""
     intervals: dict[int, Path] = {}
-    for path in found:
+    for path in paths:
         intervals.setdefault(int(path.name) // keep_every, path)
-    kept = {*found[-keep_last:], *(path for interval, path in intervals.items() if interval > 0)}
-    return [path for path in found if path not in kept]
+    kept = {*paths[-keep_last:], *(path for interval, path in intervals.items() if interval > 0)}
+    return [path for path in paths if path not in kept]
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -101,21 +102,32 @@ def is_intact(directory: Path) -> bool:
 
 
 def newest(root: Path) -> Path | None:
-    """Return the newest intact checkpoint, None when there is none at all; warn about damaged ones.
+    """Return the newest intact checkpoint, None when there is no checkpoint; warn about damaged ones.
 
     Raises CheckpointError when all are damaged: a start from scratch would remove them.
     """
-    found = checkpoints(root)
-    for path in reversed(found):
+    paths = checkpoints(root)
+    for path in reversed(paths):
         try:
             verify(path)
         except CheckpointError as error:
             warnings.warn(f"{error}; trying an older checkpoint", stacklevel=2)
         else:
             return path
-    if found:
+    if paths:
         raise CheckpointError(f"{root}: every checkpoint is damaged; move them away to start from scratch")
     return None
+
+
+def newest_model(run: Path) -> Path | None:
+    """Return the release of a finished run, else its newest intact checkpoint; None when it has neither.
+
+    Raises CheckpointError when all checkpoints are damaged.
+    """
+    finished = run / release.DIRECTORY
+    if (finished / release.WEIGHTS).is_file():  # written last
+        return finished
+    return newest(run / DIRECTORY)
 
 
 def verify(directory: Path) -> None:
@@ -124,7 +136,7 @@ def verify(directory: Path) -> None:
         lines = (directory / MANIFEST).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise CheckpointError(f"{directory}: not a checkpoint ({MANIFEST} is missing or damaged)") from None
-    missing = {*release.FILES, *STATE_FILES} - {line.partition("  ")[2] for line in lines}
+    missing = {*release.FILES, STATE_TENSORS, STATE_VALUES} - {line.partition("  ")[2] for line in lines}
     if missing:
         raise CheckpointError(f"{directory / MANIFEST}: damaged, it does not list {min(missing)}")
     for line in lines:
@@ -135,20 +147,20 @@ def verify(directory: Path) -> None:
 
 
 def load(directory: Path) -> tuple[Model, list[str], dict[str, Tensor], dict[str, Any]]:
-    """Verify and read a checkpoint: model, tag names, training tensors, training facts.
+    """Verify and read a checkpoint: model, tag names, and the tensors and JSON values of the training state.
 
     Raises CheckpointError, or ReleaseError for its release part.
     """
     verify(directory)
     model, tags = release.load(directory)
     try:
-        tensors = load_file(directory / "train_state.safetensors")
-        facts = json.loads((directory / "train_state.json").read_text(encoding="utf-8"))
+        tensors = load_file(directory / STATE_TENSORS)
+        values = json.loads((directory / STATE_VALUES).read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{directory}: cannot be read ({error})") from None
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"{directory / 'train_state.json'}: not a JSON object")
-    return model, tags, tensors, facts
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{directory / STATE_VALUES}: not a JSON object")
+    return model, tags, tensors, values
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -161,10 +173,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Load the result of `pack_optimizer` into an optimizer of the same parameters."""
     state = optimizer.state_dict()
-    for key, value in {**facts, **tensors}.items():
+    for key, value in {**values, **tensors}.items():
         kind, number, name = key.split(".")
         if kind == "state":
             state["state"].setdefault(int(number), {})[name] = value

@@ -20,8 +20,11 @@ from joytag.core import files
 from joytag.data import tag_names
 from joytag.models.architectures import ARCHITECTURES, Config, Model
 
-FILES = ("config.json", "model.safetensors", tag_names.FILE)
-OLD_WEIGHTS = "model.pt"  # of releases from before safetensors
+DIRECTORY = "release"  # of a finished run
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+FILES = (CONFIG, WEIGHTS, tag_names.FILE)
+OLD_WEIGHTS = "model.pt"  # of releases older than safetensors
 OLD_OUTPUTS = 9  # very old heads end with outputs for 3 ratings and 6 scores
 MAX_CONFIG = 2**20  # bytes of config.json
 INCOMPLETE = f"; a release holds {', '.join(FILES)}"
@@ -34,7 +37,7 @@ class ReleaseError(ValueError):
 def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None:
     """Write a model and its tag names as the release's existing loaders expect them, float32.
 
-    `loss_type` is what `config.json` says about the loss, such as `focal2`; no loader needs it. The weights are
+    `loss_type` names the loss in `config.json`, such as `focal2`; no loader needs it. The weights are
     written last: their presence means that the directory is complete.
     """
     assumed = model.config.ASSUMED
@@ -45,13 +48,13 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None
     }
     kind = next(name for name, row in ARCHITECTURES.items() if isinstance(model, row.model))
     text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
-    files.write_text(directory / "config.json", text + "\n")
+    files.write_text(directory / CONFIG, text + "\n")
     files.write_text(directory / tag_names.FILE, "\n".join(tags))
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
-    partial = directory / "model.safetensors.part"
+    partial = directory / f"{WEIGHTS}.part"
     save_file(state, partial)
-    shutil.copymode(directory / "config.json", partial)  # safetensors creates files that only their owner may read
-    partial.replace(directory / "model.safetensors")
+    shutil.copymode(directory / CONFIG, partial)  # safetensors creates files that only their owner may read
+    partial.replace(directory / WEIGHTS)
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
@@ -62,8 +65,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
     """
     directory = Path(source)
     if directory.is_dir():
-        finished = directory / "release"
-        return finished if (finished / FILES[0]).is_file() and not (directory / FILES[0]).exists() else directory
+        finished = directory / DIRECTORY
+        return finished if (finished / CONFIG).is_file() and not (directory / CONFIG).exists() else directory
     if directory.exists():
         raise ReleaseError(f"{directory}: is a file; use the directory that holds {', '.join(FILES)}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source), re.ASCII):
@@ -104,7 +107,7 @@ def load(directory: Path) -> tuple[Model, list[str]]:
         with torch.device("meta"):
             model: Model = config.build()
     except (RuntimeError, ValueError) as error:  # sizes beyond the range of integers
-        raise ReleaseError(f"{directory / 'config.json'}: describes no model ({str(error).splitlines()[0]})") from None
+        raise ReleaseError(f"{directory / CONFIG}: describes no model ({str(error).splitlines()[0]})") from None
     _check(path, state, model.state_dict())
     if not model.state_is_complete:
         model = config.build()
@@ -123,7 +126,7 @@ def read_tags(directory: Path) -> list[str]:
 
 def read_config(directory: Path) -> Config:
     """Return the architecture in `config.json`. Raises ReleaseError naming a key that is missing, unknown or wrong."""
-    path = directory / "config.json"
+    path = directory / CONFIG
     try:
         values: dict[str, Any] = json.loads(_read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -162,7 +165,7 @@ def _read_text(path: Path) -> str:
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     """Return the file of the weights and its tensors by their published names."""
-    path, old = directory / "model.safetensors", directory / OLD_WEIGHTS
+    path, old = directory / WEIGHTS, directory / OLD_WEIGHTS
     try:
         if path.is_file():
             with path.open("rb") as file:

@@ -16,7 +16,8 @@ from PIL import Image
 from joytag.data import dataset, images
 
 CPU = torch.device("cpu")
-FILES = ("model.onnx", "selected_tags.csv")
+MODEL = "model.onnx"
+FILES = (MODEL, "selected_tags.csv")
 COLUMNS = ("tag_id", "name", "category", "count")
 RATING = 9  # the layout's category of outputs for an image's rating, which are not tags
 THRESHOLD = 0.35  # the default of programs that use such taggers
@@ -47,9 +48,10 @@ class OnnxTagger:
         """Read a directory, for a cuda `device` if onnxruntime supports it, else, with a warning, for the CPU.
 
         The model must have one input, float32 [batch, side, side, 3], and one output, [batch, rows of
-        selected_tags.csv]. Raises OnnxError when it has others, or when a file is missing or damaged.
+        selected_tags.csv]. Raises OnnxError when it has others, or when a file is missing or damaged, and
+        ModuleNotFoundError when onnxruntime is not installed.
         """
-        path = directory / FILES[0]
+        path = directory / MODEL
         tags, outputs, rows = read_tags(directory / FILES[1])
         session = _open(path, device)
         if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
@@ -136,11 +138,9 @@ def read_tags(path: Path) -> tuple[dataset.TagTable, NDArray[np.int64], int]:
 
 
 def _open(path: Path, device: torch.device) -> Any:
-    """Open a model with onnxruntime. Raises OnnxError."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise OnnxError(f"{path}: needs onnxruntime; pip install 'joytag[onnx]'") from None
+    """Open a model with onnxruntime. Raises OnnxError, and ModuleNotFoundError without onnxruntime."""
+    import onnxruntime
+
     if not path.is_file():
         raise OnnxError(f"{path}: missing; a tagger of the WD layout holds {' and '.join(FILES)}")
     options = onnxruntime.SessionOptions()

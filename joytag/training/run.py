@@ -12,6 +12,7 @@ from torch import Tensor
 from joytag.core import distributed
 from joytag.data import loader
 from joytag.data.dataset import Dataset, Posts
+from joytag.models import checkpoint
 from joytag.training import losses, schedule
 from joytag.training.config import RunSettings
 
@@ -38,7 +39,7 @@ class Run:
     @property
     def root(self) -> Path:
         """The directory of the checkpoints."""
-        return Path(self.config.output) / "checkpoints"
+        return Path(self.config.output) / checkpoint.DIRECTORY
 
     @property
     def workers(self) -> int:
