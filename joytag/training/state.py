@@ -121,7 +121,7 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
         tensors, optimizer = checkpoint.pack_optimizer(state.optimizer)
         if state.average is not None:  # which the release part of the checkpoint holds
             tensors |= {f"model.{name}": value for name, value in state.model.state_dict().items()}
-        facts = {
+        values = {
             "samples": state.samples,
             "skipped": state.skipped,
             "validated": state.validated,
@@ -132,7 +132,7 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
         keep = run.config.keep_last, run.config.keep_every
         try:
             tags = run.dataset.tags.names
-            checkpoint.save(run.root, state.drawn, state.released, tags, run.loss_type, tensors, facts, *keep)
+            checkpoint.save(run.root, state.drawn, state.released, tags, run.loss_type, tensors, values, *keep)
         except checkpoint.CheckpointError as error:
             failure = str(error)
     if distributed.sums([bool(failure)])[0]:
@@ -160,26 +160,39 @@ def resume_fingerprint(run: Run) -> dict[str, Any]:
 
 
 def load_state(path: Path, run: Run) -> TrainState:
-    """Read a checkpoint. Raises ValueError when it is damaged or of another vocabulary, architecture or recipe."""
-    saved, tags, tensors, facts = checkpoint.load(path)
+    """Read a checkpoint.
+
+    Raises ValueError when it is damaged, of another vocabulary, architecture or recipe, or of an older version.
+    """
+    saved, tags, tensors, values = checkpoint.load(path)
     if tags != run.dataset.tags.names:
         raise ValueError(f"{path}: was trained on another vocabulary than {run.dataset.directory}; start a new run")
-    for key, value in resume_fingerprint(run).items():
-        before = facts.get("resume_fingerprint", {}).get(key)
-        if before != value and (key != "lr" or path.parent.resolve() == run.root.resolve()):
-            remedy = "set another output to branch off" if key == "lr" else "start a new run"
-            raise ValueError(f"{path}: {key}: was {before} there, is {value} now; {remedy}")
+    _check_fingerprint(path, values, run)
     state = new_state(new_model(run), run)
     weights = {name.removeprefix("model."): tensors.pop(name) for name in [*tensors] if name.startswith("model.")}
     try:
         state.released.load_state_dict(saved.state_dict())
         if state.average is not None:
             state.model.load_state_dict(weights)
-        checkpoint.unpack_optimizer(state.optimizer, tensors, facts["optimizer"])
-        state.scaler.load_state_dict(facts["scaler"])
-        state.samples, state.skipped, state.validated = (facts[k] for k in ("samples", "skipped", "validated"))
+        checkpoint.unpack_optimizer(state.optimizer, tensors, values["optimizer"])
+        state.scaler.load_state_dict(values["scaler"])
+        state.samples, state.skipped, state.validated = (values[k] for k in ("samples", "skipped", "validated"))
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: does not fit the config's model and optimizer ({reason}); start a new run") from None
     state.set_image_size(saved.config.image_size)
     return state
+
+
+def _check_fingerprint(path: Path, values: dict[str, Any], run: Run) -> None:
+    """Raise ValueError when a checkpoint's run had other settings than `run` where they must match."""
+    saved = values.get("resume_fingerprint")
+    if saved is None:
+        raise ValueError(
+            f"{path}: written by an older version, whose runs cannot be resumed; start a new run with init_from: {path}"
+        )
+    for key, value in resume_fingerprint(run).items():
+        before = saved.get(key)
+        if before != value and (key != "lr" or path.parent.resolve() == run.root.resolve()):
+            remedy = "set another output to branch off" if key == "lr" else "start a new run"
+            raise ValueError(f"{path}: {key}: was {before} there, is {value} now; {remedy}")

@@ -61,6 +61,18 @@ def test_a_checkpoint_of_another_vocabulary_model_or_recipe_is_refused(run_value
         load_state(newest_checkpoint(run), run)
 
 
+def test_a_checkpoint_of_an_older_version_is_not_resumed_but_starts_a_new_run(run_values, tmp_path):
+    run = build_run(run_values)
+    state, tags = initial_state(run), run.dataset.tags.names
+    values = {"samples": 184, "course": {"seed": 0}}  # as version 0.1.0 wrote it
+    path = checkpoint.save(tmp_path / "old", 184, state.model, tags, "focal2", {}, values, 1, 10**9)
+    with pytest.raises(ValueError, match=r"older version, whose runs cannot be resumed; .* init_from: ") as error:
+        load_state(path, run)
+    assert "\n" not in str(error.value)
+    other = initial_state(build_run(run_values, seed=7, init_from=str(path)))
+    assert torch.equal(other.model.head.weight, state.model.head.weight)
+
+
 def test_diverged_weights_do_not_replace_a_good_checkpoint(run_values):
     run = build_run(run_values)
     state = trainer.train(run, None)
