@@ -31,10 +31,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    config = settings.load(BuildSettings, settings.find(given.config, "data"), given.overrides)
+    options = parse(arguments)
+    config = settings.load(BuildSettings, settings.find(options.config, "data"), options.overrides)
     try:
-        output = build(config, given.backend)
+        output = build(config, options.backend)
     except MissingSource as error:
         is_emoji = Path(error.path).name in ("openmoji", "twemoji")
         raise ValueError(f"{error}; create it with: joytag openmoji" if is_emoji else str(error)) from None

@@ -63,21 +63,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    taggers = contenders.open_taggers(given.taggers, given.threshold, given.device)
-    aliases = None if given.aliases is None else read_aliases(given.aliases)
-    dataset = None if given.data is None else Dataset.open(given.data)
+    options = parse(arguments)
+    taggers = contenders.open_taggers(options.taggers, options.threshold, options.device)
+    aliases = None if options.aliases is None else read_aliases(options.aliases)
+    dataset = None if options.data is None else Dataset.open(options.data)
     with add_remedies():
         predicted = [
-            contenders.predict(tagger, dataset, given.output, given.device, given.precision) for tagger in taggers
+            contenders.predict(tagger, dataset, options.output, options.device, options.precision) for tagger in taggers
         ]
         common = intersect(taggers, predicted, dataset, aliases)
     comparison = compare(common.contenders, common.labels, common.tags, common.facts)
-    write_reports(given.output, comparison)
+    write_reports(options.output, comparison)
     for tagger in taggers:
         print(f"{tagger.letter}: {tagger.name} ({tagger.kind}, {tagger.path})")
     images, labels = common.labels.shape[0], len(common.labels.indices)
     print(f"{labels:,} labels of {len(common.tags):,} common tags on {images:,} images")
     for table in comparison_tables(comparison):
         Console().print(table)
-    print(f"Written: {given.output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")
+    print(f"Written: {options.output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")

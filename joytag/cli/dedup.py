@@ -20,5 +20,5 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    print(copies_sheet.draw(given.report, given.pairs))
+    options = parse(arguments)
+    print(copies_sheet.draw(options.report, options.pairs))

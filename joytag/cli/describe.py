@@ -23,10 +23,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    description = dataset.read_description(given.directory)
+    options = parse(arguments)
+    description = dataset.read_description(options.directory)
     console = Console()
     console.print(table(description))
     irregularities = {name.replace("_", " "): n for name, n in description.get("relations", {}).items() if n}
     console.print(", ".join(f"{count:,} {name}" for name, count in irregularities.items()))
-    console.print(f"{pq.read_metadata(given.directory / 'tags.parquet').num_rows:,} tags; {draw(given.directory)}")
+    console.print(f"{pq.read_metadata(options.directory / 'tags.parquet').num_rows:,} tags; {draw(options.directory)}")

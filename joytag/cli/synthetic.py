@@ -29,6 +29,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
-    key = write(given.output, given.posts, images=not given.no_images, generation=given.generation, seed=given.seed)
-    print(f"{key.posts:,} posts, {sum(map(len, key.lines.values())):,} of them bad rows, in {given.output}")
+    options = parse(arguments)
+    key = write(
+        options.output, options.posts, images=not options.no_images, generation=options.generation, seed=options.seed
+    )
+    print(f"{key.posts:,} posts, {sum(map(len, key.lines.values())):,} of them bad rows, in {options.output}")

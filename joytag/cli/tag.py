@@ -76,36 +76,38 @@ def _add_computation(group: argparse._ArgumentGroup) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    given = parse(arguments)
+    options = parse(arguments)
     try:
-        job = plan(given)
+        job = plan(options)
     except OptionError as error:
         raise ValueError(f"--{error.option}: {error.reason}") from None
-    quiet = given.output == "print"  # standard output has the tags alone, for a program that reads them
+    quiet = options.output == "print"  # standard output has the tags alone, for a program that reads them
     if not quiet:
         print(job)
-    if given.dry_run:
+    if options.dry_run:
         return
     if not job.pending:
         job.output.finish()
         return
-    tagger = Tagger.load(given.model, given.device, given.precision)
+    tagger = Tagger.load(options.model, options.device, options.precision)
     if not quiet:
-        print(f"{given.model}: {len(tagger.tags):,} tags, {tagger}")
-    threshold = read_thresholds(given.thresholds, tagger.tags, given.threshold)
-    job.run(tagger, threshold, given.batch_size, given.workers, None if given.frequency_tags else 20)
+        print(f"{options.model}: {len(tagger.tags):,} tags, {tagger}")
+    threshold = read_thresholds(options.thresholds, tagger.tags, options.threshold)
+    job.run(tagger, threshold, options.batch_size, options.workers, None if options.frequency_tags else 20)
 
 
-def plan(given: argparse.Namespace) -> Job:
+def plan(options: argparse.Namespace) -> Job:
     """Return the job that the flags describe. Raises OptionError for flags that exclude each other."""
     style = CaptionStyle(
-        exclude=given.exclude,
-        replace=dict(given.replace),
-        always_first=given.always_first,
-        max_tags=given.max_tags,
-        sort=given.sort,
-        underscores=given.underscores,
-        escape=given.escape_parentheses,
-        separator=given.separator,
+        exclude=options.exclude,
+        replace=dict(options.replace),
+        always_first=options.always_first,
+        max_tags=options.max_tags,
+        sort=options.sort,
+        underscores=options.underscores,
+        escape=options.escape_parentheses,
+        separator=options.separator,
     )
-    return Job.plan(given.inputs, given.recursive, given.output, style, given.extension, given.append, given.overwrite)
+    return Job.plan(
+        options.inputs, options.recursive, options.output, style, options.extension, options.append, options.overwrite
+    )
