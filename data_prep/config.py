@@ -20,7 +20,7 @@ class Source(Settings):
     kind: Annotated[str, Choice(KINDS)]
     """The format of the source; docs/datasets.md describes each format."""
     path: str
-    """The source's folder; for `jsonl`, the file."""
+    """The source's folder or file; docs/datasets.md says which."""
     images: Images = "original"
     """The folder of a `danbooru2021` mirror to read images from; other kinds ignore it."""
     min_tags: int = Field(default=0, ge=0)

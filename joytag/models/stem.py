@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 RELEASE_STEM = "conv:c=64;ln;relu;conv:c=128;ln;relu;conv:c=256;ln;relu;conv:c=512;ln;relu;conv:c=768,s=1,k=1,p=0"
@@ -60,8 +62,32 @@ def parse_stem(stem: str) -> list[tuple[str, dict[str, int]]]:
         options = {key: value for key, value in {**(known or {}), **given}.items() if value is not None}
         if known is None or options.keys() != known.keys():
             raise ValueError(f"cnn_stem: unknown item {text!r}; known: {', '.join(ITEMS)}, like conv:c=64,k=3")
+        for key, value in options.items():
+            if value < (0 if key == "p" else 1):
+                raise ValueError(f"cnn_stem: {text!r}: {key} is {value}, but only p may be 0 and nothing negative")
         items.append((name, options))
     return items
+
+
+def check_stem(stem: str, width: int, patch_size: int) -> None:
+    """Raise ValueError unless a stem turns each patch of `patch_size` pixels into one token of `width` channels.
+
+    The stem is built on the meta device, where layers have no memory, and applied to an image of 4 x 4 patches.
+    """
+    layers = [options for _, options in parse_stem(stem)]
+    channels = [options["c"] for options in layers if "c" in options]
+    if channels[-1:] != [width]:
+        raise ValueError(f"cnn_stem: the last conv must have c={width} channels (d_model)")
+    stride = math.prod(options.get("s", 1) for options in layers)
+    if stride != patch_size:
+        raise ValueError(f"cnn_stem: its strides multiply to {stride}, not to patch_size {patch_size}")
+    try:
+        with torch.device("meta"):
+            rows, columns = build_stem(stem).eval()(torch.empty(1, 3, 4 * patch_size, 4 * patch_size)).shape[2:]
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # whatever a layer refuses
+        raise ValueError(f"cnn_stem: {str(error).splitlines()[0]}") from None
+    if (rows, columns) != (4, 4):
+        raise ValueError(f"cnn_stem: turns 4 x 4 patches into {rows} x {columns}; adjust its kernels k and paddings p")
 
 
 def build_stem(stem: str, items: Mapping[str, Item] = ITEMS) -> nn.Sequential:

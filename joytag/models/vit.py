@@ -6,7 +6,6 @@ H heads, K width of a head, N tags, S sites of stochastic depth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from joytag.models.initialization import initialize
-from joytag.models.stem import RELEASE_STEM, CNNStem, parse_stem
+from joytag.models.stem import RELEASE_STEM, CNNStem, check_stem
 
 MAX_IMAGE_SIZE = 4096  # pixels; far beyond any model, and small enough for memory
 
@@ -90,13 +89,7 @@ class ViTConfig(ViTOptions, _DataOptions):  # in this order `_DataOptions` gives
         if self.use_sine and self.d_model % 4:
             raise ValueError(f"d_model: {self.d_model} is not a multiple of 4, which sine positions need")
         if self.cnn_stem is not None:
-            layers = [options for _, options in parse_stem(self.cnn_stem)]
-            channels = [options["c"] for options in layers if "c" in options]
-            stride = math.prod(options.get("s", 1) for options in layers)
-            if channels[-1:] != [self.d_model]:
-                raise ValueError(f"cnn_stem: the last conv must have c={self.d_model} channels (d_model)")
-            if stride != self.patch_size:
-                raise ValueError(f"cnn_stem: its strides multiply to {stride}, not to patch_size {self.patch_size}")
+            check_stem(self.cnn_stem, self.d_model, self.patch_size)
 
     def build(self) -> ViT:
         """Build the model, with random weights."""

@@ -261,7 +261,7 @@ def content(name: str, data: bytes):
         (config(num_heads=3), "num_heads: 3"),
         (config(image_size=2**40), "image_size"),
         (config(cnn_stem="conv:c=16,k=4,s=4,p=0,d=2"), "cnn_stem"),
-        (config(cnn_stem="conv:c=99999999999,k=9999999,s=2;conv:c=16,s=2"), "describes no model"),
+        (config(cnn_stem="conv:c=99999999999,k=9999999,s=2;conv:c=16,s=2"), "cnn_stem"),
         (config(cnn_stem="conv:c=9999999,k=3,s=2;conv:c=16,s=2"), r"tensor patch_embeddings"),
         (config(momentum=0.9), "momentum: unknown key"),
         (config(use_sine="yes"), "use_sine"),

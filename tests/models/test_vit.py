@@ -148,6 +148,16 @@ def test_stem_grammar():
             parse_stem(wrong)
 
 
+STEMS_THAT_CANNOT_BE_BUILT = (
+    "conv:c=0;conv:c=16",
+    "conv:c=-8;conv:c=16",
+    "conv:c=8,s=-2;conv:c=16,s=-2",
+    "conv:c=8,k=0;conv:c=16",
+    "conv:c=8,p=99;conv:c=16",
+    "conv:c=8,k=99999999999999999999;conv:c=16",
+)
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -157,6 +167,7 @@ def test_stem_grammar():
         ({"num_blocks": 0}, "num_blocks"),
         ({"patch_size": 8}, "cnn_stem"),
         ({"d_model": 20, "num_heads": 2}, "cnn_stem"),
+        *(({"cnn_stem": stem}, "cnn_stem") for stem in STEMS_THAT_CANNOT_BE_BUILT),
     ],
 )
 def test_impossible_configs_name_the_field(changes, field):
