@@ -8,31 +8,16 @@ operations follow torchvision's tensor arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-OPERATIONS = (
-    "identity",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-    "brightness",
-    "color",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "autocontrast",
-    "equalize",
-)
-GEOMETRIC = OPERATIONS[1:6]
 BINS = 31
 CACHED = 1 << 18  # pixels that a CPU processes at once, so that they stay in its cache
 
@@ -54,13 +39,9 @@ class Space:
 
     def strongest(self, operation: str, size: int) -> float:
         """Return the strongest magnitude of an operation with a sign, else 0, for images of `size` pixels a side."""
-        if operation in ("translate_x", "translate_y"):
-            return self.translate if self.translate >= 1 else self.translate * size
-        if operation in ("shear_x", "shear_y"):
-            return self.shear
-        if operation in ("brightness", "color", "contrast", "sharpness"):
-            return self.blend
-        return self.rotate if operation == "rotate" else 0.0
+        field = OPERATIONS[operation].strongest
+        magnitude: float = getattr(self, field) if field else 0.0
+        return magnitude * size if field == "translate" and magnitude < 1 else magnitude
 
     def magnitude(self, operation: str, level: int, size: int) -> float:
         """Return the unsigned magnitude of a bin, 0 to 30: fraction, pixels, degrees, bits kept, or threshold."""
@@ -80,7 +61,7 @@ SPACES = {
 
 @dataclass(frozen=True)
 class Draws:
-    """One operation for each image of a batch: int64 [B] index into OPERATIONS, float32 [B] magnitude."""
+    """One operation for each image of a batch: int64 [B] row of OPERATIONS, float32 [B] magnitude."""
 
     operations: Tensor
     magnitudes: Tensor
@@ -91,13 +72,14 @@ def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
 
     All draws returned are to be applied, one after the other.
     """
+    names = list(OPERATIONS)
     generators = [np.random.default_rng(list(key)) for key in keys]
     draws = []
     for _ in range(space.number):
         operations, magnitudes = [], []
         for rng in generators:
-            operation, level, sign = rng.integers((len(OPERATIONS), BINS, 2))
-            name = OPERATIONS[operation]
+            operation, level, sign = rng.integers((len(names), BINS, 2))
+            name = names[operation]
             amount = space.magnitude(name, int(level) if space.level is None else space.level, size)
             operations.append(operation)
             magnitudes.append(-amount if sign and space.strongest(name, size) else amount)
@@ -113,12 +95,15 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
     """
     pixels = images.permute(0, 2, 3, 1)
     at_once = max(1, CACHED // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+    operations = list(OPERATIONS.values())
     for index in draws.operations.unique().tolist():
+        change = operations[index].change
+        if change is None:
+            continue
         for members in (draws.operations == index).nonzero().squeeze(1).split(at_once):
-            if OPERATIONS[index] != "identity":
-                chosen = pixels.index_select(0, members.to(images.device, non_blocking=True))
-                changed = _perform(OPERATIONS[index], chosen, draws.magnitudes[members])
-                torch._foreach_copy_([pixels[row] for row in members.tolist()], list(changed))
+            chosen = pixels.index_select(0, members.to(images.device, non_blocking=True))
+            changed = change(chosen, draws.magnitudes[members])
+            torch._foreach_copy_([pixels[row] for row in members.tolist()], list(changed))
     return images
 
 
@@ -126,37 +111,36 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
 # the three channels of a pixel, which CPUs do fastest.
 
 
-def _perform(name: str, pixels_BYXC: Tensor, amounts: Tensor) -> Tensor:
-    if name in ("translate_x", "translate_y"):
-        return _translate(pixels_BYXC, amounts.tolist(), 1 if name == "translate_x" else 0)
-    if name in GEOMETRIC:
-        matrices = torch.tensor([_inverse_matrix(name, amount) for amount in amounts.tolist()], dtype=torch.float32)
-        return _warp(pixels_BYXC, matrices.to(pixels_BYXC.device, non_blocking=True))
-    return _COLOUR[name](pixels_BYXC, amounts.to(pixels_BYXC.device, non_blocking=True).view(-1, 1, 1, 1))
-
-
-def _translate(pixels_BYXC: Tensor, amounts: list[float], dim: int) -> Tensor:
+def _translate(pixels_BYXC: Tensor, magnitudes: Tensor, dim: int) -> Tensor:
     result, size = torch.full_like(pixels_BYXC, 255), pixels_BYXC.shape[1]
-    for moved, image, amount in zip(result, pixels_BYXC, amounts, strict=True):
-        shift = max(-size, min(size, int(amount)))
+    for moved, image, pixels in zip(result, pixels_BYXC, magnitudes.tolist(), strict=True):
+        shift = max(-size, min(size, int(pixels)))
         kept = size - abs(shift)
         moved.narrow(dim, max(0, shift), kept).copy_(image.narrow(dim, max(0, -shift), kept))
     return result
 
 
-def _inverse_matrix(operation: str, amount: float) -> list[list[float]]:
-    """Return the 2x3 matrix from output to input positions, in coordinates from -1 to 1 over the image."""
-    if operation == "shear_x":  # about the top left corner
-        return [[1, amount, amount], [0, 1, 0]]
-    if operation == "shear_y":
-        return [[1, 0, 0], [amount, 1, amount]]
-    cosine, sine = np.cos(np.deg2rad(amount)), np.sin(np.deg2rad(amount))
+Matrix = list[list[float]]  # 2x3, from output to input positions, in coordinates from -1 to 1 over the image
+
+
+def _shear_x(slope: float) -> Matrix:
+    return [[1, slope, slope], [0, 1, 0]]  # about the top left corner
+
+
+def _shear_y(slope: float) -> Matrix:
+    return [[1, 0, 0], [slope, 1, slope]]
+
+
+def _rotation(degrees: float) -> Matrix:
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return [[cosine, -sine, 0], [sine, cosine, 0]]
 
 
-def _warp(pixels_BYXC: Tensor, matrices: Tensor) -> Tensor:
-    """Resample bilinearly at the input positions to which `matrices`, float32 [B, 2, 3], map each output position."""
+def _warp(pixels_BYXC: Tensor, magnitudes: Tensor, matrix: Callable[[float], Matrix]) -> Tensor:
+    """Resample bilinearly at the input position to which an image's `matrix` maps each output position."""
     size = pixels_BYXC.shape[1]
+    matrices = torch.tensor([matrix(magnitude) for magnitude in magnitudes.tolist()], dtype=torch.float32)
+    matrices = matrices.to(pixels_BYXC.device, non_blocking=True)
     position = (torch.arange(size, device=pixels_BYXC.device) * 2 + 1) / size - 1
     # Positions as complex numbers: one addition computes x and y.
     along_x, along_y, offset = torch.view_as_complex(matrices.transpose(1, 2).contiguous()).unsqueeze(-1).unbind(1)
@@ -169,9 +153,13 @@ def _warp(pixels_BYXC: Tensor, matrices: Tensor) -> Tensor:
 
 def _levels(values: Tensor) -> Tensor:
     """Convert floats to uint8, rounded down; overwrites them."""
-    return (
-        values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
-    )  # a direct conversion to uint8 takes five times as long
+    # A direct conversion to uint8 takes five times as long.
+    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
+
+
+def _on_device(change: Callable[[Tensor, Tensor], Tensor], pixels_BYXC: Tensor, magnitudes: Tensor) -> Tensor:
+    """Perform a colour operation, which takes the magnitudes as [B, 1, 1, 1] on the device of the pixels."""
+    return change(pixels_BYXC, magnitudes.to(pixels_BYXC.device, non_blocking=True).view(-1, 1, 1, 1))
 
 
 def _grey(planes: Sequence[Tensor]) -> Tensor:
@@ -253,6 +241,36 @@ def _histogram(bins: Tensor, length: int) -> Tensor:
     return zeros.scatter_add_(0, bins.long(), torch.ones_like(bins, dtype=torch.int64))
 
 
+class Operation(NamedTuple):
+    """An operation of TrivialAugment and RandAugment.
+
+    `change` takes uint8 pixels_BYXC and float32 magnitudes [B] on the CPU, and returns the changed pixels; None leaves
+    images unchanged. `strongest` is the field of Space with its strongest magnitude, which gets a random sign; "" for
+    an operation without a sign.
+    """
+
+    change: Callable[[Tensor, Tensor], Tensor] | None
+    strongest: str = ""
+
+
+OPERATIONS = {  # in this order: Draws refer to rows
+    "identity": Operation(None),
+    "shear_x": Operation(partial(_warp, matrix=_shear_x), "shear"),
+    "shear_y": Operation(partial(_warp, matrix=_shear_y), "shear"),
+    "translate_x": Operation(partial(_translate, dim=1), "translate"),
+    "translate_y": Operation(partial(_translate, dim=0), "translate"),
+    "rotate": Operation(partial(_warp, matrix=_rotation), "rotate"),
+    "brightness": Operation(partial(_on_device, _brightness), "blend"),
+    "color": Operation(partial(_on_device, _color), "blend"),
+    "contrast": Operation(partial(_on_device, _contrast), "blend"),
+    "sharpness": Operation(partial(_on_device, _sharpness), "blend"),
+    "posterize": Operation(partial(_on_device, _posterize)),
+    "solarize": Operation(partial(_on_device, _solarize)),
+    "autocontrast": Operation(partial(_on_device, _autocontrast)),
+    "equalize": Operation(partial(_on_device, _equalize)),
+}
+
+
 def mixup(images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Mix each pair of neighbours, images [B, 3, S, S] and labels [B, N], both float; B is even.
 
@@ -264,15 +282,3 @@ def mixup(images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tenso
         neighbours = values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         mixed.append(torch.lerp(neighbours, values, shares.view(-1, *[1] * (values.dim() - 1))))
     return mixed[0], mixed[1]
-
-
-_COLOUR = {
-    "brightness": _brightness,
-    "color": _color,
-    "contrast": _contrast,
-    "sharpness": _sharpness,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "autocontrast": _autocontrast,
-    "equalize": _equalize,
-}
