@@ -135,8 +135,8 @@ def measure(
     lines = [table(comparisons), f"{date.today()}, {_machine(setup.device)}, torch {torch.__version__}"]
     lines += [f"{comparison.work}: {comparison.note}" for comparison in comparisons if comparison.note]
     if json_file is not None:
-        facts = {"date": str(date.today()), "comparisons": [comparison.summary() for comparison in comparisons]}
-        write_text(json_file, json.dumps(facts, indent=1) + "\n")
+        measurements = {"date": str(date.today()), "comparisons": [comparison.summary() for comparison in comparisons]}
+        write_text(json_file, json.dumps(measurements, indent=1) + "\n")
     if subject == ALL:
         dry_run.write_rates(measured_rates(results, setup))
         lines.append(f"rates for dry runs in {dry_run.RATES}")

@@ -61,14 +61,14 @@ Threshold = float | tuple[float, float]  # one for all images, or one for the se
 class Contender:
     """A tagger in a comparison: `scores` float16 [P, N] of the common images and tags; `threshold` is its own.
 
-    `letter` stands for it in plots and tables; `facts` describe it and its origin.
+    `letter` stands for it in plots and tables. `provenance` describes the tagger and its predictions by key.
     """
 
     letter: str
     name: str
     threshold: float
     scores: np.ndarray
-    facts: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

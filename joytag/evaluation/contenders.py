@@ -59,22 +59,22 @@ def open_taggers(paths: Sequence[Path], thresholds: Sequence[float] = (), device
     """Identify the taggers in directories, and check all of them before any is used.
 
     A directory may hold predictions, a release, a checkpoint, a run (its release counts, or else its newest checkpoint)
-    or an ONNX tagger in the WD layout. `thresholds`: one for all taggers, one for each, or none for the usual threshold
-    of each kind. Raises ValueError naming the first directory that holds none of these or cannot be read.
+    or an ONNX tagger in the WD layout. `thresholds`: one for all taggers, one for each, or none for the default of each
+    kind. Raises ValueError naming the first directory that holds none of these or cannot be read.
     """
     if not 2 <= len(paths) <= len(string.ascii_uppercase):
         raise TaggerEntryError(f"{len(paths)} taggers: give 2 to {len(string.ascii_uppercase)} directories")
     if len(thresholds) not in (0, 1, len(paths)):
         raise TaggerEntryError(f"{len(thresholds)} thresholds: give one, or one for each of {len(paths)} taggers")
-    where, entries = devices.pick_device(device), []
+    torch_device, entries = devices.pick_device(device), []
     for number, (path, name) in enumerate(zip(paths, short_names(paths), strict=True)):
         kind, path = _find_tagger(path)
         opened = Predictions.open(path) if kind == "predictions" else None
-        onnx = OnnxTagger.load(path, where) if kind == "ONNX" else None
+        onnx = OnnxTagger.load(path, torch_device) if kind == "ONNX" else None
         if kind == "release":
             release.read_config(path), release.read_tags(path)
-        usual = wd_onnx.THRESHOLD if onnx else DEFAULT_THRESHOLD
-        threshold = thresholds[number % len(thresholds)] if thresholds else usual
+        default = wd_onnx.THRESHOLD if onnx else DEFAULT_THRESHOLD
+        threshold = thresholds[number % len(thresholds)] if thresholds else default
         entries.append(TaggerEntry(string.ascii_uppercase[number], name, kind, path, threshold, opened, onnx))
     return entries
 
@@ -115,10 +115,10 @@ def _find_tagger(path: Path) -> tuple[str, Path]:
 def predict(
     tagger: TaggerEntry, dataset: Dataset | None, output: Path, device: str = "auto", precision: str = "auto"
 ) -> Predictions:
-    """Return a tagger's predictions: its own if they are of this dataset, or else new ones in `output`/predictions.
+    """Return a tagger's predictions: its own if they are of this dataset, else those in `output`/predictions.
 
-    Resumes unfinished ones. Raises DatasetRequired when predictions must be computed without a dataset, ValueError for
-    other problems of the tagger or the dataset, and Unfinished when a signal asks to stop.
+    Computes them if necessary, and resumes unfinished ones. Raises DatasetRequired when they must be computed without a
+    dataset, ValueError for other problems of the tagger or the dataset, and Unfinished when a signal asks to stop.
     """
     if tagger.predictions is not None:
         return tagger.predictions
@@ -126,27 +126,27 @@ def predict(
         raise DatasetRequired(f"{tagger.path}: has no predictions yet; they need a dataset")
     size = tagger.onnx.size if tagger.onnx else release.read_config(tagger.path).image_size
     image_dataset = loader.ImageDataset(dataset, SPLIT, size)
-    where = devices.pick_device(device)
-    dtype = devices.pick_dtype(precision, where)
-    facts = runner.provenance(tagger.path, image_dataset, SPLIT, BATCH, where, dtype)
+    torch_device = devices.pick_device(device)
+    dtype = devices.pick_dtype(precision, torch_device)
+    provenance = runner.collect_provenance(tagger.path, image_dataset, SPLIT, BATCH, torch_device, dtype)
     if tagger.onnx:
         hashes = {name: file_hash(tagger.path / name) for name in wd_onnx.FILES}
-        facts |= {"model_files": hashes, "dtype": "float32", "batch": BATCH}
+        provenance |= {"model_files": hashes, "dtype": "float32", "batch": BATCH}
     own = tagger.path / predictions.DIRECTORY
-    if _is_finished(own, facts):
+    if _is_finished(own, provenance):
         return Predictions.open(own)
-    directory = output / predictions.DIRECTORY / predictions_writer.fingerprint(facts)
-    if not predictions_writer.is_finished(directory, facts):
+    directory = output / predictions.DIRECTORY / predictions_writer.fingerprint(provenance)
+    if not predictions_writer.is_finished(directory, provenance):
         if tagger.onnx is None and release.read_tags(tagger.path) == dataset.tags.names:
             runner.predict_release(directory, tagger.path, dataset, SPLIT, BATCH, None, device, precision)
         else:
-            _predict_other_vocabulary(tagger, image_dataset, facts, directory, where, dtype)
+            _predict_other_vocabulary(tagger, image_dataset, provenance, directory, torch_device, dtype)
     return Predictions.open(directory)
 
 
-def _is_finished(directory: Path, facts: Mapping[str, Any]) -> bool:
+def _is_finished(directory: Path, provenance: Mapping[str, Any]) -> bool:
     try:
-        return predictions_writer.is_finished(directory, facts)
+        return predictions_writer.is_finished(directory, provenance)
     except predictions.PredictionsError:  # of other weights, images or precision
         return False
 
@@ -154,7 +154,7 @@ def _is_finished(directory: Path, facts: Mapping[str, Any]) -> bool:
 def _predict_other_vocabulary(
     tagger: TaggerEntry,
     image_dataset: loader.ImageDataset,
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     directory: Path,
     device: torch.device,
     dtype: torch.dtype,
@@ -167,7 +167,7 @@ def _predict_other_vocabulary(
         network, names = release.load(tagger.path)
         tags = TagTable(names, *(_look_up(names, known, column) for column in ("categories", "counts", "totals")))
     writer = PredictionsWriter(directory, len(image_dataset), len(tags), BATCH)
-    done = writer.begin(facts)
+    done = writer.begin(provenance)
     with loader.worker_errors(), Interrupts() as interrupts:
         if tagger.onnx:
             _predict_onnx(writer, done, tagger.onnx, image_dataset, interrupts)

@@ -72,7 +72,7 @@ def intersect(
             own_labels = merge_labels(own.labels[own_rows].tocsc(), own_columns)
             _check_labels_agree(labels, own_labels, own, reference, tags)
         scores = gather_scores(own.scores, own_rows, own_columns)
-        contenders.append(Contender(tagger.letter, tagger.name, tagger.threshold, scores, _facts(tagger, own)))
+        contenders.append(Contender(tagger.letter, tagger.name, tagger.threshold, scores, _provenance(tagger, own)))
     facts = {
         "labels": str(reference.source),
         "labelled_images": len(reference.keys),
@@ -115,16 +115,16 @@ def _select_tags(tags: TagTable, chosen: Sequence[int]) -> TagTable:
     return TagTable(names, tags.categories[chosen], tags.counts[chosen], tags.totals[chosen])
 
 
-def _facts(tagger: TaggerEntry, predicted: Predictions) -> dict[str, Any]:
-    provenance = predicted.provenance
+def _provenance(tagger: TaggerEntry, predicted: Predictions) -> dict[str, Any]:
+    own = predicted.provenance
     return {
         "kind": tagger.kind,
         "path": str(tagger.path),
         "predictions": str(predicted.directory),
         "images": len(predicted),
-        "undecodable": len(provenance.get("undecodable", ())),
+        "undecodable": len(own.get("undecodable", ())),
         "tags": len(predicted.tags),
-        **{key: provenance.get(key) for key in ("model", "model_files", "dataset", "image_size", "dtype", "date")},
+        **{key: own.get(key) for key in ("model", "model_files", "dataset", "image_size", "dtype", "date")},
     }
 
 

@@ -36,15 +36,15 @@ from joytag.evaluation.predictions import (
     remedy,
 )
 
-# Facts that may differ when an evaluation resumes, and those that, in a finished one, changed the scores by rounding
-# at most, which is no reason to repeat it.
+# Keys of the provenance that may differ when an evaluation resumes, and those that change scores only by rounding. The
+# latter are no reason to repeat a finished evaluation.
 MOVABLE = {"version", "model", "dataset", "date", "versions", "undecodable", "sha256"}
 ROUNDING = {"device", "batch"}
-WORDS = {"model_files": "model", "split_sha256": "dataset", "dtype": "precision"}  # facts by their names in messages
+WORDS = {"model_files": "model", "split_sha256": "dataset", "dtype": "precision"}  # keys by their names in messages
 
 
 class OutputError(PredictionsError):
-    """A directory that cannot hold these predictions: other content, or a full disk; another directory would do."""
+    """A directory that cannot hold these predictions: it has other content, or its disk is full."""
 
 
 def write(
@@ -91,26 +91,26 @@ def write(
         raise _cannot_write(directory, error) from None
 
 
-def is_finished(directory: Path, facts: Mapping[str, Any]) -> bool:
-    """Return whether a directory holds finished predictions with these facts; remove what is left of the work.
+def is_finished(directory: Path, provenance: Mapping[str, Any]) -> bool:
+    """Return whether a directory holds finished predictions of this provenance; remove the rest of the work.
 
-    Raises OutputError when it holds predictions with other facts.
+    Raises OutputError when it holds predictions of another provenance.
     """
     if not (directory / PROVENANCE).exists():
         return False
-    _check_same_facts(directory, read_provenance(directory), facts, MOVABLE | ROUNDING)
+    _check_same_provenance(directory, read_provenance(directory), provenance, MOVABLE | ROUNDING)
     shutil.rmtree(directory / WORK, ignore_errors=True)  # of a process killed between its last two steps
     return True
 
 
-def fingerprint(facts: Mapping[str, Any]) -> str:
-    """Return 12 hex digits that differ for facts of which `is_finished` would refuse one for the other."""
-    lasting = {key: facts[key] for key in sorted(facts.keys() - MOVABLE - ROUNDING)}
+def fingerprint(provenance: Mapping[str, Any]) -> str:
+    """Return 12 hex digits of a provenance: equal for predictions that `is_finished` accepts for each other."""
+    lasting = {key: provenance[key] for key in sorted(provenance.keys() - MOVABLE - ROUNDING)}
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _check_same_facts(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
-    """Raise OutputError at the first fact that differs and is not `free` to."""
+def _check_same_provenance(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
+    """Raise OutputError at the first key that differs and is not in `free`."""
     for key in sorted(now.keys() - free):
         if before.get(key) != now[key]:
             values = f" ({before.get(key)} there, {now[key]} now)" if isinstance(now[key], str | int) else ""
@@ -121,7 +121,7 @@ def _check_same_facts(directory: Path, before: Mapping[str, Any], now: Mapping[s
 
 
 class JournalEntry(NamedTuple):
-    """A finished block: its number, the checksum of its scores, and its rows that cannot be decoded, with reasons."""
+    """A finished block: its number, the CRC-32 of its scores, and its rows that cannot be decoded, with reasons."""
 
     block: int
     crc: int
@@ -150,17 +150,17 @@ class PredictionsWriter:
         return self._work / "scores.npy"
 
     @property
-    def _facts(self) -> Path:
+    def _provenance(self) -> Path:
         return self._work / PROVENANCE
 
-    def begin(self, facts: Mapping[str, Any]) -> set[int]:
+    def begin(self, provenance: Mapping[str, Any]) -> set[int]:
         """Start, or resume, and return the numbers of the blocks that need not be computed.
 
-        `facts` become the provenance. Raises PredictionsError when the directory is damaged, and OutputError when it
-        holds something else, cannot be written, or the disk is too small.
+        Raises PredictionsError when the directory is damaged, and OutputError when it holds something else, cannot be
+        written, or the disk is too small.
         """
-        if self._facts.exists():
-            _check_same_facts(self.directory, read_json(self._facts), facts, MOVABLE)
+        if self._provenance.exists():
+            _check_same_provenance(self.directory, read_json(self._provenance), provenance, MOVABLE)
             # Blocks with images that could not be decoded are repeated: a disk may have been missing.
             return {block for block, bad in self.done().items() if not bad}
         if self.directory.is_dir() and any(path != self._work for path in self.directory.iterdir()):
@@ -168,12 +168,12 @@ class PredictionsWriter:
                 f"{self.directory}: holds something other than predictions; choose another output directory"
             )
         try:
-            self._start(facts)
+            self._start(provenance)
         except OSError as error:
             raise _cannot_write(self.directory, error) from None
         return set()
 
-    def _start(self, facts: Mapping[str, Any]) -> None:
+    def _start(self, provenance: Mapping[str, Any]) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         size = 2 * self.rows * self.n_tags
@@ -186,7 +186,7 @@ class PredictionsWriter:
         with self._scores.open("wb") as file:
             _write_header(file, np.float16, (self.rows, self.n_tags))
             file.truncate(file.tell() + size)
-        files.write_text(self._facts, json.dumps(dict(facts), indent=2) + "\n")
+        files.write_text(self._provenance, json.dumps(dict(provenance), indent=2) + "\n")
 
     def write(self, block: int, rows: np.ndarray, scores: np.ndarray, bad: list[tuple[int, str]], writer: int) -> None:
         """Write a block: the rows that could be decoded, int64 [B], their scores, float16 [B, N], and the bad rows.
@@ -261,7 +261,7 @@ class PredictionsWriter:
             {"id": int(posts.ids[row]), "hash": posts.hashes[row].tobytes().hex(), "reason": reason}
             for row, reason in bad
         ]
-        provenance = read_json(self._facts) | {"undecodable": undecodable}
+        provenance = read_json(self._provenance) | {"undecodable": undecodable}
         sources = posts.sources.astype(np.int64)
         write(self.directory, self._open(), posts.ids, posts.hashes, sources, labels, tags, provenance, kept)
         shutil.rmtree(self._work)

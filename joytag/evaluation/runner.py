@@ -107,15 +107,15 @@ def predict_release(
             "the tags that all have"
         )
     image_dataset = loader.ImageDataset(dataset, split, config.image_size)
-    facts = provenance(model, image_dataset, split, batch, device, dtype)
+    provenance = collect_provenance(model, image_dataset, split, batch, device, dtype)
     writer = predictions_writer.PredictionsWriter(directory, len(image_dataset), len(names), batch)
     if workers is None:
         workers = loader.default_workers(device)
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT):
-            if not on_rank_zero(lambda: predictions_writer.is_finished(directory, facts)):
+            if not on_rank_zero(lambda: predictions_writer.is_finished(directory, provenance)):
                 network = release.load(model)[0].to(device)
-                done = on_rank_zero(lambda: writer.begin(facts))
+                done = on_rank_zero(lambda: writer.begin(provenance))
                 with Interrupts(distributed.failed) as interrupts, inference.evaluating(network):
                     predict_blocks(writer, done, network, image_dataset, workers, device, dtype, interrupts)
                 if distributed.rank() == 0:
@@ -160,10 +160,10 @@ def check_interrupts(code: int, finished: int, total: int) -> None:
         raise Unfinished(f"stopped after {finished:,} of {total:,} images, as requested", code)
 
 
-def provenance(
+def collect_provenance(
     model: Path, image_dataset: loader.ImageDataset, split: str, batch: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Return what identifies predictions: the paths and hashes of model and dataset, and how scores are computed."""
+    """Return the provenance of predictions: paths and hashes of model and dataset, precision, device, versions."""
     dataset, posts = image_dataset.dataset, image_dataset.posts
     content = hashlib.sha256("\n".join(dataset.tags.names).encode())
     for column in (posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources):

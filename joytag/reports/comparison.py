@@ -34,7 +34,7 @@ def _contents(comparison: Comparison) -> dict[str, Any]:
     contenders = comparison.contenders
     return {
         "facts": comparison.facts,
-        "taggers": {c.letter: {"name": c.name, "threshold": c.threshold, **c.facts} for c in contenders},
+        "taggers": {c.letter: {"name": c.name, "threshold": c.threshold, **c.provenance} for c in contenders},
         "summary": [comparison.summary(*pair) for pair in comparison.pairs()],
         "views": {name: view.words for name, view in VIEWS.items()},
         "thresholds": comparison.thresholds,

@@ -97,7 +97,7 @@ def _provenance(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Yield name and text of the facts about the comparison and about each tagger."""
     yield from format_facts(comparison.facts)
     for contender in comparison.contenders:
-        yield from format_facts(contender.facts, f"{contender.letter}: ")
+        yield from format_facts(contender.provenance, f"{contender.letter}: ")
 
 
 def _best_tags(table: pa.Table, pair: tuple[str, str], letter: str) -> list[dict[str, Any]]:

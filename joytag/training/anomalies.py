@@ -65,8 +65,8 @@ class AnomalyMonitor:
     def record(self, state: TrainState, step: Step, kind: str, **metrics: float) -> None:
         """Record an event with the ids of the step's images."""
         skipped_before = state.skipped - self.run.config.batch_size * step.skipped
-        facts = {"loss": step.loss, "grad_norm": step.norm, **metrics}
-        self.tracker.event(state.samples, kind, facts | {"ids": ids_of_step(step.start, skipped_before, self.run)})
+        details = {"loss": step.loss, "grad_norm": step.norm, **metrics}
+        self.tracker.event(state.samples, kind, details | {"ids": ids_of_step(step.start, skipped_before, self.run)})
 
 
 class SpikeDetector:
@@ -104,7 +104,7 @@ class Quarantine:
         for row, reason in bad:
             if row not in self.rows and self.enabled:
                 post_id, source = int(self.posts.ids[row]), self.dataset.sources[self.posts.sources[row]]
-                facts = {"samples": samples, "row": row, "post_id": post_id, "source": source, "reason": reason}
-                append_line(self.path, facts)
+                line = {"samples": samples, "row": row, "post_id": post_id, "source": source, "reason": reason}
+                append_line(self.path, line)
             self.rows.add(row)
         return len(self.rows)

@@ -29,12 +29,12 @@ def resolve(run: Run) -> Run:
         return run
     path = Path(run.config.output) / "micro_batch.json"
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
-    facts = {"device": name, "processes": distributed.world_size()}
-    recorded = [line for line in jsonl.read(path) if facts.items() <= line.items()]
+    hardware = {"device": name, "processes": distributed.world_size()}
+    recorded = [line for line in jsonl.read(path) if hardware.items() <= line.items()]
     micro = int(recorded[0]["micro_batch"]) if recorded else largest(run)
     if not recorded and distributed.rank() == 0:
         print(f"micro_batch: {micro} samples at once on {name}")
-        write_text(path, json.dumps(facts | {"micro_batch": micro}) + "\n")
+        write_text(path, json.dumps(hardware | {"micro_batch": micro}) + "\n")
     return with_micro_batch(run, micro)
 
 

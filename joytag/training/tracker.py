@@ -86,12 +86,12 @@ class Tracker:
                 warnings.warn(f"wandb: {error}; the run goes on without it", stacklevel=2)
                 self.wandb = None
 
-    def event(self, samples: int, kind: str, facts: dict[str, Any]) -> None:
+    def event(self, samples: int, kind: str, details: dict[str, Any]) -> None:
         """Record an anomaly, in events.jsonl and, without its lists, on the terminal."""
         if self.enabled:
-            text = "  ".join(f"{name} {value:.4g}" for name, value in facts.items() if isinstance(value, float))
+            text = "  ".join(f"{name} {value:.4g}" for name, value in details.items() if isinstance(value, float))
             print(f"{samples:>11,}  {kind}: {text}, see {self.events}", flush=True)
-            append_line(self.events, {"samples": samples, "event": kind, **facts})
+            append_line(self.events, {"samples": samples, "event": kind, **details})
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

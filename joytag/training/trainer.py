@@ -106,16 +106,16 @@ def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Int
         save_state(state, run, required=code > 0 or samples == max(ends))
         saved, code = samples, agreed_exit_code(interrupts.code)  # a signal may have come while saving
     if code:
-        raise Stopped(f"stopped after {samples:,} samples, as asked", code)
+        raise Stopped(f"stopped after {samples:,} samples, as requested", code)
     return saved
 
 
 def start_tracker(run: Run, samples: int) -> Tracker:
     """Create the run's tracker, from the samples so far; it is silent on all ranks but 0."""
     config = run.config
-    directory, facts, tracking = Path(config.output), config.model_dump(mode="json"), config.tracking
     total, enabled = schedule.total(run.stages), distributed.rank() == 0
-    return Tracker(directory, samples, total, facts, tracking.wandb, tracking.project, enabled)
+    settings, tracking = config.model_dump(mode="json"), config.tracking
+    return Tracker(Path(config.output), samples, total, settings, tracking.wandb, tracking.project, enabled)
 
 
 def compile_parts(model: Model, run: Run) -> None:

@@ -33,18 +33,18 @@ def trained(name: str = "lamb"):
 
 def save(root, samples, keep_last=3, keep_every=10**9):
     model, optimizer = trained()
-    tensors, facts = checkpoint.pack_optimizer(optimizer)
+    tensors, values = checkpoint.pack_optimizer(optimizer)
     checkpoint.save(
-        root, samples, model, TAGS, "focal2", tensors, {"samples": samples, "optimizer": facts}, keep_last, keep_every
+        root, samples, model, TAGS, "focal2", tensors, {"samples": samples, "optimizer": values}, keep_last, keep_every
     )
     return model, tensors
 
 
 def test_what_was_saved_is_read_back_to_the_bit(tmp_path):
     model, tensors = save(tmp_path, 64)
-    found, tags, found_tensors, facts = checkpoint.load(tmp_path / "000000000064")
+    found, tags, found_tensors, values = checkpoint.load(tmp_path / "000000000064")
     assert tags == TAGS
-    assert facts["samples"] == 64
+    assert values["samples"] == 64
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value)
     assert found_tensors.keys() == tensors.keys()
@@ -56,9 +56,9 @@ def test_an_unpacked_optimizer_takes_the_same_next_step(name):
     model, optimizer = trained(name)
     other, fresh = trained(name)
     other.load_state_dict(model.state_dict())
-    tensors, facts = checkpoint.pack_optimizer(optimizer)
+    tensors, values = checkpoint.pack_optimizer(optimizer)
     tensors = {name: value.clone() for name, value in tensors.items()}
-    checkpoint.unpack_optimizer(fresh, tensors, json.loads(json.dumps(facts)))
+    checkpoint.unpack_optimizer(fresh, tensors, json.loads(json.dumps(values)))
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()

@@ -112,7 +112,7 @@ def test_a_run_stopped_by_a_signal_resumes_bit_identical(run_values, tmp_path, m
     run = build_run(run_values)
     with monkeypatch.context() as patch:
         interrupt_at(call, owner, name, number, patch)
-        with pytest.raises(Stopped, match="as asked") as end:
+        with pytest.raises(Stopped, match="as requested") as end:
             trainer.train(run, None)
     assert end.value.code == SIGNALS[number]
     saved = newest_checkpoint(run)
