@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.data.tag_names import DEFAULT_THRESHOLD
@@ -26,7 +27,7 @@ POINTS = 101  # of a curve along thresholds, and as many along recall
 TAG_CURVES = 9  # tags with a curve of their own
 AVERAGES = tuple(f"{kind}_{name}" for kind in ("macro", "micro") for name in ("precision", "recall", "f1"))
 HEADLINE = tuple(f"{kind}_{name}" for kind in ("macro", "micro") for name in ("precision", "recall", "f1", "mcc"))
-Resample = Callable[..., dict[str, dict[str, np.ndarray]]]  # bootstrap.replicates with its seed and resamples
+Resample = Callable[..., dict[str, dict[str, NDArray[np.float64]]]]  # bootstrap.replicates with its seed and resamples
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class Grouping:
 class TagCurve(NamedTuple):
     """Recall and precision of one tag at the scores of its positives: float64 [up to 2 * POINTS]."""
 
-    recall: np.ndarray
-    precision: np.ndarray
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def _headline(
 
 
 def _map_interval(
-    scores: np.ndarray, labels: csc_array, curves: Curves, ranked: np.ndarray, resamples: int, seed: int
+    scores: NDArray[np.float16], labels: csc_array, curves: Curves, ranked: NDArray[np.int64], resamples: int, seed: int
 ) -> Interval:
     """Return mean average precision over the `ranked` tags, int64."""
     mean = float(curves.ap[ranked].mean()) if len(ranked) else np.nan
@@ -255,9 +256,9 @@ def _map_interval(
 
 
 def _tag_groupings(
-    kinds: Mapping[str, Mapping[str, np.ndarray]],
+    kinds: Mapping[str, Mapping[str, NDArray[np.int64]]],
     counts: Counts,
-    ap: np.ndarray,
+    ap: NDArray[np.float64],
     labels: csc_array,
     decisions: csc_array,
     minimum: int,
@@ -266,7 +267,7 @@ def _tag_groupings(
     """Return a Grouping for each kind of groups of tags, all from the same resamples; `kinds`: kind -> name -> tags."""
     every = {f"{kind}: {name}": tags for kind, groups in kinds.items() for name, tags in groups.items()}
 
-    def macro_f1(counts: Counts) -> dict[str, np.ndarray]:
+    def macro_f1(counts: Counts) -> dict[str, NDArray[np.float64]]:
         return {key: metrics.averages(counts[tags])["macro_f1"] for key, tags in every.items()}
 
     sampled = resample(labels, {"": decisions}, macro_f1)[""]
@@ -283,7 +284,7 @@ def _tag_groupings(
 
 def _source_grouping(
     predictions: Predictions,
-    scores: np.ndarray,
+    scores: NDArray[np.float16],
     decisions: csc_array,
     curves: Curves,
     minimum: int,
@@ -305,7 +306,9 @@ def _source_grouping(
     return Grouping(rows, _gap(rows, replicates))
 
 
-def _group_metrics(counts: Counts, ap: np.ndarray, minimum: int, macro_f1: np.ndarray, images: int) -> GroupMetrics:
+def _group_metrics(
+    counts: Counts, ap: NDArray[np.float64], minimum: int, macro_f1: NDArray[np.float64], images: int
+) -> GroupMetrics:
     """Return a group's metrics from its counts and AP, [tags], and its macro F1 in every resample."""
     averages = metrics.averages(counts)
     bounds = interval(averages["macro_f1"], macro_f1)
@@ -320,7 +323,7 @@ def _group_metrics(counts: Counts, ap: np.ndarray, minimum: int, macro_f1: np.nd
     )
 
 
-def _gap(rows: Mapping[str, GroupMetrics], replicates: Mapping[str, np.ndarray]) -> Gap | None:
+def _gap(rows: Mapping[str, GroupMetrics], replicates: Mapping[str, NDArray[np.float64]]) -> Gap | None:
     defined = sorted((row.macro_f1, name) for name, row in rows.items() if not np.isnan(row.macro_f1))
     if len(defined) < 2:
         return None
@@ -329,7 +332,7 @@ def _gap(rows: Mapping[str, GroupMetrics], replicates: Mapping[str, np.ndarray])
 
 
 def _split_half(
-    scores: np.ndarray, labels: csc_array, fixed: csc_array, threshold: float, seed: int, resample: Resample
+    scores: NDArray[np.float16], labels: csc_array, fixed: csc_array, threshold: float, seed: int, resample: Resample
 ) -> SplitHalf:
     """Compare the `fixed` decisions, those at `threshold`, with decisions at thresholds from the other half."""
     fit = cross_fit(scores, labels, seed)
@@ -380,7 +383,7 @@ def _sample_curves(curves: Curves) -> SampledCurves:
     return curves.at(levels, VALUES[levels - 1])
 
 
-def _tag_curves(predictions: Predictions, curves: Curves, ranked: np.ndarray) -> dict[str, TagCurve]:
+def _tag_curves(predictions: Predictions, curves: Curves, ranked: NDArray[np.int64]) -> dict[str, TagCurve]:
     """Return curves of TAG_CURVES of the `ranked` tags, from the commonest to the rarest in training."""
     if not len(ranked):
         return {}

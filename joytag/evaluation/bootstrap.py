@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.evaluation.metrics import Counts, averages, histograms
@@ -35,7 +36,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def interval(value: float, replicates: np.ndarray) -> Interval:
+def interval(value: float, replicates: NDArray[np.float64]) -> Interval:
     """Return a metric with the centred 2.5th and 97.5th percentile of its defined replicates [R].
 
     Centred: shifted so that the mean of the replicates is the metric. A resample lacks a third of the images and holds
@@ -50,7 +51,7 @@ def interval(value: float, replicates: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def resample_weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+def resample_weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[NDArray[np.float32]]:
     """Yield how often each resample holds each image: float32 [P, up to BLOCK resamples], block by block."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
@@ -66,7 +67,7 @@ def replicates(
     measure: MetricFunction = averages,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Return the metrics of several sets of decisions in every resample: name -> metric -> float64 [R].
 
     Takes labels, bool [P, N], and decisions, bool [P, N], by name. All are counted in the same resamples, so that
@@ -89,7 +90,7 @@ def replicates(
     }
 
 
-def ap_influence(scores: np.ndarray, labels: csc_array, tags: np.ndarray) -> np.ndarray:
+def ap_influence(scores: NDArray[np.float16], labels: csc_array, tags: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the derivative of mean average precision with respect to each image's weight: float64 [P], summing to 0.
 
     Takes scores float16 [P, N], labels bool [P, N] and the tags of the mean, int64, each with a positive. AP is the
@@ -112,7 +113,9 @@ def ap_influence(scores: np.ndarray, labels: csc_array, tags: np.ndarray) -> np.
     return influence
 
 
-def _ap_slopes(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ap_slopes(
+    negative: NDArray[np.int32], positive: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what an image's weight adds to a tag's AP if it has the tag, and what it subtracts in any case.
 
     Both by the image's level, float64 [LEVELS], times the number of positives. Takes the numbers of images without and
@@ -126,7 +129,9 @@ def _ap_slopes(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, 
     return with_tag, (without * precision).cumsum()
 
 
-def ap_replicates(value: float, influence: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+def ap_replicates(
+    value: float, influence: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES
+) -> NDArray[np.float64]:
     """Return mean average precision in every resample, float64 [R], linearized with the result of `ap_influence`.
 
     The resamples are those of `replicates`. The error is of second order: smaller, the more positives the tags have. A

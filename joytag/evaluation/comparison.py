@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 from scipy.stats import false_discovery_control
 
@@ -67,7 +68,7 @@ class Contender:
     letter: str
     name: str
     threshold: float
-    scores: np.ndarray
+    scores: NDArray[np.float16]
     provenance: Mapping[str, Any]
 
 
@@ -169,7 +170,7 @@ class Resampled:
     """A metric, and its value in every resample, float64 [R]."""
 
     value: float
-    replicates: np.ndarray
+    replicates: NDArray[np.float64]
 
     def __sub__(self, other: Resampled) -> Resampled:
         return Resampled(self.value - other.value, self.replicates - other.replicates)
@@ -230,7 +231,7 @@ def compare(
     )
 
 
-def evaluate_contender(contender: Contender, labels: csc_array, first_half: np.ndarray) -> EvaluatedContender:
+def evaluate_contender(contender: Contender, labels: csc_array, first_half: NDArray[np.bool_]) -> EvaluatedContender:
     """Compute a contender's curves, and its decisions in every view; `first_half` of the images, bool [P]."""
     scores = contender.scores
     curves = compute_curves(scores, labels)
@@ -251,8 +252,8 @@ def _resample(
     contenders: Sequence[Contender],
     evaluated: Mapping[str, EvaluatedContender],
     labels: csc_array,
-    categories: np.ndarray,
-    ranked: np.ndarray,
+    categories: NDArray[np.int8],
+    ranked: NDArray[np.int64],
     resamples: int,
     seed: int,
 ) -> ResampledMetrics:
@@ -273,11 +274,11 @@ def _resample(
     return resampled
 
 
-def _averages_by_category(categories: np.ndarray) -> bootstrap.MetricFunction:
+def _averages_by_category(categories: NDArray[np.int8]) -> bootstrap.MetricFunction:
     """Return a function of Counts [N, ...] that gives the averages in METRICS, and each category's macro F1."""
     members = by_category(categories)
 
-    def averages_of(counts: Counts) -> dict[str, np.ndarray]:
+    def averages_of(counts: Counts) -> dict[str, NDArray[np.float64]]:
         averages = metrics.averages(counts)
         values = {name: averages[name] for name in METRICS if name in averages}
         for category, tags in members.items():
@@ -299,7 +300,7 @@ def _difference(resampled: ResampledMetrics, first: str, second: str, view: str,
 
 
 def _compare_categories(
-    resampled: ResampledMetrics, categories: np.ndarray, positives: np.ndarray
+    resampled: ResampledMetrics, categories: NDArray[np.int8], positives: NDArray[np.int64]
 ) -> dict[str, CategoryComparison]:
     compared, fair = {}, resampled[FAIR_VIEW]
     for category, tags in by_category(categories).items():

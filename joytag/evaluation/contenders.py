@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.core import devices, progress
@@ -193,7 +194,7 @@ def _predict_onnx(
 ) -> None:
     """Predict and write the blocks that are not `done`. Raises OnnxError, and Unfinished when a signal asks to stop."""
 
-    def read(row: int) -> np.ndarray | str:
+    def read(row: int) -> NDArray[np.uint8] | str:
         try:
             return tagger.read(image_dataset.dataset.image_path(image_dataset.posts.hashes[row].tobytes()))
         except images.ImageError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.evaluation.metrics import (
@@ -25,9 +26,9 @@ BINS = 15  # of a reliability curve
 class PrecisionRecallF1(NamedTuple):
     """Precision, recall and F1 at several thresholds: float64 arrays of one length."""
 
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Curves:
     `averages`.
     """
 
-    positives: np.ndarray
-    ap: np.ndarray
-    best_f1: np.ndarray
-    best_threshold: np.ndarray
-    ece: np.ndarray
-    micro_tp: np.ndarray
-    micro_fp: np.ndarray
+    positives: NDArray[np.int64]
+    ap: NDArray[np.float64]
+    best_f1: NDArray[np.float64]
+    best_threshold: NDArray[np.float64]
+    ece: NDArray[np.float64]
+    micro_tp: NDArray[np.int64]
+    micro_fp: NDArray[np.int64]
     macro: PrecisionRecallF1
-    tags_predicted: np.ndarray
+    tags_predicted: NDArray[np.int64]
 
     @property
     def micro(self) -> PrecisionRecallF1:
@@ -56,7 +57,7 @@ class Curves:
         values = from_counts(counts)
         return PrecisionRecallF1(values["precision"], values["recall"], values["f1"])
 
-    def at(self, levels: np.ndarray, thresholds: np.ndarray) -> SampledCurves:
+    def at(self, levels: NDArray[np.int64], thresholds: NDArray[np.float64]) -> SampledCurves:
         """Return the averages at some levels, int64, which `thresholds` of the same length name."""
         macro, micro = (PrecisionRecallF1(*(values[levels] for values in kind)) for kind in (self.macro, self.micro))
         return SampledCurves(thresholds, macro, micro)
@@ -66,12 +67,12 @@ class Curves:
 class SampledCurves:
     """Macro and micro averages at some thresholds: float64 arrays of one length."""
 
-    threshold: np.ndarray
+    threshold: NDArray[np.float64]
     macro: PrecisionRecallF1
     micro: PrecisionRecallF1
 
 
-def compute_curves(scores: np.ndarray, labels: csc_array, rows: np.ndarray | None = None) -> Curves:
+def compute_curves(scores: NDArray[np.float16], labels: csc_array, rows: NDArray[np.int64] | None = None) -> Curves:
     """Return the curves of stored scores, float16 [P, N], and labels, bool [P, N]; of some rows if given."""
     tables = (table for _, table in histograms(scores, labels, rows))
     of_tags, sums = [], np.zeros((6, LEVELS))
@@ -105,7 +106,9 @@ def compute_curves(scores: np.ndarray, labels: csc_array, rows: np.ndarray | Non
     )
 
 
-def _best_f1(predicted: np.ndarray, tp: np.ndarray, scratch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _best_f1(
+    predicted: NDArray[np.float64], tp: NDArray[np.float64], scratch: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return each tag's best F1 and the highest threshold that reaches it, [few], and the summed F1, [LEVELS].
 
     Overwrites `scratch`. The first two are NaN for tags without positives.
@@ -122,18 +125,20 @@ def _best_f1(predicted: np.ndarray, tp: np.ndarray, scratch: np.ndarray) -> tupl
     return *best_of_tags, 2 * half_f1.sum(0)
 
 
-def _tags_predicted(predicted: np.ndarray) -> np.ndarray:
+def _tags_predicted(predicted: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return for how many tags something is predicted, [LEVELS]."""
     highest = [np.searchsorted(row, 0, side="right") for row in predicted]
     return np.cumsum(np.bincount(highest, minlength=LEVELS))
 
 
-def _bins() -> np.ndarray:
+def _bins() -> NDArray[np.int64]:
     """Return the bin of each level, int64 [LEVELS]: equal widths, closed above, as scikit-learn's calibration_curve."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], VALUES)
 
 
-def _calibration_error(table: np.ndarray, tp: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+def _calibration_error(
+    table: NDArray[np.int32], tp: NDArray[np.float64], scratch: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return each tag's expected calibration error, float64 [few], of CumulativeCounts; overwrites `scratch`."""
     starts = np.flatnonzero(np.diff(_bins(), prepend=-1))
     positive = -np.diff(tp[:, LEVELS - 1 - starts], append=0)
@@ -154,10 +159,10 @@ class Calibration:
     the bins, not at the error alone.
     """
 
-    edges: np.ndarray
-    mean_score: np.ndarray
-    frequency: np.ndarray
-    count: np.ndarray
+    edges: NDArray[np.float64]
+    mean_score: NDArray[np.float64]
+    frequency: NDArray[np.float64]
+    count: NDArray[np.int64]
     ece: float
 
 
@@ -194,7 +199,7 @@ def choose_thresholds(curves: Curves) -> dict[str, float]:
     return {name: threshold_at(level, occurring) for name, level in levels.items()}
 
 
-def best_level(f1: np.ndarray) -> int | None:
+def best_level(f1: NDArray[np.float64]) -> int | None:
     """Return the highest level at which F1, [LEVELS], is best; None if it is nowhere above 0."""
     return None if not (f1 > 0).any() else LEVELS - 1 - int(np.nanargmax(f1[::-1].round(12)))
 
@@ -207,7 +212,7 @@ def _break_even_level(average: PrecisionRecallF1) -> int | None:
     return first - 1 if first and -gap[first - 1] < gap[first] else first
 
 
-def threshold_at(level: int | None, occurring: np.ndarray) -> float:
+def threshold_at(level: int | None, occurring: NDArray[np.bool_]) -> float:
     """Return the threshold that predicts this level and higher, halfway between scores that occur (bool [LEVELS]).
 
     NaN for None.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.evaluation import metrics
@@ -67,33 +68,33 @@ def confusions(
     related = images * labels.shape[0] >= MIN_LIFT * n_missed[first] * n_wrong[second]
     share = images / n_missed[first]
 
-    def listed(by: np.ndarray, where: np.ndarray) -> list[Confusion]:
+    def first_pairs(by: NDArray[np.number], where: NDArray[np.bool_]) -> list[Confusion]:
         candidates = np.flatnonzero(where)
         best = candidates[np.lexsort((second[candidates], first[candidates], -images[candidates], -by[candidates]))]
         return [
             Confusion(names[first[i]], names[second[i]], int(images[i]), float(share[i])) for i in best[:CONFUSIONS]
         ]
 
-    return listed(images, related), listed(share, related & (images >= MIN_IMAGES))
+    return first_pairs(images, related), first_pairs(share, related & (images >= MIN_IMAGES))
 
 
 @dataclass(frozen=True)
 class Disagreements:
     """Decisions that differ from the labels, as columns: the fields of Disagreement, in arrays of one length."""
 
-    row: np.ndarray
-    tag: np.ndarray
-    score: np.ndarray
-    labelled: np.ndarray
-    confidence: np.ndarray
+    row: NDArray[np.int64]
+    tag: NDArray[np.int64]
+    score: NDArray[np.float64]
+    labelled: NDArray[np.bool_]
+    confidence: NDArray[np.float64]
 
-    def select(self, order: np.ndarray) -> list[Disagreement]:
+    def select(self, order: NDArray[np.int64]) -> list[Disagreement]:
         """Return some of them, by index."""
         columns = (self.row, self.tag, self.score, self.labelled, self.confidence)
         return [Disagreement(*values) for values in zip(*(column[order].tolist() for column in columns), strict=True)]
 
 
-def disagreements(scores: np.ndarray, labels: csc_array, decisions: csc_array) -> Disagreements:
+def disagreements(scores: NDArray[np.float16], labels: csc_array, decisions: csc_array) -> Disagreements:
     """Return all decisions that differ from the labels, with the confidence that the label is wrong.
 
     Takes scores float16 [P, N], labels and decisions bool [P, N]. A score is compared with the scores of the same tag
@@ -120,7 +121,9 @@ def disagreements(scores: np.ndarray, labels: csc_array, decisions: csc_array) -
     return Disagreements(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _false_positive(negative: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _false_positive(
+    negative: NDArray[np.int32], positive: NDArray[np.int32], at: NDArray[np.uint16]
+) -> NDArray[np.float64]:
     """Return the confidence of false positives at levels; takes the images without and with the tag by level."""
     n = positive.sum()
     lower = np.cumsum(positive)[at] - positive[at]
@@ -128,7 +131,7 @@ def _false_positive(negative: np.ndarray, positive: np.ndarray, at: np.ndarray) 
     return (n - lower) / higher * lower / max(n, 1)
 
 
-def _miss(negative: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _miss(negative: NDArray[np.int32], positive: NDArray[np.int32], at: NDArray[np.uint16]) -> NDArray[np.float64]:
     """Return the confidence of misses at levels; takes the images without and with the tag by level."""
     n, others = positive.sum(), max(negative.sum(), 1)
     without = np.cumsum(negative)[at] / others
@@ -144,7 +147,7 @@ def worst_disagreements(errors: Disagreements) -> tuple[list[Disagreement], list
     return errors.select(_varied(errors, wrong)), errors.select(_varied(errors, missed))
 
 
-def _varied(errors: Disagreements, order: np.ndarray) -> np.ndarray:
+def _varied(errors: Disagreements, order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the first WORST of different images, at most WORST_PER_TAG of each tag."""
     images: set[int] = set()
     tags: dict[int, int] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.data.dataset import Dataset, Posts, TagTable
@@ -96,7 +97,7 @@ def _image_keys(images: Posts | Predictions) -> list[bytes]:
     return [i.tobytes() + h.tobytes() for i, h in zip(images.ids, images.hashes, strict=True)]
 
 
-def _common_rows(keys: Sequence[Sequence[bytes]]) -> list[np.ndarray]:
+def _common_rows(keys: Sequence[Sequence[bytes]]) -> list[NDArray[np.int64]]:
     """Return the rows of the common images in each list of keys, int64 [P], in the order of the first."""
     rows = [{key: row for row, key in enumerate(own)} for own in keys]
     common = [key for key in rows[0] if all(key in own for own in rows)]
@@ -128,7 +129,9 @@ def _provenance(tagger: TaggerEntry, predicted: Predictions) -> dict[str, Any]:
     }
 
 
-def gather_scores(scores: np.ndarray, rows: np.ndarray, columns: Sequence[Sequence[int]]) -> np.ndarray:
+def gather_scores(
+    scores: NDArray[np.float16], rows: NDArray[np.int64], columns: Sequence[Sequence[int]]
+) -> NDArray[np.float16]:
     """Return scores, float16, of some rows and columns; the highest where several columns become one.
 
     Returns `scores` itself, not a copy, when all rows and columns are wanted in their order.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class Counts:
         return Counts(*(getattr(self, f.name).sum(0) for f in fields(self)))
 
 
-def precision_recall_f1(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def precision_recall_f1(counts: Counts) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
     """Precision, recall and F1 by the original's convention, for full-metrics.txt alone; 0 where undefined.
 
     Computed in float32 with 1e-8 added to each denominator, because that decides the order of near-ties in the file.
@@ -63,7 +64,7 @@ def precision_recall_f1(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndar
     return precision, recall, 2 * precision * recall / (precision + recall + epsilon)
 
 
-def from_counts(counts: Counts) -> dict[str, np.ndarray]:
+def from_counts(counts: Counts) -> dict[str, NDArray[np.float64]]:
     """Return `precision`, `recall`, `f1` and `mcc` of counts: float64 of their shape, NaN where undefined.
 
     Precision TP/(TP+FP) is defined where something is predicted, recall TP/(TP+FN) where something is labelled, F1
@@ -134,11 +135,11 @@ class Histogram:
         ones = torch.ones((), dtype=torch.int32, device=scores.device)
         self.table.view(-1).scatter_add_(0, positions, ones.expand(len(positions)))
 
-    def tables(self) -> Iterator[np.ndarray]:
+    def tables(self) -> Iterator[NDArray[np.int32]]:
         """Yield the table of TAG_BLOCK tags at a time: int32 [2, few, LEVELS]."""
         return (part.cpu().numpy() for part in self.table.split(TAG_BLOCK, dim=1))
 
-    def counts(self, threshold: float | np.ndarray) -> Counts:
+    def counts(self, threshold: float | NDArray[np.float64]) -> Counts:
         """Return counts [N], int64, at one threshold or at one threshold per tag [N]."""
         first, parts = np.broadcast_to(first_level_above(threshold), self.table.shape[1]), []
         for start, table in zip(range(0, len(first), TAG_BLOCK), self.tables(), strict=True):
@@ -149,12 +150,12 @@ class Histogram:
         return Counts(tp, fp, fn, tn)
 
 
-def first_level_above(threshold: float | np.ndarray) -> np.ndarray:
+def first_level_above(threshold: float | NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the lowest level that is predicted at a threshold, int64 of its shape; LEVELS (none) for NaN."""
     return np.searchsorted(VALUES, threshold, side="right")
 
 
-def copy_by_tag(scores: np.ndarray) -> np.ndarray:
+def copy_by_tag(scores: NDArray[np.float16]) -> NDArray[np.float16]:
     """Copy scores, float16 [P, N], into Fortran order, where each tag's scores are contiguous and repeat reads fast."""
     copy = np.empty(scores.shape, dtype=np.float16, order="F")
     for start in range(0, len(scores), 64):  # rows that fit the processor's cache
@@ -162,7 +163,7 @@ def copy_by_tag(scores: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _levels(scores: np.ndarray, tags: slice, rows: np.ndarray | None = None) -> np.ndarray:
+def _levels(scores: NDArray[np.float16], tags: slice, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint16]:
     """Return the levels of some tags of stored scores, float16 [P, N]: uint16 [tags, P or rows], C-contiguous."""
     columns = scores[:, tags]
     if not columns.flags.f_contiguous:
@@ -174,8 +175,8 @@ def _levels(scores: np.ndarray, tags: slice, rows: np.ndarray | None = None) -> 
 
 
 def histograms(
-    scores: np.ndarray, labels: csc_array, rows: np.ndarray | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    scores: NDArray[np.float16], labels: csc_array, rows: NDArray[np.int64] | None = None
+) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.int32]]]:
     """Yield levels, uint16 [few, P], and histogram tables, int32 [2, few, LEVELS], of TAG_BLOCK tags at a time.
 
     Takes scores float16 [P, N] (a memory map works; the result of `copy_by_tag` is faster), labels bool [P, N] and the
@@ -192,7 +193,7 @@ def histograms(
         yield levels, table
 
 
-def predicted(scores: np.ndarray, threshold: float | np.ndarray) -> csc_array:
+def predicted(scores: NDArray[np.float16], threshold: float | NDArray[np.float64]) -> csc_array:
     """Return which scores, float16 [P, N], are above one threshold or one per tag [N]: bool [P, N]; none for NaN."""
     first = np.broadcast_to(first_level_above(threshold), scores.shape[1]).astype(np.uint16)
     rows = []
@@ -217,13 +218,13 @@ class CumulativeCounts(NamedTuple):
     least the level, `tp` those of them with the tag, `scratch` memory for results. The next counts reuse the memory.
     """
 
-    table: np.ndarray
-    predicted: np.ndarray
-    tp: np.ndarray
-    scratch: np.ndarray
+    table: NDArray[np.int32]
+    predicted: NDArray[np.float64]
+    tp: NDArray[np.float64]
+    scratch: NDArray[np.float64]
 
 
-def cumulative_counts(tables: Iterable[np.ndarray]) -> Iterator[CumulativeCounts]:
+def cumulative_counts(tables: Iterable[NDArray[np.int32]]) -> Iterator[CumulativeCounts]:
     """Yield the cumulative counts of each table, all in the same memory: allocating it costs as much as the sums."""
     memory = np.empty((3, TAG_BLOCK, LEVELS))
     for table in tables:
@@ -234,13 +235,13 @@ def cumulative_counts(tables: Iterable[np.ndarray]) -> Iterator[CumulativeCounts
         yield CumulativeCounts(table, predicted, tp, scratch)
 
 
-def average_precision_at(table: np.ndarray, precision: np.ndarray) -> np.ndarray:
+def average_precision_at(table: NDArray[np.int32], precision: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean precision at each tag's positives, float64 [few]; NaN without positives."""
     with np.errstate(invalid="ignore"):
         return np.einsum("nl,nl->n", precision, table[1, :, ::-1]) / table[1].sum(1)
 
 
-def average_precision(tables: Iterable[np.ndarray]) -> np.ndarray:
+def average_precision(tables: Iterable[NDArray[np.int32]]) -> NDArray[np.float64]:
     """Return average precision, float64 [N]: the mean over a tag's positives of the precision at their scores.
 
     Tied scores count together, as in scikit-learn's average_precision_score (no interpolation). NaN without positives.
@@ -252,7 +253,9 @@ def average_precision(tables: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def mean_average_precision(ap: np.ndarray, positives: np.ndarray, minimum: int = 1) -> tuple[float, int]:
+def mean_average_precision(
+    ap: NDArray[np.float64], positives: NDArray[np.int64], minimum: int = 1
+) -> tuple[float, int]:
     """Return mean average precision over the tags with at least `minimum` positives, and the number of these tags."""
     enough = ap[positives >= max(minimum, 1)]
     return (float(enough.mean()) if len(enough) else float("nan")), len(enough)

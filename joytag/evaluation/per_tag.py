@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from joytag.data.dataset import TagTable
 from joytag.evaluation import metrics
@@ -24,11 +25,11 @@ class Evaluated(NamedTuple):
     """
 
     tags: TagTable
-    bands: Mapping[str, np.ndarray]
+    bands: Mapping[str, NDArray[np.int64]]
     counts: Counts
-    ratios: Mapping[str, np.ndarray]
+    ratios: Mapping[str, NDArray[np.float64]]
     curves: Curves
-    thresholds: np.ndarray
+    thresholds: NDArray[np.float64]
 
 
 class Column(NamedTuple):
@@ -73,7 +74,11 @@ COLUMNS = (
 
 
 def per_tag_table(
-    tags: TagTable, bands: Mapping[str, np.ndarray], counts: Counts, curves: Curves, thresholds: np.ndarray
+    tags: TagTable,
+    bands: Mapping[str, NDArray[np.int64]],
+    counts: Counts,
+    curves: Curves,
+    thresholds: NDArray[np.float64],
 ) -> pa.Table:
     """Build the per-tag table: a row for each tag, a column for each of COLUMNS, null where undefined.
 
@@ -83,7 +88,7 @@ def per_tag_table(
     return pa.table({column.name: pa.array(column.values(evaluated), from_pandas=True) for column in COLUMNS})
 
 
-def _band_of_each(bands: Mapping[str, np.ndarray], n_tags: int) -> list[str]:
+def _band_of_each(bands: Mapping[str, NDArray[np.int64]], n_tags: int) -> list[str]:
     names = np.empty(n_tags, dtype=object)
     for name, members in bands.items():
         names[members] = name

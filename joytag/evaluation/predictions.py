@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import scipy.sparse
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csc_array
 
 from joytag.core import files
@@ -54,10 +54,10 @@ class Predictions:
     """
 
     directory: Path
-    scores: np.ndarray
-    ids: np.ndarray
-    hashes: np.ndarray
-    sources: np.ndarray
+    scores: NDArray[np.float16]
+    ids: NDArray[np.int64]
+    hashes: NDArray[np.uint8]
+    sources: NDArray[np.int64]
     source_names: list[str]
     labels: csc_array
     tags: dataset.TagTable
@@ -102,7 +102,7 @@ class Predictions:
         raise PredictionsError(f"{self.directory}: {problem}")
 
 
-def are_valid_scores(values: np.ndarray) -> bool:
+def are_valid_scores(values: NDArray[np.float16]) -> bool:
     """Return whether float16 values are all from 0 to 1, none of them NaN or -0, so that their bits are levels."""
     return bool((values.view(np.uint16) < LEVELS).all())
 

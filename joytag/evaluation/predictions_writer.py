@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 import scipy.sparse
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csc_array
 
 from joytag.core import files, jsonl
@@ -49,14 +49,14 @@ class OutputError(PredictionsError):
 
 def write(
     directory: Path,
-    scores: np.ndarray,
-    ids: np.ndarray,
-    hashes: np.ndarray,
-    sources: np.ndarray,
+    scores: NDArray[np.float16],
+    ids: NDArray[np.int64],
+    hashes: NDArray[np.uint8],
+    sources: NDArray[np.int64],
     labels: csc_array,
     tags: dataset.TagTable,
     provenance: Mapping[str, Any],
-    rows: np.ndarray | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> None:
     """Write a predictions directory; the arguments have the types and shapes of the fields of Predictions.
 
@@ -64,7 +64,7 @@ def write(
     Raises OutputError when the directory cannot be written.
     """
     rows = np.arange(len(scores)) if rows is None else rows
-    arrays = {"scores": scores, "ids": ids, "hashes": hashes, "sources": sources}
+    arrays: dict[str, np.ndarray] = {"scores": scores, "ids": ids, "hashes": hashes, "sources": sources}
     table = pa.table(
         {
             "index": range(len(tags)),
@@ -188,7 +188,9 @@ class PredictionsWriter:
             file.truncate(file.tell() + size)
         files.write_text(self._provenance, json.dumps(dict(provenance), indent=2) + "\n")
 
-    def write(self, block: int, rows: np.ndarray, scores: np.ndarray, bad: list[tuple[int, str]], writer: int) -> None:
+    def write(
+        self, block: int, rows: NDArray[np.int64], scores: NDArray[np.float16], bad: list[tuple[int, str]], writer: int
+    ) -> None:
         """Write a block: the rows that could be decoded, int64 [B], their scores, float16 [B, N], and the bad rows.
 
         `writer` is the number of this process, different in each. Raises PredictionsError when a score is not from 0
@@ -267,7 +269,7 @@ class PredictionsWriter:
         shutil.rmtree(self._work)
 
 
-def _save_rows(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
+def _save_rows(path: Path, array: np.ndarray, rows: NDArray[np.int64]) -> None:
     """Write some rows of an array as .npy, without holding them in memory."""
     with path.open("wb") as file:
         _write_header(file, array.dtype, (len(rows), *array.shape[1:]))

@@ -6,11 +6,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 from scipy.stats import binom
 
 
-def randomization_test(labels: csc_array, first: csc_array, second: csc_array) -> np.ndarray:
+def randomization_test(labels: csc_array, first: csc_array, second: csc_array) -> NDArray[np.float64]:
     """Return the two-sided p-value of each tag's difference in F1: float64 [N], NaN without positives.
 
     Takes labels and the decisions of two taggers, bool [P, N]. The test is approximate randomization (Yeh 2000, More
@@ -44,7 +45,7 @@ def _p_value(n: int, tp1: int, tp2: int, tp: int, fp1: int, fp2: int, fp: int) -
 
 
 @lru_cache(maxsize=4096)
-def _binomial(n: int) -> tuple[np.ndarray, np.ndarray]:
+def _binomial(n: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the outcomes of `n` fair coins and their probabilities, but for tails of less than 1e-22 in all."""
     reach = int(5 * np.sqrt(n)) + 1
     heads = np.arange(max(0, n // 2 - reach), min(n, n // 2 + reach) + 1)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from joytag.core import settings
 from joytag.data import dataset
@@ -16,19 +17,19 @@ EDGES = [0] + [step * 10**power for power in range(10) for step in (1, 3)]  # of
 FEWEST = 5  # tags in a band; in a large vocabulary at least one tag in fifty
 
 
-def category_names(categories: np.ndarray) -> list[str]:
+def category_names(categories: NDArray[np.int8]) -> list[str]:
     """Return the names of Danbooru's category numbers, int8 [N]."""
     return [dataset.CATEGORIES.get(number, f"category {number}") for number in categories.tolist()]
 
 
-def by_category(categories: np.ndarray) -> dict[str, np.ndarray]:
+def by_category(categories: NDArray[np.int8]) -> dict[str, NDArray[np.int64]]:
     """Return the tags, int64, of each category that occurs; takes category numbers, int8 [N]."""
     names = category_names(categories)
     order = [name for name in dataset.CATEGORIES.values() if name in names]
     return {name: np.flatnonzero(np.array(names) == name) for name in [*order, *sorted({*names} - {*order})]}
 
 
-def by_count(counts: np.ndarray) -> dict[str, np.ndarray]:
+def by_count(counts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Return the tags, int64, in each band of training counts, the rarest first; takes counts, int64 [N].
 
     Bands are half decades. A band with few tags is merged with the next rarer one, the rarest with the next commoner.
@@ -68,7 +69,7 @@ def read(path: Path) -> dict[str, list[str]]:
     return groups
 
 
-def by_name(groups: Mapping[str, Sequence[str]], vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
+def by_name(groups: Mapping[str, Sequence[str]], vocabulary: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Return the tags, int64 in order, of each group of names.
 
     Names that the vocabulary lacks, and groups of such names alone, are left out with a warning, because a smaller

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.evaluation import metrics
@@ -22,17 +23,17 @@ class CrossFit:
     each tag's `shrunk_thresholds`.
     """
 
-    first_half: np.ndarray
+    first_half: NDArray[np.bool_]
     shared: csc_array
     per_tag: csc_array
 
 
-def random_half(images: int, seed: int = 0) -> np.ndarray:
+def random_half(images: int, seed: int = 0) -> NDArray[np.bool_]:
     """Return which images are in the first of two random halves, bool [P]."""
     return np.random.default_rng(seed).permutation(images) < images // 2
 
 
-def cross_fit(scores: np.ndarray, labels: csc_array, seed: int = 0) -> CrossFit:
+def cross_fit(scores: NDArray[np.float16], labels: csc_array, seed: int = 0) -> CrossFit:
     """Choose thresholds on each of two random halves and decide with them on the other.
 
     Takes scores float16 [P, N] and labels bool [P, N].
@@ -52,7 +53,10 @@ def cross_fit(scores: np.ndarray, labels: csc_array, seed: int = 0) -> CrossFit:
 
 
 def predicted_by_half(
-    scores: np.ndarray, first_half: np.ndarray, first: float | np.ndarray, second: float | np.ndarray
+    scores: NDArray[np.float16],
+    first_half: NDArray[np.bool_],
+    first: float | NDArray[np.float64],
+    second: float | NDArray[np.float64],
 ) -> csc_array:
     """Return the decisions, bool [P, N], at `first` in the first half, bool [P], and at `second` in the other half.
 
@@ -64,8 +68,12 @@ def predicted_by_half(
 
 
 def shrunk_thresholds(
-    scores: np.ndarray, labels: csc_array, curves: Curves, rows: np.ndarray | None = None, prior: float = PRIOR
-) -> np.ndarray:
+    scores: NDArray[np.float16],
+    labels: csc_array,
+    curves: Curves,
+    rows: NDArray[np.int64] | None = None,
+    prior: float = PRIOR,
+) -> NDArray[np.float64]:
     """Return a threshold per tag, float64 [N]; the fewer positives a tag has, the closer to the one all tags share.
 
     The best threshold for a handful of positives fits their accidents, and does worse on other images than a threshold

@@ -58,8 +58,9 @@ def per_tag(n_tags: int, images: int, rng: np.random.Generator) -> pa.Table:
     counts = Counts(tp=tp, fp=fp, fn=positives - tp, tn=images - positives - fp)
     thresholds = np.where(positives > 0, np.round(rng.uniform(0.2, 0.6, n_tags), 4), np.nan)
     ap, best_f1, best_threshold, ece = (np.where(positives > 0, rng.uniform(size=n_tags), np.nan) for _ in range(4))
-    none = np.zeros(0)
-    curves = Curves(positives, ap, best_f1, best_threshold, ece, none, none, PrecisionRecallF1(none, none, none), none)
+    none, empty = np.zeros(0, dtype=np.int64), np.zeros(0)
+    macro = PrecisionRecallF1(empty, empty, empty)
+    curves = Curves(positives, ap, best_f1, best_threshold, ece, none, none, macro, none)
     tags = TagTable(names(n_tags), rng.choice([0, 4, 3, 5], n_tags, p=[0.6, 0.25, 0.1, 0.05]), train, train)
     return per_tag_table(tags, by_count(train), counts, curves, thresholds)
 
