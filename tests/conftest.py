@@ -1,4 +1,4 @@
-"""A tiny dataset and run settings that all tests share, and fixtures that run commands."""
+"""Fixtures that several rooms share: a tiny dataset, run settings, taggers, commands."""
 
 import os
 import signal
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, Call, Done
+from commands import Call, Done
 from datasets import make_dataset
+from paths import ROOT
 from PIL import Image
+from taggers import predict_taggers, write_taggers
 
 from joytag.cli import command
 from joytag.core import signals
@@ -48,6 +50,18 @@ def handlers():
 def dataset_directory(tmp_path_factory) -> Path:
     """A dataset of coloured noise in the real format: 50 training and 12 validation images, 6 tags."""
     return make_dataset(tmp_path_factory.mktemp("dataset"), IMAGES)
+
+
+@pytest.fixture(scope="session")
+def taggers(tmp_path_factory) -> Path:
+    """A directory with a dataset and four taggers; see `write_taggers`."""
+    return write_taggers(tmp_path_factory.mktemp("taggers"))
+
+
+@pytest.fixture(scope="session")
+def predicted(taggers) -> dict[str, Path]:
+    """The predictions directory of each tagger, by name."""
+    return predict_taggers(taggers)
 
 
 @pytest.fixture

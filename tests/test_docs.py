@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from paths import ROOT
 from PIL import Image
 from torch.distributed.run import parse_args as parse_torchrun
 
@@ -23,7 +24,6 @@ from joytag.core import settings
 from joytag.core.errors import ExitCode
 from joytag.training.config import RunSettings
 
-ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -67,13 +68,10 @@ def inputs(mirror: Path) -> list[Path]:
 
 def read(part: Part) -> pa.Table:
     """Read the posts of a part."""
-    return posts.table(_post(line, part.images) for line in json_reader.read(part.lines, _Post))
+    return posts.table_of_lines(json_reader.read(part.lines, _Post), partial(_post, images=part.images))
 
 
-def _post(line: json_reader.Line[_Post], images: Images) -> Post:
-    row, offset = line.row, line.offset
-    if row is None:
-        return Post(offset=offset, reason="bad row", detail=line.reason)
+def _post(row: _Post, offset: int, images: Images) -> Post:
     if row.id is None or row.md5 is None:
         return Post(row.id if _is_id(row.id) else None, offset=offset, reason="without id or md5")
     if not _is_id(row.id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +37,10 @@ def inputs(file: Path) -> list[Path]:
 
 def read(part: Part) -> pa.Table:
     """Read the posts of a part; a post's id is derived from its path."""
-    return posts.table(_post(line, part.root) for line in json_reader.read(part.lines, _Row))
+    return posts.table_of_lines(json_reader.read(part.lines, _Row), partial(_post, root=part.root))
 
 
-def _post(line: json_reader.Line[_Row], root: Path) -> Post:
-    row, offset = line.row, line.offset
-    if row is None:
-        return Post(offset=offset, reason="bad row", detail=line.reason)
+def _post(row: _Row, offset: int, root: Path) -> Post:
     if not posts.is_inside(row.path) or not row.path.isprintable():
         return Post(offset=offset, reason="bad row", detail=f"path: {row.path[:80]!a} is not below the file's folder")
     post = Post(posts.path_id(row.path), row.path, offset=offset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.sources.json_reader import Line, RowT
 from joytag.data.tag_names import danbooru_spelling
 
 SCHEMA = pa.schema(
@@ -66,6 +67,16 @@ def table(posts: Iterable[Post]) -> pa.Table:
     names = pc.ascii_split_whitespace(pc.if_else(pc.equal(text, ""), None, text))
     lists = pa.ListArray.from_arrays(names.offsets, names.values.dictionary_encode())
     return pa.table([lists if f.name == "tags" else pa.array(columns[f.name], f.type) for f in SCHEMA], SCHEMA)
+
+
+def table_of_lines(lines: Iterable[Line[RowT]], convert: Callable[[RowT, int], Post]) -> pa.Table:
+    """Convert rows with their offsets to posts; refuse lines that are not rows. Returns a table of SCHEMA."""
+    return table(
+        Post(offset=line.offset, reason="bad row", detail=line.reason)
+        if line.row is None
+        else convert(line.row, line.offset)
+        for line in lines
+    )
 
 
 def path_id(path: str) -> int:

@@ -8,7 +8,7 @@ import sys
 import warnings
 
 import pytest
-from commands import ROOT
+from paths import ROOT
 
 import joytag
 from joytag.cli import command, finetune, train

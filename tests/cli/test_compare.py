@@ -7,22 +7,15 @@ import shutil
 import signal
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import wd
-from commands import ROOT
-from taggers import IMAGES, write_taggers, write_wd
+from paths import ROOT
+from taggers import IMAGES, write_wd
 
 from joytag.data.dataset import Dataset
 from joytag.evaluation import contenders
 from joytag.models.wd_onnx import OnnxTagger
-
-
-@pytest.fixture(scope="module")
-def taggers(tmp_path_factory) -> Path:
-    """A directory with a dataset and four taggers; see `write_taggers`."""
-    return write_taggers(tmp_path_factory.mktemp("taggers"))
 
 
 @pytest.fixture

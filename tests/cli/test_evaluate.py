@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, TINY, assert_one_line
+from commands import assert_one_line
+from paths import ROOT, TINY
+from training_runs import build_run
 
-from joytag.data.dataset import Dataset
 from joytag.models import release
-from joytag.training.config import RunSettings
-from joytag.training.run import Run
 from joytag.training.state import initial_state
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -35,8 +34,7 @@ def test_evaluate_names_unusable_inputs_and_flags(call, dataset_directory, tmp_p
 @pytest.fixture
 def untrained(run_values, tmp_path) -> Path:
     """A release for the dataset."""
-    config = RunSettings.model_validate(run_values)
-    run = Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
+    run = build_run(run_values)
     release.save(tmp_path / "untrained", initial_state(run).model, run.dataset.tags.names, "focal2")
     return tmp_path / "untrained"
 

@@ -1,6 +1,7 @@
 """`joytag finetune`: mistakes."""
 
-from commands import TINY, assert_one_line
+from commands import assert_one_line
+from paths import TINY
 
 
 def test_a_mistake_ends_in_one_line(call, image_folder, tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from commands import TINY, assert_one_line
+from commands import assert_one_line
+from paths import TINY
 from PIL import Image
 
 

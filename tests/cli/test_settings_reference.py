@@ -1,10 +1,10 @@
 """The files that `make docs` writes are current."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 
 from data_prep.config import BuildSettings
 from joytag.cli import command
@@ -12,7 +12,6 @@ from joytag.cli.arguments import settings_reference
 from joytag.core.settings import Settings
 from joytag.training.config import RunSettings
 
-ROOT = Path(__file__).parents[2]
 REMEDY = "is not current; run: make docs"
 SCHEMAS: dict[str, type[Settings]] = {"configs": RunSettings, "configs/data": BuildSettings}
 

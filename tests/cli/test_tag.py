@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from commands import ROOT, TINY, assert_one_line
+from commands import assert_one_line
+from paths import ROOT, TINY
 
 OURS = """--threshold 0.3 --underscores space --exclude tag_0 --always-first tag_5 --replace tag_3=other
     --separator '; ' --extension .caption --batch-size 2 --workers 1"""

@@ -11,11 +11,9 @@ import pytest
 import torch
 import yaml
 from commands import assert_one_line
+from training_runs import build_run
 
-from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
-from joytag.training.config import RunSettings
-from joytag.training.run import Run
 from joytag.training.state import initial_state, save_state
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -56,7 +54,7 @@ def test_a_mistake_ends_in_one_line(call, arguments, parts):
 
 def damaged_checkpoint(run_values: dict, damage: Callable[[Path], object]) -> Path:
     """A checkpoint with damaged files and a manifest that fits them."""
-    run = Run(RunSettings.model_validate(run_values), Dataset.open(Path(run_values["data"]["directory"])), CPU, FLOAT)
+    run = build_run(run_values)
     save_state(initial_state(run), run, required=True)
     [path] = checkpoint.checkpoints(run.root)
     damage(path)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from paths import ROOT
 from pydantic import Field
 
 from data_prep.build import BuildSettings
@@ -14,7 +15,7 @@ from joytag.core import settings
 from joytag.core.settings import Choice, Settings, SettingsError
 from joytag.training.config import RunSettings
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 SHIPPED: list[tuple[type[Settings], Path]] = [(RunSettings, path) for path in sorted(CONFIGS.glob("*.yaml"))]
 SHIPPED += [(BuildSettings, path) for path in sorted((CONFIGS / "data").glob("*.yaml"))]
 shipped = pytest.mark.parametrize(("schema", "path"), SHIPPED, ids=[path.name for _, path in SHIPPED])

@@ -4,9 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from joytag.core.signals import Interrupts
 
@@ -31,9 +31,7 @@ with Interrupts():
     os.kill(os.getpid(), signal.SIGINT)
     print("too late", flush=True)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGINT
     assert done.stdout == "still there\n"
 
@@ -46,8 +44,6 @@ with Interrupts(hopeless=lambda: True):
     os.kill(os.getpid(), signal.SIGTERM)
     print("too late", flush=True)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 75
     assert not done.stdout

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import FIXTURES
 from PIL import Image, ImageOps
 
 from joytag.data import images
 from joytag.data.images import ImageError
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
+FIXTURE = FIXTURES / "preprocess.npz"
 ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mirror import encode, md5, random_image, relation, write_mirror
+from paths import ROOT
 from PIL import Image
 
 from data_prep import scan
@@ -100,6 +101,17 @@ def built(tmp_path_factory) -> tuple[BuildSettings, dict[tuple[int, int], set[st
     return config, {post: names for post, names in expected.items() if len(names) >= 2}
 
 
+def small_build(output: Path, *sources: dict[str, str], held_out: int) -> BuildSettings:
+    """Return the config of a dataset of all tags that occur twice, with `held_out` validation images."""
+    values = {
+        "output": str(output),
+        "sources": list(sources),
+        "tags": {"min_count": 2, "min_tags": 1},
+        "validation": {"images": held_out, "min_per_tag": 1},
+    }
+    return BuildSettings.model_validate(values)
+
+
 def contents(config: BuildSettings) -> dict[str, list[dict]]:
     return {split: pq.read_table(Path(config.output) / f"{split}.parquet").to_pylist() for split in SPLITS}
 
@@ -144,7 +156,7 @@ def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_fraction(tmp
         text = ", ".join(names).replace("(", r"\(").replace(")", r"\)")
         (folder / f"{number}.txt").write_text(text)
     (tmp_path / "top_tags.txt").write_text("known\nunused\nrare")
-    config = Path(__file__).parents[2] / "configs" / "data" / "folder.yaml"
+    config = ROOT / "configs" / "data" / "folder.yaml"
     base = load(BuildSettings, config, [f"output={tmp_path / 'dataset'}"])
     source = base.sources[0].model_copy(update={"path": str(folder)})
     kept = base.tags.model_copy(update={"keep": str(tmp_path / "top_tags.txt")})
@@ -229,13 +241,7 @@ def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     for number in range(4):
         random_image(number).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("cat, dog")
-    values = {
-        "output": str(tmp_path / "out"),
-        "sources": [{"name": "a", "kind": "sidecar", "path": str(folder)}],
-        "tags": {"min_count": 2, "min_tags": 1},
-        "validation": {"images": 1, "min_per_tag": 1},
-    }
-    config = BuildSettings.model_validate(values)
+    config = small_build(tmp_path / "out", {"name": "a", "kind": "sidecar", "path": str(folder)}, held_out=1)
     build(config)
     (folder / "4.txt").write_text("cat")
     random_image(4).save(folder / "4.png")
@@ -257,13 +263,7 @@ def test_only_shards_with_images_that_arrived_later_are_scanned_again(tmp_path, 
     write_mirror(tmp_path, posts=lines)
     late = tmp_path / "original" / "0006" / "6.png"
     late.rename(tmp_path / "late.png")
-    values = {
-        "output": str(tmp_path / "out"),
-        "sources": [{"name": "m", "kind": "danbooru2021", "path": str(tmp_path)}],
-        "tags": {"min_count": 2, "min_tags": 1},
-        "validation": {"images": 2, "min_per_tag": 1},
-    }
-    config = BuildSettings.model_validate(values)
+    config = small_build(tmp_path / "out", {"name": "m", "kind": "danbooru2021", "path": str(tmp_path)}, held_out=2)
     build(config)
     assert sum(len(rows) for rows in contents(config).values()) == 9
     files = sorted((tmp_path / "out" / "work" / "m" / "scan").glob("*.parquet"))
@@ -345,9 +345,8 @@ def test_hostile_rows_are_listed_and_write_nothing_outside_the_output(tmp_path):
         {"name": "mirror", "kind": "danbooru2021", "path": str(mirror)},
         {"name": "aux", "kind": "sidecar", "path": str(tmp_path / "aux")},
     ]
-    values = {"output": str(output), "sources": sources, "longest_side": 32}
-    values |= {"tags": {"min_count": 2, "min_tags": 1}, "validation": {"images": 2, "min_per_tag": 1}}
-    dataset = Dataset.open(build(BuildSettings.model_validate(values)))
+    config = small_build(output, *sources, held_out=2)
+    dataset = Dataset.open(build(config.model_copy(update={"longest_side": 32})))
     assert not {p for p in tmp_path.rglob("*") if not p.is_relative_to(output)} - before
     assert set(dataset.tags.names) == {"a,b", '"quoted"', "🦊", "ערבית", "../../x", "tab", "bed", "a_b"}
     rejected = pq.read_table(output / "rejected.parquet").to_pylist()

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mirror import encode, random_image
+from paths import ROOT
 from PIL import Image
 
 from data_prep.build import build
 from data_prep.config import BuildSettings
 from data_prep.tools import copies_sheet, describe
 from joytag.data.dataset import DatasetError, read_description
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

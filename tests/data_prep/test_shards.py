@@ -11,12 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from paths import ROOT
 from requirements import require_ray
 
 from data_prep import shards
 from joytag.cli.command import missing
-
-ROOT = Path(__file__).parents[2]
 
 
 def square(part: int) -> pa.Table:

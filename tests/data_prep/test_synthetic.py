@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from paths import ROOT
 from requirements import require_ray
 
 from data_prep import shards
@@ -26,7 +27,6 @@ from data_prep.config import BuildSettings
 from data_prep.tools import baseline, synthetic
 from joytag.data import dataset
 
-ROOT = Path(__file__).parents[2]
 OUTPUTS = ("train.parquet", "validation.parquet", "tags.parquet", "top_tags.txt", "rejected.parquet")
 
 

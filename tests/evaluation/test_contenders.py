@@ -7,7 +7,7 @@ import colours
 import numpy as np
 import pytest
 import torch
-from taggers import IMAGES, predict_taggers, write_taggers
+from taggers import IMAGES
 
 from joytag.data.dataset import Dataset
 from joytag.evaluation import contenders, intersection, predictions
@@ -16,18 +16,6 @@ from joytag.evaluation.predictions import Predictions
 from joytag.models import checkpoint, release
 from joytag.models.vit import ViT
 from joytag.models.wd_onnx import OnnxTagger
-
-
-@pytest.fixture(scope="module")
-def taggers(tmp_path_factory) -> Path:
-    """A directory with a dataset and four taggers; see `write_taggers`."""
-    return write_taggers(tmp_path_factory.mktemp("taggers"))
-
-
-@pytest.fixture(scope="module")
-def predicted(taggers) -> dict[str, Path]:
-    """The predictions directory of each tagger, by name."""
-    return predict_taggers(taggers)
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.sparse import csc_array
-from taggers import predict_taggers, write_taggers
 
 from joytag.data.dataset import Dataset, TagTable
 from joytag.evaluation import contenders, intersection, predictions_writer
 from joytag.evaluation.contenders import DatasetRequired
 from joytag.evaluation.predictions import Predictions
-
-
-@pytest.fixture(scope="module")
-def taggers(tmp_path_factory) -> Path:
-    """A directory with a dataset and four taggers; see `write_taggers`."""
-    return write_taggers(tmp_path_factory.mktemp("taggers"))
-
-
-@pytest.fixture(scope="module")
-def predicted(taggers) -> dict[str, Path]:
-    """The predictions directory of each tagger, by name."""
-    return predict_taggers(taggers)
 
 
 def write_predictions(

@@ -11,7 +11,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_array
-from small_predictions import BAD, FACTS, ROWS, TAGS, damage, make_posts, make_scores, vocabulary, write_finished
+from small_predictions import BAD, FACTS, POSTS, ROWS, SCORES, TAGS, damage, vocabulary, write_finished
 
 from joytag.core import files
 from joytag.data import dataset
@@ -22,29 +22,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* are left out")
 
 
 @pytest.fixture
-def posts() -> dataset.Posts:
-    return make_posts()
+def directory(tmp_path) -> Path:
+    """Finished predictions of POSTS with SCORES."""
+    return write_finished(tmp_path / "predictions")
 
 
-@pytest.fixture
-def scores() -> np.ndarray:
-    return make_scores()
-
-
-@pytest.fixture
-def directory(tmp_path, posts, scores) -> Path:
-    return write_finished(tmp_path / "predictions", posts, scores)
-
-
-def test_predictions_are_read_back_without_undecodable_images(directory, posts, scores):
+def test_predictions_are_read_back_without_undecodable_images(directory):
     found, kept = Predictions.open(directory), [row for row in range(ROWS) if row not in dict(BAD)]
-    np.testing.assert_array_equal(found.scores, scores[kept])
+    np.testing.assert_array_equal(found.scores, SCORES[kept])
     assert found.scores.dtype == np.float16
     assert not found.scores.flags.writeable
-    np.testing.assert_array_equal(found.ids, posts.ids[kept])
-    np.testing.assert_array_equal(found.hashes, posts.hashes[kept])
-    np.testing.assert_array_equal(found.sources, posts.sources[kept])
-    np.testing.assert_array_equal(found.labels.toarray(), posts.labels(np.array(kept), TAGS))
+    np.testing.assert_array_equal(found.ids, POSTS.ids[kept])
+    np.testing.assert_array_equal(found.hashes, POSTS.hashes[kept])
+    np.testing.assert_array_equal(found.sources, POSTS.sources[kept])
+    np.testing.assert_array_equal(found.labels.toarray(), POSTS.labels(np.array(kept), TAGS))
     assert found.labels.dtype == bool
     assert found.labels.format == "csc"
     assert found.source_names == FACTS["sources"]
@@ -55,7 +46,7 @@ def test_predictions_are_read_back_without_undecodable_images(directory, posts, 
     assert [(entry["id"], entry["reason"]) for entry in found.provenance["undecodable"]] == [
         (row * 3, reason) for row, reason in BAD
     ]
-    assert found.provenance["undecodable"][0]["hash"] == posts.hashes[2].tobytes().hex()
+    assert found.provenance["undecodable"][0]["hash"] == POSTS.hashes[2].tobytes().hex()
     assert not (directory / "work").exists()
 
 
@@ -184,7 +175,7 @@ def test_a_directory_without_predictions_is_refused(tmp_path):
             Predictions.open(path)
 
 
-def test_files_can_be_read_without_this_project(directory, posts):
+def test_files_can_be_read_without_this_project(directory):
     """With numpy, scipy and pyarrow alone."""
     scores, labels = np.load(directory / "scores.npy", mmap_mode="r"), scipy.sparse.load_npz(directory / "labels.npz")
     assert isinstance(labels, csc_array)

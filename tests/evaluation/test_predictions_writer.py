@@ -15,37 +15,26 @@ from small_predictions import (
     BATCH,
     FACTS,
     ROWS,
+    SCORES,
     TAGS,
     content,
     damage,
-    make_posts,
-    make_scores,
-    vocabulary,
+    finish,
     write_block,
     write_finished,
 )
 
-from joytag.data import dataset
 from joytag.evaluation import predictions_writer
-from joytag.evaluation.predictions import Predictions, PredictionsError, label_matrix
+from joytag.evaluation.predictions import Predictions, PredictionsError
 from joytag.evaluation.predictions_writer import PredictionsWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are left out")
 
 
 @pytest.fixture
-def posts() -> dataset.Posts:
-    return make_posts()
-
-
-@pytest.fixture
-def scores() -> np.ndarray:
-    return make_scores()
-
-
-@pytest.fixture
-def directory(tmp_path, posts, scores) -> Path:
-    return write_finished(tmp_path / "predictions", posts, scores)
+def directory(tmp_path) -> Path:
+    """Finished predictions of POSTS with SCORES."""
+    return write_finished(tmp_path / "predictions")
 
 
 STEPS = [
@@ -82,21 +71,21 @@ def dying(monkeypatch, number: int, after: bool) -> Iterator[list[str]]:
         yield taken
 
 
-def test_predictions_killed_at_any_step_resume_to_the_same_bytes(tmp_path, posts, scores, directory, monkeypatch):
+def test_predictions_killed_at_any_step_resume_to_the_same_bytes(tmp_path, directory, monkeypatch):
     with dying(monkeypatch, 0, False) as steps:
-        write_finished(tmp_path / "whole", posts, scores)
+        write_finished(tmp_path / "whole")
     assert set(steps) == set(STEPS)
     assert len(steps) > 20
     for number, after in itertools.product(range(1, len(steps) + 1), (False, True)):
         writer = PredictionsWriter(tmp_path / f"{number} {after}", ROWS, TAGS, BATCH)
         with dying(monkeypatch, number, after):
-            write_finished(writer.directory, posts, scores)
+            write_finished(writer.directory)
         if not predictions_writer.is_finished(writer.directory, FACTS):
             with pytest.raises(PredictionsError, match=r"unfinished; run|no predictions here"):
                 Predictions.open(writer.directory)
             for block in {0, 1, 2} - writer.begin(FACTS):
-                write_block(writer, block, scores)
-            writer.finish(posts, label_matrix(posts, TAGS), vocabulary())
+                write_block(writer, block, SCORES)
+            finish(writer)
         assert content(writer.directory) == content(directory), (steps[number - 1], after)
 
 
@@ -127,40 +116,41 @@ def test_a_block_is_done_only_when_its_scores_and_journal_line_are_complete(tmp_
     np.testing.assert_array_equal(np.load(stored), scores)
 
 
-def test_blocks_with_undecodable_images_are_repeated(tmp_path, posts, scores):
+def test_blocks_with_undecodable_images_are_repeated(tmp_path):
     """A disk may have been missing."""
     writer = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     assert writer.begin(FACTS) == set()
-    write_block(writer, 1, scores)
-    write_block(writer, 2, scores)
+    write_block(writer, 1, SCORES)
+    write_block(writer, 2, SCORES)
     assert writer.begin(FACTS) == {1}
-    write_block(writer, 0, scores, [])
-    write_block(writer, 2, scores, [])
-    writer.finish(posts, label_matrix(posts, TAGS), vocabulary())
-    np.testing.assert_array_equal(Predictions.open(writer.directory).scores, scores)
+    write_block(writer, 0, SCORES, [])
+    write_block(writer, 2, SCORES, [])
+    finish(writer)
+    np.testing.assert_array_equal(Predictions.open(writer.directory).scores, SCORES)
 
 
-def test_a_missing_block_prevents_finishing(tmp_path, posts, scores):
+def test_a_missing_block_prevents_finishing(tmp_path):
     writer = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     writer.begin(FACTS)
     for block in (0, 2):
-        write_block(writer, block, scores)
+        write_block(writer, block, SCORES)
     with pytest.raises(PredictionsError, match="1 blocks changed after they were written; evaluate again"):
-        writer.finish(posts, label_matrix(posts, TAGS), vocabulary())
+        finish(writer)
 
 
-def test_predictions_without_any_image_are_refused_in_one_line(tmp_path, posts, scores):
+def test_predictions_without_any_image_are_refused_in_one_line(tmp_path):
     gone = [(row, f"{row}.jpg: gone") for row in range(ROWS)]
     with pytest.raises(
         PredictionsError, match=r"^0\.jpg: gone, and 10 other images failed, too; is the disk mounted\?$"
     ):
-        write_finished(tmp_path / "predictions", posts, scores, gone)
+        write_finished(tmp_path / "predictions", gone)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, -0.0, 1.001])
-def test_invalid_scores_are_refused(tmp_path, scores, value):
+def test_invalid_scores_are_refused(tmp_path, value):
     writer = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     writer.begin(FACTS)
+    scores = SCORES.copy()
     scores[5, 2] = value
     write_block(writer, 0, scores)
     with pytest.raises(PredictionsError, match=r"row 5: the model's scores are not numbers.*try another precision"):
@@ -215,10 +205,10 @@ def test_a_disk_that_is_too_small_is_reported_at_the_start(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "cut off"])
-def test_damaged_work_is_refused_in_one_line(tmp_path, scores, kind):
+def test_damaged_work_is_refused_in_one_line(tmp_path, kind):
     writer = PredictionsWriter(tmp_path / "predictions", ROWS, TAGS, BATCH)
     writer.begin(FACTS)
-    write_block(writer, 0, scores)
+    write_block(writer, 0, SCORES)
     damage(writer.directory / "work" / "scores.npy", kind)
     with pytest.raises(PredictionsError, match=r"scores\.npy: damaged.*; remove .* and evaluate again$"):
         writer.begin(FACTS)

@@ -19,6 +19,7 @@ import torch
 from datasets import make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import build_run, newest_checkpoint
 
 from joytag.cli.command import report_errors
 from joytag.core import distributed
@@ -30,7 +31,6 @@ from joytag.evaluation.predictions import Predictions, PredictionsError
 from joytag.models import checkpoint, inference, release
 from joytag.models.vit import ViT, ViTConfig
 from joytag.training import trainer
-from joytag.training.config import RunSettings
 
 IMAGES, BATCH = 1001, 16
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -376,11 +376,9 @@ def test_the_model_is_in_evaluation_mode_and_then_in_its_previous_mode(dataset, 
 
 
 def test_a_checkpoint_with_predictions_inside_is_still_complete(run_values, tmp_path):
-    config = RunSettings.model_validate(run_values)
-    run = trainer.Run(config, Dataset.open(Path(config.data.directory)), CPU, FLOAT)
+    run = build_run(run_values)
     trainer.train(run, None)
-    newest = checkpoint.newest(run.root)
-    assert newest is not None
+    newest = newest_checkpoint(run)
     assert runner.predict_release(newest / "predictions", newest, run.dataset, "validation", device_name="cpu")
     assert checkpoint.newest(run.root) == newest
     assert checkpoint.is_intact(newest)

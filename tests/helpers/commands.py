@@ -2,11 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 HANG = 240  # seconds after which a test fails instead of waiting for a process; a slow machine needs part of them
-TINY = ROOT / "tests" / "fixtures" / "release_tiny"
 
 
 @dataclass

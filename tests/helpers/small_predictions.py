@@ -47,6 +47,9 @@ def make_scores() -> np.ndarray:
     return values
 
 
+POSTS, SCORES = make_posts(), make_scores()
+
+
 def write_block(writer: PredictionsWriter, block: int, scores: np.ndarray, bad: list = BAD, process: int = 0) -> None:
     """Write one block, without the `bad` rows in it."""
     rows = np.array([row for row in range(block * BATCH, min((block + 1) * BATCH, ROWS)) if row not in dict(bad)])
@@ -54,13 +57,18 @@ def write_block(writer: PredictionsWriter, block: int, scores: np.ndarray, bad: 
     writer.write(block, rows.astype(np.int64), scores[rows.astype(np.int64)], own, process)
 
 
-def write_finished(directory: Path, posts: dataset.Posts, scores: np.ndarray, bad: list = BAD) -> Path:
+def finish(writer: PredictionsWriter) -> None:
+    """Finish predictions of POSTS."""
+    writer.finish(POSTS, label_matrix(POSTS, TAGS), vocabulary())
+
+
+def write_finished(directory: Path, bad: list = BAD) -> Path:
     """Write finished predictions, block by block."""
     writer = PredictionsWriter(directory, ROWS, TAGS, BATCH)
     writer.begin(FACTS)
     for block in (2, 0, 1):
-        write_block(writer, block, scores, bad, process=block % 2)
-    writer.finish(posts, label_matrix(posts, TAGS), vocabulary())
+        write_block(writer, block, SCORES, bad, process=block % 2)
+    finish(writer)
     return directory
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import TINY
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -16,7 +17,6 @@ from joytag.models import release
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT, ViTConfig
 
-TINY = Path(__file__).parents[1] / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=12,k=5,p=2;bn;gelu;conv:c=16,s=1,k=1,p=0"
 TAGS = [f"tag_{i}" for i in range(7)]
 BASE = dict(n_tags=7, image_size=16, num_blocks=2, patch_size=4, d_model=16, mlp_dim=24, num_heads=2, cnn_stem=STEM)

@@ -1,13 +1,13 @@
 """The models: outputs of the released definition, published counts, variants, the stem's grammar, timm's backbones."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from paths import TINY
 from timm.layers import DropPath
 from torch import nn
 
@@ -18,7 +18,6 @@ from joytag.models.stem import parse_stem
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT, ViTConfig, add_branch, drop_tokens
 
-TINY = Path(__file__).parents[1] / "fixtures" / "release_tiny"
 STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k=1,p=0"
 
 

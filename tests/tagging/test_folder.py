@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
 
 from joytag.tagging import folder
@@ -20,7 +21,6 @@ from joytag.tagging.captions import CaptionStyle
 from joytag.tagging.folder import Job
 from joytag.tagging.tagger import Result, Tagger
 
-ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "fixtures" / "release_tiny"
 NAMES = ["b.png", "a b.jpg", 'q\'s "x".png', "new\nline.png", "日本語.webp", "[bold]x.png", "deep/c.PNG", "a.b.gif"]
 

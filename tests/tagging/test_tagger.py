@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import FIXTURES
 from PIL import Image
 from requirements import needs_vnni
 
@@ -17,7 +18,6 @@ from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT, ViTConfig
 from joytag.tagging.tagger import Tagger, pick_precision, prepare
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "release_tiny"
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from commands import ROOT
+from paths import ROOT
 from training_runs import build_run, read_losses
 
 from joytag.core import settings

@@ -1,4 +1,4 @@
-"""Runs of several processes that are killed, stopped, fed NaN, silent, or resumed on more or fewer processes."""
+"""Faults of a run: lost processes, signals, NaN; and resuming with another number of processes."""
 
 import json
 import multiprocessing
@@ -18,12 +18,13 @@ import pytest
 import ranks
 import torch
 import yaml
+from commands import HANG
+from paths import ROOT
 from safetensors.torch import load_file
 
 from joytag.core import jsonl
 from joytag.models import checkpoint
 
-ROOT = Path(__file__).parents[2]
 LAST = f"{184:012d}"
 BACKBONE = {"timm": "test_byobnet", "stochdepth_rate": 0.1}
 
@@ -36,7 +37,6 @@ def command(jobs: list[dict], processes: int, *options: str) -> list[str]:
     return [sys.executable, *(launcher if processes > 1 or options else []), "tests/helpers/ranks.py", str(path)]
 
 
-HANG = 240  # seconds after which a test fails instead of waiting on; a slow machine needs a part of them
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": ""}
 
 
@@ -46,8 +46,26 @@ def call(jobs: list[dict], processes: int, *options: str) -> subprocess.Complete
     )
 
 
+def call_with_fault(job: dict, processes: int) -> tuple[int, str]:
+    """Run a job with a fault before sample 24; returns the exit code and stderr."""
+    process = subprocess.Popen(
+        command([job], processes),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    mark = Path(job["config"]).with_suffix("") / "fault-24"
+    while not mark.exists() and process.poll() is None:
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=HANG)  # which begins when the fault happens
+    return process.returncode, errors
+
+
 def exit_codes(directory: Path) -> list[str]:
-    """The exit code of each process, by rank."""
+    """Return the exit code of each process, by rank."""
     return [path.read_text() for path in sorted(directory.glob("exit.*"))]
 
 
@@ -77,29 +95,30 @@ def job(run_values, tmp_path):
 
 
 def steps(run: Path, rank: int = 0) -> list[dict]:
+    """Return a process's record of its steps."""
     return jsonl.read(run / f"steps.{rank}.jsonl")
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """All of a checkpoint, byte by byte."""
+    """Return the content of each file of a checkpoint, by name."""
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def resumed(tmp_path: Path, whole: str, name: str, samples: int) -> None:
-    """Begin a run with a checkpoint of another one."""
+def copy_checkpoint(tmp_path: Path, whole: str, name: str, samples: int) -> None:
+    """Copy a checkpoint of one run into another run."""
     path = Path("checkpoints") / f"{samples:012d}"
     shutil.copytree(tmp_path / whole / path, tmp_path / name / path)
 
 
-# Of 50 images in batches of 8: the middle of an epoch, an epoch's end, inside the batch that crosses it, a stage's
-# end, and the last step.
+# An epoch has 50 samples, a batch 8: within an epoch, the last step of one, the step that crosses its end, the end of a
+# stage, and before the last step.
 STOPS = [40, 48, 56, 104, 176]
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("backbone", [pytest.param(False, id="ours"), pytest.param(True, id="timm")])
-def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(job, tmp_path, processes, backbone):
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(job, tmp_path, processes, backbone):
     changes: dict = {"average": 0.9, "every": {"log": 16, "evaluate": 48, "checkpoint": 8}, "keep_last": 99}
     changes["micro_batch"] = 2
     if backbone:
@@ -113,7 +132,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(job, tmp_path,
     changes["every"]["checkpoint"] = 104
     others = [job(f"from{stop}", "auto", **changes) for stop in STOPS]
     for stop in STOPS:
-        resumed(tmp_path, "whole", f"from{stop}", stop)
+        copy_checkpoint(tmp_path, "whole", f"from{stop}", stop)
     done = call(others, processes)
     assert done.returncode == 0, done.stderr
     expected = content(tmp_path / "whole" / "checkpoints" / LAST)
@@ -132,7 +151,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(job, tmp_path):
     assert newest_number(tmp_path / "run" / "checkpoints") == 48
 
 
-def test_all_processes_skip_a_step_with_nan_on_one_and_the_third_in_a_row_ends_the_run(job, tmp_path):
+def test_nan_on_one_process_skips_the_step_on_all_and_three_in_a_row_end_the_run(job, tmp_path):
     stages = [{"image_size": 64, "samples": 104}, {"image_size": 64, "samples": 80}]
     faults = {"16": "nan", "40": "nan", "48": "nan", "56": "nan"}  # which must not reach running statistics either
     poisoned = job("run", job={"faults": faults}, model=BACKBONE, stages=stages)
@@ -155,28 +174,22 @@ def test_all_processes_skip_a_step_with_nan_on_one_and_the_third_in_a_row_ends_t
     assert [event["ids"] for event in events] == [ids[i] for i in (2, 5, 6, 7)]
     assert newest_number(tmp_path / "run" / "checkpoints") == 64, "32 trained on, 32 skipped"
     assert call([poisoned | {"resume": "auto"}], 2).returncode == 0
-    assert [line["position"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "it goes on after them"
+    assert [line["position"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "the run continues"
 
 
 @pytest.mark.parametrize(
     "fault", ["raise", *(pytest.param(f, marks=pytest.mark.faults) for f in ("exit", "sleep", "kill"))]
 )
-def test_a_process_that_is_lost_fails_the_job(job, fault):
+def test_a_lost_process_fails_the_job(job, fault):
     lost = job("run", job={"faults": {"24": fault}}, timeout=5)
-    process = subprocess.Popen(
-        command([lost], 2), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    mark = Path(lost["config"]).with_suffix("") / "fault-24"
-    while not mark.exists() and process.poll() is None:
-        time.sleep(0.05)
-    _, errors = process.communicate(timeout=HANG)
-    assert process.returncode, errors
+    code, errors = call_with_fault(lost, 2)
+    assert code, errors
     if fault == "sleep":
         assert re.search(r"rank 0: .*[Rr]ank.*1.*--resume auto", errors), errors
 
 
 @pytest.mark.faults
-def test_a_restarted_job_resumes_by_itself_as_often_as_restarts_are_allowed(job, tmp_path):
+def test_a_job_is_restarted_as_often_as_allowed_and_resumes(job, tmp_path):
     whole = job("whole")
     assert call([whole], 2).returncode == 0
     kills = {"faults": {"24": "kill", "72": "kill", "120": "kill"}}
@@ -191,31 +204,19 @@ def test_a_restarted_job_resumes_by_itself_as_often_as_restarts_are_allowed(job,
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("fault", ["kill worker", "stop worker"])
-def test_a_dead_or_silent_decoding_process_is_named_and_ends_the_run(job, run_values, processes, fault):
+def test_a_killed_or_stopped_decoding_process_ends_the_run(job, run_values, processes, fault):
     loading = run_values["data"] | {"workers": 1, "timeout": 4}
     lost = job("run", job={"faults": {"24": fault}}, data=loading, timeout=10)
-    process = subprocess.Popen(
-        command([lost], processes),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    mark = Path(lost["config"]).with_suffix("") / "fault-24"
-    while not mark.exists() and process.poll() is None:
-        time.sleep(0.05)
-    _, errors = process.communicate(timeout=HANG)
-    assert process.returncode, errors
+    code, errors = call_with_fault(lost, processes)
+    assert code, errors
     expected = r"DataLoader worker \(pid.*\d+\).* killed" if fault == "kill worker" else r"DataLoader timed out"
     if processes == 1:
-        assert process.returncode == 1
+        assert code == 1
         assert re.search(rf"ranks: .*{expected}.*data\.workers", errors), errors
 
 
 @pytest.mark.faults
-def test_the_batches_are_the_same_on_any_number_of_processes(job, tmp_path, run_values):
+def test_batches_do_not_depend_on_processes_workers_and_micro_batches(job, tmp_path, run_values):
     """1, 2 and 3 processes; 0 to 3 workers; micro-batches of 48, 12 and 4."""
     changes = {"batch_size": 48, "stages": [{"image_size": 16, "samples": 480}], "every": {"checkpoint": 96}}
     changes["model"] = run_values["model"] | {"stochdepth_rate": 0.2}
@@ -247,7 +248,7 @@ def test_a_run_resumes_with_another_number_of_processes(job, tmp_path):
         call([job("moved", "auto", job=stops, **changes)], processes)
     expected, moved = steps(tmp_path / "whole"), steps(tmp_path / "moved")
     second = {line["samples"]: line for line in steps(tmp_path / "moved", 1)}
-    assert sorted(second) == [*range(48, 104, 8)], "these were two processes'"
+    assert sorted(second) == [*range(48, 104, 8)], "two processes took these steps"
     assert [line["samples"] for line in moved] == [line["samples"] for line in expected]
     for line, other in zip(expected, moved, strict=True):
         more = second.get(line["samples"], {"rows": [], "pixels": []})
@@ -257,7 +258,7 @@ def test_a_run_resumes_with_another_number_of_processes(job, tmp_path):
 
 
 @pytest.mark.faults
-def test_gradients_are_the_same_to_ten_digits_on_any_number_of_processes(job, tmp_path):
+def test_gradients_do_not_depend_on_the_number_of_processes(job, tmp_path):
     changes = {"batch_size": 48, "stages": [{"image_size": 16, "samples": 48}]}
     layouts = {1: (48, 12, 4), 2: (24, 4), 3: (16, 4)}
     for processes, micros in layouts.items():
@@ -274,7 +275,7 @@ def test_gradients_are_the_same_to_ten_digits_on_any_number_of_processes(job, tm
 
 
 @pytest.mark.faults
-def test_after_twenty_kills_every_image_was_used_once_an_epoch(job, tmp_path, dataset_directory):
+def test_a_run_killed_twenty_times_uses_every_image_once_per_epoch(job, tmp_path, dataset_directory):
     changes = {"stages": [{"image_size": 16, "samples": 1200}], "every": {"log": 80, "evaluate": 240, "checkpoint": 16}}
     assert call([job("whole", **changes)], 1).returncode == 0
     killed, rng = job("killed", "auto", **changes), np.random.default_rng(0)
@@ -293,7 +294,7 @@ def test_after_twenty_kills_every_image_was_used_once_an_epoch(job, tmp_path, da
     assert content(tmp_path / "killed" / last) == content(tmp_path / "whole" / last)
     accepted: dict[int, list[int]] = {}
     for line in steps(tmp_path / "killed"):
-        assert accepted.setdefault(line["samples"], line["rows"]) == line["rows"], "done again with the same"
+        assert accepted.setdefault(line["samples"], line["rows"]) == line["rows"], "a repeated step has the same rows"
     seen = [row for samples in sorted(accepted) for row in accepted[samples]]
     assert len(seen) == 1200
     for epoch in range(24):
@@ -301,8 +302,8 @@ def test_after_twenty_kills_every_image_was_used_once_an_epoch(job, tmp_path, da
 
 
 @pytest.mark.faults
-def test_fifty_kills_during_saves_leave_only_whole_checkpoints(job, tmp_path):
-    """A checkpoint after every step of a large model on small images: most of the time is spent in saving."""
+def test_a_run_killed_fifty_times_while_saving_has_only_intact_checkpoints(job, tmp_path):
+    """A large model on small images with a checkpoint after every step spends most of its time in saving."""
     model = {"num_blocks": 4, "patch_size": 8, "d_model": 256, "mlp_dim": 1024, "num_heads": 4, "cnn_stem": None}
     changes = {"model": model, "every": {"checkpoint": 8}, "stages": [{"image_size": 8, "samples": 40_000}]}
     killed, rng = job("killed", "auto", **changes), np.random.default_rng(0)
@@ -328,8 +329,8 @@ def newest_number(root: Path) -> int:
 
 
 @pytest.mark.faults
-def test_an_index_of_five_million_does_not_grow_memory(tmp_path):
-    """Two workers and five epochs of indices."""
+def test_memory_does_not_grow_with_epochs_of_five_million_images(tmp_path):
+    """With two workers, over five epochs."""
     done = subprocess.run(
         [sys.executable, "-c", INDEX, str(tmp_path)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )

@@ -13,20 +13,18 @@ import pytest
 import torch
 import wandb
 from safetensors.torch import load_file
+from training_runs import build_run
 
 from joytag.core import jsonl
-from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
-from joytag.training import step as _step
+from joytag.training import step as training_step
 from joytag.training import tracker, trainer
-from joytag.training.config import RunSettings
 from joytag.training.run import Run
 from joytag.training.tracker import Tracker
 
 
-def run_of(values: dict, output: Path, mode: str) -> Run:
-    settings = RunSettings.model_validate(values | {"output": str(output), "tracking": {"wandb": mode}})
-    return Run(settings, Dataset.open(Path(settings.data.directory)), torch.device("cpu"), torch.float32)
+def tracked_run(values: dict, output: Path, mode: str) -> Run:
+    return build_run(values, output=str(output), tracking={"wandb": mode})
 
 
 @pytest.fixture
@@ -87,11 +85,11 @@ def silent(monkeypatch) -> None:
 def test_a_failure_of_wandb_changes_neither_weights_nor_log(
     run_values, tmp_path, monkeypatch, alone, trouble, mode, warning
 ):
-    expected = trainer.train(run_of(run_values, tmp_path / "without", "disabled"), None)
+    expected = trainer.train(tracked_run(run_values, tmp_path / "without", "disabled"), None)
     with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trouble(patch)
-        run = run_of(run_values, tmp_path / "with", mode)
+        run = tracked_run(run_values, tmp_path / "with", mode)
         trainer.train(run, None)
     released = load_file(Path(run.config.output) / "release" / "model.safetensors")
     assert all(torch.equal(value, released[name]) for name, value in expected.model.state_dict().items())
@@ -123,8 +121,8 @@ def test_a_resumed_run_continues_its_wandb_run_and_shows_images(run_values, tmp_
         return step(state, *rest)
 
     monkeypatch.setattr(wandb, "init", init)
-    run = run_of(run_values, tmp_path / "run", "online")
-    step = _step.train_step
+    run = tracked_run(run_values, tmp_path / "run", "online")
+    step = training_step.train_step
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", failing_step)
         with pytest.raises(KeyError):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import HANG, ROOT
+from commands import HANG
+from paths import ROOT
 from safetensors.torch import load_file
 from training_runs import assert_equal_weights, build_run, newest_checkpoint, open_run, read_log, read_losses, weights
 

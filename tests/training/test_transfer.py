@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from training_runs import assert_equal_weights, open_run, weights
 
 from joytag.core import settings
-from joytag.data import dataset
 from joytag.models import release
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT, ViTConfig
 from joytag.training import optimizers, transfer
 from joytag.training.config import RunSettings
-from joytag.training.trainer import Run, initial_state, train
+from joytag.training.state import initial_state
+from joytag.training.trainer import train
 
 STEM = "conv:c=8;bn;relu;conv:c=16;ln;relu;conv:c=16,s=1,k=1,p=0"
 
@@ -45,10 +46,6 @@ def fine_tuned(run_values, source):
         return RunSettings.model_validate(values).fitted_to(release.read_config(source[0]))
 
     return build
-
-
-def run_of(config: RunSettings) -> Run:
-    return Run(config, dataset.Dataset.open(Path(config.data.directory)), torch.device("cpu"), torch.float32)
 
 
 def test_rows_are_carried_over_by_name():
@@ -124,30 +121,29 @@ def test_optimizers_use_the_rates_of_the_groups(name):
 
 def test_a_run_starts_as_its_release_ends(fine_tuned, source, capsys):
     _, model, _ = source
-    state = initial_state(run_of(fine_tuned()))
+    state = initial_state(open_run(fine_tuned()))
     assert "2 tags kept, 4 tags new, 1 tags dropped" in capsys.readouterr().out
     images = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
         logits = state.model.eval()(images)
         torch.testing.assert_close(logits[:, [4, 0]], model(images)[:, [0, 2]], rtol=1e-5, atol=1e-5)
-    counts = run_of(fine_tuned()).dataset.tags.counts
+    counts = open_run(fine_tuned()).dataset.tags.counts
     frequency = (counts[[1, 2, 3, 5]] + 1) / (50 + 2)
     torch.testing.assert_close(logits[0, [1, 2, 3, 5]].sigmoid(), torch.from_numpy(frequency).float())
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": {"layer_decay": 0.7}}, {"model": {"freeze": 1}}], ids=str)
 def test_a_resumed_run_ends_as_an_uninterrupted_one(fine_tuned, tmp_path, changes):
-    whole = train(run_of(fine_tuned(**changes)), None)
+    whole = train(open_run(fine_tuned(**changes)), None)
     again = fine_tuned(**changes, output=str(tmp_path / "again"))
     first = tmp_path / "run" / "checkpoints" / f"{48:012d}"
-    resumed = train(run_of(again), first)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    resumed = train(open_run(again), first)
+    assert_equal_weights(weights(resumed), weights(whole))
 
 
 def test_frozen_parts_keep_weights_and_statistics(fine_tuned, source):
     _, before, _ = source
-    after = train(run_of(fine_tuned(model={"freeze": 1})), None).model.state_dict()
+    after = train(open_run(fine_tuned(model={"freeze": 1})), None).model.state_dict()
     for name, value in before.state_dict().items():
         if not name.startswith("head"):
             frozen = name.startswith(("patch_embeddings", "blocks.0"))
@@ -156,7 +152,7 @@ def test_frozen_parts_keep_weights_and_statistics(fine_tuned, source):
 
 def test_freezing_more_blocks_than_there_are_is_refused(fine_tuned):
     with pytest.raises(ValueError, match=r"model\.freeze: 3 blocks, but the model has 2"):
-        initial_state(run_of(fine_tuned(model={"freeze": 3})))
+        initial_state(open_run(fine_tuned(model={"freeze": 3})))
 
 
 def test_architecture_and_size_come_from_the_release_unless_given(fine_tuned):
@@ -176,7 +172,7 @@ def test_without_a_release_an_image_size_is_required(run_values):
 def test_retain_interpolates_between_the_release_and_the_run(fine_tuned, source, tmp_path):
     _, before, _ = source
     tuned, mixed = (
-        train(run_of(fine_tuned(retain=share, output=str(tmp_path / f"{share}"))), None).model.state_dict()
+        train(open_run(fine_tuned(retain=share, output=str(tmp_path / f"{share}"))), None).model.state_dict()
         for share in (0.0, 0.25)
     )
     start = before.state_dict()

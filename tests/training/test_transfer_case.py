@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from paths import ROOT
 from requirements import require
 from sklearn.metrics import f1_score
 
@@ -25,7 +26,6 @@ from joytag.tagging.tagger import Tagger
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 RELEASE, DATA, TWEMOJI = ROOT / "runs/openmoji/release", ROOT / "data/openmoji", ROOT / "data/raw/twemoji"
 IMAGES, NEW_TAGS, SHOTS = 300, 10, 8
 
