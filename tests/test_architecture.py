@@ -1,4 +1,4 @@
-"""The laws of docs/architecture.md, read from the source: what may import what, and what importing must not do."""
+"""The laws of docs/architecture.md: allowed imports, the command line, and the side effects of importing."""
 
 import ast
 import os
@@ -82,12 +82,12 @@ def test_imports_of_the_library_only_fall(path):
         return  # what users import and run
     assert own in PACKAGES, f"joytag/{own} has no position: give it one in PACKAGES and in README.md's tree"
     for line, module in imports(path, OURS):
-        place = f"{dotted(path)}:{line} imports {module}"
+        location = f"{dotted(path)}:{line} imports {module}"
         if own != "cli":
-            assert module.startswith("joytag."), f"{place}, but the library stands on its own"
+            assert module.startswith("joytag."), f"{location}, but the library stands on its own"
         if module.startswith("joytag."):
             order = PACKAGES.index(package(module)), PACKAGES.index(own)
-            assert order[0] <= order[1], f"{place}, but a package imports only packages above it: {PACKAGES}"
+            assert order[0] <= order[1], f"{location}, but a package imports only packages above it: {PACKAGES}"
 
 
 def test_documents_list_the_packages_in_their_order():

@@ -103,7 +103,7 @@ def test_a_command_without_its_extra_names_it_in_one_line():
 
 
 @pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"].keys() - {"dev"}))
-def test_a_missing_package_is_answered_with_its_extra(extra):
+def test_the_error_for_a_missing_package_names_its_extra(extra):
     for package in modules(extra):
         assert command.missing(package) == f"{package} is not installed; run: pip install 'joytag[{extra}]'"
 

@@ -7,7 +7,7 @@ from joytag.benchmarks import tagging
 from joytag.models.vit import ViTConfig
 
 
-def test_metrics_equal_those_of_scikit_learn():
+def test_metrics_match_scikit_learn_in_the_benchmark():
     text = tagging.compare_metrics(n_images=300, tags=20, rounds=1)
     assert "300 images and 20 tags" in text
     assert float(text.rpartition(" ")[2]) < 1e-9

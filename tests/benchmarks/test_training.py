@@ -189,7 +189,7 @@ def test_a_process_that_dies_is_noticed():
     assert not remote.process.is_alive()
 
 
-def test_a_process_gives_one_value_a_call():
+def test_a_process_returns_one_value_per_call():
     with Remote(counting, 3) as remote:
         remote()
         remote()

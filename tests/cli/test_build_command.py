@@ -8,7 +8,7 @@ from joytag.data.dataset import CONFIG, Dataset
 
 
 def message(directory, capsys) -> str:
-    """What a user reads about a dataset that cannot be opened."""
+    """Return the error message about a dataset that cannot be opened."""
     with pytest.raises(SystemExit) as end:
         report_errors("test", lambda: print(Dataset.open(directory)))
     assert end.value.code == ExitCode.USER_ERROR

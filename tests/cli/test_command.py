@@ -46,7 +46,7 @@ def test_version_is_printed(monkeypatch, capsys):
     assert capsys.readouterr().out == f"joytag {joytag.__version__}\n"
 
 
-def test_an_unknown_command_is_answered_with_the_known_ones(monkeypatch, capsys):
+def test_the_error_for_an_unknown_command_lists_the_known_ones(monkeypatch, capsys):
     assert main(monkeypatch, "tga", "x.png") == ExitCode.USER_ERROR
     error = capsys.readouterr().err
     assert error.startswith("joytag: 'tga' is not a command; did you mean tag?")

@@ -7,7 +7,7 @@ def test_a_missing_file_is_empty(tmp_path):
     assert jsonl.read(tmp_path / "gone.jsonl") == []
 
 
-def test_what_is_appended_is_read(tmp_path):
+def test_appended_lines_are_read(tmp_path):
     rows: list[dict] = [{"a": 1}, {"b": "ü\u2028"}, {"c": [1.5, None]}]
     for row in rows:
         jsonl.append(tmp_path / "log.jsonl", row)

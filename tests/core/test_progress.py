@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def watch(monkeypatch):
-    """A function that puts a terminal in place of stderr, which pytest replaces before each test, and returns it."""
+    """Return a function that replaces stderr by a terminal; pytest replaces stderr before each test, too."""
 
     def replace_stderr():
         for name, value in (("TERM", "xterm"), ("COLUMNS", "120"), ("RANK", "")):

@@ -74,7 +74,7 @@ def damage(directory: Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_written_is_read(directory):
+def test_posts_and_tags_survive_writing_and_reading(directory):
     dataset = Dataset.open(directory)
     assert (dataset.directory, dataset.sources, dataset.extension) == (directory, ["drawn", "photo"], "jpg")
     assert dataset.tags.names == TAGS["name"]

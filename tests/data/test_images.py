@@ -174,7 +174,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(side):
     assert time.perf_counter() - started < 2
 
 
-def test_the_content_decides_the_format_not_the_name(tmp_path):
+def test_the_format_is_recognized_by_content_not_by_name(tmp_path):
     path = tmp_path / "image.jpg"
     path.write_bytes(encode(Image.fromarray(noise())))
     np.testing.assert_array_equal(images.decode(str(path)), noise())

@@ -159,7 +159,7 @@ def test_a_bad_image_is_left_out_of_an_evaluation(without_three, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_dataset_whose_images_are_gone_ends_loading(dataset_directory, workers, monkeypatch):
+def test_loading_a_dataset_without_its_images_fails(dataset_directory, workers, monkeypatch):
     dataset = Dataset.open(dataset_directory)
     monkeypatch.setattr(Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
     with pytest.raises(DatasetError, match=r"^gone\.jpg: no such file; 99 other images cannot be read either"):
@@ -237,7 +237,7 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
     assert data.default_workers(gpu) == 16
 
 
-def test_too_little_shared_memory_is_an_error_before_it_kills(dataset_directory, monkeypatch):
+def test_too_little_shared_memory_is_reported_before_a_process_dies(dataset_directory, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
     monkeypatch.setattr(data, "SHARED", dataset_directory)
     images = data.ImageDataset(Dataset.open(dataset_directory), "train", 48)

@@ -252,7 +252,7 @@ def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     assert sum(len(rows) for rows in contents(config).values()) == 5
 
 
-def test_only_shards_with_images_that_arrived_later_are_scanned_again(tmp_path, monkeypatch):
+def test_only_shards_with_new_images_are_scanned_again(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "SHARD", 4)
     lines = []
     for number in range(1, 11):
@@ -275,7 +275,7 @@ def test_only_shards_with_images_that_arrived_later_are_scanned_again(tmp_path, 
     assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [True, False, True]
 
 
-def test_a_build_without_images_has_tags_but_nothing_to_train_on(built, tmp_path):
+def test_a_build_without_images_has_tags_but_cannot_be_trained_on(built, tmp_path):
     config, _ = built
     values = config.model_dump() | {"output": str(tmp_path / "tags"), "images": False}
     dataset = Dataset.open(build(BuildSettings.model_validate(values)))
@@ -317,7 +317,7 @@ def test_a_dataset_can_be_a_source_of_another(built, tmp_path):
     assert dataset.image_path(posts_[0].hashes[0].tobytes()).suffix == ".webp"
 
 
-def test_hostile_rows_are_listed_and_write_nothing_outside_the_output(tmp_path):
+def test_hostile_rows_are_listed_and_write_no_file_outside_the_output(tmp_path):
     mirror, output = tmp_path / "mirror", tmp_path / "out"
     digest = "0123456789abcdef0123456789abcdef"
     strange = ["a,b", '"quoted"', "🦊", "ערבית", "x" * 10_000_000, "n\0l", "../../x", "tab\tbed"]

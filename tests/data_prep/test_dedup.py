@@ -1,4 +1,4 @@
-"""Copies are found, near-copies are not; groups equal a comparison of all pairs."""
+"""Copies are recognized, near-copies are not; groups equal a comparison of all pairs."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -168,7 +168,7 @@ def test_a_mirror_without_metadata_is_refused(tmp_path):
         (b"", []),
     ],
 )
-def test_sidecars_are_read_as_people_write_them(tmp_path, text, names):
+def test_sidecars_in_common_styles_are_read(tmp_path, text, names):
     (tmp_path / "a.png").touch()
     (tmp_path / "a.txt").write_bytes(text)
     assert read(tmp_path, "sidecar")[0]["tags"] == names
@@ -318,7 +318,7 @@ def test_paths_that_leave_their_folder_are_recognized(path):
     assert not posts.is_inside(path)
 
 
-def test_a_row_of_the_registry_is_all_that_a_new_kind_needs(tmp_path, monkeypatch):
+def test_a_new_kind_needs_only_a_row_of_the_registry(tmp_path, monkeypatch):
     (tmp_path / "list").write_text("cat.png dog.png")
 
     def read_part(part: str) -> pa.Table:

@@ -34,7 +34,7 @@ def test_aliases_resolve(pairs, resolved):
 
 @given(PAIRS)
 @settings(deadline=None)
-def test_aliases_end_where_many_steps_end(pairs):
+def test_resolved_aliases_end_where_repeated_steps_end(pairs):
     def end(name: str) -> str:
         orbit = [name]
         for _ in range(20):

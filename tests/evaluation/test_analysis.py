@@ -1,4 +1,4 @@
-"""Analyses against scikit-learn on the same decisions, and of predictions with hardly any content."""
+"""Analyses against scikit-learn on the same decisions, and analyses of degenerate predictions."""
 
 import dataclasses
 from pathlib import Path

@@ -120,7 +120,7 @@ def test_a_tagger_does_not_differ_from_itself():
 
 
 def test_equally_good_taggers_seldom_differ():
-    """Of 60 equally good pairs some 5 % may be said to differ; thresholds that are chosen cost a little more."""
+    """Of 60 equally good pairs about 5 % may differ by accident, and a few more with chosen thresholds."""
     said: Counter = Counter()
     for seed in range(60):
         contenders, labels, tags = contest([2.0, 2.0], images=500, n_tags=8, seed=seed)
@@ -160,6 +160,6 @@ def test_undefined_differences_are_called_undefined():
         ("map", (np.nan, np.nan, np.nan), "undefined", ""),
     ],
 )
-def test_verdicts_in_words(metric, interval, verdict, winner):
+def test_verdicts_are_put_into_words(metric, interval, verdict, winner):
     difference = Difference("A", "B", "own", metric, Interval(*interval))
     assert (difference.verdict, difference.winner) == (verdict, winner)

@@ -1,4 +1,4 @@
-"""Taggers of every kind: found in directories, and predicted once."""
+"""Taggers of every kind are recognized in directories, and each predicts once."""
 
 import shutil
 from pathlib import Path
@@ -30,11 +30,11 @@ from joytag.models.wd_onnx import OnnxTagger
         (["a/c", "a/b/c", "b/c"], ["a", "a/b", "b"]),
     ],
 )
-def test_short_names_are_what_differs_between_paths(paths, names, tmp_path):
+def test_short_names_are_the_parts_in_which_paths_differ(paths, names, tmp_path):
     assert short_names([tmp_path / path for path in paths]) == names
 
 
-def test_a_run_stands_for_its_release_or_its_newest_checkpoint(taggers, tmp_path):
+def test_a_run_is_compared_by_its_release_or_newest_checkpoint(taggers, tmp_path):
     model = colours.train(taggers / "data", {1: tmp_path / "unused"})
     run = tmp_path / "run"
     for samples in (100, 200):

@@ -34,7 +34,7 @@ def entries_of(*found: Predictions) -> list[contenders.TaggerEntry]:
     return contenders.open_taggers([one.directory for one in found], device="cpu")
 
 
-def test_common_images_and_tags_are_found_in_any_order(tmp_path):
+def test_common_images_and_tags_are_selected_in_any_order(tmp_path):
     """Checks every image and tag; an alias merges two tags of one tagger."""
     rng = np.random.default_rng(0)
     aliases = {"car": "automobile", "auto": "automobile", "kitty": "cat"}
@@ -67,7 +67,7 @@ def test_scores_are_not_copied_when_all_are_common(predicted):
     assert all(c.scores is one.scores for c, one in zip(common.contenders, found, strict=True))
 
 
-def test_images_are_the_same_when_id_and_file_are(tmp_path):
+def test_images_match_by_id_and_file(tmp_path):
     zeros = np.zeros((3, 1), dtype=bool)
     first = write_predictions(tmp_path / "1", [1, 2, 3], ["a"], zeros, zeros)
     second = write_predictions(tmp_path / "2", [1, 2, 4], ["a"], zeros, zeros, files=[1, 9, 3])
@@ -77,7 +77,7 @@ def test_images_are_the_same_when_id_and_file_are(tmp_path):
         intersection.intersect(entries_of(first, third), [first, third])
 
 
-def test_labels_that_disagree_are_refused_unless_a_dataset_decides(taggers, predicted, tmp_path):
+def test_conflicting_labels_are_refused_without_a_dataset(taggers, predicted, tmp_path):
     first = Predictions.open(predicted["early"])
     labels = first.labels.toarray()
     labels[4, 2] ^= True

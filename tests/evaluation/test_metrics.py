@@ -143,7 +143,7 @@ def test_best_thresholds_of_averages_match_a_search(pair):
 
 
 def nearly(by_threshold, wanted):
-    """Return the thresholds at which a metric equals a value but for rounding: sums are not in the same order."""
+    """Return the thresholds at which a metric equals a value up to rounding, since the order of sums differs."""
     return [t for t, value in by_threshold.items() if abs(value - wanted) < 1e-12]
 
 
@@ -222,7 +222,7 @@ def test_blocks_of_tags_are_joined_in_order():
     np.testing.assert_array_equal(curves(scores, labels, rows).best_f1, curves(scores[rows], labels[rows]).best_f1)
 
 
-def test_each_column_of_counts_is_averaged_alone():
+def test_columns_of_counts_are_averaged_independently():
     rng = np.random.default_rng(0)
     many = Counts(*rng.integers(0, 3, (4, 30, 7)))
     found = metrics.averages(many)

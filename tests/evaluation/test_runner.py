@@ -126,7 +126,7 @@ def together(action: Callable[[], object], processes: int, errors: Path) -> tupl
     ]
 
 
-def test_scores_are_the_models_for_each_image_once(dataset, model, whole):
+def test_the_model_scores_each_image_once(dataset, model, whole):
     found, posts = Predictions.open(whole), dataset.posts("validation")
     network, _ = release.load(model)
     images = loader.ImageDataset(dataset, "validation", 16)
@@ -172,7 +172,7 @@ def lines(directory: Path) -> int:
     return sum(path.read_text().count("}") for path in directory.glob("work/done.*.jsonl"))
 
 
-def test_killed_at_any_time_and_resumed_by_other_processes_it_writes_the_same_bytes(run, whole, tmp_path, monkeypatch):
+def test_a_killed_evaluation_resumes_with_other_processes_to_the_same_bytes(run, whole, tmp_path, monkeypatch):
     directory, rng, before = tmp_path / "predictions", np.random.default_rng(0), 0
     slowly(monkeypatch)
     for processes in (1, 1, 2, 1, 3):
@@ -204,7 +204,7 @@ def test_finished_predictions_are_not_repeated(run, whole, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_stops_it_after_a_block_and_it_resumes(run, whole, tmp_path, monkeypatch, number, code):
+def test_an_evaluation_stopped_by_a_signal_after_a_block_resumes(run, whole, tmp_path, monkeypatch, number, code):
     predict = inference.predict
     calls: list[None] = []
 
@@ -307,8 +307,8 @@ def test_undecodable_images_are_left_out_and_listed(dataset, run, whole, tmp_pat
 
 
 @pytest.mark.parametrize("moment", ["begin", "write", "finish"])
-def test_a_full_disk_is_one_line_and_then_it_resumes(run, whole, tmp_path, monkeypatch, moment):
-    """A limit on the size of files, set before a step, stands for it; scores.npy takes 12,140 bytes."""
+def test_an_evaluation_stopped_by_a_full_disk_resumes(run, whole, tmp_path, monkeypatch, moment):
+    """A limit on file sizes, set before a step, simulates the full disk; scores.npy takes 12,140 bytes."""
     step = getattr(predictions_writer.PredictionsWriter, moment)
 
     def cramped(*arguments):
@@ -355,7 +355,7 @@ def test_training_computes_the_histogram_of_the_predictions(dataset, model, whol
     assert stored.table[:, 0].sum() == IMAGES
 
 
-def test_the_model_is_in_evaluation_mode_and_then_in_its_previous_mode(dataset, model, monkeypatch):
+def test_scoring_uses_evaluation_mode_and_restores_the_previous_mode(dataset, model, monkeypatch):
     network = release.load(model)[0].train()
     images, modes, predict = loader.ImageDataset(dataset, "train", 16), [], inference.predict
 
@@ -389,7 +389,7 @@ def test_a_checkpoint_with_predictions_inside_is_still_complete(run_values, tmp_
 
 @given(rows=st.integers(1, 40), batch=st.integers(1, 9), world=st.integers(1, 4), done=st.sets(st.integers(0, 39)))
 @settings(max_examples=60)
-def test_blocks_are_the_same_for_any_number_of_processes_without_those_done(rows, batch, world, done):
+def test_remaining_blocks_do_not_depend_on_the_number_of_processes(rows, batch, world, done):
     shares = [loader.evaluation_keys(rows, batch, rank, world, done) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     found = [[row for _, row in block] for step in zip(*shares, strict=True) for block in step if block]

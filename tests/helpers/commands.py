@@ -1,4 +1,4 @@
-"""How a command of a test ended, and the check that it ended in one line."""
+"""How a command ended, and a check of one-line errors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -40,7 +40,7 @@ def save(root, samples, keep_last=3, keep_every=10**9):
     return model, tensors
 
 
-def test_what_was_saved_is_read_back_to_the_bit(tmp_path):
+def test_a_checkpoint_is_read_back_bit_identical(tmp_path):
     model, tensors = save(tmp_path, 64)
     found, tags, found_tensors, values = checkpoint.load(tmp_path / "000000000064")
     assert tags == TAGS
@@ -99,7 +99,7 @@ def test_only_a_damaged_checkpoint_is_written_again(tmp_path):
 
 
 class Killed(BaseException):
-    """The end of the process."""
+    """Simulates the end of the process."""
 
 
 STEPS = [
@@ -119,7 +119,7 @@ STEPS = [
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("fault", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
-def test_a_save_that_ends_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, when, fault):
+def test_a_save_interrupted_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, when, fault):
     """Interrupt the save at its first step, then at its second, and so on until it completes."""
     save(tmp_path, 8)
     calls = cut = 0

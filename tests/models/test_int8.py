@@ -30,7 +30,7 @@ def test_a_layer_is_exact_to_eight_bits(shift):
 
 
 @torch.no_grad()
-def test_scale_gelu_and_residual():
+def test_scale_gelu_and_residual_are_applied():
     torch.manual_seed(0)
     linear, x, scale, residual = nn.Linear(32, 24), torch.randn(1, 9, 32), torch.rand(24), torch.randn(1, 9, 24)
     expected = linear(x)

@@ -31,7 +31,7 @@ FAMILY: list[dict] = [
 
 
 def model_of(changes: dict) -> ViT:
-    """A model whose every number, BatchNorm's statistics too, differs from its initial value."""
+    """Return a model in which every number, including BatchNorm's statistics, differs from its initial value."""
     torch.manual_seed(0)
     model = ViT(ViTConfig(**(BASE | changes))).eval()
     for name, value in model.state_dict().items():
@@ -122,7 +122,7 @@ def test_every_variant_survives_writing_and_reading(tmp_path, changes):
         torch.testing.assert_close(logits, defined(config, state, images), rtol=0, atol=1e-5)
 
 
-def test_what_is_written_has_the_published_layout(tmp_path):
+def test_a_written_release_has_the_published_layout(tmp_path):
     model, tags = release.load(TINY)
     release.save(tmp_path, model, tags, "focal2")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(release.FILES)
@@ -158,7 +158,7 @@ def test_a_written_config_has_no_key_that_breaks_loaders(tmp_path):
     assert (tmp_path / "top_tags.txt").read_text() == "\n".join(TAGS)
 
 
-def test_very_old_heads_lose_their_nine_last_rows(tmp_path):
+def test_the_nine_extra_rows_of_very_old_heads_are_removed(tmp_path):
     model = model_of({})
     release.save(tmp_path, model, TAGS, "focal2")
     state = load_file(tmp_path / "model.safetensors")
@@ -281,7 +281,7 @@ def test_the_error_for_a_wrong_release_is_one_line_that_names_the_file(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_byobnet", "test_vit2"])
-def test_a_release_of_a_timm_backbone_is_read_back_to_the_bit(tmp_path, name):
+def test_a_release_of_a_timm_backbone_is_read_back_bit_identical(tmp_path, name):
     config = TimmConfig(7, name, 64)
     model = config.build()
     model(torch.randn(4, 3, 64, 64))  # for running statistics that are not the first ones
@@ -340,7 +340,7 @@ def test_the_error_for_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(e.value)
 
 
-def test_reading_does_not_depend_on_the_file_afterwards(tmp_path):
+def test_a_loaded_release_does_not_depend_on_its_file(tmp_path):
     release.save(tmp_path, model_of({}), TAGS, "focal2")
     model, _ = release.load(tmp_path)
     before = model.head.weight.clone()

@@ -140,7 +140,7 @@ def test_a_reference_can_replace_layers_of_the_stem():
     assert layers[3].in_channels == 4
 
 
-def test_stem_grammar():
+def test_a_stem_is_parsed_by_its_grammar():
     assert parse_stem("conv:c=8,k=5;ln;relu") == [("conv", {"k": 5, "s": 2, "p": 1, "c": 8}), ("ln", {}), ("relu", {})]
     for wrong in ("conv:k=3", "conv:c=x", "conv:c=8,q=1", "relu:c=1", "tanh", ""):
         with pytest.raises(ValueError, match="cnn_stem"):

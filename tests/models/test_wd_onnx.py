@@ -1,4 +1,4 @@
-"""Taggers in the WD layout: pixels against a plain reference, and what is refused."""
+"""Taggers in the WD layout: pixels against a plain reference, and refused layouts and tables."""
 
 import sys
 
@@ -66,7 +66,7 @@ def image_paths(tmp_path):
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_the_model_is_given_a_bicubic_square_on_white_in_bgr(tmp_path, image_paths, batch):
+def test_the_model_input_is_a_bicubic_bgr_square_on_white(tmp_path, image_paths, batch):
     wd.write_copier(tmp_path, SIZE, batch)
     tagger = OnnxTagger.load(tmp_path)
     scores = tagger(np.stack([tagger.read(path) for path in image_paths]))
@@ -89,7 +89,7 @@ def test_scores_do_not_depend_on_the_rest_of_the_batch(tmp_path, image_paths):
     assert tagger(squares[:0]).shape == (0, SIZE * SIZE * 3 - 2)
 
 
-def test_ratings_are_skipped_wherever_they_are(tmp_path):
+def test_ratings_are_skipped_in_any_position(tmp_path):
     weights, biases = np.zeros((3, 4), dtype=np.float32), np.array([-1, 0, 1, 2], dtype=np.float32)
     wd.write_mean_colour(tmp_path, [], weights, biases, SIZE)
     lines = ["1,sensitive,9,1", "2,long hair,0,70", "3,explicit,9,1", '4,"a,b_(c)",4,30']

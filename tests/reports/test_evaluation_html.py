@@ -291,7 +291,7 @@ def test_the_long_table_is_searched_and_sorted(browser, path):
     assert view.problems == []
 
 
-def test_the_released_model_s_5813_tags_are_drawn_and_sorted(browser, large):
+def test_5813_tags_are_drawn_and_sorted(browser, large):
     view = browser.open(large)
     defined = 5_813 - analyses.analysis(5_813, 32_768).per_tag["f1"].null_count
     assert view.value("document.querySelectorAll('.cloud .dots circle[cx$=\\'%\\']').length") >= defined

@@ -80,7 +80,7 @@ names_without_line_breaks = st.text(min_size=1).filter(lambda text: not {"\n", "
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(names_without_line_breaks, *[st.integers(0, 40_000)] * 5), min_size=1, max_size=20))
-def test_any_names_and_counts_are_read_as_they_were_written(tmp_path_factory, rows):
+def test_any_names_and_counts_survive_writing_and_reading(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("full") / "full-metrics.txt"
     names, trained, *counts = map(list, zip(*rows, strict=True))
     write_full_metrics(path, names, trained, Counts(*map(np.array, counts)))

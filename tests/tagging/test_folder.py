@@ -234,7 +234,7 @@ def test_file_names_may_be_very_long_and_not_utf8(tagger, tmp_path):
     assert len((tmp_path / "tags.jsonl").read_text().splitlines()) == 3
 
 
-def test_it_is_an_error_if_no_image_can_be_used(tagger, tmp_path):
+def test_a_folder_without_usable_images_is_an_error(tagger, tmp_path):
     (tmp_path / "a.png").write_text("a")
     with pytest.raises(ValueError, match=r"a\.png: not an image"):
         tag(tagger, tmp_path)
@@ -268,7 +268,7 @@ def test_an_interruption_keeps_results_and_lists_failures(images):
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_a_killed_run_that_is_repeated_ends_like_an_uninterrupted_one(tmp_path, kind):
+def test_a_killed_and_repeated_run_writes_the_files_of_an_uninterrupted_one(tmp_path, kind):
     """Sends SIGKILL at random moments until a run finishes; files are complete at every moment."""
     rng = np.random.default_rng(0)
     for side in ("killed", "whole"):

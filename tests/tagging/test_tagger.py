@@ -111,7 +111,7 @@ def test_a_stream_keeps_the_order_and_names_unusable_images(tagger, paths, batch
             np.testing.assert_allclose(result.scores, tagger(path).scores, atol=1e-6)
 
 
-def test_other_images_change_scores_by_rounding_only(tagger, paths):
+def test_other_images_of_a_batch_change_scores_only_by_rounding(tagger, paths):
     whole = list(tagger.stream(paths, batch_size=4))
     rest = list(tagger.stream(paths[2:], batch_size=4))
     for a, b in zip(whole[2:], rest, strict=True):

@@ -16,11 +16,11 @@ RATES = dry_run.Rates("2026-11-23", "it", workers=2, loading={224: 100.0, 448: 5
         (360_000, 112, 40_000_000, 1, "4.0 h, bound by the steps: steps 4.0 h, loading 15.0 min"),
     ],
 )
-def test_the_time_of_a_stage_and_what_bounds_it(samples, size, flop, workers, expected):
+def test_the_time_of_a_stage_names_its_bottleneck(samples, size, flop, workers, expected):
     assert dry_run.stage_time(samples, size, flop, workers, RATES) == expected
 
 
-def test_rates_are_read_as_they_were_written(tmp_path, monkeypatch):
+def test_rates_survive_writing_and_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "RATES", tmp_path / "rates.json")
     assert dry_run.read_rates() is None
     dry_run.write_rates(RATES)

@@ -30,7 +30,7 @@ MICRO_STEPS = {
 def run_on_gpu(values: dict, changes: dict) -> Run:
     values = values | {"stages": [{"image_size": 32, "samples": 104}]}
     for key, value in changes.items():
-        merged = isinstance(value, dict) and "timm" not in value  # a backbone is all that there is to it
+        merged = isinstance(value, dict) and "timm" not in value  # a timm backbone replaces the whole section
         values[key] = values.get(key, {}) | value if merged else value
     settings = RunSettings.model_validate(values)
     return Run(settings, Dataset.open(Path(settings.data.directory)), gpu.DEVICE, torch.float16)

@@ -20,13 +20,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
-def test_focal_equals_that_of_torchvision(batch, gamma):
+def test_focal_matches_torchvision(batch, gamma):
     logits, targets = batch
     expected = sigmoid_focal_loss(logits.double(), targets.double(), alpha=-1, gamma=gamma, reduction="mean")
     assert losses.focal(logits, targets, gamma).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_focal_gradients_equal_those_of_torchvision(batch):
+def test_focal_gradients_match_torchvision(batch):
     logits, targets = batch
     ours = logits.clone().requires_grad_()
     theirs = logits.double().requires_grad_()
@@ -40,13 +40,13 @@ def test_focal_with_gamma_0_is_cross_entropy(batch):
     torch.testing.assert_close(losses.focal(logits, targets, gamma=0.0), losses.binary_cross_entropy(logits, targets))
 
 
-def test_asymmetric_equals_that_of_timm(batch):
+def test_asymmetric_matches_timm(batch):
     logits, targets = batch
     theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05)(logits, targets.float())
     assert losses.asymmetric(logits, targets).item() == pytest.approx(theirs.item() / targets.shape[1], rel=1e-4)
 
 
-def test_focal_of_mixed_labels_equals_that_of_torchvision(batch):
+def test_focal_of_mixed_labels_matches_torchvision(batch):
     logits, targets = batch
     soft = losses.smooth(targets.double(), 0.3)
     expected = sigmoid_focal_loss(logits.double(), soft, alpha=-1, gamma=2, reduction="mean")

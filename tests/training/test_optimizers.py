@@ -47,7 +47,7 @@ def reference(name: str, gradients: list[torch.Tensor], p: torch.Tensor) -> list
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-def test_trust_ratios_are_those_of_the_step(name):
+def test_trust_ratios_match_the_step(name):
     """Computed from the length of a step, in the direction that the moments give."""
     generator = torch.Generator().manual_seed(2)
     parameters = [torch.nn.Parameter(torch.randn(size, generator=generator, dtype=torch.float64)) for size in (3, 50)]
@@ -81,7 +81,7 @@ def test_steps_follow_the_formula(name):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_lamb_equals_that_of_timm():
+def test_lamb_matches_timm():
     """With groups of different rates, a parameter without a gradient, and one that is zero."""
     generator = torch.Generator().manual_seed(0)
     sizes: list[tuple[int, ...]] = [(6, 4), (3,), (2, 2), (5,)]

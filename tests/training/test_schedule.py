@@ -11,13 +11,13 @@ RESTARTED = [Stage(224, 1000, True), Stage(448, 2000, True)]
 CONTINUED = [Stage(224, 1000, True), Stage(448, 2000, False), Stage(448, 500, True)]
 
 
-def test_recipe_has_the_published_steps():
+def test_the_recipe_has_the_published_number_of_steps():
     assert whole_batches(220_000_000, 4096) // 4096 == 53_710
     assert whole_batches(440_000_000, 4096) // 4096 == 107_421
 
 
 @pytest.mark.parametrize(("stages", "curves"), [(RESTARTED, [1000, 2000]), (CONTINUED, [3000, 500])])
-def test_learning_rate_is_torchs_cosine_in_each_curve(stages, curves):
+def test_the_learning_rate_matches_torchs_cosine_in_each_curve(stages, curves):
     seen = 0
     for length in curves:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.004)

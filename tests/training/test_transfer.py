@@ -119,7 +119,7 @@ def test_optimizers_use_the_rates_of_the_groups(name):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_run_starts_as_its_release_ends(fine_tuned, source, capsys):
+def test_a_run_starts_with_the_outputs_of_its_release(fine_tuned, source, capsys):
     _, model, _ = source
     state = initial_state(open_run(fine_tuned()))
     assert "2 tags kept, 4 tags new, 1 tags dropped" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_a_run_starts_as_its_release_ends(fine_tuned, source, capsys):
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": {"layer_decay": 0.7}}, {"model": {"freeze": 1}}], ids=str)
-def test_a_resumed_run_ends_as_an_uninterrupted_one(fine_tuned, tmp_path, changes):
+def test_a_resumed_fine_tuning_is_bit_identical(fine_tuned, tmp_path, changes):
     whole = train(open_run(fine_tuned(**changes)), None)
     again = fine_tuned(**changes, output=str(tmp_path / "again"))
     first = tmp_path / "run" / "checkpoints" / f"{48:012d}"
