@@ -1,4 +1,4 @@
-"""A generator in a process of its own, so that two things that are timed share no memory, threads or caches."""
+"""A generator in its own process, so that two timed programs share no memory, threads or caches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Remote:
 
     def __init__(self, function: Callable[..., Iterator[float]], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, function, arguments), daemon=True)
+        self.pipe, remote_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(remote_end, function, arguments), daemon=True)
         self.results: list[float] = []
 
     def __enter__(self) -> Remote:

@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all comparisons of a call share: machine, stored images of 512 px, cases, and the amount of work."""
+    """The shared inputs of all comparisons of a call: machine, images of 512 px, cases, amount of work."""
 
     device: torch.device
     workers: int  # decoding processes that training would start

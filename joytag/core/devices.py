@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-WIDE = 384  # width of layers from which bf16 pays on a CPU; below, conversions cost more than it saves
+WIDE = 384  # layer width from which bf16 is faster than float32 on a CPU; below, conversions cost more than it saves
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device of a name; `auto` is CUDA (this process's GPU), Apple's MPS or the CPU, in this order.
+    """Return the device for a name; `auto` is the first present of CUDA (this process's GPU), Apple's MPS and the CPU.
 
     Enables TF32 for float32 products on CUDA. Raises ValueError when the device does not exist here.
     """
@@ -74,7 +74,7 @@ def has_amx() -> bool:
 
 
 def _amd_has_bf16() -> bool:
-    # Another maker's CPU with the same instructions, without AMX, was slower in bf16 than in float32.
+    # Another vendor's CPU with the same instructions, without AMX, was slower in bf16 than in float32.
     return bool(cpu_capabilities().get("avx512_bf16")) and "AMD" in str(cpu_capabilities().get("cpu_name"))
 
 

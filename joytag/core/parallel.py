@@ -1,4 +1,4 @@
-"""Work on threads, in order and a bounded number of items ahead; batches of an iterable."""
+"""Ordered work on threads, a bounded number of items ahead; batches of an iterable."""
 
 from __future__ import annotations
 

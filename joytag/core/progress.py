@@ -1,4 +1,4 @@
-"""The progress bar of all commands: on stderr, only where a person watches, only in the first process."""
+"""The progress bar of all commands: on stderr, only on a terminal, only in the first process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
 
 
 def track(items: Iterable[Item], title: str, total: int, unit: str) -> Iterator[Item]:
-    """Yield the items under a bar, which counts an item when the next one is asked for."""
+    """Yield the items under a bar, which counts an item when the next one is requested."""
     with bar(title, total, unit) as advance:
         for item in items:
             yield item

@@ -56,7 +56,7 @@ class Choice:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that reads 1e-6 as a number and refuses a key given twice."""
+    """PyYAML's safe loader that reads 1e-6 as a number and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -173,7 +173,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _index(items: list[Any], part: str, key: str) -> int:
     if not part.isdecimal() or int(part) >= len(items):
         remedy = f"use 0 to {len(items) - 1}" if items else "give the whole list"
-        raise SettingsError(f"{key}: {part!r} is no index into a list of {len(items)}; {remedy}")
+        raise SettingsError(f"{key}: {part!r} is not an index into a list of {len(items)}; {remedy}")
     return int(part)
 
 
@@ -188,12 +188,11 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
         return f"{key}: unknown key{_nearest(str(name), _keys(schema, parents), prefix)}"
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
-        separator = (
-            "." if reason.partition(":")[0] in _keys(schema, problem["loc"]) else ": "
-        )  # a reason may begin with a key
+        begins_with_key = reason.partition(":")[0] in _keys(schema, problem["loc"])
+        separator = "." if begins_with_key else ": "
         return f"{key}{separator}{reason}" if key else reason
-    given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
+    value = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}{value}"
 
 
 def _keys(schema: Any, parents: Sequence[int | str]) -> list[str]:

@@ -16,8 +16,8 @@ NAMES = {"integer": "whole number", "string": "text", "boolean": "true or false"
 def json_schema(schema: type[Settings]) -> dict[str, Any]:
     """Return the JSON schema of a configuration file.
 
-    A file may leave out what its `base:` gives, so only the items of lists, which are replaced whole, have required
-    keys.
+    A file may leave out keys that its `base:` provides, so they are not required. Only the items of lists, which
+    replace those of the base, have required keys.
     """
     document = schema.model_json_schema()
     sections = [document, *document.get("$defs", {}).values()]

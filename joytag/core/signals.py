@@ -15,7 +15,7 @@ if hasattr(signal, "SIGUSR1"):  # Slurm sends it before a job's time limit; Wind
 
 
 class Interrupts:
-    """Within a `with` block, record the signals of CODES as the exit code that is due, 0 for none, in `code`.
+    """Record the signals of CODES within a `with` block: `code` is the exit code that they ask for, 0 without any.
 
     After a first Ctrl-C, a second one ends the process at once. So does any signal while `hopeless()` is true, when no
     step can finish. After an exception the handlers stay, so that no signal disturbs the end of the process.

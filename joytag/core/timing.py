@@ -1,4 +1,4 @@
-"""Two pieces of work timed side by side: on a noisy machine only the ratio of their times means something."""
+"""Side-by-side timing: on a noisy machine only the ratio of two times is meaningful."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds that ours and a reference took, round by round."""
+    """Seconds of our implementation and of a reference in each round."""
 
     ours: list[float]
     reference: list[float]
@@ -32,7 +32,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours and a named reference at the same work: `count` units (`images`, `steps`) a round, and a remark."""
+    """Timings of ours and of a named reference at the same work: `count` units (`images`, `steps`) a round."""
 
     work: str
     reference: str
@@ -46,7 +46,7 @@ class Comparison:
         return self.timings.rates(self.count)
 
     def summary(self) -> dict[str, Any]:
-        """Return units per second of both and their ratio, each as median, least and most, for JSON."""
+        """Return units per second of both and their ratio, each as `spread`, for JSON."""
         ours, theirs = (
             [self.count / second for second in seconds] for seconds in (self.timings.ours, self.timings.reference)
         )
@@ -62,12 +62,12 @@ class Comparison:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, the least and the most of some values."""
+    """Return the median, the minimum (`least`) and the maximum (`most`) of some values."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Format comparisons as a table of medians, each with the least and the most of all rounds."""
+    """Format comparisons as a table of medians, each with the minimum and the maximum of all rounds."""
     rows: list[tuple[str, ...]] = [("work", "ours", "reference", "ratio", "the reference")]
     for comparison in comparisons:
         summary = comparison.summary()

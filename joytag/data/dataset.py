@@ -58,7 +58,7 @@ class DatasetError(ValueError):
 
 
 class DatasetMissing(DatasetError):
-    """A `directory` without a dataset of this version, which must be built (again)."""
+    """A directory, `directory`, without a dataset of this version: it must be built."""
 
     def __init__(self, message: str, directory: Path) -> None:
         super().__init__(message)

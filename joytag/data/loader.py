@@ -29,7 +29,7 @@ from joytag.data import dataset as records
 from joytag.data.images import ImageError, read_square
 
 Key = tuple[int, int]  # epoch, row of the split
-MAX_SUBSTITUTES = 100  # undecodable images in a row before loading gives up
+MAX_SUBSTITUTES = 100  # undecodable images in a row before loading fails
 PREFETCH = 2  # batches that each decoding process prepares ahead
 SHARED = Path("/dev/shm")  # Linux's file system for memory that processes share
 
@@ -88,14 +88,14 @@ class ImageDataset(Dataset[Batch]):
     def __getitems__(self, keys: Sequence[Key]) -> Batch | records.DatasetError:
         # Returned, not raised: torch would replace it by the worker's traceback in a RuntimeError.
         bad: list[tuple[int, str]] = []
-        found: list[int] = []
+        loaded: list[int] = []
         try:
             pixels = self._memory(len(keys))
             for key in keys:
-                found += self._read(key, pixels[len(found)], bad)
+                loaded += self._read(key, pixels[len(loaded)], bad)
         except records.DatasetError as error:
             return error
-        rows = np.array(found, dtype=np.int64)
+        rows = np.array(loaded, dtype=np.int64)
         images = pixels[: len(rows)].permute(0, 3, 1, 2)
         draws: list[augment.Draws] = []
         if self.augmentation != "none":
@@ -188,8 +188,8 @@ def evaluation_keys(
 ) -> list[list[Key]]:
     """Return the blocks of `batch` consecutive rows that one process evaluates, without the `done` block numbers.
 
-    Blocks are dealt out in turn. Each process gets the same number, of which the last may be empty. A row's block, on
-    which the rounding of its scores depends, is the same for any number of processes.
+    Processes take blocks in turn, equally many each, so the last block of some may be empty. A row's block is the same
+    for any number of processes, since the rounding of its scores depends on it.
     """
     blocks = [range(first, min(first + batch, rows)) for first in range(0, rows, batch) if first // batch not in done]
     blocks += [range(0)] * (-len(blocks) % world)
@@ -220,10 +220,8 @@ def batches(
             if isinstance(batch, records.DatasetError):
                 raise batch
             yield batch
-    except (
-        RuntimeError
-    ):  # a process died or hangs; waiting for the others could take minutes, `worker_errors` kills them
-        raise
+    except RuntimeError:
+        raise  # a process died or hangs; waiting for the others could take minutes, `worker_errors` kills them
     except BaseException:
         _end_workers(loaded)
         raise
@@ -236,7 +234,7 @@ def _next(loaded: Iterator[Any], timeout: int) -> Any:
             return next(loaded, None)
         except (ConnectionError, EOFError) as error:  # the process died while it was handing over a batch
             time.sleep(1)  # meanwhile torch learns of its death and raises an error that names the process
-            raise RuntimeError(f"DataLoader worker has gone ({error})") from None
+            raise RuntimeError(f"DataLoader worker exited ({error})") from None
 
 
 def _end_workers(loaded: Iterator[Any]) -> None:
@@ -265,7 +263,7 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to a process group, to the parent, which finishes its step first."""
+    """Give the process its own group: a terminal's Ctrl-C then reaches only the parent, which finishes its step."""
     os.setpgid(0, 0)
     devices.keep_memory()
 
@@ -304,7 +302,7 @@ def default_workers(device: torch.device) -> int:
 
 
 class _KeySampler:
-    """A batch sampler that yields key lists as they are."""
+    """A batch sampler that yields lists of keys unchanged."""
 
     def __init__(self, keys: Iterable[list[Key]]) -> None:
         self.keys = keys

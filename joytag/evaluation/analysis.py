@@ -1,4 +1,4 @@
-"""Predictions to findings: averages, intervals, groups, confusions, disagreements with the labels."""
+"""Analysis of predictions: averages, intervals, groups, confusions, disagreements with the labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Resample = Callable[..., dict[str, dict[str, NDArray[np.float64]]]]  # bootstrap
 
 @dataclass(frozen=True)
 class Facts:
-    """What was evaluated, and how. `map` is over the `tags_ranked` tags with at least `minimum_positives`."""
+    """Size, settings and provenance. `map` is over the `tags_ranked` tags with at least `minimum_positives`."""
 
     provenance: Mapping[str, Any]
     images: int
@@ -130,7 +130,7 @@ class TagCurve(NamedTuple):
 
 @dataclass(frozen=True)
 class Analysis:
-    """All findings about predictions. NaN is undefined, everywhere.
+    """All results of an evaluation. NaN means undefined.
 
     `thresholds`: `fixed` and those of `choose_thresholds`, which are chosen on all images, so that metrics at them are
     optimistic. `headline`: threshold name -> metric name -> interval; under `ranking`, `map`. `macro_over`: threshold

@@ -112,10 +112,10 @@ class CategoryComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All findings of a comparison. NaN is undefined.
+    """All results of a comparison. NaN means undefined.
 
     `facts`: images, tags, tags_with_positives, minimum_positives, tags_ranked (over which `map` is the mean),
-    resamples, seed, and what the caller adds. `thresholds`: view -> letter. `metrics`: view -> letter -> metric.
+    resamples, seed, and the caller's additions. `thresholds`: view -> letter. `metrics`: view -> letter -> metric.
     `differences`: of every pair, view and metric. `categories`: by name. `per_tag`: see `tag_table`. `curves`: letter
     -> averages at POINTS thresholds.
     """
@@ -139,7 +139,7 @@ class Comparison:
         return list(combinations([c.letter for c in self.contenders], 2))
 
     def summary(self, first: str, second: str) -> str:
-        """Say in a sentence which of a pair is better at which metric in HEADLINE."""
+        """Return a sentence: which of a pair is better at which metric in HEADLINE."""
         won: dict[str, list[str]] = {}
         for view, metric in HEADLINE:
             won.setdefault(self.difference(first, second, view, metric).winner, []).append(METRICS[metric])

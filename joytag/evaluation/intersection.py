@@ -26,7 +26,7 @@ class IntersectionError(ValueError):
 
 @dataclass(frozen=True)
 class Intersection:
-    """Contenders, labels bool [P, N] and tags [N], all of the common images and tags, and facts about them."""
+    """Contenders, labels bool [P, N] and tags [N], all of the common images and tags; `facts` are their numbers."""
 
     contenders: list[Contender]
     labels: csc_array

@@ -17,7 +17,7 @@ from joytag.evaluation.tag_groups import category_names
 
 
 class Evaluated(NamedTuple):
-    """What the columns are computed from, for N tags.
+    """The values from which the columns of N tags are computed.
 
     `bands`: name -> indices of the tags in that band of training counts; every tag is in one. `counts`: [N], at the
     fixed threshold. `ratios`: `metrics.from_counts(counts)`. `thresholds`: float64 [N], the suggested ones, NaN where

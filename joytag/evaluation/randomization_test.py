@@ -46,7 +46,7 @@ def _p_value(n: int, tp1: int, tp2: int, tp: int, fp1: int, fp2: int, fp: int) -
 
 @lru_cache(maxsize=4096)
 def _binomial(n: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the outcomes of `n` fair coins and their probabilities, but for tails of less than 1e-22 in all."""
+    """Return counts of heads of `n` fair coins and their probabilities, without tails of less than 1e-22 in total."""
     reach = int(5 * np.sqrt(n)) + 1
     heads = np.arange(max(0, n // 2 - reach), min(n, n // 2 + reach) + 1)
     return heads, binom.pmf(heads, n, 0.5)

@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 
 class Interrupted(Exception):
-    """A validation was asked to stop."""
+    """Raised when a validation is asked to stop."""
 
 
 class Unfinished(Exit):
@@ -42,7 +42,7 @@ class VocabularyError(ValueError):
 
 
 def agreed_exit_code(code: int) -> int:
-    """Return the exit code for all processes from the code of each: that of a process asked to stop, else 0."""
+    """Agree on an exit code, given that of each process: the code of one that was asked to stop, else 0."""
     interrupted, requeued = distributed.sums([code == ExitCode.INTERRUPTED, code == ExitCode.REQUEUE])
     return ExitCode.INTERRUPTED if interrupted else ExitCode.REQUEUE if requeued else 0
 
@@ -55,14 +55,14 @@ def score_histogram(
     device: torch.device,
     dtype: torch.dtype,
     timeout: int = 600,
-    stopping: Callable[[], bool] = lambda: False,
-    seen: Callable[[Tensor, Tensor], None] = lambda logits, labels: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[Tensor, Tensor], None] = lambda logits, labels: None,
 ) -> Histogram:
     """Return the histogram of the scores of every image of a split, each counted once, over all processes.
 
-    Images that cannot be decoded are left out with a warning. `stopping` is called after each batch, equally often in
-    all processes; raises Interrupted when it returns true. `seen` is called with each batch's logits and labels, on the
-    device.
+    Images that cannot be decoded are left out with a warning. `on_batch` gets each batch's logits and labels, on the
+    device. `should_stop` is called after each batch, equally often in all processes; raises Interrupted when it returns
+    true.
     """
     histogram_device = device if device.type == "cuda" else torch.device("cpu")
     histogram, bad = Histogram.zeros(len(image_dataset.dataset.tags), histogram_device), []
@@ -73,9 +73,9 @@ def score_histogram(
             if len(loaded):
                 logits = inference.predict(model, loaded.images, device, dtype)
                 labels = loaded.labels.to(device, non_blocking=True)
-                seen(logits, labels)
+                on_batch(logits, labels)
                 histogram.add(logits.sigmoid().to(histogram_device), labels.to(histogram_device))
-            if stopping():
+            if should_stop():
                 raise Interrupted
     if bad:
         warnings.warn(f"{bad[0][1]}: left out, with {len(bad) - 1} other images of this process", stacklevel=2)
@@ -113,9 +113,9 @@ def predict_release(
         workers = loader.default_workers(device)
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT):
-            if not on_rank_zero(lambda: predictions_writer.is_finished(directory, provenance)):
+            if not run_on_rank_zero(lambda: predictions_writer.is_finished(directory, provenance)):
                 network = release.load(model)[0].to(device)
-                done = on_rank_zero(lambda: writer.begin(provenance))
+                done = run_on_rank_zero(lambda: writer.begin(provenance))
                 with Interrupts(distributed.failed) as interrupts, inference.evaluating(network):
                     predict_blocks(writer, done, network, image_dataset, workers, device, dtype, interrupts)
                 if distributed.rank() == 0:
@@ -194,8 +194,8 @@ def find_dataset(source: predictions.Predictions) -> Dataset | None:
         return None
 
 
-def on_rank_zero(action: Callable[[], Value]) -> Value:
-    """Run an action on rank 0 alone, and return its result on all processes, all of which end when it fails."""
+def run_on_rank_zero(action: Callable[[], Value]) -> Value:
+    """Run an action on rank 0 alone and return its result on all processes; if it fails, all processes end."""
     result: Any = None
     failure: Exception | None = None
     if distributed.rank() == 0:

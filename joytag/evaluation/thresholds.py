@@ -1,4 +1,4 @@
-"""Thresholds chosen on one half of the images and tried on the other, never on the same images."""
+"""Thresholds chosen on one half of the images and evaluated on the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from joytag.evaluation import metrics
 from joytag.evaluation.curves import BELOW, Curves, choose_thresholds, compute_curves
 from joytag.evaluation.metrics import LEVELS, VALUES
 
-PRIOR = 3  # weight of all tags beside a tag's own positives; of the values tried, 1 to 10 suited most models
+PRIOR = 3  # positives that the average over all tags counts as; of the values tried, 1 to 10 suited most models
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def predicted_by_half(
     Each is one threshold or one per tag [N]; nothing is predicted at NaN.
     """
     in_first = first_half[:, None]
-    here, there = metrics.predicted(scores, first), metrics.predicted(scores, second)
-    return csc_array(here.multiply(in_first) + there.multiply(~in_first), dtype=bool)
+    at_first, at_second = metrics.predicted(scores, first), metrics.predicted(scores, second)
+    return csc_array(at_first.multiply(in_first) + at_second.multiply(~in_first), dtype=bool)
 
 
 def shrunk_thresholds(
@@ -76,8 +76,8 @@ def shrunk_thresholds(
 ) -> NDArray[np.float64]:
     """Return a threshold per tag, float64 [N]; the fewer positives a tag has, the closer to the one all tags share.
 
-    The best threshold for a handful of positives fits their accidents, and does worse on other images than a threshold
-    that all tags share. So the threshold maximizes (n F1 + prior M) / (n + prior), with the tag's F1, its n positives,
+    The best threshold for a handful of positives overfits: on other images it does worse than a threshold that all tags
+    share. So the threshold maximizes (n F1 + prior M) / (n + prior), with the tag's F1, its n positives,
     and M, the macro F1 of all tags at the same threshold. Tags without positives get the threshold of the best macro
     F1. `curves` are those of the same `rows`.
     """

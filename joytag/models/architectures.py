@@ -16,7 +16,7 @@ Model = ViT | TimmModel
 
 
 class Architecture(NamedTuple):
-    """A kind of model: its configuration, which is what `config.json` holds, and its network.
+    """A kind of model: its configuration, stored in `config.json`, and its network.
 
     Both have the public attributes and methods of ViTConfig and ViT.
     """

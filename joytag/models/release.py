@@ -86,8 +86,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
 def load(directory: Path) -> tuple[Model, list[str]]:
     """Read a model, float32 in evaluation mode on the CPU, and its tag names.
 
-    Raises ReleaseError when a file is missing, damaged or hostile, or when the three do not belong together. A model is
-    allocated only after the weights have been found to fit it.
+    Raises ReleaseError when a file is missing, damaged or malicious, or when the three do not belong together. A model
+    is allocated only after the weights have been checked to fit it.
     """
     config, tags = read_config(directory), read_tags(directory)
     if len(tags) != config.n_tags:

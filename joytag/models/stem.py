@@ -55,11 +55,11 @@ def parse_stem(stem: str) -> list[tuple[str, dict[str, int]]]:
     for text in stem.split(";"):
         name, _, arguments = text.strip().partition(":")
         try:
-            given = {key.strip(): int(value) for key, value in (a.split("=") for a in arguments.split(",") if a)}
+            values = {key.strip(): int(value) for key, value in (a.split("=") for a in arguments.split(",") if a)}
         except ValueError:
             raise ValueError(f"cnn_stem: cannot read {text!r}; write it like conv:c=64,k=3,s=2,p=1") from None
         known = ITEMS[name].options if name in ITEMS else None
-        options = {key: value for key, value in {**(known or {}), **given}.items() if value is not None}
+        options = {key: value for key, value in {**(known or {}), **values}.items() if value is not None}
         if known is None or options.keys() != known.keys():
             raise ValueError(f"cnn_stem: unknown item {text!r}; known: {', '.join(ITEMS)}, like conv:c=64,k=3")
         for key, value in options.items():

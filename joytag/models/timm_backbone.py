@@ -109,12 +109,7 @@ def _backbone(config: TimmConfig) -> nn.Module:
         try:
             with torch.device("meta"):
                 create().eval()(torch.empty(1, 3, side, side))
-        except (
-            TypeError,
-            ValueError,
-            AssertionError,
-            RuntimeError,
-        ):  # models refuse options and sizes with any of these
-            continue
+        except (TypeError, ValueError, AssertionError, RuntimeError):
+            continue  # models raise any of these for options and sizes that they do not accept
         return create()
     raise ValueError(f"image_size: {config.timm} does not accept images of {side} pixels")

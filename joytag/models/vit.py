@@ -116,7 +116,7 @@ def add_branch(
     if noise_B is None:
         return base + branch(*inputs)
     kept_B, scale = noise_B >= rate, 1 / (1 - rate)
-    partly = kept_B.device.type == "cpu" and not kept_B.all()  # on a GPU this question would wait for the device
+    partly = kept_B.device.type == "cpu" and not kept_B.all()  # on a GPU this check would wait for the device
     rows = kept_B.nonzero().squeeze(1) if partly else None
     added = branch(*(value if rows is None else value.index_select(0, rows) for value in inputs))
     base = base if base.dim() > 1 else base.to(added.dtype)

@@ -145,10 +145,10 @@ def _charts(comparison: Comparison) -> dict[str, Any]:
         by_threshold = [
             Line(curve.threshold, getattr(curve, kind).f1, name=names[letter]) for letter, curve in curves.items()
         ]
-        of_whom = ", ".join(names.values())
-        label = f"{kind} precision against recall of {of_whom}"
+        taggers = ", ".join(names.values())
+        label = f"{kind} precision against recall of {taggers}"
         charts[f"{kind}_pr"] = chart(label, Axis("recall"), Axis("precision"), [*iso_f1_lines(), *by_recall])
-        label = f"{kind} F1 against the threshold of {of_whom}"
+        label = f"{kind} F1 against the threshold of {taggers}"
         charts[f"{kind}_sweep"] = chart(label, Axis("threshold"), Axis(f"{kind} F1"), by_threshold)
     charts["ap_scatter"] = {pair: _ap_scatter(comparison, *pair) for pair in comparison.pairs()}
     return charts

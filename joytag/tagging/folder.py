@@ -1,4 +1,4 @@
-"""Tagging of folders: which images, which of them are done, and the run over the others."""
+"""Tagging of folders: find the images, skip those that are done, tag the others."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def common_folder(inputs: Sequence[str], paths: Sequence[Path]) -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """Images to tag: all that were named, those that are not done, and the output for their tags."""
+    """A tagging job: all images of the inputs, those that are not done yet, and the output for their tags."""
 
     folder: Path
     paths: list[Path]

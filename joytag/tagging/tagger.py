@@ -49,8 +49,8 @@ class Tagger:
     for tag, score in tagger("image.jpg").tags.items():
         print(tag, score)
 
-    `tags` holds the tag names in the order of the scores. `device` and `precision` (fp32, fp16, bf16 or int8) are the
-    ones that it computes with.
+    `tags` holds the tag names in the order of the scores. The model computes on `device` in `precision`: fp32, fp16,
+    bf16 or int8.
     """
 
     def __init__(self, model: Model, tags: list[str], device: torch.device, precision: str) -> None:

@@ -75,7 +75,7 @@ def fits(run: Run, micro_batch: int) -> bool:
 
 
 def try_steps(run: Run, micro_batch: int) -> None:
-    """Take two steps on black images, the second in the presence of the first one's gradients and moments."""
+    """Take two steps on black images; the second also needs memory for the moments that the first has created."""
     size = max(stage.image_size for stage in run.stages)
     state = new_state(new_model(run), run)
     state.set_image_size(size)

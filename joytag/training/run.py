@@ -19,7 +19,7 @@ from joytag.training.config import RunSettings
 
 @dataclass(frozen=True)
 class Run:
-    """The constants of a run: settings, dataset, device, number format, and what follows from them."""
+    """The constants of a run: settings, dataset, device, number format, and values derived from them."""
 
     config: RunSettings
     dataset: Dataset
@@ -53,7 +53,7 @@ class Run:
         share, rest = divmod(self.config.batch_size, distributed.world_size())
         if rest:
             raise ValueError(
-                f"batch_size: {self.config.batch_size} is no multiple of {distributed.world_size()} processes"
+                f"batch_size: {self.config.batch_size} is not a multiple of {distributed.world_size()} processes"
             )
         return share
 

@@ -1,4 +1,4 @@
-"""Stage, learning rate and what is due, as pure functions of the samples trained on."""
+"""The schedule of a run: stages, learning rate and due events as pure functions of the samples trained on."""
 
 from __future__ import annotations
 

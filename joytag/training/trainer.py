@@ -1,4 +1,4 @@
-"""The training loop: `train`, the steps of a run, and what is due between them."""
+"""The training loop, and the logging, validation and saving between its steps."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def start_tracker(run: Run, samples: int) -> Tracker:
 
 
 def compile_parts(model: Model, run: Run) -> None:
-    """Compile the stem and the blocks, or a timm backbone, by torch.compile, if the settings ask for it.
+    """Compile the stem and the blocks, or a timm backbone, by torch.compile, if the settings enable it.
 
     On a GPU each shape is compiled once: those of the stages in training and validation, and of the last batch of a
     validation. On a CPU shapes are dynamic, since stochastic depth removes rows of a batch there.

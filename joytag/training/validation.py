@@ -36,7 +36,7 @@ def validate(state: TrainState, run: Run, interrupts: Interrupts) -> dict[str, f
     loading = run.micro_batch, run.workers, run.device, run.dtype, config.data.timeout
     try:
         scores = score_histogram(
-            model, images, *loading, stopping=lambda: agreed_exit_code(interrupts.code) > 0, seen=add_loss
+            model, images, *loading, should_stop=lambda: agreed_exit_code(interrupts.code) > 0, on_batch=add_loss
         )
     except Interrupted:
         return None

@@ -180,7 +180,7 @@ def test_a_process_that_dies_while_it_delivers_a_batch_is_reported(dataset_direc
 
     monkeypatch.setattr(data, "DataLoader", loader)
     images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
-    with pytest.raises(data.WorkerLost, match=r"has gone \(reset by peer\).*lower data\.workers"), data.worker_errors():
+    with pytest.raises(data.WorkerLost, match=r"exited \(reset by peer\).*lower data\.workers"), data.worker_errors():
         next(data.batches(images, [[(0, 0)]], 1, pin=False))
 
 

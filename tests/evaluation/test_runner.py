@@ -367,7 +367,7 @@ def test_scoring_uses_evaluation_mode_and_restores_the_previous_mode(dataset, mo
     runner.score_histogram(network, images, BATCH, 0, CPU, FLOAT)
     assert network.training
     with pytest.raises(runner.Interrupted):
-        runner.score_histogram(network, images, BATCH, 0, CPU, FLOAT, stopping=lambda: True)
+        runner.score_histogram(network, images, BATCH, 0, CPU, FLOAT, should_stop=lambda: True)
     assert network.training
     runner.score_histogram(network.eval(), images, BATCH, 0, CPU, FLOAT)
     assert not network.training
