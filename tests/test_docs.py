@@ -43,8 +43,8 @@ def name(path: Path) -> str:
 def blocks(path: Path, language: str) -> list[str]:
     """The fenced code blocks of a page in a language."""
     text = path.read_text(encoding="utf-8")
-    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
-    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, kind, code in found if kind == language]
+    blocks = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, kind, code in blocks if kind == language]
 
 
 def commands(path: Path) -> list[list[str]]:
@@ -85,13 +85,13 @@ def subcommand(words: list[str]) -> list[str] | None:
 
 def check(words: list[str]) -> None:
     """Parse a command with its own parser, and its config and settings with theirs. Raises ValueError."""
-    found = subcommand(words)
-    if found is not None:
-        assert found[0] in COMMANDS, f"{found[0]} is not a command"
-        given = import_module(f"joytag.cli.{found[0]}").parse(found[1:])
-        if found[0] in ("train", "finetune"):
+    name_and_arguments = subcommand(words)
+    if name_and_arguments is not None:
+        assert name_and_arguments[0] in COMMANDS, f"{name_and_arguments[0]} is not a command"
+        given = import_module(f"joytag.cli.{name_and_arguments[0]}").parse(name_and_arguments[1:])
+        if name_and_arguments[0] in ("train", "finetune"):
             settings.load(RunSettings, settings.find(given.config), given.overrides)
-        if found[0] == "build":
+        if name_and_arguments[0] == "build":
             settings.load(BuildSettings, settings.find(given.config, "data"), given.overrides)
     elif words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), f"no target {words[1]}"

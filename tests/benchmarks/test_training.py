@@ -28,10 +28,8 @@ def copies() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (20, 32, 3), dtype=np.uint8)) for _ in range(4)]
 
 
-SMALL: dict[str, Any] = {
-    "num_blocks": 2, "d_model": 32, "mlp_dim": 64, "num_heads": 2, "stochdepth_rate": 0.0, "patch_size": 4,
-    "layerscale_init": 0.1, "cnn_stem": "conv:c=8;ln;relu;conv:c=32",
-}  # fmt: skip
+SMALL: dict[str, Any] = {"num_blocks": 2, "d_model": 32, "mlp_dim": 64, "num_heads": 2, "patch_size": 4}
+SMALL |= {"stochdepth_rate": 0.0, "layerscale_init": 0.1, "cnn_stem": "conv:c=8;ln;relu;conv:c=32"}
 SETTINGS = tuple(f"model.{name}={value}" for name, value in SMALL.items())
 
 

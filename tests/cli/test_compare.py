@@ -46,13 +46,13 @@ def test_a_better_tagger_wins_and_noise_is_called_noise(call, taggers, tmp_path)
     assert "B is better than A in macro F1, micro F1 and mAP." in out
     assert "D is better than A in macro F1, micro F1 and mAP." in out
     assert "No difference between B and C beyond noise." in out
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert found["facts"]["images"] == IMAGES
-    assert found["facts"]["tags"] == 4
-    assert found["facts"]["tags_by_aliases"] == 1
-    thresholds = {letter: tagger["threshold"] for letter, tagger in found["taggers"].items()}
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert report["facts"]["images"] == IMAGES
+    assert report["facts"]["tags"] == 4
+    assert report["facts"]["tags_by_aliases"] == 1
+    thresholds = {letter: tagger["threshold"] for letter, tagger in report["taggers"].items()}
     assert thresholds == {"A": 0.4, "B": 0.4, "C": 0.4, "D": 0.35}
-    assert [tagger["name"] for tagger in found["taggers"].values()] == ["early", "late", "copy", "wd"]
+    assert [tagger["name"] for tagger in report["taggers"].values()] == ["early", "late", "copy", "wd"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "predictions",
         "compare.json",
@@ -121,8 +121,8 @@ def test_a_signal_stops_a_comparison_after_a_block(call, taggers, tmp_path, monk
 
 def test_predictions_need_no_dataset(call, taggers, tmp_path):
     dataset, paths = Dataset.open(taggers / "data"), [taggers / name for name in ("early", "late")]
-    found = [contenders.predict(t, dataset, tmp_path, "cpu") for t in contenders.open_taggers(paths, device="cpu")]
-    code, out, err = call(*(predictions.directory for predictions in found), "--output", tmp_path / "out")
+    predicted = [contenders.predict(t, dataset, tmp_path, "cpu") for t in contenders.open_taggers(paths, device="cpu")]
+    code, out, err = call(*(predictions.directory for predictions in predicted), "--output", tmp_path / "out")
     assert code == 0, err
     assert "B is better than A in macro F1, micro F1 and mAP." in out
 

@@ -1,3 +1,5 @@
+"""Lines of JSON are appended and read, even after an interruption."""
+
 import pytest
 
 from joytag.core import jsonl

@@ -1,3 +1,5 @@
+"""The progress bar, and output without a terminal."""
+
 import io
 import sys
 

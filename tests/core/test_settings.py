@@ -263,7 +263,7 @@ def test_a_config_is_found_by_path_or_by_name(write, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "found"),
+    ("name", "folder", "expected"),
     [
         ("b16_448.yaml", "", "b16_448.yaml"),
         ("configs/b16_448.yaml", "", "b16_448.yaml"),
@@ -273,9 +273,9 @@ def test_a_config_is_found_by_path_or_by_name(write, tmp_path, monkeypatch):
         ("openmoji.yaml", "groups", "groups/openmoji.yaml"),
     ],
 )
-def test_installed_configs_are_found_from_any_directory(tmp_path, monkeypatch, name, folder, found):
+def test_installed_configs_are_found_from_any_directory(tmp_path, monkeypatch, name, folder, expected):
     monkeypatch.chdir(tmp_path)
-    assert settings.find(name, folder).samefile(CONFIGS / found)
+    assert settings.find(name, folder).samefile(CONFIGS / expected)
 
 
 def test_the_error_for_a_missing_config_names_the_nearest(write, tmp_path, monkeypatch):
@@ -301,8 +301,10 @@ def test_the_error_for_a_missing_config_names_the_nearest(write, tmp_path, monke
         (["micro_batch=48", "batch_size=128"], "micro_batch: 48 does not divide batch_size 128"),
         (["stages.0.image_size=225"], "stages.0.image_size: 225 is not a multiple of patch_size 16"),
         (["model.num_heads=7"], "model.num_heads: 7 does not divide d_model 768"),
-        (["model.use_sine=false", "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]"],
-         "model.use_sine: learned positions fit one image size, the stages have several"),
+        (
+            ["model.use_sine=false", "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]"],
+            "model.use_sine: learned positions fit one image size, the stages have several",
+        ),
         (["stages.0.samples=4095"], "stages.0.samples: 4095 is less than one batch_size 4096"),
         (["model.cnn_stem=conv:c=768"], "model.cnn_stem: its strides multiply to 2, not to patch_size 16"),
         (["model.cnn_stem=conv:c=64,s=16"], "model.cnn_stem: the last conv must have c=768 channels"),
@@ -317,11 +319,16 @@ def test_the_error_for_a_missing_config_names_the_nearest(write, tmp_path, monke
         (["model.timm=convnext_bse"], "model.timm: 'convnext_bse' is not a model of timm; nearest: convnext_base"),
         (["model.timm=test_vit", "model.num_blocks=3"], "model.num_blocks: not for a timm backbone"),
         (["model.timm=test_vit", "stages.0.image_size=225"], "stages: test_vit does not take these image sizes"),
-        (["model.timm=hiera_tiny_224", "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]"],
-         "stages: hiera_tiny_224 does not take these image sizes"),
+        (
+            [
+                "model.timm=hiera_tiny_224",
+                "stages=[{image_size: 224, samples: 5000}, {image_size: 448, samples: 5000}]",
+            ],
+            "stages: hiera_tiny_224 does not take these image sizes",
+        ),
         (["micro_batch=most"], "micro_batch"),
     ],
-)  # fmt: skip
+)
 def test_run_settings_that_cannot_work_are_refused(write, overrides, message):
     path = write(RUN)
     assert mistake(RunSettings, path, *overrides).startswith(f"{path}: {message}")

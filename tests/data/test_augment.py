@@ -61,9 +61,9 @@ def test_rand_augment_applies_two_operations_at_one_magnitude():
     assert not torch.equal(first.operations, second.operations)
     for draws in (first, second):
         for index, name in enumerate(augment.OPERATIONS):
-            found = draws.magnitudes[draws.operations == index]
-            torch.testing.assert_close(found.abs(), torch.full_like(found, RAND.magnitude(name, 9, 224)))
-            assert ((found < 0).any() and (found > 0).any()) == (RAND.strongest(name, 224) > 0)
+            result = draws.magnitudes[draws.operations == index]
+            torch.testing.assert_close(result.abs(), torch.full_like(result, RAND.magnitude(name, 9, 224)))
+            assert ((result < 0).any() and (result > 0).any()) == (RAND.strongest(name, 224) > 0)
 
 
 def test_mixup_mixes_neighbours_by_their_shares():

@@ -106,8 +106,8 @@ def test_labels_survive_the_file(tmp_path_factory, tags):
     zeros = [0] * count
     labels = [sorted(of_image) for of_image in tags]
     write_posts(directory, post_id=list(range(count)), tags=labels, hash=[bytes(32)] * count, source=zeros, phash=zeros)
-    found = Dataset.open(directory).posts("train").labels(np.arange(count), 3)
-    assert [set(np.flatnonzero(row)) for row in found] == tags
+    result = Dataset.open(directory).posts("train").labels(np.arange(count), 3)
+    assert [set(np.flatnonzero(row)) for row in result] == tags
 
 
 def test_schema_begins_with_the_columns_of_the_original_build(directory):

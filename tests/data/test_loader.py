@@ -55,8 +55,8 @@ def test_global_batches_are_the_same_for_any_processes_and_micro_batches(world, 
     ranks = [keys(micro=micro, rank=rank, world=world) for rank in range(world)]
     per_step = 8 // world // micro
     for step, batch in enumerate(expected):
-        found = [key for rank in ranks for key in flat(rank[step * per_step : (step + 1) * per_step])]
-        assert found == batch
+        result = [key for rank in ranks for key in flat(rank[step * per_step : (step + 1) * per_step])]
+        assert result == batch
 
 
 @pytest.mark.parametrize("start", [0, 8, 16, 40])
@@ -82,10 +82,10 @@ def test_batches_hold_the_requested_images_labels_and_rows(dataset_directory, wo
     dataset = Dataset.open(dataset_directory)
     images = data.ImageDataset(dataset, "train", 16)
     wanted = [[(0, 3), (0, 1)], [(0, 7)]]
-    found = list(data.batches(images, wanted, workers, pin=False))
-    assert [batch.rows.tolist() for batch in found] == [[3, 1], [7]]
+    batches = list(data.batches(images, wanted, workers, pin=False))
+    assert [batch.rows.tolist() for batch in batches] == [[3, 1], [7]]
     posts = dataset.posts("train")
-    for row, batch in ((3, found[0]), (7, found[1])):
+    for row, batch in ((3, batches[0]), (7, batches[1])):
         path = dataset.image_path(posts.hashes[row].tobytes())
         expected = to_array(square(Image.open(path), 16)).astype(int)
         assert np.abs(batch.images[0].numpy() - expected).max() <= 1

@@ -1,3 +1,5 @@
+"""Spellings of tags, and lists of tag names."""
+
 import re
 
 import pytest

@@ -23,10 +23,10 @@ WORDS = ["feline", "cat", "animal", "house", "red", "blue", "rare", "commentary"
 
 
 def final_tags(raw: list[str]) -> set[str]:
-    found = {ALIASES.get(name, name) for name in raw} - {"commentary"}
+    result = {ALIASES.get(name, name) for name in raw} - {"commentary"}
     for _ in IMPLICATIONS:
-        found |= {IMPLICATIONS[name] for name in found if name in IMPLICATIONS}
-    return found
+        result |= {IMPLICATIONS[name] for name in result if name in IMPLICATIONS}
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +119,12 @@ def contents(config: BuildSettings) -> dict[str, list[dict]]:
 def test_a_dataset_has_the_expected_images_and_tags(built):
     config, expected = built
     names = Dataset.open(Path(config.output)).tags.names
-    found = {
+    result = {
         (row["source"], row["post_id"]): {names[i] for i in row["tags"]}
         for split in contents(config).values()
         for row in split
     }
-    assert {post: tags_ - {"rare"} for post, tags_ in expected.items()} == found
+    assert {post: tags_ - {"rare"} for post, tags_ in expected.items()} == result
     for split in contents(config).values():
         assert all(row["tags"] == sorted(set(row["tags"])) for row in split)
 

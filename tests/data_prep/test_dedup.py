@@ -68,13 +68,13 @@ def test_copies_do_not_depend_on_the_order_of_images(data):
     chosen = data.draw(st.lists(st.integers(0, len(files) - 1), min_size=1, max_size=20))
 
     def keeping_file(order: list[int]) -> dict[int, int]:
-        found = keepers(*((f"file {i}", *files[i], 100 + i) for i in order))
-        for row, keeper in enumerate(found):
-            assert found[keeper] == keeper
+        kept = keepers(*((f"file {i}", *files[i], 100 + i) for i in order))
+        for row, keeper in enumerate(kept):
+            assert kept[keeper] == keeper
             assert order[keeper] >= order[row]
             same_look = files[order[row]][0] == files[order[keeper]][0] and files[order[row]][0] != 0
             assert order[row] == order[keeper] or same_look
-        return {file: order[keeper] for file, keeper in zip(order, found, strict=True)}
+        return {file: order[keeper] for file, keeper in zip(order, kept, strict=True)}
 
     assert keeping_file(chosen) == keeping_file(data.draw(st.permutations(chosen)))
 
@@ -96,8 +96,8 @@ def test_look_alikes_equal_a_comparison_of_all_pairs(drawn, radius, data):
     hashes = [
         bases[base] ^ (1 << bits[i % 64]) ^ (noise & 0x8001 if i % 2 else 0) for i, (base, noise) in enumerate(drawn)
     ]
-    found = dedup.look_alikes(np.array(hashes, np.uint64), radius)
-    groups = {frozenset(np.flatnonzero(found == number).tolist()) for number in set(found.tolist())}
+    numbers = dedup.look_alikes(np.array(hashes, np.uint64), radius)
+    groups = {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
     assert groups == components(hashes, radius)
 
 

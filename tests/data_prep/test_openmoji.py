@@ -43,9 +43,9 @@ def test_a_subgroup_implies_its_only_group(emoji):
     for row in emoji.values():
         groups.setdefault(row["subgroups"], set()).add(row["group"])
     names = {row["group"] for row in emoji.values()}
-    for subgroup, found in groups.items():
-        if len(found) == 1 and subgroup not in names:
-            assert {implied[subgroup]} == found
+    for subgroup, members in groups.items():
+        if len(members) == 1 and subgroup not in names:
+            assert {implied[subgroup]} == members
         else:
             assert subgroup not in implied
     assert implied["animal-bird"] == "animals-nature"

@@ -23,14 +23,14 @@ def scan_bytes(tmp_path: Path, data: bytes, expected_md5: str | None = None, lon
 
 def test_a_good_image_is_measured_and_stored(tmp_path):
     data = encode(random_image(0, 60, 48))
-    found = scan_bytes(tmp_path, data, md5(data))
-    assert (found.reason, found.width, found.height) == (None, 60, 48)
-    assert found.sha256 == hashlib.sha256(data).digest()
-    with Image.open(dataset.image_path(tmp_path / "out", found.sha256, "jpg")) as stored:
+    scanned = scan_bytes(tmp_path, data, md5(data))
+    assert (scanned.reason, scanned.width, scanned.height) == (None, 60, 48)
+    assert scanned.sha256 == hashlib.sha256(data).digest()
+    with Image.open(dataset.image_path(tmp_path / "out", scanned.sha256, "jpg")) as stored:
         assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 26))
     assert not list((tmp_path / "out").rglob("*.part"))
-    assert found.thumbnail
-    colours = np.frombuffer(found.thumbnail, np.uint8).reshape(16, 16, 3).astype(int)
+    assert scanned.thumbnail
+    colours = np.frombuffer(scanned.thumbnail, np.uint8).reshape(16, 16, 3).astype(int)
     shrunk = np.asarray(random_image(0, 60, 48).resize((16, 16), Image.Resampling.BOX)).astype(int)
     assert np.abs(colours - shrunk).mean() < 3
 
@@ -102,10 +102,10 @@ def test_the_copy_of_a_reduced_jpeg_is_close_to_that_of_the_whole_image(size):
     data = encode(random_image(3, *size), "JPEG", quality=92)
     whole = images.decode(data)
     expected = images.fit(whole, 512)
-    found = images.decode_reduced(data, 512).fit(512)
-    assert found.size == expected.size
-    assert max(found.size) == 512
-    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).mean() < 1.5
+    result = images.decode_reduced(data, 512).fit(512)
+    assert result.size == expected.size
+    assert max(result.size) == 512
+    assert np.abs(np.asarray(result).astype(int) - np.asarray(expected)).mean() < 1.5
 
 
 def test_a_rotated_jpeg_is_decoded_upright_and_at_full_size():
@@ -120,9 +120,9 @@ def test_a_rotated_jpeg_is_decoded_upright_and_at_full_size():
 def test_copies_are_stored_in_the_chosen_format(tmp_path, format, pillow):
     path = tmp_path / "image.png"
     path.write_bytes(encode(random_image(5)))
-    found = scan.scan(path, None, scan.Store(tmp_path, 32, format))
-    assert found.sha256
-    with Image.open(dataset.image_path(tmp_path, found.sha256, scan.extension(format))) as stored:
+    scanned = scan.scan(path, None, scan.Store(tmp_path, 32, format))
+    assert scanned.sha256
+    with Image.open(dataset.image_path(tmp_path, scanned.sha256, scan.extension(format))) as stored:
         assert stored.format == pillow
         assert stored.size == (32, 26)
 

@@ -47,8 +47,8 @@ def test_both_generations_of_danbooru_metadata_are_read(tmp_path):
     new = post(1, md5=MD5.upper(), file_ext="JPG", tag_string=" cat  1girl cat ", is_banned=False)
     old = {"id": "12003", "md5": MD5, "file_ext": "png", "tags": [{"id": "7", "name": "cat", "category": "0"}] * 2}
     bare = {"id": 4, "md5": MD5, "file_ext": "png"}
-    found = good(read(write_mirror(tmp_path, posts=[new, old, bare])))
-    assert [(row["post_id"], row["path"], row["md5"], row["tags"]) for row in found] == [
+    rows = good(read(write_mirror(tmp_path, posts=[new, old, bare])))
+    assert [(row["post_id"], row["path"], row["md5"], row["tags"]) for row in rows] == [
         (1, "original/0001/1.jpg", MD5, ["cat", "1girl", "cat"]),
         (4, "original/0004/4.png", MD5, []),
         (12003, "original/0003/12003.png", MD5, ["cat", "cat"]),
@@ -97,9 +97,9 @@ def test_an_endless_line_and_binary_ones_are_refused_with_little_memory(tmp_path
     good_line = path.read_bytes()
     path.write_bytes(good_line + b"x" * 12_345 + b"\n" + good_line + b"\xff\xfe\0\n\r\n" + good_line + b"y" * 5000)
     for size in (1 << 20, 700, 4000):
-        found = [line for part in json_reader.parts(path, size) for line in json_reader.read(part, danbooru2021._Post)]
-        assert [line.row is not None for line in found] == [True, False, True, False, True, False]
-        assert json_reader.line_numbers(path, [line.offset for line in found]) == [1, 2, 3, 4, 6, 7]
+        result = [line for part in json_reader.parts(path, size) for line in json_reader.read(part, danbooru2021._Post)]
+        assert [line.row is not None for line in result] == [True, False, True, False, True, False]
+        assert json_reader.line_numbers(path, [line.offset for line in result]) == [1, 2, 3, 4, 6, 7]
 
 
 def test_the_512px_set_is_always_jpg_and_has_no_md5(tmp_path):
@@ -128,11 +128,11 @@ def test_only_active_relations_count(tmp_path):
         tag_aliases=[relation("a", "b"), relation("a", "b"), relation("c", "d", "deleted"), {"antecedent_name": "e"}],
         tag_implications=[relation("x", "y"), relation("v", "w", "pending"), relation("y", "z", "retired")],
     )
-    found, unreadable = inputs.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
-    assert found.categories == {"cat": 0, "hero": 4, "old": 0}
-    assert found.deprecated == {"old"}
-    assert found.aliases == [("a", "b")] * 2
-    assert found.implications == [("x", "y")]
+    relations, unreadable = inputs.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
+    assert relations.categories == {"cat": 0, "hero": 4, "old": 0}
+    assert relations.deprecated == {"old"}
+    assert relations.aliases == [("a", "b")] * 2
+    assert relations.implications == [("x", "y")]
     assert [[row.file.name for row in rows] for rows in unreadable] == [["tags000000000000.json"]]
 
 
@@ -200,8 +200,8 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     (inside / "b.txt").symlink_to(outside / "a.txt")
     (inside / "c.png").touch()
     (inside / "c.txt").symlink_to(inside / "a.txt")
-    found = {row["path"]: row["reason"] for row in read(inside, "sidecar")}
-    assert found == {"a.png": "link out of the folder", "b.png": "link out of the folder", "c.png": None}
+    result = {row["path"]: row["reason"] for row in read(inside, "sidecar")}
+    assert result == {"a.png": "link out of the folder", "b.png": "link out of the folder", "c.png": None}
     (inside / "list.jsonl").write_text('{"path": "a.png", "tags": "cat"}')
     assert reasons(read(inside / "list.jsonl", "jsonl")) == ["link out of the folder"]
 
@@ -210,9 +210,9 @@ def test_file_names_that_cannot_be_stored_are_refused(tmp_path):
     for name in (b"a\n.png", b"b\xff.png", b"ok.png"):
         (tmp_path / os.fsdecode(name)).touch()
         (tmp_path / os.fsdecode(name)).with_suffix(".txt").write_text("cat")
-    found = read(tmp_path, "sidecar")
-    assert sorted(reasons(found)) == ["bad name", "bad name"]
-    assert [row["path"] for row in good(found)] == ["ok.png"]
+    table = read(tmp_path, "sidecar")
+    assert sorted(reasons(table)) == ["bad name", "bad name"]
+    assert [row["path"] for row in good(table)] == ["ok.png"]
 
 
 def test_ids_of_images_with_sidecars_do_not_change_when_images_are_added(tmp_path):
@@ -256,15 +256,15 @@ def test_json_lines_name_images_below_their_folder(tmp_path):
 
 def test_a_dataset_can_be_a_source(dataset_directory):
     dataset = Dataset.open(dataset_directory)
-    found = read(dataset_directory, "parquet")
-    assert not reasons(found)
-    assert len(found) == sum(len(dataset.posts(split)) for split in SPLITS)
+    table = read(dataset_directory, "parquet")
+    assert not reasons(table)
+    assert len(table) == sum(len(dataset.posts(split)) for split in SPLITS)
     labels = {
         dataset.posts(s).hashes[i].tobytes().hex(): dataset.posts(s).labels(np.array([i]), 6)[0]
         for s in SPLITS
         for i in range(len(dataset.posts(s)))
     }
-    for row in found:
+    for row in table:
         assert (dataset_directory / row["path"]).is_file()
         expected = {f"tag_{i}" for i in np.flatnonzero(labels[Path(row["path"]).stem])}
         assert set(row["tags"]) == expected
@@ -279,13 +279,13 @@ def test_a_dataset_of_the_original_build_can_be_a_source(tmp_path):
     with pytest.raises(ValueError, match=r"top_tags\.txt: missing; it names the tags"):
         read(tmp_path, "parquet")
     (tmp_path / "top_tags.txt").write_text("cat\ndog\n🦊")
-    found = read(tmp_path, "parquet")
+    table = read(tmp_path, "parquet")
     name = digest.hex()
-    assert [(r["post_id"], r["path"], r["tags"]) for r in good(found)] == sorted(
+    assert [(r["post_id"], r["path"], r["tags"]) for r in good(table)] == sorted(
         [(7, f"{name[:2]}/{name[2:4]}/{name}.webp", ["cat", "🦊"]), (8, f"{name[:2]}/{name[2:4]}/{name}.webp", ["dog"])]
         * 2
     )
-    assert reasons(found) == ["bad row"] * 2
+    assert reasons(table) == ["bad row"] * 2
 
 
 @pytest.mark.parametrize(("column", "values"), [("tags", ["a"]), ("post_id", ["a"]), ("hash", [1])])

@@ -79,19 +79,19 @@ def test_every_fault_and_copy_is_accounted_for(mirror, built):
     assert len(key.copies) >= 30
     assert key.recoloured
     assert key.retouched
-    found = rows(built, "rejected")
-    copies = {row["post_id"]: int(row["detail"].split("/")[1]) for row in found if row["reason"] == "copy"}
+    rejected = rows(built, "rejected")
+    copies = {row["post_id"]: int(row["detail"].split("/")[1]) for row in rejected if row["reason"] == "copy"}
     assert copies == key.copies
     lines: dict[str, list[tuple[str, int]]] = defaultdict(list)
     ids: dict[str, list[int]] = defaultdict(list)
-    for row in found:
+    for row in rejected:
         if row["reason"] in key.lines:
             lines[row["reason"]].append((row["file"], row["line"]))
         elif row["reason"] not in ("copy", "fewer than 5 tags"):
             ids[row["reason"]].append(row["post_id"])
     assert {reason: sorted(rows) for reason, rows in lines.items()} == {r: sorted(p) for r, p in key.lines.items()}
     assert {reason: sorted(posts) for reason, posts in ids.items()} == {r: sorted(p) for r, p in key.rejected.items()}
-    assert len(found) + len(rows(built, "train")) + len(rows(built, "validation")) == key.posts
+    assert len(rejected) + len(rows(built, "train")) + len(rows(built, "validation")) == key.posts
 
 
 def test_tags_and_their_counts_equal_a_simple_recount(mirror, built):
@@ -102,8 +102,8 @@ def test_tags_and_their_counts_equal_a_simple_recount(mirror, built):
     assert {row["name"]: row["count"] for row in table} == {name: counts[name] for name in vocabulary}
     names = [row["name"] for row in table]
     assert (built / "top_tags.txt").read_text().split("\n") == names
-    found = {row["post_id"]: {names[i] for i in row["tags"]} for s in dataset.SPLITS for row in rows(built, s)}
-    assert found == {post_id: tags & vocabulary for post_id, tags in expected.items()}
+    result = {row["post_id"]: {names[i] for i in row["tags"]} for s in dataset.SPLITS for row in rows(built, s)}
+    assert result == {post_id: tags & vocabulary for post_id, tags in expected.items()}
     categories = {
         name: int(category)
         for i, (name, category) in enumerate(

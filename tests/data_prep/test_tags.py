@@ -70,24 +70,24 @@ def final(raw: list[str], aliases=(), implications=(), blacklist=()) -> list[set
 def test_names_are_dealiased_then_implied():
     aliases = [("kitty", "kitten"), ("kitten", "cat"), ("beast", "animal")]
     implications = [("kitten", "mammal"), ("mammal", "beast"), ("animal", "mammal")]
-    found = final(["kitty", "cat", "sofa", "animal", "12"], aliases, implications)
-    assert found == [{"cat", "mammal", "animal"}] * 2 + [{"sofa"}, {"animal", "mammal"}, {"12"}]
+    result = final(["kitty", "cat", "sofa", "animal", "12"], aliases, implications)
+    assert result == [{"cat", "mammal", "animal"}] * 2 + [{"sofa"}, {"animal", "mammal"}, {"12"}]
 
 
 def test_blacklisted_tags_are_dropped_before_and_after_aliasing():
-    found = final(
+    result = final(
         ["old", "raw", "cat", "new"],
         [("old", "bad"), ("raw", "new")],
         [("cat", "hidden"), ("hidden", "animal")],
         ["bad", "raw", "hidden"],
     )
-    assert found == [set(), set(), {"cat", "animal"}, {"new"}]
+    assert result == [set(), set(), {"cat", "animal"}, {"new"}]
 
 
 def test_patterns_of_the_blacklist_match_whole_names():
     names = ["bad_pixiv_id", "bad_id", "not_bad_id", "bad_id_card", "a.b", "axb", "?", "who?", "[x]", "x"]
-    found = final(names, blacklist=["bad_*id", "a.b", "who*", "[x]"])
-    assert [name for name, tags_ in zip(names, found, strict=True) if tags_] == [
+    result = final(names, blacklist=["bad_*id", "a.b", "who*", "[x]"])
+    assert [name for name, tags_ in zip(names, result, strict=True) if tags_] == [
         "not_bad_id",
         "bad_id_card",
         "axb",

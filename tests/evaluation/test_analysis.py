@@ -47,7 +47,7 @@ def sample():
 
 
 @pytest.fixture(scope="module")
-def found(sample):
+def analysed(sample):
     groups = {"rare": ["tag_0", "tag_1", "tag_4"], "common": ["tag_38", "tag_39"]}
     return analysis.analyse(predictions(*sample), 0.4, groups, resamples=300)
 
@@ -72,50 +72,58 @@ def same_group(row: analysis.GroupMetrics, wanted):
     same(dataclasses.asdict(row), wanted)
 
 
-def test_headline_matches_scikit_learn_at_every_threshold(sample, found):
+def test_headline_matches_scikit_learn_at_every_threshold(sample, analysed):
     scores, labels, _ = sample
-    assert list(found.thresholds) == ["fixed", "macro_break_even", "micro_break_even", "best_micro_f1", "best_macro_f1"]
-    for name, threshold in found.thresholds.items():
-        row = found.headline[name]
+    assert list(analysed.thresholds) == [
+        "fixed",
+        "macro_break_even",
+        "micro_break_even",
+        "best_micro_f1",
+        "best_macro_f1",
+    ]
+    for name, threshold in analysed.thresholds.items():
+        row = analysed.headline[name]
         assert all(i.low < i.value < i.high for i in row.values())
         same({n: i.value for n, i in row.items()}, expected(labels, scores.astype(float) > threshold))
-        assert found.macro_over[name] == np.sum(labels.any(0) & (scores.astype(float) > threshold).any(0))
+        assert analysed.macro_over[name] == np.sum(labels.any(0) & (scores.astype(float) > threshold).any(0))
     assert {f"{k}_{n}" for k in ("macro", "micro") for n in ("precision", "recall", "f1", "mcc")} == row.keys()
-    best = found.headline["best_macro_f1"]["macro_f1"].value
-    assert best >= max(of["macro_f1"].value for name, of in found.headline.items() if name != "ranking")
+    best = analysed.headline["best_macro_f1"]["macro_f1"].value
+    assert best >= max(of["macro_f1"].value for name, of in analysed.headline.items() if name != "ranking")
     enough = labels.sum(0) >= 5
     wanted = average_precision_score(labels[:, enough], scores[:, enough].astype(float), average="macro")
-    assert found.headline["ranking"]["map"].value == pytest.approx(wanted, abs=1e-9)
-    assert found.facts.tags_ranked == enough.sum()
+    assert analysed.headline["ranking"]["map"].value == pytest.approx(wanted, abs=1e-9)
+    assert analysed.facts.tags_ranked == enough.sum()
 
 
-def test_groups_match_scikit_learn(sample, found):
+def test_groups_match_scikit_learn(sample, analysed):
     scores, labels, sources = sample
     predicted = scores.astype(float) > 0.4
-    assert list(found.sources.rows) == ["danbooru", "photographs"]  # the third has no images
-    for number, row in enumerate(found.sources.rows.values()):
+    assert list(analysed.sources.rows) == ["danbooru", "photographs"]  # the third has no images
+    for number, row in enumerate(analysed.sources.rows.values()):
         same_group(row, expected(labels[sources == number], predicted[sources == number]))
         assert row.images == np.sum(sources == number)
         assert row.macro_f1_low < row.macro_f1
         enough = labels[sources == number].sum(0) >= 5
         parts = labels[sources == number][:, enough], scores[sources == number][:, enough].astype(float)
         assert row.map == pytest.approx(average_precision_score(*parts, average="macro"), abs=1e-9)
-    assert list(found.categories.rows) == ["general", "character"]
+    assert list(analysed.categories.rows) == ["general", "character"]
     for name, tags in (("general", np.arange(TAGS) % 3 < 2), ("character", np.arange(TAGS) % 3 == 2)):
-        same_group(found.categories.rows[name], expected(labels[:, tags], predicted[:, tags]))
-        assert found.categories.rows[name].images == labels[:, tags].any(1).sum()
-    assert sum(row.tags for row in found.bands.rows.values()) == TAGS
-    same_group(found.groups.rows["rare"], expected(labels[:, [0, 1, 4]], predicted[:, [0, 1, 4]]))
-    gap = found.groups.gap
+        same_group(analysed.categories.rows[name], expected(labels[:, tags], predicted[:, tags]))
+        assert analysed.categories.rows[name].images == labels[:, tags].any(1).sum()
+    assert sum(row.tags for row in analysed.bands.rows.values()) == TAGS
+    same_group(analysed.groups.rows["rare"], expected(labels[:, [0, 1, 4]], predicted[:, [0, 1, 4]]))
+    gap = analysed.groups.gap
     assert gap is not None
     assert (gap.best, gap.worst) == ("common", "rare")
     assert gap.gap.excludes_zero
-    assert gap.gap.value == pytest.approx(found.groups.rows["common"].macro_f1 - found.groups.rows["rare"].macro_f1)
+    assert gap.gap.value == pytest.approx(
+        analysed.groups.rows["common"].macro_f1 - analysed.groups.rows["rare"].macro_f1
+    )
 
 
-def test_each_tag_has_a_row_that_names_undefined_metrics(sample, found):
+def test_each_tag_has_a_row_that_names_undefined_metrics(sample, analysed):
     scores, labels, _ = sample
-    rows = found.per_tag.to_pylist()
+    rows = analysed.per_tag.to_pylist()
     assert [row["name"] for row in rows] == NAMES
     words = {row["index"]: row["undefined"] for row in rows if row["undefined"]}
     assert words == {3: "no positives", 4: "never predicted", 5: "no positives, never predicted"}
@@ -128,23 +136,23 @@ def test_each_tag_has_a_row_that_names_undefined_metrics(sample, found):
         assert row["tp"] + row["fp"] == row["predicted"] == np.sum(scores[:, i].astype(float) > 0.4)
         assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == IMAGES
         assert row["threshold"] is not None
-        assert row["band"] in found.bands.rows
+        assert row["band"] in analysed.bands.rows
         assert row["category"] == ("character" if i % 3 == 2 else "general")
         assert row["best_f1"] is None or row["best_f1"] >= row["f1"]
 
 
-def test_thresholds_from_the_other_half_have_a_verdict(sample, found):
+def test_thresholds_from_the_other_half_have_a_verdict(sample, analysed):
     scores, labels, _ = sample
-    fixed, per_tag = found.split_half.fixed, found.split_half.per_tag
-    assert fixed.macro_f1.value == pytest.approx(found.headline["fixed"]["macro_f1"].value)
+    fixed, per_tag = analysed.split_half.fixed, analysed.split_half.per_tag
+    assert fixed.macro_f1.value == pytest.approx(analysed.headline["fixed"]["macro_f1"].value)
     difference = per_tag.difference
     assert difference.value == pytest.approx(per_tag.macro_f1.value - fixed.macro_f1.value)
     assert difference.low > 0
     assert min(per_tag.directions) > 0
     words = f"{difference.value:+.4f}, 95 % interval {difference.low:+.4f} to {difference.high:+.4f}."
     assert per_tag.verdict == f"A threshold for each tag, chosen on the other half, beats 0.4 in macro F1: {words}"
-    best = metrics.averages(metrics.count(csc_array(labels), metrics.predicted(scores, found.thresholds["fixed"])))
-    assert per_tag.macro_f1.value < np.nanmean(found.per_tag["best_f1"].to_numpy())
+    best = metrics.averages(metrics.count(csc_array(labels), metrics.predicted(scores, analysed.thresholds["fixed"])))
+    assert per_tag.macro_f1.value < np.nanmean(analysed.per_tag["best_f1"].to_numpy())
     assert best["macro_f1"] < per_tag.macro_f1.value
 
 
@@ -152,15 +160,15 @@ def test_thresholds_that_gain_nothing_do_not_beat_the_fixed_one():
     rng = np.random.default_rng(0)
     labels = rng.random((400, 6)) < 0.3
     scores = (0.4 + 0.2 * labels + rng.normal(0, 0.05, labels.shape)).clip(0, 1).astype(np.float16)
-    found = analysis.analyse(predictions(scores, labels), 0.5, resamples=300).split_half
-    for chosen in (found.shared, found.per_tag):
+    analysed = analysis.analyse(predictions(scores, labels), 0.5, resamples=300).split_half
+    for chosen in (analysed.shared, analysed.per_tag):
         assert chosen.difference.high < 0.01
         assert "does not beat 0.5" in chosen.verdict or "does worse than 0.5" in chosen.verdict
 
 
-def test_curves_equal_the_averages_at_their_thresholds(sample, found):
+def test_curves_equal_the_averages_at_their_thresholds(sample, analysed):
     scores, labels, _ = sample
-    curves = found.curves
+    curves = analysed.curves
     assert (np.diff(curves.threshold) > 0).all()
     assert 150 < len(curves.threshold) <= 210
     for i in range(0, len(curves.threshold), 30):
@@ -171,9 +179,9 @@ def test_curves_equal_the_averages_at_their_thresholds(sample, found):
             sampled = getattr(curves, kind)._asdict()
             same({name: values[i] for name, values in sampled.items()}, {n: averages[f"{kind}_{n}"] for n in sampled})
     assert np.abs(np.diff(curves.macro.recall)).max() < 0.05  # no part of the curve is cut short
-    assert len(found.tag_curves) == analysis.TAG_CURVES
-    assert "tag_39" in found.tag_curves
-    recall, precision = found.tag_curves["tag_39"]
+    assert len(analysed.tag_curves) == analysis.TAG_CURVES
+    assert "tag_39" in analysed.tag_curves
+    recall, precision = analysed.tag_curves["tag_39"]
     assert recall[-1] == 1
     assert (np.diff(recall) > 0).all()
     assert precision[-1] == pytest.approx(
@@ -181,11 +189,11 @@ def test_curves_equal_the_averages_at_their_thresholds(sample, found):
     )
 
 
-def test_the_same_seed_gives_the_same_intervals(sample, found):
+def test_the_same_seed_gives_the_same_intervals(sample, analysed):
     again = analysis.analyse(predictions(*sample), 0.4, resamples=300)
-    assert again.headline == found.headline
-    assert again.split_half == found.split_half
-    assert analysis.analyse(predictions(*sample), 0.4, resamples=300, seed=1).headline != found.headline
+    assert again.headline == analysed.headline
+    assert again.split_half == analysed.split_half
+    assert analysis.analyse(predictions(*sample), 0.4, resamples=300, seed=1).headline != analysed.headline
 
 
 @pytest.mark.parametrize("kind", ["no labels", "all labels", "equal scores", "one image", "no predictions"])
@@ -200,23 +208,23 @@ def test_degenerate_predictions_are_analysed(sample, kind):
         scores, labels = scores[:1], labels[:1]
     else:
         scores[:] = 0
-    found = analysis.analyse(predictions(scores, labels), 0.4, resamples=50)
-    fixed = found.headline["fixed"]
+    analysed = analysis.analyse(predictions(scores, labels), 0.4, resamples=50)
+    fixed = analysed.headline["fixed"]
     if kind == "no labels":
-        assert all(np.isnan(value) for name, value in found.thresholds.items() if name != "fixed")
+        assert all(np.isnan(value) for name, value in analysed.thresholds.items() if name != "fixed")
         assert np.isnan(fixed["macro_f1"].value)
         assert fixed["micro_f1"] == Interval(0, 0, 0)
-        assert found.split_half.per_tag.verdict.endswith("cannot be judged: no metric is defined.")
-        assert found.tag_curves == {}
-        assert found.categories.gap is None
+        assert analysed.split_half.per_tag.verdict.endswith("cannot be judged: no metric is defined.")
+        assert analysed.tag_curves == {}
+        assert analysed.categories.gap is None
     elif kind == "all labels":
         assert fixed["macro_precision"] == Interval(1, 1, 1)
         assert np.isnan(fixed["macro_mcc"].value)
     elif kind == "no predictions":
         assert np.isnan(fixed["macro_precision"].value)
         assert fixed["macro_recall"].value == 0
-        assert found.macro_over["fixed"] == 0
-    assert len(found.per_tag) == TAGS
+        assert analysed.macro_over["fixed"] == 0
+    assert len(analysed.per_tag) == TAGS
 
 
 def test_groups_without_a_known_tag_are_refused(sample):

@@ -44,19 +44,19 @@ def test_resamples_are_drawn_with_replacement_and_repeat_for_a_seed():
 def test_averages_of_resamples_match_scikit_learn_on_the_images_drawn(sample):
     scores, labels = sample
     decisions = {str(t): metrics.predicted(scores, t) for t in (0.4, 0.7)}
-    found = bootstrap.replicates(csc_array(labels), decisions, seed=3, resamples=110)
+    replicates = bootstrap.replicates(csc_array(labels), decisions, seed=3, resamples=110)
     for r, rows in enumerate(drawn(400, 3, 110)):
         some = labels[rows].any(0)
         for t in (0.4, 0.7):
             predicted = scores[rows].astype(float) > t
             mcc = matthews_corrcoef(labels[rows].ravel(), predicted.ravel())
-            assert found[str(t)]["micro_mcc"][r] == pytest.approx(mcc, abs=1e-9)
+            assert replicates[str(t)]["micro_mcc"][r] == pytest.approx(mcc, abs=1e-9)
             for kind, tags in (("macro", some), ("micro", slice(None))):
                 expected = precision_recall_fscore_support(
                     labels[rows][:, tags], predicted[:, tags], average=kind, zero_division=np.nan
                 )
                 for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
-                    assert found[str(t)][f"{kind}_{name}"][r] == pytest.approx(value, abs=1e-9)
+                    assert replicates[str(t)][f"{kind}_{name}"][r] == pytest.approx(value, abs=1e-9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,11 +73,11 @@ def test_influence_is_the_derivative_of_mean_average_precision(seed, tied):
     def mean(weight):
         return np.mean([average_precision_score(labels[:, i], scores[:, i], sample_weight=weight) for i in tags])
 
-    found = bootstrap.ap_influence(scores, csc_array(labels), tags)
-    assert found.sum() == pytest.approx(0, abs=1e-9)
+    influence = bootstrap.ap_influence(scores, csc_array(labels), tags)
+    assert influence.sum() == pytest.approx(0, abs=1e-9)
     for j in range(12):
         step = np.eye(12)[j] * 1e-5
-        assert found[j] == pytest.approx((mean(1 + step) - mean(1 - step)) / 2e-5, abs=1e-6)
+        assert influence[j] == pytest.approx((mean(1 + step) - mean(1 - step)) / 2e-5, abs=1e-6)
 
 
 def test_linearized_average_precision_varies_like_that_of_the_images_drawn(sample):
@@ -85,15 +85,15 @@ def test_linearized_average_precision_varies_like_that_of_the_images_drawn(sampl
     tags = np.arange(1, 6)
     value = average_precision_score(labels[:, tags], scores[:, tags].astype(float), average="macro")
     influence = bootstrap.ap_influence(scores, csc_array(labels), tags)
-    found = bootstrap.ap_replicates(value, influence, seed=5, resamples=600)
+    replicates = bootstrap.ap_replicates(value, influence, seed=5, resamples=600)
     expected = np.array(
         [
             average_precision_score(labels[rows][:, tags], scores[rows][:, tags].astype(float), average="macro")
             for rows in drawn(400, 5, 600)
         ]
     )
-    assert np.corrcoef(found, expected)[0, 1] > 0.97
-    ours, theirs = interval(value, found), interval(value, expected)
+    assert np.corrcoef(replicates, expected)[0, 1] > 0.97
+    ours, theirs = interval(value, replicates), interval(value, expected)
     width = theirs.high - theirs.low
     assert ours.high - ours.low == pytest.approx(width, rel=0.1)
     assert ours.low == pytest.approx(theirs.low, abs=0.12 * width)
@@ -102,17 +102,17 @@ def test_linearized_average_precision_varies_like_that_of_the_images_drawn(sampl
 
 def test_intervals_cover_the_truth_at_their_rate():
     """Tags with about five positives each, for which plain percentiles of macro F1 are too low."""
-    found, values = [], []
+    result, values = [], []
     for trial in range(200):
         rng = RNG(trial)
         labels = rng.random((200, 20)) < 0.025
         predicted = {"": csc_array(np.where(labels, rng.random(labels.shape) < 0.6, rng.random(labels.shape) < 0.01))}
         values.append(metrics.averages(metrics.count(csc_array(labels), predicted[""]))["macro_f1"])
         replicates = bootstrap.replicates(csc_array(labels), predicted, seed=trial, resamples=200)[""]["macro_f1"]
-        found.append(interval(values[-1], replicates))
+        result.append(interval(values[-1], replicates))
     truth = np.mean(values)
-    assert all(i.low < i.value < i.high for i in found)
-    assert 180 <= sum(i.low <= truth <= i.high for i in found) <= 199
+    assert all(i.low < i.value < i.high for i in result)
+    assert 180 <= sum(i.low <= truth <= i.high for i in result) <= 199
 
 
 def test_differences_are_paired(sample):
@@ -121,26 +121,26 @@ def test_differences_are_paired(sample):
     better = scores.copy()
     better[labels[:, 5].nonzero()[0][:60], 5] = 1
     decisions = {name: metrics.predicted(of, 0.5) for name, of in (("a", better), ("b", scores), ("c", scores.copy()))}
-    found = bootstrap.replicates(csc_array(labels), decisions, seed=0)
-    single = interval(0.5, found["a"]["micro_f1"])
-    difference = interval(0.1, found["a"]["micro_f1"] - found["b"]["micro_f1"])
+    replicates = bootstrap.replicates(csc_array(labels), decisions, seed=0)
+    single = interval(0.5, replicates["a"]["micro_f1"])
+    difference = interval(0.1, replicates["a"]["micro_f1"] - replicates["b"]["micro_f1"])
     assert difference.excludes_zero
     assert difference.high - difference.low < single.high - single.low
-    none = interval(0, found["c"]["micro_f1"] - found["b"]["micro_f1"])
+    none = interval(0, replicates["c"]["micro_f1"] - replicates["b"]["micro_f1"])
     assert none == Interval(0, 0, 0)
     assert not none.excludes_zero
 
 
 def test_undefined_values_of_resamples_are_left_out():
     assert interval(1, np.array([np.nan, 1, 1])) == Interval(1, 1, 1)
-    found = interval(0.97, np.linspace(0.8, 1, 100))
-    assert found.high == 1
-    assert found.low == pytest.approx(0.97 - 0.9 + 0.805, abs=1e-3)
+    bounds = interval(0.97, np.linspace(0.8, 1, 100))
+    assert bounds.high == 1
+    assert bounds.low == pytest.approx(0.97 - 0.9 + 0.805, abs=1e-3)
     for value, parts in ((np.nan, np.ones(3)), (0.5, np.full(3, np.nan))):
-        found = interval(value, parts)
-        assert np.isnan(found.low)
-        assert np.isnan(found.high)
-        assert not found.excludes_zero
+        bounds = interval(value, parts)
+        assert np.isnan(bounds.low)
+        assert np.isnan(bounds.high)
+        assert not bounds.excludes_zero
     labels = csc_array(np.array([[True], [False]]))  # a quarter of the resamples holds no positive
     recall = bootstrap.replicates(labels, {"": labels}, resamples=400)[""]["macro_recall"]
     assert 0.15 < np.isnan(recall).mean() < 0.35

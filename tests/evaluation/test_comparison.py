@@ -64,10 +64,10 @@ def test_metrics_match_scikit_learn(comparison):
             for name in VIEWS[view].metrics:
                 kind, metric = name.split("_")
                 score = {"f1": f1_score, "precision": precision_score, "recall": recall_score}[metric]
-                found = comparison.metrics[view][c.letter][name].value
-                assert found == pytest.approx(score(labels, predicted, average=kind, zero_division=np.nan), abs=1e-9)
-        found = comparison.metrics["ranking"][c.letter]["map"].value
-        assert found == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
+                result = comparison.metrics[view][c.letter][name].value
+                assert result == pytest.approx(score(labels, predicted, average=kind, zero_division=np.nan), abs=1e-9)
+        result = comparison.metrics["ranking"][c.letter]["map"].value
+        assert result == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
         positives = comparison.per_tag["positives"].to_numpy()
         np.testing.assert_array_equal(positives, labels.sum(0))
         fair = scores > comparison.thresholds["break_even"][c.letter]
@@ -88,15 +88,15 @@ def test_crossed_thresholds_are_the_best_of_the_other_half(comparison, kind):
             best = max(f1_score(labels[other], scores[other] > t, average=kind) for t in np.linspace(0.3, 0.7, 81))
             assert f1_score(labels[other], scores[other] > threshold, average=kind) >= best - 1e-9
             predicted[half] = scores[half] > threshold
-        found = comparison.metrics[f"crossed_{kind}"][c.letter][f"{kind}_f1"].value
-        assert found == pytest.approx(f1_score(labels, predicted, average=kind), abs=1e-9)
+        result = comparison.metrics[f"crossed_{kind}"][c.letter][f"{kind}_f1"].value
+        assert result == pytest.approx(f1_score(labels, predicted, average=kind), abs=1e-9)
 
 
 def test_intervals_of_differences_are_paired():
     """Against a plain bootstrap of the difference; resampled independently, it would scatter several times as much."""
     (a, b), labels, tags = contest([2.5, 2.4], images=600)
     b = with_scores(b, "B", 0.9 * a.scores.astype(np.float64) + 0.1 * b.scores.astype(np.float64))
-    found = compare([a, b], labels, tags).difference("A", "B", "own", "micro_f1").interval
+    difference = compare([a, b], labels, tags).difference("A", "B", "own", "micro_f1").interval
     truth, rng, differences = labels.toarray(), np.random.default_rng(5), []
     decisions = [c.scores.astype(np.float64) > 0.4 for c in (a, b)]
     for _ in range(1000):
@@ -107,29 +107,29 @@ def test_intervals_of_differences_are_paired():
         differences.append(of_a - of_b)
     low, high = np.percentile(differences, (2.5, 97.5))
     width = high - low
-    assert abs(found.low - low) < 0.15 * width
-    assert abs(found.high - high) < 0.15 * width
+    assert abs(difference.low - low) < 0.15 * width
+    assert abs(difference.high - high) < 0.15 * width
 
 
 def test_a_tagger_does_not_differ_from_itself():
     (a,), labels, tags = contest([2.0], images=300)
-    found = compare([a, with_scores(a, "B", a.scores)], labels, tags, resamples=100)
-    assert {(d.interval.value, d.interval.low, d.interval.high) for d in found.differences} == {(0, 0, 0)}
-    assert found.summary("A", "B") == "No difference between A and B beyond noise."
-    assert set(found.per_tag["winner_AB"].to_pylist()) == {""}
+    comparison = compare([a, with_scores(a, "B", a.scores)], labels, tags, resamples=100)
+    assert {(d.interval.value, d.interval.low, d.interval.high) for d in comparison.differences} == {(0, 0, 0)}
+    assert comparison.summary("A", "B") == "No difference between A and B beyond noise."
+    assert set(comparison.per_tag["winner_AB"].to_pylist()) == {""}
 
 
 def test_equally_good_taggers_seldom_differ():
     """Of 60 equally good pairs about 5 % may differ by accident, and a few more with chosen thresholds."""
-    said: Counter = Counter()
+    wins: Counter = Counter()
     for seed in range(60):
         contenders, labels, tags = contest([2.0, 2.0], images=500, n_tags=8, seed=seed)
-        found = compare(contenders, labels, tags, resamples=200, seed=seed)
-        said.update((d.view, d.metric) for d in found.differences if d.winner)
-        said["tags"] += any(found.per_tag["winner_AB"].to_pylist())
-    assert max(said.values()) <= 12, said
-    assert sum(said[key] for key in HEADLINE) / len(HEADLINE) <= 8, said
-    assert said["tags"] <= 8, said
+        comparison = compare(contenders, labels, tags, resamples=200, seed=seed)
+        wins.update((d.view, d.metric) for d in comparison.differences if d.winner)
+        wins["tags"] += any(comparison.per_tag["winner_AB"].to_pylist())
+    assert max(wins.values()) <= 12, wins
+    assert sum(wins[key] for key in HEADLINE) / len(HEADLINE) <= 8, wins
+    assert wins["tags"] <= 8, wins
 
 
 def test_more_images_reveal_smaller_differences():
@@ -141,12 +141,14 @@ def test_more_images_reveal_smaller_differences():
 def test_undefined_differences_are_called_undefined():
     contenders, labels, tags = contest([2.0, 1.0], images=100, n_tags=4)
     empty = csc_array(labels.shape, dtype=bool)
-    found = compare(contenders, empty, tags, {"labels": "x"}, resamples=20)
-    assert {d.verdict for d in found.differences if d.metric.endswith(("macro_f1", "recall", "map"))} == {"undefined"}
+    comparison = compare(contenders, empty, tags, {"labels": "x"}, resamples=20)
+    assert {d.verdict for d in comparison.differences if d.metric.endswith(("macro_f1", "recall", "map"))} == {
+        "undefined"
+    }
     silent = with_scores(contenders[1], "B", np.zeros_like(contenders[1].scores))
-    found = compare([contenders[0], silent], labels, tags, resamples=20)
-    assert found.difference("A", "B", "own", "macro_precision").verdict == "undefined"
-    assert found.difference("A", "B", "own", "macro_f1").winner == "A"
+    comparison = compare([contenders[0], silent], labels, tags, resamples=20)
+    assert comparison.difference("A", "B", "own", "macro_precision").verdict == "undefined"
+    assert comparison.difference("A", "B", "own", "macro_f1").winner == "A"
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def test_predictions_beside_a_release_are_used_if_they_are_of_the_dataset(tagger
     (tagger, _) = contenders.open_taggers([model, taggers / "wd"], device="cpu")
     assert contenders.predict(tagger, dataset, tmp_path / "out", "cpu").directory == model / "predictions"
     other = Dataset.open(colours.write_dataset(tmp_path / "other", 20))
-    found = contenders.predict(tagger, other, tmp_path / "out", "cpu")
-    assert found.directory.parent == tmp_path / "out" / "predictions"
-    assert len(found) == 20
+    prediction = contenders.predict(tagger, other, tmp_path / "out", "cpu")
+    assert prediction.directory.parent == tmp_path / "out" / "predictions"
+    assert len(prediction) == 20
 
 
 def test_a_release_with_other_tags_can_be_compared(taggers, tmp_path):
@@ -71,30 +71,30 @@ def test_a_release_with_other_tags_can_be_compared(taggers, tmp_path):
     colours.save(tmp_path / "shuffled", model, state_names)
     dataset = Dataset.open(taggers / "data")
     entries = contenders.open_taggers([tmp_path / "shuffled", taggers / "late"], device="cpu")
-    found = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entries]
-    assert found[0].tags.names == state_names
-    assert found[0].tags.categories.tolist() == [4, 0, 0, 0, 0]
+    predicted = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entries]
+    assert predicted[0].tags.names == state_names
+    assert predicted[0].tags.categories.tolist() == [4, 0, 0, 0, 0]
     expected = predictions.label_matrix(dataset.posts("validation"), 5).toarray()[:, order]
     expected[:, 3] = False
-    np.testing.assert_array_equal(found[0].labels.toarray(), expected)
-    common = intersection.intersect(entries, found, dataset)
+    np.testing.assert_array_equal(predicted[0].labels.toarray(), expected)
+    common = intersection.intersect(entries, predicted, dataset)
     assert common.tags.names == ["red", "green", "blue", "reddish_(hue)"]
     np.testing.assert_array_equal(common.contenders[0].scores, common.contenders[1].scores)
 
 
 def test_predictions_of_an_onnx_tagger_are_its_scores(taggers, predicted):
-    found = Predictions.open(predicted["wd"])
-    assert found.tags.names == ["BLUE", "green", "scarlet", "light", "something_else"]
+    opened = Predictions.open(predicted["wd"])
+    assert opened.tags.names == ["BLUE", "green", "scarlet", "light", "something_else"]
     dataset, tagger = Dataset.open(taggers / "data"), OnnxTagger.load(taggers / "wd")
     posts = dataset.posts("validation")
-    np.testing.assert_array_equal(found.ids, posts.ids)
+    np.testing.assert_array_equal(opened.ids, posts.ids)
     squares = np.stack([tagger.read(dataset.image_path(digest.tobytes())) for digest in posts.hashes])
-    np.testing.assert_array_equal(found.scores, tagger(squares).astype(np.float16))
+    np.testing.assert_array_equal(opened.scores, tagger(squares).astype(np.float16))
     known = predictions.label_matrix(posts, 5).toarray()
     expected = np.stack(
         [known[:, 2], known[:, 1], *np.zeros((1, IMAGES), bool), known[:, 3], *np.zeros((1, IMAGES), bool)], axis=1
     )
-    np.testing.assert_array_equal(found.labels.toarray(), expected)
+    np.testing.assert_array_equal(opened.labels.toarray(), expected)
 
 
 def test_images_that_cannot_be_decoded_are_left_out(taggers, tmp_path):
@@ -104,10 +104,10 @@ def test_images_that_cannot_be_decoded_are_left_out(taggers, tmp_path):
     dataset.image_path(posts.hashes[5].tobytes()).write_bytes(b"no image")
     entries = contenders.open_taggers([taggers / "wd", taggers / "late"], device="cpu")
     with pytest.warns(UserWarning, match="1 of 192 images are left out"):
-        found = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entries]
-    assert [len(one) for one in found] == [IMAGES - 1] * 2
-    assert found[0].provenance["undecodable"][0]["id"] == 5
-    assert intersection.intersect(entries, found, dataset).labels.shape == (IMAGES - 1, 3)
+        predicted = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entries]
+    assert [len(one) for one in predicted] == [IMAGES - 1] * 2
+    assert predicted[0].provenance["undecodable"][0]["id"] == 5
+    assert intersection.intersect(entries, predicted, dataset).labels.shape == (IMAGES - 1, 3)
 
 
 def test_more_taggers_than_letters_are_refused():

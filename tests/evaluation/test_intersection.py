@@ -30,8 +30,8 @@ def write_predictions(
     return Predictions.open(directory)
 
 
-def entries_of(*found: Predictions) -> list[contenders.TaggerEntry]:
-    return contenders.open_taggers([one.directory for one in found], device="cpu")
+def entries_of(*predictions: Predictions) -> list[contenders.TaggerEntry]:
+    return contenders.open_taggers([one.directory for one in predictions], device="cpu")
 
 
 def test_common_images_and_tags_are_selected_in_any_order(tmp_path):
@@ -42,14 +42,14 @@ def test_common_images_and_tags_are_selected_in_any_order(tmp_path):
     ids = [[9, 3, 5, 7, 1], [1, 2, 3, 9, 8, 7]]
     truth = {(i, tag): bool(rng.random() < 0.5) for i in range(10) for tag in ("cat", "dog", "automobile", "tree")}
     final = {"Tree": "tree", **aliases}
-    found, scores = [], []
+    result, scores = [], []
     for number in range(2):
         names = vocabularies[number]
         values = rng.random((len(ids[number]), len(names))).astype(np.float16)
         labels = np.array([[truth.get((i, final.get(name, name)), False) for name in names] for i in ids[number]])
-        found.append(write_predictions(tmp_path / str(number), ids[number], names, values, labels))
+        result.append(write_predictions(tmp_path / str(number), ids[number], names, values, labels))
         scores.append(values)
-    common = intersection.intersect(entries_of(*found), found, aliases=aliases)
+    common = intersection.intersect(entries_of(*result), result, aliases=aliases)
     assert common.tags.names == ["cat", "automobile", "tree"]
     assert common.facts["tags_by_aliases"] == 2
     for row, i in enumerate([9, 3, 7, 1]):
@@ -62,9 +62,9 @@ def test_common_images_and_tags_are_selected_in_any_order(tmp_path):
 
 
 def test_scores_are_not_copied_when_all_are_common(predicted):
-    found = [Predictions.open(predicted[name]) for name in ("early", "late")]
-    common = intersection.intersect(entries_of(*found), found)
-    assert all(c.scores is one.scores for c, one in zip(common.contenders, found, strict=True))
+    opened = [Predictions.open(predicted[name]) for name in ("early", "late")]
+    common = intersection.intersect(entries_of(*opened), opened)
+    assert all(c.scores is one.scores for c, one in zip(common.contenders, opened, strict=True))
 
 
 def test_images_match_by_id_and_file(tmp_path):
@@ -84,8 +84,8 @@ def test_conflicting_labels_are_refused_without_a_dataset(taggers, predicted, tm
     arrays = first.scores, first.ids, first.hashes, first.sources
     provenance = {"sources": first.source_names}
     predictions_writer.write(tmp_path / "other", *arrays, csc_array(labels), first.tags, provenance)
-    found = [first, Predictions.open(tmp_path / "other")]
+    opened = [first, Predictions.open(tmp_path / "other")]
     with pytest.raises(DatasetRequired, match=r"1 labels are not those of .*, such as of blue; the labels must"):
-        intersection.intersect(entries_of(*found), found)
-    common = intersection.intersect(entries_of(*found), found, Dataset.open(taggers / "data"))
+        intersection.intersect(entries_of(*opened), opened)
+    common = intersection.intersect(entries_of(*opened), opened, Dataset.open(taggers / "data"))
     np.testing.assert_array_equal(common.labels.toarray(), first.labels.toarray())

@@ -40,8 +40,8 @@ def curves(scores, labels, rows=None):
 
 
 def counted(scores, labels, threshold) -> Counts:
-    found = reference.multilabel_confusion_matrix(labels, scores.astype(np.float64) > threshold)
-    return Counts(found[:, 1, 1], found[:, 0, 1], found[:, 1, 0], found[:, 0, 0])
+    confusion = reference.multilabel_confusion_matrix(labels, scores.astype(np.float64) > threshold)
+    return Counts(confusion[:, 1, 1], confusion[:, 0, 1], confusion[:, 1, 0], confusion[:, 0, 0])
 
 
 def candidates(scores):
@@ -50,8 +50,8 @@ def candidates(scores):
     return (values + np.append(BELOW, values[:-1])) / 2
 
 
-def same(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+def same(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9)
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +71,11 @@ def check_against_scikit_learn(scores, labels, threshold):
 
     counts = counted(scores, labels, threshold)
     expected = reference.precision_recall_fscore_support(y, s > threshold, average=None, zero_division=np.nan)
-    found = metrics.from_counts(counts)
+    result = metrics.from_counts(counts)
     for name, value in zip(NAMES, expected, strict=False):
-        same(found[name], value)
+        same(result[name], value)
     mcc = [reference.matthews_corrcoef(y[:, i], s[:, i] > threshold) for i in range(n_tags)]
-    same(np.nan_to_num(found["mcc"]), mcc)
+    same(np.nan_to_num(result["mcc"]), mcc)
 
     means = metrics.averages(counts)
     arrays = y[:, some], s[:, some] > threshold
@@ -107,16 +107,16 @@ def test_metrics_of_two_thousand_tags_match_scikit_learn():
 @given(decisions())
 def test_best_thresholds_of_tags_match_a_search(pair):
     scores, labels = pair
-    found = curves(scores, labels)
+    tag_curves = curves(scores, labels)
     for i in np.flatnonzero(~labels.any(0)):
-        assert np.isnan(found.best_f1[i])
-        assert np.isnan(found.best_threshold[i])
+        assert np.isnan(tag_curves.best_f1[i])
+        assert np.isnan(tag_curves.best_threshold[i])
     for i in np.flatnonzero(labels.any(0)):
         y, s = labels[:, i], scores[:, i].astype(np.float64)
         all_f1 = {t: reference.f1_score(y, s > t) for t in candidates(s)}
-        same(found.best_f1[i], max(all_f1.values()))
-        assert found.best_threshold[i] == pytest.approx(
-            max(t for t, f1 in all_f1.items() if f1 > found.best_f1[i] - 1e-12), abs=1e-7
+        same(tag_curves.best_f1[i], max(all_f1.values()))
+        assert tag_curves.best_threshold[i] == pytest.approx(
+            max(t for t, f1 in all_f1.items() if f1 > tag_curves.best_f1[i] - 1e-12), abs=1e-7
         )
 
 
@@ -124,22 +124,22 @@ def test_best_thresholds_of_tags_match_a_search(pair):
 @given(decisions())
 def test_best_thresholds_of_averages_match_a_search(pair):
     scores, labels = pair
-    found = choose_thresholds(curves(scores, labels))
+    thresholds = choose_thresholds(curves(scores, labels))
     if not labels.any():
-        assert all(np.isnan(value) for value in found.values())
+        assert all(np.isnan(value) for value in thresholds.values())
         return
     points = {t: metrics.averages(counted(scores, labels, t)) for t in candidates(scores)}
     for kind in ("micro", "macro"):
         f1 = {t: point[f"{kind}_f1"] for t, point in points.items()}
-        assert found[f"best_{kind}_f1"] in nearly(f1, max(f1.values()))
+        assert thresholds[f"best_{kind}_f1"] in nearly(f1, max(f1.values()))
 
         gaps = {t: points[t][f"{kind}_precision"] - points[t][f"{kind}_recall"] for t in sorted(points)}
         crossed = [t for t, gap in gaps.items() if gap >= -1e-12]
         if not crossed:
-            assert np.isnan(found[f"{kind}_break_even"])
+            assert np.isnan(thresholds[f"{kind}_break_even"])
             continue
         around = {t: abs(gaps[t]) for t in [*[t for t in gaps if t < crossed[0]][-1:], crossed[0]]}
-        assert found[f"{kind}_break_even"] in nearly(around, min(around.values()))
+        assert thresholds[f"{kind}_break_even"] in nearly(around, min(around.values()))
 
 
 def nearly(by_threshold, wanted):
@@ -151,13 +151,13 @@ def nearly(by_threshold, wanted):
 @given(decisions())
 def test_curves_at_a_level_equal_the_averages_at_its_threshold(pair):
     scores, labels = pair
-    found = curves(scores, labels)
+    tag_curves = curves(scores, labels)
     for threshold in (0.0, 0.05, 0.4, 0.7):
         level, expected = metrics.first_level_above(threshold), metrics.averages(counted(scores, labels, threshold))
         for name in NAMES:
-            same(getattr(found.macro, name)[level], expected[f"macro_{name}"])
-            same(getattr(found.micro, name)[level], expected[f"micro_{name}"])
-        assert found.tags_predicted[level] == expected["tags_predicted"]
+            same(getattr(tag_curves.macro, name)[level], expected[f"macro_{name}"])
+            same(getattr(tag_curves.micro, name)[level], expected[f"micro_{name}"])
+        assert tag_curves.tags_predicted[level] == expected["tags_predicted"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -165,17 +165,17 @@ def test_curves_at_a_level_equal_the_averages_at_its_threshold(pair):
 def test_calibration_matches_scikit_learn(pair):
     scores, labels = pair
     stored = curves(scores, labels)
-    found = calibration(stored)
+    bins = calibration(stored)
     y, s = labels.ravel(), scores.ravel().astype(np.float64)
     frequency, mean_score = calibration_curve(y, s, n_bins=BINS)
-    same(found.frequency, frequency)
-    same(found.mean_score, mean_score)
-    assert found.count.sum() == y.size
-    same(found.ece, np.sum(found.count * np.abs(frequency - mean_score)) / y.size)
+    same(bins.frequency, frequency)
+    same(bins.mean_score, mean_score)
+    assert bins.count.sum() == y.size
+    same(bins.ece, np.sum(bins.count * np.abs(frequency - mean_score)) / y.size)
     for i in range(labels.shape[1]):
         y, s = labels[:, i], scores[:, i].astype(np.float64)
         frequency, mean_score = calibration_curve(y, s, n_bins=BINS)
-        count = np.bincount(np.searchsorted(found.edges[1:-1], s), minlength=BINS)
+        count = np.bincount(np.searchsorted(bins.edges[1:-1], s), minlength=BINS)
         same(stored.ece[i], np.sum(count[count > 0] * np.abs(frequency - mean_score)) / y.size)
 
 
@@ -195,9 +195,9 @@ def test_streamed_and_stored_scores_give_the_same_metrics(pair, batch):
         decisions = metrics.predicted(scores, threshold)
         np.testing.assert_array_equal(decisions.toarray(), scores.astype(float) > threshold)
         expected = counted(scores, labels, threshold)
-        for found in (both.counts(threshold), metrics.count(csc_array(labels), decisions)):
+        for result in (both.counts(threshold), metrics.count(csc_array(labels), decisions)):
             for name in ("tp", "fp", "fn", "tn"):
-                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+                np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
     logged = metrics.validation_metrics(both, 0.4)
     means = metrics.averages(both.counts(0.4))
     np.testing.assert_equal({name: means[name] for name in logged if name != "map"} | {"map": logged["map"]}, logged)
@@ -225,11 +225,11 @@ def test_blocks_of_tags_are_joined_in_order():
 def test_columns_of_counts_are_averaged_independently():
     rng = np.random.default_rng(0)
     many = Counts(*rng.integers(0, 3, (4, 30, 7)))
-    found = metrics.averages(many)
+    averages = metrics.averages(many)
     for column in range(7):
         expected = metrics.averages(many[:, column])
         assert expected.pop("tags") == 30
-        assert {name: pytest.approx(found[name][column]) for name in expected} == expected
+        assert {name: pytest.approx(averages[name][column]) for name in expected} == expected
 
 
 def test_undefined_metrics_are_nan():
@@ -245,8 +245,8 @@ def test_undefined_metrics_are_nan():
 
 
 def test_full_metrics_convention_is_float32_and_zero_where_undefined():
-    found = metrics.precision_recall_f1(Counts(*np.array([[0, 9, 1], [0, 1, 1], [0, 2, 1], [5, 0, 7]])))
-    for value, expected in zip(found, ([0, 0.9, 0.5], [0, 9 / 11, 0.5], [0, 6 / 7, 0.5]), strict=True):
+    result = metrics.precision_recall_f1(Counts(*np.array([[0, 9, 1], [0, 1, 1], [0, 2, 1], [5, 0, 7]])))
+    for value, expected in zip(result, ([0, 0.9, 0.5], [0, 9 / 11, 0.5], [0, 6 / 7, 0.5]), strict=True):
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, expected, rtol=1e-6)
 

@@ -28,25 +28,25 @@ def directory(tmp_path) -> Path:
 
 
 def test_predictions_are_read_back_without_undecodable_images(directory):
-    found, kept = Predictions.open(directory), [row for row in range(ROWS) if row not in dict(BAD)]
-    np.testing.assert_array_equal(found.scores, SCORES[kept])
-    assert found.scores.dtype == np.float16
-    assert not found.scores.flags.writeable
-    np.testing.assert_array_equal(found.ids, POSTS.ids[kept])
-    np.testing.assert_array_equal(found.hashes, POSTS.hashes[kept])
-    np.testing.assert_array_equal(found.sources, POSTS.sources[kept])
-    np.testing.assert_array_equal(found.labels.toarray(), POSTS.labels(np.array(kept), TAGS))
-    assert found.labels.dtype == bool
-    assert found.labels.format == "csc"
-    assert found.source_names == FACTS["sources"]
-    assert found.tags.names == vocabulary().names
-    for ours, theirs in zip(vars(found.tags).values(), vars(vocabulary()).values(), strict=True):
+    opened, kept = Predictions.open(directory), [row for row in range(ROWS) if row not in dict(BAD)]
+    np.testing.assert_array_equal(opened.scores, SCORES[kept])
+    assert opened.scores.dtype == np.float16
+    assert not opened.scores.flags.writeable
+    np.testing.assert_array_equal(opened.ids, POSTS.ids[kept])
+    np.testing.assert_array_equal(opened.hashes, POSTS.hashes[kept])
+    np.testing.assert_array_equal(opened.sources, POSTS.sources[kept])
+    np.testing.assert_array_equal(opened.labels.toarray(), POSTS.labels(np.array(kept), TAGS))
+    assert opened.labels.dtype == bool
+    assert opened.labels.format == "csc"
+    assert opened.source_names == FACTS["sources"]
+    assert opened.tags.names == vocabulary().names
+    for ours, theirs in zip(vars(opened.tags).values(), vars(vocabulary()).values(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert FACTS.items() <= found.provenance.items()
-    assert [(entry["id"], entry["reason"]) for entry in found.provenance["undecodable"]] == [
+    assert FACTS.items() <= opened.provenance.items()
+    assert [(entry["id"], entry["reason"]) for entry in opened.provenance["undecodable"]] == [
         (row * 3, reason) for row, reason in BAD
     ]
-    assert found.provenance["undecodable"][0]["hash"] == POSTS.hashes[2].tobytes().hex()
+    assert opened.provenance["undecodable"][0]["hash"] == POSTS.hashes[2].tobytes().hex()
     assert not (directory / "work").exists()
 
 

@@ -27,18 +27,18 @@ def by_enumeration(labels: np.ndarray, first: np.ndarray, second: np.ndarray) ->
 @settings(deadline=None, max_examples=30)
 def test_p_value_is_the_share_of_all_swaps(decisions):
     labels, first, second = np.array(decisions).T
-    (found,) = randomization_test(*(csc_array(column[:, None]) for column in (labels, first, second)))
+    (p_value,) = randomization_test(*(csc_array(column[:, None]) for column in (labels, first, second)))
     if not labels.any():
-        assert np.isnan(found)
+        assert np.isnan(p_value)
     else:
-        np.testing.assert_allclose(found, by_enumeration(labels, first, second), atol=1e-12)
+        np.testing.assert_allclose(p_value, by_enumeration(labels, first, second), atol=1e-12)
 
 
 def test_p_values_of_many_images_agree_with_random_swaps():
     rng = np.random.default_rng(0)
     labels = rng.random((3000, 3)) < (0.02, 0.2, 0.5)
     first, second = (labels ^ (rng.random((3000, 3)) < noise) for noise in (0.1, 0.12))
-    found = randomization_test(*map(csc_array, (labels, first, second)))
+    p_values = randomization_test(*map(csc_array, (labels, first, second)))
     swapped = rng.random((2000, 3000)) < 0.5
     for tag in range(3):
         y, a, b = (matrix[:, tag].astype(np.float64) for matrix in (labels, first, second))
@@ -53,7 +53,7 @@ def test_p_values_of_many_images_agree_with_random_swaps():
         differences = np.abs(f1(hits[0], predicted[0]) - f1(hits[1], predicted[1]))
         observed = abs(f1((a * y).sum(), a.sum()) - f1((b * y).sum(), b.sum()))
         share = np.mean(differences >= observed - 1e-9)
-        assert abs(found[tag] - share) < 4 * np.sqrt(share * (1 - share) / 2000) + 2e-3
+        assert abs(p_values[tag] - share) < 4 * np.sqrt(share * (1 - share) / 2000) + 2e-3
 
 
 def test_p_value_is_tiny_where_only_one_tagger_is_right():

@@ -127,23 +127,23 @@ def together(action: Callable[[], object], processes: int, errors: Path) -> tupl
 
 
 def test_the_model_scores_each_image_once(dataset, model, whole):
-    found, posts = Predictions.open(whole), dataset.posts("validation")
+    opened, posts = Predictions.open(whole), dataset.posts("validation")
     network, _ = release.load(model)
     images = loader.ImageDataset(dataset, "validation", 16)
-    assert found.ids.tolist() == [*range(IMAGES)]
-    assert len({bytes(h) for h in found.hashes}) == IMAGES
+    assert opened.ids.tolist() == [*range(IMAGES)]
+    assert len({bytes(h) for h in opened.hashes}) == IMAGES
     for rows in (range(16), range(992, 1001)):
         batch = images.__getitems__([(0, row) for row in rows])
         assert isinstance(batch, loader.Batch)
         logits = network((batch.images / 255 - MEAN) / STD)
-        np.testing.assert_allclose(found.scores[rows], logits.sigmoid().detach(), atol=5e-4)
-    np.testing.assert_array_equal(found.labels.toarray(), posts.labels(np.arange(IMAGES), 6))
-    assert found.scores.std() > 0.1, "else any would do"
+        np.testing.assert_allclose(opened.scores[rows], logits.sigmoid().detach(), atol=5e-4)
+    np.testing.assert_array_equal(opened.labels.toarray(), posts.labels(np.arange(IMAGES), 6))
+    assert opened.scores.std() > 0.1, "else any would do"
     facts = {"split": "validation", "image_size": 16, "dtype": "float32", "device": "cpu", "batch": BATCH}
-    assert facts.items() <= found.provenance.items()
-    assert found.provenance["undecodable"] == []
+    assert facts.items() <= opened.provenance.items()
+    assert opened.provenance["undecodable"] == []
     expected = {name: file_hash(model / name) for name in release.FILES}
-    assert found.provenance["model_files"] == expected
+    assert opened.provenance["model_files"] == expected
 
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -291,12 +291,12 @@ def test_undecodable_images_are_left_out_and_listed(dataset, run, whole, tmp_pat
         UserWarning, match=r"11 of 1001 images are left out, the first because of .*provenance\.json lists"
     ):
         run(tmp_path / "predictions", dataset=spoilt)
-    found, expected = Predictions.open(tmp_path / "predictions"), Predictions.open(whole)
+    opened, expected = Predictions.open(tmp_path / "predictions"), Predictions.open(whole)
     kept = [row for row in range(IMAGES) if row not in bad]
-    assert found.ids.tolist() == kept
-    np.testing.assert_allclose(found.scores, expected.scores[kept], atol=1e-3)
-    assert found.labels.toarray().tolist() == expected.labels.toarray()[kept].tolist()
-    listed = found.provenance["undecodable"]
+    assert opened.ids.tolist() == kept
+    np.testing.assert_allclose(opened.scores, expected.scores[kept], atol=1e-3)
+    assert opened.labels.toarray().tolist() == expected.labels.toarray()[kept].tolist()
+    listed = opened.provenance["undecodable"]
     assert [entry["id"] for entry in listed] == bad
     assert all(entry["reason"] for entry in listed)
     codes, errors = together(lambda: run(tmp_path / "shared", dataset=spoilt), 2, tmp_path / "errors")
@@ -347,9 +347,9 @@ def test_training_computes_the_histogram_of_the_predictions(dataset, model, whol
 
     codes, errors = together(stream, processes, tmp_path / "errors")
     assert codes == [0] * processes, errors
-    found = Predictions.open(whole)
+    opened = Predictions.open(whole)
     stored = metrics.Histogram.zeros(6)
-    stored.add(torch.from_numpy(np.array(found.scores)), torch.from_numpy(found.labels.toarray()))
+    stored.add(torch.from_numpy(np.array(opened.scores)), torch.from_numpy(opened.labels.toarray()))
     for rank in range(processes):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), stored.table)
     assert stored.table[:, 0].sum() == IMAGES
@@ -392,6 +392,6 @@ def test_a_checkpoint_with_predictions_inside_is_still_complete(run_values, tmp_
 def test_remaining_blocks_do_not_depend_on_the_number_of_processes(rows, batch, world, done):
     shares = [loader.evaluation_keys(rows, batch, rank, world, done) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
-    found = [[row for _, row in block] for step in zip(*shares, strict=True) for block in step if block]
+    result = [[row for _, row in block] for step in zip(*shares, strict=True) for block in step if block]
     blocks = [[*range(first, min(first + batch, rows))] for first in range(0, rows, batch)]
-    assert found == [block for number, block in enumerate(blocks) if number not in done]
+    assert result == [block for number, block in enumerate(blocks) if number not in done]

@@ -10,22 +10,22 @@ from joytag.evaluation import tag_groups
 
 
 def test_categories_are_named_in_their_usual_order():
-    found = tag_groups.by_category(np.array([4, 0, 9, 0, 4], dtype=np.int8))
-    assert {name: tags.tolist() for name, tags in found.items()} == {
+    groups = tag_groups.by_category(np.array([4, 0, 9, 0, 4], dtype=np.int8))
+    assert {name: tags.tolist() for name, tags in groups.items()} == {
         "general": [1, 3],
         "character": [0, 4],
         "category 9": [2],
     }
-    assert list(found) == ["general", "character", "category 9"]
+    assert list(groups) == ["general", "character", "category 9"]
 
 
 @given(st.lists(st.one_of(st.integers(0, 100), st.integers(0, 4_000_000)), min_size=1, max_size=80))
 def test_every_tag_is_in_one_band_of_several_tags(counts):
     counts = np.array(counts)
-    found = tag_groups.by_count(counts)
-    np.testing.assert_array_equal(np.sort(np.concatenate(list(found.values()))), np.arange(len(counts)))
-    assert len(found) == 1 or min(map(len, found.values())) >= tag_groups.FEWEST
-    highest = [counts[tags].max() for tags in found.values()]
+    groups = tag_groups.by_count(counts)
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(groups.values()))), np.arange(len(counts)))
+    assert len(groups) == 1 or min(map(len, groups.values())) >= tag_groups.FEWEST
+    highest = [counts[tags].max() for tags in groups.values()]
     assert highest == sorted(highest)
 
 
@@ -70,8 +70,8 @@ def test_errors_in_a_groups_file_are_named(tmp_path, text, message):
 
 def test_unknown_tags_of_groups_are_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="hair: not in the vocabulary: blue_hair"):
-        found = tag_groups.by_name({"hair": ["red_hair", "blue_hair", "long_hair"]}, ["long_hair", "hat", "red_hair"])
-    assert {name: tags.tolist() for name, tags in found.items()} == {"hair": [0, 2]}
+        groups = tag_groups.by_name({"hair": ["red_hair", "blue_hair", "long_hair"]}, ["long_hair", "hat", "red_hair"])
+    assert {name: tags.tolist() for name, tags in groups.items()} == {"hair": [0, 2]}
     with (
         pytest.warns(UserWarning, match="hair: not in"),
         pytest.raises(ValueError, match="none of their tags is in the vocabulary"),

@@ -39,9 +39,9 @@ def test_each_half_uses_thresholds_of_the_other_alone():
     fit = cross_fit(scores, labels, seed=1)
     for half in (fit.first_half, ~fit.first_half):
         others = np.flatnonzero(~half)
-        found = curves(scores, labels, others)
-        shared = choose_thresholds(found)["best_macro_f1"]
-        own = shrunk_thresholds(scores[others], labels[others].tocsc(), found)
+        tag_curves = curves(scores, labels, others)
+        shared = choose_thresholds(tag_curves)["best_macro_f1"]
+        own = shrunk_thresholds(scores[others], labels[others].tocsc(), tag_curves)
         for decisions, threshold in ((fit.shared, shared), (fit.per_tag, own)):
             np.testing.assert_array_equal(decisions.toarray()[half], scores[half].astype(float) > threshold)
 
@@ -53,8 +53,8 @@ def test_shrunk_thresholds_match_a_search(seed, prior):
     scores = rng.random((30, 3)).round(2).astype(np.float16)
     labels = rng.random((30, 3)) < [0.1, 0.4, 0]
     labels[0, 0] = True
-    found = curves(scores, csc_array(labels))
-    thresholds = shrunk_thresholds(scores, csc_array(labels), found, prior=prior)
+    tag_curves = curves(scores, csc_array(labels))
+    thresholds = shrunk_thresholds(scores, csc_array(labels), tag_curves, prior=prior)
     levels = np.unique(scores.astype(float))
     predicted = scores.astype(float) >= levels[:, None, None]
     each = 2 * (predicted & labels).sum(1) / np.maximum(predicted.sum(1) + labels.sum(0), 1)
@@ -87,8 +87,8 @@ def test_tags_without_positives_get_the_shared_threshold():
     labels = labels.tolil()
     labels[:, 3] = False
     labels = csc_array(labels)
-    found = curves(scores, labels)
-    shared = choose_thresholds(found)["best_macro_f1"]
-    threshold = shrunk_thresholds(scores, labels, found)[3]
+    tag_curves = curves(scores, labels)
+    shared = choose_thresholds(tag_curves)["best_macro_f1"]
+    threshold = shrunk_thresholds(scores, labels, tag_curves)[3]
     assert abs(threshold - shared) < 0.02
-    assert found.macro.f1[metrics.first_level_above(threshold)] == found.macro.f1.max()
+    assert tag_curves.macro.f1[metrics.first_level_above(threshold)] == tag_curves.macro.f1.max()

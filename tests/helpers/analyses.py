@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +30,10 @@ from joytag.evaluation.predictions import Predictions
 from joytag.evaluation.tag_groups import by_count
 
 HOSTILE = ['<script>alert("x")</script>', "' onload='alert(1)", "</title><b>", "=_=", "\u202eevil", "a" * 200]
-WORDS = ("red", "blue", "long", "short", "hair", "eyes", "hat", "cat", "dog", "sky", "tree", "smile", "open", "hand",
-         "dress", "night", "water", "flower", "white", "sword")  # fmt: skip
+WORDS = (
+    "red", "blue", "long", "short", "hair", "eyes", "hat", "cat", "dog", "sky",
+    "tree", "smile", "open", "hand", "dress", "night", "water", "flower", "white", "sword",
+)  # fmt: skip
 CATEGORIES = ("general", "character", "copyright", "meta")
 BANDS = ("under 3k", "3k to 10k", "10k to 100k", "100k or more")
 
@@ -86,8 +89,8 @@ def grouping(rng: np.random.Generator, names: tuple[str, ...], images: int) -> G
 
 def undefined(row: GroupMetrics) -> GroupMetrics:
     """Return the metrics of a group of three tags, none of which occurs."""
-    nan = {field.name: float("nan") for field in fields(row)}
-    return GroupMetrics(**(nan | {"tags": 3, "tags_with_positives": 0, "images": 0}))  # type: ignore[arg-type]
+    values: dict[str, Any] = {field.name: float("nan") for field in fields(row)}
+    return GroupMetrics(**(values | {"tags": 3, "tags_with_positives": 0, "images": 0}))
 
 
 def average_curve(t: np.ndarray, gain: float) -> PrecisionRecallF1:

@@ -42,11 +42,11 @@ def save(root, samples, keep_last=3, keep_every=10**9):
 
 def test_a_checkpoint_is_read_back_bit_identical(tmp_path):
     model, tensors = save(tmp_path, 64)
-    found, tags, found_tensors, values = checkpoint.load(tmp_path / "000000000064")
+    loaded, tags, found_tensors, values = checkpoint.load(tmp_path / "000000000064")
     assert tags == TAGS
     assert values["samples"] == 64
     for name, value in model.state_dict().items():
-        assert torch.equal(found.state_dict()[name], value)
+        assert torch.equal(loaded.state_dict()[name], value)
     assert found_tensors.keys() == tensors.keys()
     assert all(torch.equal(found_tensors[name], value) for name, value in tensors.items())
 
@@ -146,14 +146,14 @@ def test_a_save_interrupted_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp
                 patch.setattr(owner, name, cutting(getattr(owner, name)))
             with contextlib.suppress(Killed, checkpoint.CheckpointError, OSError):
                 save(tmp_path, samples, keep_last=2)
-        found = checkpoint.checkpoints(tmp_path)
-        assert all(checkpoint.is_intact(path) for path in found)
-        assert found[-1] in (whole[-1], tmp_path / f"{samples:012d}")
-        assert len(found) >= min(2, len(whole))
+        checkpoints = checkpoint.checkpoints(tmp_path)
+        assert all(checkpoint.is_intact(path) for path in checkpoints)
+        assert checkpoints[-1] in (whole[-1], tmp_path / f"{samples:012d}")
+        assert len(checkpoints) >= min(2, len(whole))
         if calls <= cut:
             break
     assert cut > 20
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in found}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in checkpoints}
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):

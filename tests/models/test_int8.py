@@ -14,8 +14,8 @@ from joytag.models.vit import ViT, ViTConfig
 pytestmark = needs_vnni
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
@@ -25,8 +25,8 @@ def test_a_layer_is_exact_to_eight_bits(shift):
     linear, x = nn.Linear(96, 40), torch.randn(2, 200, 96) + shift
     linear.weight.mul_(torch.logspace(-3, 2, 40)[:, None])  # each output needs a scale of its own
     expected = linear(x)
-    for found, wanted in zip(int8.Int8Linear(linear)(x.clone()).unbind(-1), expected.unbind(-1), strict=True):
-        assert relative_error(found, wanted) < 0.03
+    for result, wanted in zip(int8.Int8Linear(linear)(x.clone()).unbind(-1), expected.unbind(-1), strict=True):
+        assert relative_error(result, wanted) < 0.03
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def test_scale_gelu_and_residual_are_applied():
     expected = linear(x)
     assert relative_error(int8.Int8Linear(linear, scale)(x.clone()), expected * scale) < 0.02
     assert relative_error(int8.Int8Linear(linear, gelu=True)(x.clone()), nn.functional.gelu(expected)) < 0.02
-    found = int8.Int8Linear(linear, scale)(x.clone(), residual.clone())
-    assert relative_error(found - residual, expected * scale) < 0.02
+    output = int8.Int8Linear(linear, scale)(x.clone(), residual.clone())
+    assert relative_error(output - residual, expected * scale) < 0.02
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-30, 1e30])
@@ -59,6 +59,6 @@ def test_a_model_keeps_its_logits():
         parameter.add_(0.05 * torch.randn_like(parameter))
     images = torch.randn(1, 3, 16, 16)
     expected = model(images)
-    found = int8.quantize(copy.deepcopy(model))(images)
-    assert relative_error(found, expected) < 0.02
-    assert (found - expected).abs().max() > 0  # it does compute in 8 bits
+    output = int8.quantize(copy.deepcopy(model))(images)
+    assert relative_error(output, expected) < 0.02
+    assert (output - expected).abs().max() > 0  # it does compute in 8 bits

@@ -112,12 +112,12 @@ def test_every_variant_survives_writing_and_reading(tmp_path, changes):
     release.save(tmp_path, model, TAGS, "focal2")
     config, state = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
     images = torch.randn(3, 3, 16, 16)
-    found, tags = release.load(tmp_path)
+    loaded, tags = release.load(tmp_path)
     assert tags == TAGS
-    assert found.config == model.config
-    assert not found.training
+    assert loaded.config == model.config
+    assert not loaded.training
     with torch.inference_mode():
-        logits = found(images)
+        logits = loaded(images)
         torch.testing.assert_close(logits, model(images), rtol=0, atol=0)
         torch.testing.assert_close(logits, defined(config, state, images), rtol=0, atol=1e-5)
 
@@ -165,9 +165,9 @@ def test_the_nine_extra_rows_of_very_old_heads_are_removed(tmp_path):
     state["head.weight"] = torch.cat([state["head.weight"], torch.randn(9, 16)])
     state["head.bias"] = torch.cat([state["head.bias"], torch.randn(9)])
     save_file(state, tmp_path / "model.safetensors")
-    found, _ = release.load(tmp_path)
+    loaded, _ = release.load(tmp_path)
     images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(found(images), model(images), rtol=0, atol=0)
+    torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
@@ -178,9 +178,9 @@ def test_pickled_weights_are_read_as_weights_only(tmp_path, prefix, nested):
     (tmp_path / "model.safetensors").unlink()
     state = {prefix + name: value.half() if "norm1" in name else value for name, value in model.state_dict().items()}
     torch.save({"model": state} if nested else state, tmp_path / "model.pt")
-    found, _ = release.load(tmp_path)
-    assert {p.dtype for p in found.parameters()} == {torch.float32}
-    torch.testing.assert_close(found.head.weight, model.head.weight)
+    loaded, _ = release.load(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded.head.weight, model.head.weight)
 
 
 class Hostile:
@@ -286,13 +286,13 @@ def test_a_release_of_a_timm_backbone_is_read_back_bit_identical(tmp_path, name)
     model = config.build()
     model(torch.randn(4, 3, 64, 64))  # for running statistics that are not the first ones
     release.save(tmp_path, model, TAGS, "focal2")
-    found, tags = release.load(tmp_path)
+    loaded, tags = release.load(tmp_path)
     assert tags == TAGS
-    assert found.config == config
-    assert not found.training
+    assert loaded.config == config
+    assert not loaded.training
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(found(images), model.eval()(images))
+        assert torch.equal(loaded(images), model.eval()(images))
     values = json.loads((tmp_path / "config.json").read_text())
     assert values["class"] == "timm"
     assert values["timm"] == name

@@ -32,9 +32,9 @@ def parse(html: str) -> ET.Element:
 
 
 def child(element: ET.Element, path: str) -> ET.Element:
-    found = element.find(path)
-    assert found is not None
-    return found
+    child = element.find(path)
+    assert child is not None
+    return child
 
 
 def percent(element: ET.Element, name: str) -> float:

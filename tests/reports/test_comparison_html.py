@@ -24,18 +24,18 @@ def comparison() -> Comparison:
 
 def test_files_contain_all_findings(comparison, tmp_path):
     reports.write_reports(tmp_path / "new", comparison)
-    found = json.loads((tmp_path / "new" / "compare.json").read_text())
-    assert list(found["taggers"]) == ["A", "B", "C"]
-    assert found["facts"]["images"] == 1500
-    assert len(found["summary"]) == 3
-    assert found["tags"]["AB"]["A"] >= 6
-    by_key = {(d["first"], d["second"], d["view"], d["figure"]): d for d in found["differences"]}
+    report = json.loads((tmp_path / "new" / "compare.json").read_text())
+    assert list(report["taggers"]) == ["A", "B", "C"]
+    assert report["facts"]["images"] == 1500
+    assert len(report["summary"]) == 3
+    assert report["tags"]["AB"]["A"] >= 6
+    by_key = {(d["first"], d["second"], d["view"], d["figure"]): d for d in report["differences"]}
     assert len(by_key) == 3 * sum(len(view.metrics) for view in VIEWS.values())
     row = by_key["A", "B", "ranking", "map"]
     value, low, high = (row["difference"][name] for name in ("value", "low", "high"))
     assert low < value < high
     assert row["winner"] == "A"
-    of_a, of_b = (found["figures"]["ranking"][letter]["map"]["value"] for letter in "AB")
+    of_a, of_b = (report["figures"]["ranking"][letter]["map"]["value"] for letter in "AB")
     assert value == pytest.approx(of_a - of_b)
     table = pq.read_table(tmp_path / "new" / "per_tag.parquet")
     assert table.equals(comparison.per_tag)
@@ -75,8 +75,8 @@ def hostile(tmp_path_factory):
     contenders, labels, tags = contest([2.5, 2.0, 1.5], images=300)
     named = dataclasses.replace(tags, names=[*tags.names[len(analyses.HOSTILE) :], *analyses.HOSTILE])
     path = tmp_path_factory.mktemp("page") / "compare.html"
-    found = compare(contenders, labels, named, {"labels": "<img src=x>"}, resamples=50)
-    path.write_text(render_page(found), encoding="utf-8")
+    comparison = compare(contenders, labels, named, {"labels": "<img src=x>"}, resamples=50)
+    path.write_text(render_page(comparison), encoding="utf-8")
     return path
 
 

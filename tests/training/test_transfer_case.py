@@ -82,8 +82,8 @@ def macro_f1(release: Path, folder: Path, tags: list[str]) -> float:
     tagger = Tagger.load(release)
     images = sorted(folder.glob("*.png"))
     labels = [[tag in p.with_suffix(".txt").read_text().split(", ") for tag in tags] for p in images]
-    found = [[tag in result.tags for tag in tags] for result in tagger.stream(images)]
-    return f1_score(np.array(labels), np.array(found), average="macro", zero_division=0)
+    decisions = [[tag in result.tags for tag in tags] for result in tagger.stream(images)]
+    return f1_score(np.array(labels), np.array(decisions), average="macro", zero_division=0)
 
 
 def micro_f1(release: Path) -> float:
@@ -91,9 +91,9 @@ def micro_f1(release: Path) -> float:
     tagger, dataset = Tagger.load(release), Dataset.open(DATA)
     posts = dataset.posts("validation")
     paths = [dataset.image_path(digest.tobytes()) for digest in posts.hashes]
-    found = [[tag in result.tags for tag in dataset.tags.names] for result in tagger.stream(paths)]
+    decisions = [[tag in result.tags for tag in dataset.tags.names] for result in tagger.stream(paths)]
     labels = posts.labels(np.arange(len(posts)), len(dataset.tags))
-    return f1_score(labels, np.array(found), average="micro", zero_division=0)
+    return f1_score(labels, np.array(decisions), average="micro", zero_division=0)
 
 
 def test_new_tags_are_learned_and_old_ones_kept(case, tmp_path):
