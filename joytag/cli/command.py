@@ -115,7 +115,7 @@ def _build_command(error: ValueError) -> str:
 
 
 @contextmanager
-def remedies(by_type: Mapping[type[Exception], str]) -> Iterator[None]:
+def add_remedies(by_type: Mapping[type[Exception], str]) -> Iterator[None]:
     """Add this command's remedy to errors of these types, as a note that `report_errors` prints in the same line."""
     try:
         yield

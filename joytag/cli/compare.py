@@ -8,7 +8,8 @@ from rich.console import Console
 
 from data_prep.aliases import read_aliases
 from joytag.cli.arguments import Parser, fraction, names
-from joytag.cli.remedies import add_remedies
+from joytag.cli.command import add_remedies
+from joytag.cli.remedies import REMEDIES
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import contenders
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     taggers = contenders.open_taggers(options.taggers, options.threshold, options.device)
     aliases = None if options.aliases is None else read_aliases(options.aliases)
     dataset = None if options.data is None else Dataset.open(options.data)
-    with add_remedies():
+    with add_remedies(REMEDIES):
         predicted = [
             contenders.predict(tagger, dataset, options.output, options.device, options.precision) for tagger in taggers
         ]

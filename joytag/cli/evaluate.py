@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from joytag.cli.arguments import Parser, fraction, positive
-from joytag.cli.remedies import add_remedies
+from joytag.cli.command import add_remedies
+from joytag.cli.remedies import REMEDIES
 from joytag.core import settings
 from joytag.data.dataset import SPLITS, Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = None if options.data is None else Dataset.open(options.data)
     output = options.output or options.model or options.predictions.absolute().parent
     directory = options.predictions or output / DIRECTORY
-    with add_remedies():
+    with add_remedies(REMEDIES):
         if dataset is not None and options.model is not None:
             is_first = runner.predict_release(
                 directory,

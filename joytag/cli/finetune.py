@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.build import BuildSettings, build
 from joytag.cli.arguments import Parser
-from joytag.cli.command import remedies
+from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.errors import Diverged, ProcessLost, Stopped
 from joytag.data import tag_names
@@ -50,6 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = base.sources[0].model_copy(update={"path": str(options.images)})
     tags = base.tags.model_copy(update={"keep": None if options.only_new_tags else str(model / tag_names.FILE)})
     build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
-    with remedies(REMEDIES):
+    with add_remedies(REMEDIES):
         launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
     print(f"Next: joytag tag --model {options.output / release.DIRECTORY} IMAGES")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from joytag.cli.arguments import Parser, PrintSettings
-from joytag.cli.command import remedies
+from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.errors import GradientsDiverged, ProcessLost, Stopped, WeightsDiverged
 from joytag.models import release
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = settings.load(RunSettings, settings.find(options.config), options.overrides)
     if config.init_from is not None:
         config = config.fitted_to(release.read_config(release.locate(config.init_from)))
-    with remedies(REMEDIES):
+    with add_remedies(REMEDIES):
         if options.dry_run:
             rates = dry_run.read_rates()
             print(dry_run.describe(config, rates))

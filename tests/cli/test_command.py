@@ -127,7 +127,7 @@ def test_other_errors_keep_their_traceback():
 )
 def test_a_command_adds_its_remedy_in_the_line_of_the_error(remedies, error, line, capsys):
     def fail():
-        with command.remedies(remedies):
+        with command.add_remedies(remedies):
             raise error
 
     with pytest.raises(SystemExit) as end:

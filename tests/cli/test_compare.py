@@ -133,7 +133,7 @@ def test_predictions_need_no_dataset(call, taggers, tmp_path):
         (["early"], "1 taggers: give 2"),
         (["early", "gone", "--data", "data"], "gone: no such directory"),
         (["early", "data", "--data", "data"], "data: holds neither predictions"),
-        (["early", "late"], "early: has no predictions yet; they need a dataset (--data)"),
+        (["early", "late"], "early: has no predictions yet; they need a dataset; add --data"),
         (["early", "late", "--data", "early"], "early: no dataset here"),
         (["early", "late", "--data", "data", "--threshold", "0.1,0.2,0.3"], "3 thresholds: give one"),
         (["early", "late", "--data", "data", "--threshold", "0.1,2"], "'2' is not a number between 0 and 1"),

@@ -1,30 +1,39 @@
-"""Remedies that commands add to errors of the library."""
+"""Remedies that commands add to errors of an evaluation."""
+
+import warnings
 
 import pytest
 
-from joytag.cli.remedies import add_remedies
-from joytag.core.errors import Exit, ExitCode
+from joytag.cli import command
+from joytag.cli.remedies import REMEDIES
+from joytag.core.errors import ExitCode
 from joytag.evaluation.contenders import DatasetRequired
 from joytag.evaluation.predictions_writer import OutputError
 from joytag.evaluation.runner import Unfinished, VocabularyError
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "message", "code"),
     [
-        (DatasetRequired("a: no labels"), "a: no labels (--data)"),
-        (OutputError("a: the disk is full"), "a: the disk is full (--output)"),
-        (VocabularyError("a: other tags"), "a: other tags (joytag compare)"),
-        (ValueError("a: damaged"), "a: damaged"),
+        (DatasetRequired("a: no labels"), "a: no labels; add --data", ExitCode.USER_ERROR),
+        (OutputError("a: the disk is full"), "a: the disk is full; set it with --output", ExitCode.USER_ERROR),
+        (VocabularyError("a: other tags"), "a: other tags; use joytag compare", ExitCode.USER_ERROR),
+        (
+            Unfinished("stopped", ExitCode.REQUEUE),
+            "stopped; run the same command again to continue",
+            ExitCode.REQUEUE,
+        ),
+        (ValueError("a: damaged"), "a: damaged", ExitCode.USER_ERROR),
     ],
 )
-def test_errors_name_the_option_or_command_that_helps(error, message):
-    with pytest.raises(ValueError, match=r"^a: ") as raised, add_remedies():
-        raise error
-    assert str(raised.value) == message
+def test_errors_name_the_option_or_command_that_helps(error, message, code, monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restores it afterwards
 
+    def fail() -> None:
+        with command.add_remedies(REMEDIES):
+            raise error
 
-def test_a_stopped_evaluation_says_how_to_continue_and_keeps_its_exit_code():
-    with pytest.raises(Exit, match=r"^stopped; run the same command again to continue$") as raised, add_remedies():
-        raise Unfinished("stopped", ExitCode.REQUEUE)
-    assert raised.value.code == ExitCode.REQUEUE
+    with pytest.raises(SystemExit) as end:
+        command.report_errors("joytag x", fail)
+    assert end.value.code == code
+    assert capsys.readouterr().err == f"joytag x: {message}\n"

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from joytag.cli.command import remedies, report_errors
+from joytag.cli.command import add_remedies, report_errors
 from joytag.cli.train import REMEDIES
 from joytag.core import distributed, settings
 from joytag.data.dataset import Dataset
@@ -134,7 +134,7 @@ def main(jobs: list[dict]) -> None:
     configs = [settings.load(RunSettings, Path(job["config"])) for job in jobs]
     if len(jobs) == 1:
         trainer.train_step = recorded(jobs[0])
-        with remedies(REMEDIES):
+        with add_remedies(REMEDIES):
             launch.start(configs[0], jobs[0].get("resume"))
         return
     with distributed.process_group(torch.device("cpu"), 60):
