@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from scipy.sparse import csc_array, csr_array, vstack
 
+from joytag.benchmarks.stored_images import TAGS, TAGS_PER_IMAGE
 from joytag.core.timing import side_by_side
 from joytag.data import images
 from joytag.data.tag_names import DEFAULT_THRESHOLD
@@ -41,7 +42,7 @@ def published_example(
 def random_release(directory: Path, seed: int = 0) -> None:
     """Write a release of the published size, 448 px and 5,813 tags, with random weights."""
     torch.manual_seed(seed)
-    config = ViTConfig(n_tags=5813)
+    config = ViTConfig(n_tags=TAGS)
     release.save(directory, ViT(config), [f"tag_{i}" for i in range(config.n_tags)], "focal2")
 
 
@@ -92,7 +93,7 @@ def random_predictions(path: Path, n_images: int, tags: int, seed: int = 0) -> t
     """
     rng = np.random.default_rng(seed)
     share = np.arange(1, tags + 1) ** -0.9
-    share = np.clip(share * 32 / share.sum(), 5 / n_images, 0.7)
+    share = np.clip(share * TAGS_PER_IMAGE / share.sum(), 5 / n_images, 0.7)
     skill, base = rng.uniform(2, 5, tags), np.log(share / (1 - share))
     scores = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(n_images, tags))
     labels = []

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from data_prep.tools import benchmark as preparation
 from joytag.benchmarks import tagging, training
+from joytag.benchmarks.stored_images import TAGS
 from joytag.cli.arguments import Parser, positive
 
 Option = tuple[str, dict[str, Any]]  # a flag or the name of a positional argument, and argparse's options
@@ -64,7 +65,7 @@ SUBJECTS = {
     "metrics": Subject(
         "exact metrics of stored scores, against scikit-learn tag by tag",
         tagging.compare_metrics,
-        (count("--images", 32_768, dest="n_images"), count("--tags", 5813), count("--rounds", 1)),
+        (count("--images", 32_768, dest="n_images"), count("--tags", TAGS), count("--rounds", 1)),
     ),
     "scan": Subject(
         "judging, hashing and resizing originals, against three passes over each",

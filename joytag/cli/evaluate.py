@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a tag is predicted when its score is above this (default: %(default)s)",
     )
     add("--groups", type=Path, metavar="FILE", help="YAML, {name: [tag, tag]}: groups of tags to compare")
-    add("--batch-size", type=positive, default=64, help="images per forward pass (default: %(default)s)")
+    add("--batch-size", type=positive, default=runner.BATCH, help="images per forward pass (default: %(default)s)")
     add("--workers", type=positive, help="decoding processes (default: depends on the device)")
     add("--device", default="auto")
     add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))

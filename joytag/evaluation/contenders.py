@@ -25,11 +25,11 @@ from joytag.data.tag_names import DEFAULT_THRESHOLD, canonical
 from joytag.evaluation import predictions, predictions_writer, runner
 from joytag.evaluation.predictions import Predictions
 from joytag.evaluation.predictions_writer import PredictionsWriter
+from joytag.evaluation.runner import BATCH
 from joytag.models import checkpoint, release, wd_onnx
 from joytag.models.wd_onnx import OnnxTagger
 
 SPLIT = "validation"
-BATCH = 64  # rows of a block of predictions
 
 
 class TaggerEntryError(ValueError):

@@ -15,9 +15,7 @@ from joytag.data.dataset import Dataset, Posts, TagTable
 from joytag.evaluation import predictions
 from joytag.evaluation.comparison import Contender
 from joytag.evaluation.contenders import SPLIT, DatasetRequired, TaggerEntry, columns_by_name, merge_labels
-from joytag.evaluation.predictions import Predictions
-
-CHUNK = 4096  # rows that are gathered together
+from joytag.evaluation.predictions import CHUNK, Predictions
 
 
 class IntersectionError(ValueError):

@@ -37,7 +37,7 @@ FILES = (*(f"{name}.npy" for name in ARRAYS), "labels.npz", "tags.parquet")
 TAGS_SCHEMA = pa.schema(
     [dataset.TAGS_SCHEMA.field(name) for name in ("index", "name", "category", "count", "count_train")]
 )
-CHUNK = 4096  # rows that are read or written together
+CHUNK = 4096  # rows that are read, written or gathered together
 
 
 class PredictionsError(ValueError):

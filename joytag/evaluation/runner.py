@@ -25,6 +25,7 @@ from joytag.evaluation.metrics import Histogram
 from joytag.models import inference, release
 
 TIMEOUT = 600  # seconds that processes wait for each other
+BATCH = 64  # rows of a block of predictions
 
 Value = TypeVar("Value")
 
@@ -54,7 +55,7 @@ def score_histogram(
     workers: int,
     device: torch.device,
     dtype: torch.dtype,
-    timeout: int = 600,
+    timeout: int = TIMEOUT,
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Tensor, Tensor], None] = lambda logits, labels: None,
 ) -> Histogram:
@@ -87,7 +88,7 @@ def predict_release(
     model: Path,
     dataset: Dataset,
     split: str,
-    batch: int = 64,
+    batch: int = BATCH,
     workers: int | None = None,
     device_name: str = "auto",
     precision: str = "auto",

@@ -54,9 +54,8 @@ def show_samples(state: TrainState, run: Run, tracker: Tracker) -> None:
     images = loader.ImageDataset(run.dataset, "validation", model.config.image_size)
     batch = images.__getitems__([(0, row) for row in range(min(SAMPLE_IMAGES, len(images)))])
     if isinstance(batch, loader.Batch) and len(batch):
-        was_training = model.training
-        scores = inference.predict(model.eval(), batch.images, run.device, run.dtype).sigmoid().cpu()
-        model.train(was_training)
+        with inference.evaluating(model):
+            scores = inference.predict(model, batch.images, run.device, run.dtype).sigmoid().cpu()
         captions = []
         for row, labels in zip(scores, batch.labels, strict=True):
             best = row.topk(min(SAMPLE_TAGS, len(tags))).indices.tolist()
