@@ -27,6 +27,7 @@ from joytag.cli.command import add_remedies, report_errors
 from joytag.cli.train import REMEDIES
 from joytag.core import distributed, settings
 from joytag.data.dataset import Dataset
+from joytag.models import inference
 from joytag.training import launch, micro_batch, state, trainer
 from joytag.training import step as steps
 from joytag.training.config import RunSettings
@@ -116,7 +117,7 @@ def poisoned(*arguments):
 
 def in_double(output: str) -> None:
     """Compute everything in float64, and write the last step's gradients to gradients.safetensors."""
-    steps.normalize = lambda images: normalize(images).double()
+    steps.normalize = inference.normalize = lambda images: normalize(images).double()
     state.new_model = lambda run: new_model(run).double()
 
     def keep(parameters: Any, limit: float) -> Any:
@@ -140,7 +141,8 @@ def main(jobs: list[dict]) -> None:
     with distributed.process_group(torch.device("cpu"), 60):
         for job, config in zip(jobs, configs, strict=True):
             trainer.train_step = recorded(job)
-            nn.utils.clip_grad_norm_, steps.normalize, state.new_model = clip, normalize, new_model
+            nn.utils.clip_grad_norm_, state.new_model = clip, new_model
+            steps.normalize = inference.normalize = normalize
             if job.get("double"):
                 in_double(config.output)
             dataset = Dataset.open(Path(config.data.directory))
