@@ -29,23 +29,23 @@ class Exit(Exception):
 
 
 class Stopped(Exit):
-    """A signal asked the program to stop; its work is saved and can be resumed."""
+    """Raised when a signal asks the program to stop; its work is saved and can be resumed."""
 
 
 class ProcessLost(Exit):
-    """Another process died or does not answer; the message names it."""
+    """Raised when another process died or does not answer; the message names it."""
 
 
 class Diverged(Exit):
-    """Training has failed: gradients or weights are no longer finite."""
+    """Raised when training fails: gradients or weights are no longer finite."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ExitCode.DIVERGED)
 
 
 class WeightsDiverged(Diverged):
-    """The weights are no longer finite; only the checkpoints before are left."""
+    """Raised when weights are no longer finite; only earlier checkpoints are left."""
 
 
 class GradientsDiverged(Diverged):
-    """Too many steps in a row had no finite gradients; the weights before them are saved."""
+    """Raised after too many steps in a row without finite gradients; the weights before them are saved."""

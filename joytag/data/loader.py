@@ -1,4 +1,4 @@
-"""A dataset directory to batches, in an order that depends only on the position."""
+"""Loading of batches from a dataset directory, in an order that depends only on the position."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHARED = Path("/dev/shm")  # Linux's file system for memory that processes share
 
 
 class WorkerLost(Exit):
-    """A decoding process died or hangs; one line that names it."""
+    """Raised when a decoding process dies or hangs; one line that names it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Directories with taggers of any kind to their predictions on a dataset's validation images."""
+"""The taggers of a comparison: find them in directories, and predict with them on the validation images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TaggerEntryError(ValueError):
 
 
 class DatasetRequired(ValueError):
-    """A comparison that is only possible with a dataset."""
+    """Raised when a comparison is possible only with a dataset."""
 
 
 @dataclass(frozen=True)

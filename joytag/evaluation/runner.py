@@ -35,11 +35,11 @@ class Interrupted(Exception):
 
 
 class Unfinished(Exit):
-    """An evaluation that stopped early. The blocks that it wrote are kept, so running it again resumes it."""
+    """Raised when an evaluation stops early. It keeps the blocks that it has written, and resumes when run again."""
 
 
 class VocabularyError(ValueError):
-    """A model whose tags are not those of the dataset."""
+    """Raised when a model's tags are not those of the dataset."""
 
 
 def agreed_exit_code(code: int) -> int:

@@ -1,4 +1,4 @@
-"""Captions: from an image's tags and scores to the names that are written."""
+"""Captions: the names that are written for an image's tags and scores."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class CaptionStyle:
 
 
 def read_thresholds(path: Path | None, tags: list[str], default: float) -> NDArray[np.float32]:
-    """Return each tag's threshold, float32 [N]: the one that a file gives it, or `default`.
+    """Return each tag's threshold, float32 [N]: that in a file, or `default`.
 
     The file is JSON, `{"tag": threshold}`, or, if its name ends in .csv, a table with the columns `tag` and
     `threshold`, such as an evaluation's thresholds.csv; other columns are ignored. Raises ValueError naming the file

@@ -21,7 +21,7 @@ H100 = 0.40 * 989e12  # FLOP/s of fp16 training: a usual share of the peak for s
 
 
 class RatesError(ValueError):
-    """The file of measured rates cannot be read."""
+    """Raised when the file of measured rates cannot be read."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from joytag.training.trainer import train
 
 
 class HasCheckpoints(ValueError):
-    """A new run would overwrite the checkpoints in its directory."""
+    """Raised when a new run would overwrite the checkpoints in its directory."""
 
 
 def start(config: RunSettings, resume: str | None) -> TrainState:

@@ -114,7 +114,7 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
     """
     if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
         raise WeightsDiverged(
-            f"{run.root}: the weights are no longer finite after {state.samples} samples; the checkpoints before stay"
+            f"{run.root}: the weights are no longer finite after {state.samples} samples; earlier checkpoints are kept"
         )
     failure = ""
     if distributed.rank() == 0:
