@@ -15,8 +15,8 @@ from joytag.training import launch
 from joytag.training.config import RunSettings
 
 REMEDIES = {
-    Stopped: "the same command goes on",
-    ProcessLost: "the same command goes on",
+    Stopped: "run the same command again to continue",
+    ProcessLost: "run the same command again to continue",
     Diverged: "start again with another --output and a lower optimizer.lr",
 }
 
@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag finetune", description=__doc__)
     parser.add_argument("images", type=Path, help="a folder of images, each with a .txt of tags beside it")
-    parser.add_argument("--model", required=True, help="the release to start from: a directory or the hub's id")
+    parser.add_argument("--model", required=True, help="a release directory, or a model's id on the Hugging Face hub")
     parser.add_argument("--output", required=True, type=Path, help="the new run's directory, with release/ in it")
     parser.add_argument(
         "--only-new-tags", action="store_true", help="leave out the release's tags that these images do not use"

@@ -1,4 +1,4 @@
-"""Tag images, folders of them or glob patterns: into a text beside each image, a table, or the terminal."""
+"""Tag images, folders of them or glob patterns: into a text file beside each image, a table, or the terminal."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="PATH", help="an image, a folder, or a pattern such as 'art/*.png'")
     add("--model", required=True, help="a release or checkpoint directory, or a model's id on the Hugging Face hub")
-    add("--recursive", action="store_true", help="also search the folders below")
+    add("--recursive", action="store_true", help="also search subfolders")
     add("--dry-run", action="store_true", help="only print how many images there are to tag")
     _add_output(parser.add_argument_group("output"))
     _add_choice(parser.add_argument_group("choice of tags"))
@@ -33,7 +33,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     kinds = ("txt", "json", "jsonl", "csv", "print")
     text = "a .txt or .json beside each image, one tags.jsonl or tags.csv, or print to the terminal (default: txt)"
     add("--output", choices=kinds, default="txt", help=text)
-    add("--extension", "--caption_extension", help="of the files beside the images (default: .txt or .json)")
+    add("--extension", "--caption_extension", help="extension of the files beside the images (default: .txt or .json)")
     add("--append", "--append_tags", action="store_true", help="add the tags to existing .txt files")
     add("--overwrite", action="store_true", help="tag images again that have tags; without it they are skipped")
     add("--frequency_tags", action="store_true", help="list all tags with their counts at the end, not only the top 20")
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"--{error.option}: {error.reason}") from None
     quiet = options.output == "print"  # standard output has the tags alone, for a program that reads them
     if not quiet:
-        print(job)
+        print(f"{job} (--overwrite tags all)" if len(job.pending) < len(job.paths) else job)
     if options.dry_run:
         return
     if not job.pending:

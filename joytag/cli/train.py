@@ -12,10 +12,10 @@ from joytag.training import dry_run, launch
 from joytag.training.config import RunSettings
 
 REMEDIES = {
-    Stopped: "go on with --resume auto",
-    ProcessLost: "go on with --resume auto",
+    Stopped: "continue with --resume auto",
+    ProcessLost: "continue with --resume auto",
     WeightsDiverged: "branch off one with --resume PATH output=DIR and a lower optimizer.lr",
-    GradientsDiverged: "--resume auto goes on after them, --resume PATH output=DIR branches off an older checkpoint, "
+    GradientsDiverged: "--resume auto continues after them, --resume PATH output=DIR branches off an older checkpoint, "
     "perhaps with a lower optimizer.lr",
     launch.HasCheckpoints: "add --resume auto, or output=DIR for a new run",
     dry_run.RatesError: "or measure again with joytag benchmark all",
@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config", required=True, help="a YAML file; a bare name is one in configs/, here or installed"
     )
-    parser.add_argument("--resume", metavar="auto|PATH", help="go on from the run's newest checkpoint, or from PATH")
+    parser.add_argument("--resume", metavar="auto|PATH", help="continue from the run's newest checkpoint, or from PATH")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without data")
     parser.add_argument("--settings", action=PrintSettings, schema=RunSettings)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")

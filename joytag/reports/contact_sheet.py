@@ -37,7 +37,15 @@ class Sample(NamedTuple):
 
 
 def draw_validation_sample(tagger: Tagger, dataset: Dataset, count: int, seed: int, threshold: float) -> Sample:
-    """Draw up to `count` random validation images with the tagger's tags. Raises ImageError for a damaged image."""
+    """Draw up to `count` random validation images with the tagger's tags.
+
+    Raises ValueError if the tagger and the dataset have different tags, and ImageError for a damaged image.
+    """
+    if list(tagger.tags) != list(dataset.tags.names):
+        raise ValueError(
+            f"{dataset.directory}: its {len(dataset.tags):,} tags are not the model's {len(tagger.tags):,}; "
+            "use the dataset that the model was trained on"
+        )
     posts = dataset.posts("validation")
     rows = np.random.default_rng(seed).choice(len(posts), min(count, len(posts)), replace=False)
     paths = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]

@@ -92,7 +92,7 @@ class Job:
 
     def __str__(self) -> str:
         done = len(self.paths) - len(self.pending)
-        skipped = f", {done:,} of them done (overwrite to tag them again)" if done else ""
+        skipped = f", {done:,} of them already tagged" if done else ""
         return f"{self.folder}: {len(self.paths):,} images{skipped}; {len(self.pending):,} to tag, {self.output}"
 
     def run(

@@ -114,14 +114,14 @@ def test_other_errors_keep_their_traceback():
 @pytest.mark.parametrize(
     ("remedies", "error", "line"),
     [
-        (train.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; go on with --resume auto"),
-        (train.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; go on with --resume auto"),
+        (train.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; continue with --resume auto"),
+        (train.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; continue with --resume auto"),
         (train.REMEDIES, WeightsDiverged("not finite"), "not finite; branch off one with --resume PATH output=DIR"),
-        (train.REMEDIES, GradientsDiverged("3 steps"), "3 steps; --resume auto goes on after them, --resume PATH"),
+        (train.REMEDIES, GradientsDiverged("3 steps"), "3 steps; --resume auto continues after them, --resume PATH"),
         (train.REMEDIES, launch.HasCheckpoints("runs/x: holds"), "runs/x: holds; add --resume auto, or output=DIR"),
         (train.REMEDIES, ValueError("seed: wrong"), "seed: wrong"),
-        (finetune.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; the same command goes on"),
-        (finetune.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; the same command goes on"),
+        (finetune.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; run the same command again to continue"),
+        (finetune.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; run the same command again to continue"),
         (finetune.REMEDIES, GradientsDiverged("3 steps"), "3 steps; start again with another --output"),
     ],
 )

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from joytag.data.dataset import Dataset
@@ -35,3 +36,10 @@ def test_the_best_image_of_a_sample_has_the_highest_f1(dataset_directory):
     tagger: Any = SimpleNamespace(tags=dataset.tags.names, stream=lambda decoded: results[: len(decoded)])
     sample = contact_sheet.draw_validation_sample(tagger, dataset, 1000, 3, 0.4)
     assert sample.best == dataset.image_path(posts.hashes[best].tobytes())
+
+
+def test_a_dataset_with_other_tags_is_refused(dataset_directory):
+    dataset = Dataset.open(dataset_directory)
+    tagger: Any = SimpleNamespace(tags=dataset.tags.names[1:])
+    with pytest.raises(ValueError, match="use the dataset that the model was trained on"):
+        contact_sheet.draw_validation_sample(tagger, dataset, 3, 0, 0.4)

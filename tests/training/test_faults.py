@@ -146,7 +146,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(job, tmp_path):
     done = call([job("run", job={"faults": {"40": "term"}})], 2)
     assert done.returncode != 0
     assert exit_codes(tmp_path) == ["75", "75"], done.stderr
-    assert done.stderr.count("stopped after 48 samples, as requested; go on with --resume auto") == 1
+    assert done.stderr.count("stopped after 48 samples, as requested; continue with --resume auto") == 1
     assert [line["samples"] for line in steps(tmp_path / "run", 0)] == [*range(0, 48, 8)]
     assert newest_number(tmp_path / "run" / "checkpoints") == 48
 
