@@ -38,15 +38,19 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         run(arguments[0], arguments[1:])
-    elif arguments in (["--version"], ["version"]):
-        print(f"joytag {joytag.__version__}")
-    elif arguments in ([], ["--help"], ["-h"], ["help"]):
-        print(overview())
     else:
-        close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
-        print(f"joytag: {arguments[0]!r} is not a command; {hint}", file=sys.stderr)
-        sys.exit(ExitCode.USER_ERROR)
+        report_errors("joytag", lambda: print(answer(arguments)))
+
+
+def answer(arguments: Sequence[str]) -> str:
+    """Return the version or the list of commands. Raises ValueError for anything else."""
+    if list(arguments) in (["--version"], ["version"]):
+        return f"joytag {joytag.__version__}"
+    if list(arguments) in ([], ["--help"], ["-h"], ["help"]):
+        return overview()
+    close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+    raise ValueError(f"{arguments[0]!r} is not a command; {hint}")
 
 
 def overview() -> str:

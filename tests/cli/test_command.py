@@ -36,6 +36,14 @@ def test_help_lists_every_command_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[2:] == lines
 
 
+def test_a_reader_that_stops_early_ends_the_help_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "joytag", "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (ExitCode.FAILED, b"")
+
+
 def test_every_module_of_a_command_is_listed():
     modules = {path.stem for path in (ROOT / "joytag" / "cli").glob("*.py") if "\ndef parse(" in path.read_text()}
     assert set(command.COMMANDS) == modules
