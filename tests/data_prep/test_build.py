@@ -31,7 +31,10 @@ def final_tags(raw: list[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[BuildSettings, dict[tuple[int, int], set[str]]]:
-    """A config that was built, and the expected tags of each (source, post)."""
+    """A config that was built, and the expected tags of each (source, post).
+
+    It is long because it lists every kind of source and fault, one after the other.
+    """
     root = tmp_path_factory.mktemp("build")
     rng = np.random.default_rng(0)
     expected: dict[tuple[int, int], set[str]] = {}

@@ -100,7 +100,10 @@ def average_curve(t: np.ndarray, gain: float) -> PrecisionRecallF1:
 
 
 def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
-    """Return an Analysis with metrics of the right types and ranges; only those of single tags are consistent."""
+    """Return an Analysis with metrics of the right types and ranges; only those of single tags are consistent.
+
+    It is long because an Analysis has many parts, each of which is one expression here.
+    """
     rng = np.random.default_rng(seed)
     table = per_tag(n_tags, images, rng)
     thresholds = {

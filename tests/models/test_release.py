@@ -41,7 +41,10 @@ def model_of(changes: dict) -> ViT:
 
 
 def defined(config: dict, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """The network written out with plain functions and the published names, token by token."""
+    """The network written out with plain functions and the published names, token by token.
+
+    It is long because it is the whole definition of the network, in one place to compare with the paper.
+    """
     x = images
     if config.get("cnn_stem") is None:
         x = F.conv2d(x, state["patch_embeddings.weight"], state["patch_embeddings.bias"], stride=config["patch_size"])
