@@ -166,7 +166,8 @@ def test_ray_gives_the_results_of_processes(tmp_path, monkeypatch):
     import ray
 
     ray.shutdown()  # an instance that an earlier test started has the old PYTHONPATH
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # its workers, too, import this module
+    folders = [str(Path(__file__).parent), str(ROOT / "tests/helpers")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))  # its workers import this module, too
     assert run(tmp_path, backend="ray") == [0, 1, 4, 9, 16]
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path / "failing", fail_on_two, backend="ray")
