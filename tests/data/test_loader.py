@@ -198,7 +198,7 @@ def test_a_killed_process_is_reported_once(dataset_directory, ignored_errors):
     next(loaded)
     active_children()[0].kill()
     with (
-        pytest.raises(data.WorkerLost, match=r"is killed by signal: Killed.*lower data\.workers"),
+        pytest.raises(data.WorkerLost, match=r"(is killed by signal: Killed|exited unexpectedly).*lower data\.workers"),
         data.worker_errors(),
     ):
         time.sleep(20)
