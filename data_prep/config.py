@@ -44,7 +44,7 @@ class TagPolicy(Settings):
     """Which tags are learned, and which images have enough tags."""
 
     min_count: int = Field(default=1200, ge=1)
-    """Images that a tag needs to be in the vocabulary."""
+    """Images, in training and validation together, that a tag needs to be in the vocabulary."""
     min_tags: int = Field(default=5, ge=1)
     """Tags that an image needs, after aliases, implications and the blacklist."""
     blacklist: list[str] = []

@@ -95,17 +95,17 @@ def write(output: Path, content: Content, source_names: list[str]) -> None:
     if n_tags > np.iinfo(np.int16).max:
         raise ValueError(f"tags.min_count: leaves {n_tags} tags, more than int16 can number; raise it")
     counts = _counts(content, len(source_names))
-    # The order of a release's top_tags.txt: most frequent in training first, ties by name.
-    train = counts[0].sum(axis=0)
-    order = sorted(range(n_tags), key=lambda i: (-train[i], vocabulary[i]))
+    # The order of a release's top_tags.txt: most frequent in both splits together first, ties by name.
+    (train, validation), total = counts.sum(axis=1), counts.sum(axis=(0, 1))
+    order = sorted(range(n_tags), key=lambda i: (-total[i], vocabulary[i]))
     table = pa.table(
         {
             "index": list(range(n_tags)),
             "name": [vocabulary[i] for i in order],
             "category": [content.categories.get(vocabulary[i], 0) for i in order],
-            "count": counts.sum(axis=(0, 1))[order],
+            "count": total[order],
             "count_train": train[order],
-            "count_validation": counts[1].sum(axis=0)[order],
+            "count_validation": validation[order],
             "count_by_source": counts.sum(axis=0).T[order].tolist(),
         }
     )

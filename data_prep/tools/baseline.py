@@ -84,10 +84,7 @@ def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, 
             validation.update(rng.sample([i for i in by_tag[name] if i not in validation], missing))
     rest = [post_id for post_id in posts if post_id not in validation]
     validation.update(rng.sample(rest, images - len(validation)))
-    train = Counter(
-        name for post_id, names in posts.items() if post_id not in validation for name in names & vocabulary
-    )
-    order = sorted(vocabulary, key=lambda name: (-train[name], name))
+    order = sorted(vocabulary, key=lambda name: (-counts[name], name))
     index = {name: i for i, name in enumerate(order)}
     output.mkdir(parents=True, exist_ok=True)
     (output / "top_tags.txt").write_text("\n".join(order), encoding="utf-8")

@@ -146,7 +146,8 @@ def test_the_table_of_tags_equals_a_recount(built):
         assert row["count_by_source"] == [sources[0, i], sources[1, i]]
         assert row["category"] == (4 if row["name"] == "hero" else 0)
     assert {row["name"] for row in table} == {"cat", "animal", "living", "house", "red", "blue", "hero"}
-    assert table == sorted(table, key=lambda row: (-row["count_train"], row["name"]))
+    assert table == sorted(table, key=lambda row: (-row["count"], row["name"]))
+    assert table != sorted(table, key=lambda row: (-row["count_train"], row["name"])), "the two orders differ here"
 
 
 def test_a_folder_keeps_the_vocabulary_of_a_release_and_holds_out_a_fraction(tmp_path):
@@ -318,6 +319,21 @@ def test_a_dataset_can_be_a_source_of_another(built, tmp_path):
     posts_ = [dataset.posts(split) for split in SPLITS]
     assert sum(map(len, posts_)) == sum(len(names - {"rare"}) >= 2 for names in expected.values())
     assert dataset.image_path(posts_[0].hashes[0].tobytes()).suffix == ".webp"
+
+
+def test_min_count_counts_validation_images_too(built, tmp_path):
+    config, _ = built
+    table = pq.read_table(Path(config.output) / "tags.parquet").to_pylist()
+    rarest = min(row["count"] for row in table)
+    assert rarest > min(row["count_train"] for row in table)
+    values = config.model_dump() | {
+        "output": str(tmp_path / "again"),
+        "sources": [{"name": "again", "kind": "parquet", "path": config.output}],
+        "images": False,
+        "tags": {"min_count": rarest, "min_tags": 1},
+    }
+    dataset = Dataset.open(build(BuildSettings.model_validate(values)))
+    assert dataset.tags.names == [row["name"] for row in table]
 
 
 def test_hostile_rows_are_listed_and_write_no_file_outside_the_output(tmp_path):
