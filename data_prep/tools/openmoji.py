@@ -97,9 +97,8 @@ def render(job: tuple[Path, Path], size: int) -> None:
     if png.exists():
         return
     data = bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=size, height=size, background="white"))
-    partial_file = png.with_suffix(".part")
-    partial_file.write_bytes(data)
-    partial_file.replace(png)
+    with files.replacing(png) as partial_file:
+        partial_file.write_bytes(data)
 
 
 def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+PARTIAL = ".part"  # suffix of files that are being written
 
 
 def file_hash(path: Path) -> str:
@@ -13,17 +18,33 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, with its parent directories."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A hidden name of fixed length: the file's own name plus a suffix may be longer than the file system allows.
-    partial = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file atomically: yield a hidden name beside it, and rename that to `path` when the block succeeds.
+
+    The name is different for every call, so that processes that write the same file do not mix their content.
+    """
+    # Of fixed length: the file's own name plus a suffix may be longer than the file system allows.
+    partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
     try:
-        partial.write_text(text, encoding="utf-8", newline="")
+        yield partial
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_partials(directory: Path) -> None:
+    """Remove the incomplete files of killed processes; call it only while no other process writes there."""
+    for path in directory.glob(f".{'[0-9a-f]' * 16}{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, with its parent directories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def sync(path: Path) -> None:

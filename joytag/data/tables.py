@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from joytag.core import files
+
 
 class TableError(ValueError):
     """A parquet file that is missing, damaged or of another schema; one line with the file and the column."""
@@ -35,12 +37,6 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 def write_table(tables: pa.Table | Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
     """Write a parquet file of exactly this schema, one row group for each table."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for table in [tables] if isinstance(tables, pa.Table) else tables:
-                writer.write_table(table.select(schema.names).cast(schema), max(1, len(table)))
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for table in [tables] if isinstance(tables, pa.Table) else tables:
+            writer.write_table(table.select(schema.names).cast(schema), max(1, len(table)))

@@ -48,13 +48,13 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None
     }
     kind = next(name for name, row in ARCHITECTURES.items() if isinstance(model, row.model))
     text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
+    files.remove_partials(directory)
     files.write_text(directory / CONFIG, text + "\n")
     files.write_text(directory / tag_names.FILE, "\n".join(tags))
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
-    partial = directory / f"{WEIGHTS}.part"
-    save_file(state, partial)
-    shutil.copymode(directory / CONFIG, partial)  # safetensors creates files that only their owner may read
-    partial.replace(directory / WEIGHTS)
+    with files.replacing(directory / WEIGHTS) as partial:
+        save_file(state, partial)
+        shutil.copymode(directory / CONFIG, partial)  # safetensors creates files that only their owner may read
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

@@ -1,0 +1,72 @@
+"""One writer for each directory: a lock that ends with its process, and its owner's name for those who wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import filelock
+
+from joytag.core import files
+
+LOCK = ".lock"
+OWNER = ".lock-owner"  # a file of its own: on Windows nobody else can read a locked file
+PATIENCE = 0.3  # seconds; an owner that ends or has just begun is not reported
+
+
+class InUse(ValueError):
+    """Raised when another process writes to a directory; one line with the process, its start and the remedy."""
+
+
+@contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Create a directory if it is missing, and be the only process that writes to it within a `with` block.
+
+    The lock belongs to the process: the system frees it when the process ends, even when it is killed. What a killed
+    process left of a file that it was writing is removed. Raises InUse when another process has the lock, before
+    anything is written, and OSError when the directory cannot be written.
+    """
+    is_new = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(directory / LOCK)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except filelock.Timeout:
+        raise InUse(
+            f"{directory}: {_owner(directory)} writes there; wait until it ends, or choose another directory"
+        ) from None
+    try:
+        files.remove_partials(directory)
+        files.write_text(directory / OWNER, _description())
+        yield
+    finally:
+        for name in (OWNER, LOCK):  # removed while the lock is held: filelock takes no lock on a removed file
+            with suppress(OSError):  # on Windows filelock itself removes the lock's file
+                (directory / name).unlink()
+        lock.release()
+        if is_new:
+            with suppress(OSError):  # it has content
+                directory.rmdir()
+
+
+def _description() -> str:
+    """Return this process's command, number and host, and the time, in one line."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.stem
+    command = " ".join([name, *(argument for argument in sys.argv[1:2] if not argument.startswith("-"))])
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    return f"{command} (process {os.getpid()} on {socket.gethostname()}, since {since})"
+
+
+def _owner(directory: Path) -> str:
+    """Return the owner's description of itself."""
+    try:
+        text = (directory / OWNER).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    return text if text and text.isprintable() else "another process"

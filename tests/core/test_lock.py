@@ -1,0 +1,147 @@
+import fcntl
+import multiprocessing
+import os
+import re
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from joytag.core import files, lock
+from joytag.core.lock import InUse, sole_writer
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+def hold(directory: Path, pipe: Connection) -> None:
+    with sole_writer(directory):
+        pipe.send("held")
+        pipe.recv()
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A process that holds the lock of `tmp_path/out`, and the end of a pipe that ends it."""
+    ours, its = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=hold, args=(tmp_path / "out", its))
+    process.start()
+    assert ours.recv() == "held"
+    yield process, ours
+    process.kill()
+    process.join()
+
+
+def test_a_second_writer_learns_which_process_writes_since_when_and_what_to_do(owner, tmp_path):
+    before = sorted((tmp_path / "out").iterdir())
+    with pytest.raises(InUse) as error, sole_writer(tmp_path / "out"):
+        pytest.fail("two processes have the lock")
+    assert re.search(
+        rf"^{tmp_path}/out: \S.* \(process {owner[0].pid} on \S+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\S*\) writes "
+        "there; wait until it ends, or choose another directory$",
+        str(error.value),
+    )
+    assert sorted((tmp_path / "out").iterdir()) == before
+
+
+def test_the_next_writer_may_begin_when_the_owner_has_ended(owner, tmp_path):
+    process, pipe = owner
+    pipe.send("end")
+    process.join()
+    with sole_writer(tmp_path / "out"):
+        pass
+
+
+def test_a_killed_owner_does_not_block_the_next(owner, tmp_path):
+    process, _ = owner
+    left = tmp_path / "out" / f".{'0' * 16}.part"
+    left.touch()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert (tmp_path / "out" / lock.OWNER).exists()
+    with sole_writer(tmp_path / "out"):
+        assert str(os.getpid()) in (tmp_path / "out" / lock.OWNER).read_text()
+        assert not left.exists()
+
+
+def test_children_of_a_killed_owner_do_not_keep_its_lock(tmp_path):
+    def run(pipe: Connection) -> None:
+        with sole_writer(tmp_path / "out"):
+            child = CONTEXT.Process(target=time.sleep, args=(60,))
+            child.start()
+            pipe.send(child.pid)
+            time.sleep(60)
+
+    ours, its = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=run, args=(its,))
+    process.start()
+    child = ours.recv()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    try:
+        with sole_writer(tmp_path / "out"):
+            os.kill(child, 0)  # still alive
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("owner_file", [None, "", "\x1b[31mred", b"\xff"])
+def test_the_second_writer_gets_a_line_whatever_the_owner_has_written(tmp_path, owner_file):
+    with sole_writer(tmp_path):
+        if owner_file is None:
+            (tmp_path / lock.OWNER).unlink()
+        else:
+            content = owner_file if isinstance(owner_file, bytes) else owner_file.encode()
+            (tmp_path / lock.OWNER).write_bytes(content)
+        with pytest.raises(InUse, match="another process writes there"), sole_writer(tmp_path):
+            pass
+
+
+def contend(directory: Path) -> None:
+    for _ in range(30):
+        try:
+            with sole_writer(directory):
+                descriptor = os.open(directory / "owned", os.O_CREAT | os.O_EXCL)  # fails when another has the lock
+                time.sleep(0.001)
+                (directory / "owned").unlink()
+                os.close(descriptor)
+        except InUse:
+            pass
+
+
+def test_three_processes_never_have_the_lock_at_once(tmp_path):
+    (tmp_path / "kept").touch()
+    processes = [CONTEXT.Process(target=contend, args=(tmp_path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_nothing_is_left_behind(tmp_path):
+    with sole_writer(tmp_path / "new"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="failed"), sole_writer(tmp_path / "empty"):
+        raise ValueError("failed")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    with sole_writer(tmp_path / "run"):
+        files.write_text(tmp_path / "run" / "result", "content")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["result"]
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_without_locks_gets_one_by_the_presence_of_the_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with sole_writer(tmp_path):
+        with pytest.raises(InUse), sole_writer(tmp_path):
+            pass
+        assert (tmp_path / lock.LOCK).exists()
+    assert list(tmp_path.iterdir()) == []
