@@ -57,7 +57,7 @@ def test_a_killed_owner_does_not_block_the_next(owner, tmp_path):
     process, _ = owner
     left = tmp_path / "out" / f".{'0' * 16}.part"
     left.touch()
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     assert (tmp_path / "out" / lock.OWNER).exists()
     with sole_writer(tmp_path / "out"):
@@ -77,7 +77,7 @@ def test_children_of_a_killed_owner_do_not_keep_its_lock(tmp_path):
     process = CONTEXT.Process(target=run, args=(its,))
     process.start()
     child = ours.recv()
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     try:
         with sole_writer(tmp_path / "out"):
