@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from joytag.data.tag_names import matcher
+
 MAX_NAME = 255  # characters
 PIECE = 1 << 20  # tags that are counted at a time, which bounds the memory
 
@@ -178,7 +180,7 @@ class Policy:
 
     aliases: dict[str, str]
     implied: dict[str, set[str]]
-    blacklist: Sequence[str]  # names, and patterns with `*` for any characters
+    blacklist: Sequence[str]  # names and patterns, see `tag_names.matcher`
 
     @classmethod
     def of(
@@ -190,13 +192,11 @@ class Policy:
 
     def final(self, names: Sequence[str]) -> tuple[Rows, list[str]]:
         """Return the final tags of each raw name, as numbers, and the names of these tags, sorted."""
-        exact = {name for name in self.blacklist if "*" not in name}
-        patterns = [".*".join(map(re.escape, name.split("*"))) for name in self.blacklist if "*" in name]
-        pattern = re.compile("|".join(patterns) or r"(?!)")
+        blacklisted = matcher(self.blacklist, names)
 
         @cache
         def is_wanted(name: str) -> bool:
-            return name not in exact and not pattern.fullmatch(name) and is_tag(name)
+            return blacklisted(name) is None and is_tag(name)
 
         finals: list[list[str]] = []
         for raw in names:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 FILE = "top_tags.txt"  # of a release and of a dataset: one name a line, in the order of the model's outputs
@@ -20,8 +23,56 @@ def danbooru_spelling(tag: str) -> str:
 
 
 def canonical(tag: str) -> str:
-    """Return the form in which spellings of a tag are compared: Danbooru's, with runs of underscores as one."""
-    return re.sub("_+", "_", danbooru_spelling(tag))
+    """Return the form in which spellings of a tag are compared: Danbooru's in NFC, with runs of underscores as one."""
+    return unicodedata.normalize("NFC", re.sub("_+", "_", danbooru_spelling(tag)))
+
+
+def matcher(names: Iterable[str], tags: Iterable[str] = ()) -> Callable[[str], int | None]:
+    """Return a function that maps a tag to the position of the first of the `names` that means it, else to None.
+
+    Names may have any spelling. A name with `*`, such as `*_request`, is a pattern, unless it is itself one of the
+    `tags`, such as `*_*`. Names that are no patterns take precedence.
+    """
+    known = {canonical(tag) for tag in tags if "*" in tag}
+    exact: dict[str, int] = {}
+    patterns: list[tuple[re.Pattern[str], int]] = []
+    for position, name in enumerate(map(canonical, names)):
+        if "*" in name and name not in known:
+            patterns.append((_pattern(name), position))
+        else:
+            exact.setdefault(name, position)
+
+    def find(tag: str) -> int | None:
+        name = canonical(tag)
+        if name in exact:
+            return exact[name]
+        return next((position for pattern, position in patterns if pattern.fullmatch(name)), None)
+
+    return find
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, re.split(r"\*+", name))))
+
+
+def describe_unknown(names: Iterable[str], tags: Iterable[str], limit: int = 5) -> str:
+    """Return the names that mean none of the `tags`, each with the nearest tag, in one line; empty if all are known.
+
+    At most `limit` names are listed, and the number of the others.
+    """
+    known = {canonical(tag): tag for tag in tags}
+    unknown = [
+        name
+        for name in map(str.strip, names)
+        if (written := canonical(name)) not in known
+        and not ("*" in written and any(map(_pattern(written).fullmatch, known)))
+    ]
+    described = []
+    for name in unknown[:limit]:
+        close = difflib.get_close_matches(canonical(name), known, n=1)
+        described.append(f"{name} (did you mean {known[close[0]]}?)" if close else name)
+    more = [f"{len(unknown) - limit:,} more"] if len(unknown) > limit else []
+    return ", ".join(described + more)
 
 
 def is_kaomoji(tag: str) -> bool:

@@ -1,13 +1,14 @@
 """Spellings of tags, and lists of tag names."""
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from joytag.data import tag_names
-from joytag.data.tag_names import TagListError, canonical, danbooru_spelling
+from joytag.data.tag_names import TagListError, canonical, danbooru_spelling, describe_unknown, matcher
 
 ANY_TAG = st.text() | st.text(r"aA_ \()	" + "\u00a0\u2028")
 
@@ -17,13 +18,40 @@ ANY_TAG = st.text() | st.text(r"aA_ \()	" + "\u00a0\u2028")
 def test_both_spellings_follow_their_definition(tag):
     plain = re.sub(r"\\([()])", r"\1", tag).strip().lower()
     assert danbooru_spelling(tag) == re.sub(r"\s+", "_", plain)
-    assert canonical(tag) == re.sub(r"[\s_]+", "_", plain)
+    assert canonical(tag) == unicodedata.normalize("NFC", re.sub(r"[\s_]+", "_", plain))
 
 
 def test_spellings_of_a_tag_compare_as_equal():
     assert {canonical(tag) for tag in (r"Blue Hair \(dyed\)", "blue_hair_(dyed)", " blue__hair (dyed)")} == {
         "blue_hair_(dyed)"
     }
+
+
+def test_spellings_in_nfc_and_nfd_compare_as_equal():
+    assert canonical("cafe\u0301") == canonical("caf\u00e9")
+
+
+def test_names_and_patterns_match_tags_in_any_spelling():
+    find = matcher(["Blue Hair", "*_request", "*_hair", "c.t"])
+    assert [find(tag) for tag in ("blue_hair", "Some Request", "red hair", "c.t")] == [0, 1, 2, 3]
+    assert [find(tag) for tag in ("hair", "requests", "cat", "my_request_2")] == [None] * 4
+
+
+def test_a_tag_with_an_asterisk_is_no_pattern_where_it_exists():
+    tags = ["*_*", "a_b"]
+    assert [matcher(["*_*"], tags)(tag) for tag in tags] == [0, None]
+    assert [matcher(["*_*"])(tag) for tag in tags] == [0, 0]
+
+
+def test_a_name_takes_precedence_over_a_pattern():
+    assert matcher(["*_hair", "blue_hair"])("blue hair") == 1
+
+
+def test_unknown_names_are_listed_with_the_nearest_tag():
+    tags = ["solo", "blue_hair", "translation_request"]
+    assert describe_unknown(["Solo", "blue hair", "*_request"], tags) == ""
+    assert describe_unknown(["sole", "zzz", "*_x"], tags) == "sole (did you mean solo?), zzz, *_x"
+    assert describe_unknown([f"zz{i}" for i in range(7)], tags, limit=2) == "zz0, zz1, 5 more"
 
 
 def test_names_are_read_in_order(tmp_path):
