@@ -12,7 +12,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from joytag.models.initialization import initialize
 from joytag.models.vit import MAX_IMAGE_SIZE
 
 
@@ -64,8 +63,6 @@ class TimmModel(nn.Module):
         self.config = config
         self.backbone = _backbone(config)
         self.head = nn.Linear(cast(int, self.backbone.head_hidden_size), config.n_tags)
-        if not self.head.weight.is_meta:
-            initialize(self.head)
 
     def freeze(self, blocks: int) -> None:
         """Raise ValueError: which modules are blocks is only known for our own model."""

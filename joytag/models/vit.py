@@ -15,7 +15,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from joytag.models.initialization import initialize
 from joytag.models.stem import RELEASE_STEM, CNNStem, check_stem
 
 MAX_IMAGE_SIZE = 4096  # pixels; far beyond any model, and small enough for memory
@@ -243,8 +242,6 @@ class ViT(nn.Module):
         self.head = nn.Linear(width, config.n_tags)
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
         self._frozen: list[nn.Module] = []
-        if not self.head.weight.is_meta:  # a model without storage has nothing to initialize
-            self.apply(initialize)
 
     def freeze(self, blocks: int) -> None:
         """Exclude the stem, learned positions and the first `blocks` blocks from training.

@@ -15,6 +15,7 @@ from joytag.core import distributed
 from joytag.core.errors import WeightsDiverged
 from joytag.models import checkpoint, release
 from joytag.models.architectures import Model
+from joytag.models.initialization import INITIALIZATIONS
 from joytag.training import optimizers, transfer
 from joytag.training.run import Run
 
@@ -72,9 +73,12 @@ def fresh_optimizer(model: Model, run: Run) -> tuple[torch.optim.Optimizer, torc
 def new_model(run: Run) -> Model:
     """Create the model with random weights, the same for the same seed."""
     torch.manual_seed(run.config.seed)
+    settings = run.config.model
     model = run.config.architecture(len(run.dataset.tags), run.stages[0].image_size).build()
-    if run.config.model.freeze is not None:
-        model.freeze(run.config.model.freeze)
+    initialized = model if settings.timm is None else model.head  # a backbone has its own initial weights
+    initialized.apply(INITIALIZATIONS[settings.init])
+    if settings.freeze is not None:
+        model.freeze(settings.freeze)
     return model.to(run.device)
 
 
