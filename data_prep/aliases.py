@@ -10,7 +10,7 @@ import yaml
 from data_prep.sources import danbooru2021, json_reader
 from data_prep.sources.posts import Unreadable
 from data_prep.tags import resolve_aliases
-from joytag.data.tag_names import danbooru_spelling
+from joytag.data.tag_names import canonical
 
 COLUMNS = ("antecedent_name", "consequent_name")
 
@@ -41,7 +41,7 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
 
 def _read_yaml(path: Path) -> list[tuple[str, str]]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(content, dict):
@@ -56,7 +56,7 @@ READERS = {".json": _read_json, ".csv": _read_csv, ".yaml": _read_yaml, ".yml": 
 
 
 def read_aliases(path: Path) -> dict[str, str]:
-    """Map each aliased name to its final name, in Danbooru's spelling; chains, cycles and repetitions are resolved.
+    """Map each aliased name to its final name, both canonical; chains, cycles and repetitions are resolved.
 
     The file is a mirror's `tag_aliases*.json`, of which active rows are read, a `.csv` with the columns of COLUMNS,
     or a `.yaml` of `old: new`. Raises ValueError with the file, the line or row, and the remedy.
@@ -74,4 +74,4 @@ def read_aliases(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
     if not pairs:
         raise ValueError(f"{path}: holds no aliases")
-    return resolve_aliases((danbooru_spelling(old), danbooru_spelling(new)) for old, new in pairs)
+    return resolve_aliases((canonical(old), canonical(new)) for old, new in pairs)

@@ -17,6 +17,7 @@ from data_prep.sources import posts
 from data_prep.sources.posts import Relations, Unreadable
 from data_prep.sources.registry import KINDS
 from joytag.core.files import file_hash
+from joytag.data.tag_names import canonical
 
 
 class MissingSource(ValueError):
@@ -104,7 +105,7 @@ def content_hashes(source: Source) -> dict[str, str]:
 def relations(sources: Sequence[Source]) -> tuple[Relations, list[list[Unreadable]]]:
     """Merge the tag relations of all sources; list, source by source, the rows that cannot be read.
 
-    If two sources give a tag a category, the first source's counts.
+    All names are canonical. If two sources give a tag a category, the first source's counts.
     """
     merged = Relations()
     unreadable: list[list[Unreadable]] = [[] for _ in sources]
@@ -112,9 +113,9 @@ def relations(sources: Sequence[Source]) -> tuple[Relations, list[list[Unreadabl
         read_relations = KINDS[source.kind].relations
         if read_relations is not None:
             more = read_relations(Path(source.path))
-            merged.categories = more.categories | merged.categories
-            merged.deprecated |= more.deprecated
-            merged.aliases += more.aliases
-            merged.implications += more.implications
+            merged.categories = {canonical(name): n for name, n in more.categories.items()} | merged.categories
+            merged.deprecated |= set(map(canonical, more.deprecated))
+            merged.aliases += [(canonical(old), canonical(new)) for old, new in more.aliases]
+            merged.implications += [(canonical(name), canonical(implied)) for name, implied in more.implications]
             unreadable[number] = more.unreadable
     return merged, unreadable

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,9 +16,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from joytag.data.tag_names import matcher
+from joytag.data.tag_names import canonical, matcher
 
 MAX_NAME = 255  # characters
+LONG_NAME = 60  # characters; longer names are listed, since many are sentences
+# Namespaces that Danbooru and Hydrus write before a name, and the category that they give it. A rating keeps its
+# namespace: `rating:safe` is not the tag `safe`.
+NAMESPACES = {
+    "general": 0,
+    "artist": 1,
+    "creator": 1,
+    "copyright": 3,
+    "series": 3,
+    "character": 4,
+    "meta": 5,
+    "rating": 5,
+}
 PIECE = 1 << 20  # tags that are counted at a time, which bounds the memory
 
 
@@ -95,10 +108,36 @@ def is_tag(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and not re.search(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]", name)
 
 
+def odd_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return, by their fault, the canonical names that are no tags, and those that may be sentences."""
+    canonical_names = sorted({name for raw in names if (name := canonical(raw))})
+    bad = [name for name in canonical_names if not is_tag(name)]
+    long = [name for name in canonical_names if is_tag(name) and _may_be_a_sentence(name)]
+    return {
+        f"dropped, longer than {MAX_NAME} characters or with control characters": bad,
+        f"longer than {LONG_NAME} characters or like a sentence": long,
+    }
+
+
+def _may_be_a_sentence(name: str) -> bool:
+    spaces = name.count("_")
+    ends = re.search(r"[^\W_]{2}\.(_|$)|。", name) is not None
+    return len(name) > LONG_NAME or spaces >= 8 or (spaces >= 4 and ends)
+
+
+def split_namespace(name: str) -> tuple[str, int | None]:
+    """Return a canonical name without its namespace, and the category of that; other prefixes are part of a name."""
+    namespace, _, rest = name.partition(":")
+    category, plain = NAMESPACES.get(namespace), rest.lstrip("_")
+    if category is None or not plain:
+        return name, None
+    return name if namespace == "rating" else plain, category
+
+
 def read_names(path: Path) -> list[str]:
     """Read names from a text file, one a line, `#` before a comment. Raises ValueError when it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     names = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
@@ -176,19 +215,38 @@ def close_implications(pairs: Iterable[tuple[str, str]], aliases: dict[str, str]
 
 @dataclass(frozen=True)
 class Policy:
-    """Replace names by their aliases, then add implications; names on the blacklist are dropped before and after."""
+    """Replace names by their aliases, then add implications; names on the blacklist are dropped before and after.
+
+    Names are canonical, except that a name of `spellings` is spelled as there in the end: as in a release to keep.
+    """
 
     aliases: dict[str, str]
     implied: dict[str, set[str]]
     blacklist: Sequence[str]  # names and patterns, see `tag_names.matcher`
+    spellings: dict[str, str]
 
     @classmethod
     def of(
-        cls, aliases: Sequence[tuple[str, str]], implications: Sequence[tuple[str, str]], blacklist: Sequence[str]
+        cls,
+        aliases: Sequence[tuple[str, str]],
+        implications: Sequence[tuple[str, str]],
+        blacklist: Sequence[str],
+        keep: Sequence[str] = (),
     ) -> Policy:
-        """Build a policy from unresolved pairs, which may be chained, repeated or cyclic."""
+        """Build a policy from unresolved pairs, which may be chained, repeated or cyclic, and names to keep."""
         resolved = resolve_aliases(aliases)
-        return cls(resolved, close_implications(implications, resolved), blacklist)
+        spellings = {canonical(name): name for name in reversed(keep)}
+        implied = close_implications(implications, resolved)
+        return cls(resolved, implied, blacklist, spellings)
+
+    def categories(self, names: Iterable[str], known: Mapping[str, int]) -> dict[str, int]:
+        """Return the categories of final tags: those `known`, then those that the namespaces of raw names give."""
+        given: dict[str, int] = {}
+        for plain, category in map(split_namespace, map(canonical, names)):
+            if category is not None:
+                name = self.aliases.get(plain, plain)
+                given[name] = min(category, given.get(name, category))
+        return {self.spellings.get(name, name): category for name, category in (given | dict(known)).items()}
 
     def final(self, names: Sequence[str]) -> tuple[Rows, list[str]]:
         """Return the final tags of each raw name, as numbers, and the names of these tags, sorted."""
@@ -199,10 +257,12 @@ class Policy:
             return blacklisted(name) is None and is_tag(name)
 
         finals: list[list[str]] = []
-        for raw in names:
-            name = self.aliases.get(raw, raw)
-            is_kept = is_wanted(raw) and is_wanted(name)
-            finals.append([name, *filter(is_wanted, self.implied.get(name, ()))] if is_kept else [])
+        for raw in map(canonical, names):
+            plain, _ = split_namespace(raw)
+            name = self.aliases.get(plain, plain)
+            is_kept = is_wanted(raw) and is_wanted(plain) and is_wanted(name)
+            kept = [name, *filter(is_wanted, self.implied.get(name, ()))] if is_kept else []
+            finals.append([self.spellings.get(tag, tag) for tag in kept])
         tags = sorted({tag for final in finals for tag in final})
         number = {tag: i for i, tag in enumerate(tags)}
         return Rows.of([sorted(number[tag] for tag in final) for final in finals]), tags

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.sources.json_reader import Line, RowT
-from joytag.data.tag_names import danbooru_spelling
+from joytag.data.tag_names import canonical
 
 SCHEMA = pa.schema(
     [
@@ -96,5 +96,5 @@ def split(text: str) -> list[str]:
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """Convert names to Danbooru's spelling, in their order, without repetitions."""
-    return [name for name in dict.fromkeys(map(danbooru_spelling, names)) if name]
+    """Return the canonical forms of names, in their order, without repetitions."""
+    return [name for name in dict.fromkeys(map(canonical, names)) if name]

@@ -17,14 +17,21 @@ class TagListError(ValueError):
     """A list of tag names that cannot be used; one line with the file and the reason."""
 
 
-def danbooru_spelling(tag: str) -> str:
-    r"""Return a tag in Danbooru's spelling: `Blue Hair \(dyed\)` becomes `blue_hair_(dyed)`."""
-    return re.sub(r"\s+", "_", re.sub(r"\\([()])", r"\1", tag).strip().lower())
+# Characters that change no word: soft hyphen, zero-width space, word joiner, byte order mark, and marks of writing
+# direction. The joiners U+200C and U+200D have a meaning between characters: in emoji, in Persian, in Hindi.
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_ENDS = re.compile(r"^[\s\u200c\u200d]+|[\s\u200c\u200d]+$")
 
 
 def canonical(tag: str) -> str:
-    """Return the form in which spellings of a tag are compared: Danbooru's in NFC, with runs of underscores as one."""
-    return unicodedata.normalize("NFC", re.sub("_+", "_", danbooru_spelling(tag)))
+    r"""Return the form in which tags are stored and compared, Danbooru's: `Blue  Hair \(dyed\)` is `blue_hair_(dyed)`.
+
+    Letters become lower-case and composed (Unicode NFC), invisible characters are removed, `\(` and `\)` become
+    parentheses, and a run of white space and underscores becomes one underscore. Applying it twice changes nothing.
+    """
+    text = _ENDS.sub("", _INVISIBLE.sub("", tag))
+    text = unicodedata.normalize("NFC", re.sub(r"\\+([()])", r"\1", text).lower())
+    return re.sub(r"[\s_]+", "_", text)
 
 
 def matcher(names: Iterable[str], tags: Iterable[str] = ()) -> Callable[[str], int | None]:

@@ -8,17 +8,39 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from joytag.data import tag_names
-from joytag.data.tag_names import TagListError, canonical, danbooru_spelling, describe_unknown, matcher
+from joytag.data.tag_names import TagListError, canonical, describe_unknown, matcher
 
 ANY_TAG = st.text() | st.text(r"aA_ \()	" + "\u00a0\u2028")
 
 
 @given(ANY_TAG)
 @example("a _ b__\\(C\\)  ")
-def test_both_spellings_follow_their_definition(tag):
-    plain = re.sub(r"\\([()])", r"\1", tag).strip().lower()
-    assert danbooru_spelling(tag) == re.sub(r"\s+", "_", plain)
-    assert canonical(tag) == unicodedata.normalize("NFC", re.sub(r"[\s_]+", "_", plain))
+@example("a\u200d\ufeff ")
+def test_the_canonical_form_is_composed_and_stable(tag):
+    form = canonical(tag)
+    assert canonical(form) == form == unicodedata.normalize("NFC", form)
+    assert not re.search(r"\s|__|\\[()]|[\u200b\ufeff]", form)
+
+
+@given(st.text("aA_ ()\t" + "\u00a0\u2028"))
+def test_the_canonical_form_of_plain_text_follows_its_definition(tag):
+    assert canonical(tag) == re.sub(r"[\s_]+", "_", tag.strip().lower())
+
+
+@pytest.mark.parametrize(
+    ("tag", "form"),
+    [
+        ("\u200bcat\u200b", "cat"),
+        ("blue\u3000hair", "blue_hair"),
+        ("\u202ecat\u202c", "cat"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+        ("cat\u200d", "cat"),
+        ("d\0g", "d\0g"),
+        ("\u200b", ""),
+    ],
+)
+def test_invisible_characters_are_removed_unless_they_join(tag, form):
+    assert canonical(tag) == form
 
 
 def test_spellings_of_a_tag_compare_as_equal():
