@@ -41,7 +41,7 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
 
 def _read_yaml(path: Path) -> list[tuple[str, str]]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(content, dict):

@@ -23,7 +23,7 @@ from data_prep.shards import Backend
 from data_prep.sources.registry import KINDS
 from data_prep.split import choose_validation
 from data_prep.tags import Policy, Rows, read_names, survey
-from data_prep.vocabulary import choose_tags, final_tags
+from data_prep.vocabulary import choose_tags, final_tags, print_odd
 from joytag.core import settings
 from joytag.core.files import write_text
 from joytag.data import tag_names
@@ -58,8 +58,10 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
 
     keeper, group = merge_copies(images, files, config.copies)
     relations, unreadable = inputs.relations(config.sources)
-    policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated])
+    policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated], keep)
     raw = image_table.raw_tags(files, images)
+    print_odd(raw[1])
+    categories = policy.categories(raw[1], relations.categories)
     rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
     if not vocabulary:
         raise ValueError(
@@ -68,7 +70,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
         )
     validation = hold_out(images.source[rows], group[rows], tags, len(vocabulary), config)
 
-    content = dataset.Content(images, rows, tags, validation, vocabulary, relations.categories)
+    content = dataset.Content(images, rows, tags, validation, vocabulary, categories)
     dataset.write(output, content, [source.name for source in config.sources])
     ledger = dataset.Ledger(config.sources, parts, files, unreadable)
     counts = dataset.write_rejected(output, ledger, content, keeper, config.tags.min_tags)

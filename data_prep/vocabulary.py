@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from data_prep.config import TagPolicy
-from data_prep.tags import Chunk, Policy, Rows
+from data_prep.tags import Chunk, Policy, Rows, odd_names
 
 THREADED = 4  # chunks in threads at a time, which bounds the memory
 
@@ -61,6 +61,14 @@ def choose_tags(
         rows, tags = chunks.pop()
         chosen.append(Chunk(rows, tags.mapped(mapping)))
     return *_sorted(chosen), vocabulary
+
+
+def print_odd(raw: list[str]) -> None:
+    """Print how many names cannot be tags, or may be sentences, and some of them."""
+    for fault, names in odd_names(raw).items():
+        if names:
+            examples = ", ".join(repr(name if len(name) <= 100 else f"{name[:100]}...") for name in names[:3])
+            print(f"{len(names):>9,} tags: {fault}, such as {examples}")
 
 
 def _print_rare(uses: np.ndarray, names: list[str], vocabulary: set[str], min_count: int) -> None:

@@ -1,4 +1,4 @@
-"""A Danbooru mirror in the layout of 2021: `original/` or `512px/`, and `metadata/*.json`.
+"""A Danbooru mirror: `original/` or `512px/`, and `metadata/` of any year.
 
 Rows of the dumps of 2017 to 2020 (a list `tags` instead of `tag_string`) and of 2023 (integers instead of strings)
 are recognized one by one.
@@ -22,6 +22,7 @@ from joytag.data.images import SUFFIXES
 Images = Literal["original", "512px"]
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_YEAR = re.compile(r"(?<!\d)20\d\d(?=\d{12}|/)")  # of a dump, in the name of its folder or file
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 
@@ -57,7 +58,7 @@ def parts(mirror: Path, images: Images) -> list[Part]:
     files = _files(mirror, "posts")
     if not files:
         pattern = mirror / "metadata" / "posts*.json"
-        raise ValueError(f"{pattern}: no such file; a Danbooru 2021 mirror keeps its metadata there")
+        raise ValueError(f"{pattern}: no such file, nor one of an older dump, such as 2017/2017000000000000.json")
     return [Part(lines, images) for path in files for lines in json_reader.parts(path)]
 
 
@@ -146,5 +147,13 @@ def _rows(path: Path, row: type[RowT], unreadable: list[Unreadable]) -> Iterator
 
 
 def _files(mirror: Path, kind: str) -> list[Path]:
-    """Return the files of a table: `tags000000000000.json` and `tags.json` hold tags, `tag_aliases.json` does not."""
-    return sorted(p for p in (mirror / "metadata").glob(f"{kind}*.json") if re.fullmatch(rf"{kind}\d*\.json", p.name))
+    """Return the files of a table at any depth of `metadata/`, those of later dumps first.
+
+    `tags000000000000.json` and `tags.json` hold tags, `tag_aliases.json` does not. Posts also lie in files such as
+    `2017/2017000000000000.json` and `2019000000000000`. The first row of a post counts.
+    """
+    metadata = mirror / "metadata"
+    name = re.compile(rf"(?:{kind}\d*{'|20[0-9]{14}' if kind == 'posts' else ''})(?:\.json)?")
+    files = [path for path in metadata.rglob("*") if name.fullmatch(path.name) and path.is_file()]
+    years = {path: _YEAR.findall(path.relative_to(metadata).as_posix()) for path in files}
+    return sorted(files, key=lambda path: (-int(max(years[path], default="9999")), path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Generic, NamedTuple, TypeVar
@@ -31,7 +32,13 @@ class Line(NamedTuple, Generic[RowT]):
 
 
 def parts(path: Path, size: int = PART) -> list[Part]:
-    """Divide a file into parts of `size` bytes; each line belongs to exactly one part."""
+    """Divide a file into parts of `size` bytes; each line belongs to exactly one part.
+
+    Raises ValueError for UTF-16, which Windows writes, since its lines cannot be told apart by bytes.
+    """
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{path}: UTF-16 text; save it as UTF-8")
     length = path.stat().st_size
     return [Part(path, start, min(start + size, length)) for start in range(0, length, size)]
 
@@ -40,9 +47,11 @@ def read(part: Part, row: type[RowT]) -> Iterator[Line[RowT]]:
     """Yield the lines of a part; skip empty lines, and fields that `row` does not declare."""
     decoder = msgspec.json.Decoder(row, strict=False)  # integers are strings in Danbooru's dumps
     for offset, line in _lines(part):
+        if offset == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > MAX_LINE:
             yield Line(offset, None, f"line longer than {MAX_LINE} bytes")
-        elif not line.isspace():
+        elif line.strip():
             try:
                 yield Line(offset, decoder.decode(line), "")
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,4 +1,7 @@
-"""A file of JSON lines such as `{"path": "a/b.jpg", "tags": ["1girl", "long hair"]}`."""
+"""A file of JSON lines such as `{"path": "a/b.jpg", "tags": ["1girl", "long hair"]}`.
+
+The lines that `joytag.tagging` writes are read, too: `{"file_name": "a/b.jpg", "tags": {"1girl": 0.98}}`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from data_prep.sources.posts import Post
 
 
 class _Row(msgspec.Struct, gc=False):
-    path: str
-    tags: list[str] | str
+    tags: list[str] | dict[str, float] | str
+    path: str = ""
+    file_name: str = ""  # the older name of `path` in tables of captions
 
 
 class Part(NamedTuple):
@@ -41,10 +45,11 @@ def read(part: Part) -> pa.Table:
 
 
 def _post(row: _Row, offset: int, root: Path) -> Post:
-    if not posts.is_inside(row.path) or not row.path.isprintable():
-        return Post(offset=offset, reason="bad row", detail=f"path: {row.path[:80]!a} is not below the file's folder")
-    post = Post(posts.path_id(row.path), row.path, offset=offset)
-    if not (root / row.path).resolve().is_relative_to(root):
+    path = row.path or row.file_name
+    if not posts.is_inside(path) or not path.isprintable():
+        return Post(offset=offset, reason="bad row", detail=f"path: {path[:80]!a} is not below the file's folder")
+    post = Post(posts.path_id(path), path, offset=offset)
+    if not (root / path).resolve().is_relative_to(root):
         return post._replace(reason="link out of the folder")
     names = posts.split(row.tags) if isinstance(row.tags, str) else posts.unique(row.tags)
     return post._replace(tags=" ".join(names))

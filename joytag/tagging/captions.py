@@ -122,7 +122,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _json_thresholds(path: Path) -> list[tuple[str, Any]]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, _Pairs):

@@ -14,15 +14,15 @@ def test_all_formats_give_the_same_aliases(tmp_path):
     rows = [
         relation("old", "new"),
         relation("new", "newest"),
-        relation("Grey hair (x)", "gray_hair"),
+        relation("Gre\u200by hair (x)", "gray_hair"),
         relation("dead", "gone", "deleted"),
         {"status": "active"},
     ]
-    (tmp_path / "tag_aliases000000000000.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tag_aliases000000000000.json").write_text("\ufeff" + "".join(json.dumps(row) + "\r\n" for row in rows))
     (tmp_path / "a.csv").write_text(
         "\ufeffid,antecedent_name,consequent_name\n1,old,new\n2,new,newest\n3,grey hair \\(x\\),gray_hair\n"
     )
-    (tmp_path / "a.yaml").write_text('old: new\nnew: newest\n"grey hair (x)": gray hair\n')
+    (tmp_path / "a.yaml").write_text('\ufeffold: new\nnew: newest\n"grey hair (x)": gray hair\n')
     for name in ("tag_aliases000000000000.json", "a.csv", "a.yaml"):
         assert read_aliases(tmp_path / name) == EXPECTED, name
 

@@ -17,6 +17,8 @@ from data_prep.sources import danbooru2021, json_reader, posts
 from data_prep.sources.danbooru2021 import Images
 from data_prep.sources.registry import KINDS, SourceKind
 from joytag.data.dataset import SPLITS, Dataset
+from joytag.tagging.captions import CaptionStyle
+from joytag.tagging.outputs import Table
 
 MD5 = "0123456789abcdef0123456789abcdef"
 
@@ -112,6 +114,34 @@ def test_all_files_of_a_mirror_are_read(tmp_path):
     (tmp_path / "metadata" / "posts000000000001.json").write_text(json.dumps(post(2)))
     (tmp_path / "metadata" / "posts.json").write_text(json.dumps(post(3)))
     assert [row["post_id"] for row in good(read(tmp_path))] == [1, 2, 3]
+
+
+def test_metadata_of_older_dumps_is_found(tmp_path):
+    """Of a post in several dumps, the row of the latest counts; folders and other tables are not posts."""
+    metadata = tmp_path / "metadata"
+    for folder in ("2017", "2018", "2020000000000000"):
+        (metadata / folder).mkdir(parents=True)
+    files = {
+        "2017/2017000000000000.json": [post(1, tag_string="old"), post(2)],
+        "2017/2017000000000001.json": [{"id": "3", "md5": MD5, "file_ext": "png", "tags": [{"name": "dog"}]}],
+        "2018/2018000000000000": [post(1, tag_string="newer"), post(4)],
+        "2019000000000000": [post(1, tag_string="newest"), post(5)],
+        "2019000000000000.txt": [post(6)],
+        "posts_old.json": [post(7)],
+        "2017/tag_aliases000000000000": [relation("a", "b")],
+        "tag_implications.json": [relation("x", "y")],
+        "2018/tags000000000000.json": [{"name": "cat", "category": "4"}],
+    }
+    for name, rows in files.items():
+        (metadata / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = read(tmp_path)
+    assert {row["post_id"] for row in good(rows)} == {1, 2, 3, 4, 5}
+    assert [row["tags"] for row in rows if row["post_id"] == 1] == [["newest"], ["newer"], ["old"]]
+    relations, _ = inputs.relations([Source(name="x", kind="danbooru2021", path=str(tmp_path))])
+    assert (relations.aliases, relations.implications) == ([("a", "b")], [("x", "y")])
+    assert relations.categories == {"cat": 4}
+    (metadata / "posts000000000000.json").write_text(json.dumps(post(1, tag_string="current")))
+    assert next(row["tags"] for row in read(tmp_path) if row["post_id"] == 1) == ["current"]
 
 
 def test_only_active_relations_count(tmp_path):
@@ -231,6 +261,29 @@ def test_ids_of_images_with_sidecars_do_not_change_when_images_are_added(tmp_pat
 
 
 # JSON lines and datasets
+
+
+def test_a_byte_order_mark_blank_lines_and_crlf_are_no_part_of_json_lines(tmp_path):
+    lines = ['{"path": "a.png", "tags": "cat"}', "", "  ", '{"path": "b.png", "tags": ["dog"]}']
+    (tmp_path / "list.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    assert [(row["path"], row["tags"]) for row in read(tmp_path / "list.jsonl", "jsonl")] == [
+        ("a.png", ["cat"]),
+        ("b.png", ["dog"]),
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"list\.jsonl: UTF-16 text; save it as UTF-8"):
+        read(tmp_path / "list.jsonl", "jsonl")
+
+
+def test_a_table_of_predicted_tags_is_read(tmp_path):
+    table = Table(tmp_path / "tags.jsonl", CaptionStyle(separator="; ", underscores="space", escape=True))
+    for name in ("a.png", "b.png"):
+        table.write(tmp_path / name, {r"saber \(fate\)": 0.9, "^_^": 0.8})
+    table.finish()
+    rows = read(tmp_path / "tags.jsonl", "jsonl")
+    assert [(row["path"], row["tags"]) for row in rows] == [
+        (name, ["saber_(fate)", "^_^"]) for name in ("a.png", "b.png")
+    ]
 
 
 def test_json_lines_name_images_below_their_folder(tmp_path):

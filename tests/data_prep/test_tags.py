@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 
 from data_prep import tags
 from data_prep.tags import Policy, Rows
@@ -99,9 +100,83 @@ def test_patterns_of_the_blacklist_match_whole_names():
 @pytest.mark.parametrize(
     "name", ["", "a b", "a\tb", "a\0b", "a\nb", "x" * 256, "a\u2028b", "\x85", "\x1b[31m", "a\u3000b"]
 )
-def test_names_that_cannot_be_tags_are_dropped(name):
+def test_names_that_cannot_be_tags_are_recognized(name):
     assert not tags.is_tag(name)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\0b", "x" * 256, "\x1b[31m", "\u200b"])
+def test_names_that_cannot_be_tags_are_dropped_and_listed(name):
     assert final([name]) == [set()]
+    bad, _ = tags.odd_names(["cat", name]).values()
+    assert bad == ([name] if name.strip("\u200b ") else [])
+
+
+def test_spellings_of_a_tag_are_one_tag():
+    raw = [
+        "caf\u00e9",
+        "cafe\u0301",
+        "Caf\u00e9",
+        "\ufeffcaf\u00e9\u200b",
+        "blue  hair",
+        "blue__hair",
+        "blue\u3000hair",
+    ]
+    assert final(raw) == [{"caf\u00e9"}] * 4 + [{"blue_hair"}] * 3
+    assert final(["\u200bBad_ID"], blacklist=["bad id"]) == [set()]
+
+
+def test_tags_to_keep_are_spelled_as_in_their_release():
+    policy = Policy.of([("kitty", "cat")], [("cat", "animal")], [], ["Cat", "cafe\u0301"])
+    rows, names = policy.final(["kitty", "caf\u00e9"])
+    assert [[names[i] for i in row] for row in lists(rows)] == [["Cat", "animal"], ["cafe\u0301"]]
+    assert policy.categories(["character:kitty"], {"caf\u00e9": 3}) == {"Cat": 4, "cafe\u0301": 3}
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "category"),
+    [
+        ("character:hatsune miku", "hatsune_miku", 4),
+        ("Character: Saber (fate)", "saber_(fate)", 4),
+        ("series:fate/stay night", "fate/stay_night", 3),
+        ("copyright:re:zero", "re:zero", 3),
+        ("creator:someone", "someone", 1),
+        ("artist:someone", "someone", 1),
+        ("meta:highres", "highres", 5),
+        ("general:cat", "cat", 0),
+        ("rating:safe", "rating:safe", 5),
+    ],
+)
+def test_a_namespace_gives_a_tag_its_category(raw, name, category):
+    assert final([raw]) == [{name}]
+    assert Policy.of([], [], []).categories([raw, "cat"], {}) == {name: category}
+
+
+@pytest.mark.parametrize("name", [":3", ":d", "re:zero", "12:30", "nier:automata", "title:x", "artist:", "character:_"])
+def test_other_prefixes_are_part_of_a_tag(name):
+    assert final([name]) == [{name}]
+    assert Policy.of([], [], []).categories([name], {}) == {}
+
+
+def test_a_namespace_can_be_blacklisted():
+    assert final(["artist:x", "x", "character:y"], blacklist=["artist:*", "y"]) == [set(), {"x"}, set()]
+
+
+def test_names_that_may_be_sentences_are_listed():
+    sentence = "a_photo_of_a_cat_sitting_on_a_mat"
+    bad, long = tags.odd_names([sentence, "looking_at_viewer", "x" * 61, "the_cat_is_very_big.", "dr._stone"]).values()
+    assert (bad, long) == ([], [sentence, "the_cat_is_very_big.", "x" * 61])
+
+
+def test_the_original_builds_policy_is_complete():
+    """None of its names is in the published vocabulary, of which some names are listed here."""
+    blacklist, deprecated = (
+        tags.read_names(ROOT / "configs" / "data" / f"{n}.txt") for n in ("blacklist", "deprecated")
+    )
+    assert (len(set(blacklist)), len(set(deprecated))) == (53, 155)
+    assert {"bad_id", "commentary_request", "absurdres"} <= set(blacklist)
+    assert {"^o^", "silver_hair", "elite_ii_(arknights)"} <= set(deprecated)
+    published = ["drawing", "painting", "upscaled", "resized", "what", "hot", "red_hair", "1girl", "animated"]
+    assert final(published, blacklist=[*blacklist, *deprecated]) == [{name} for name in published]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +210,7 @@ def test_rows_behave_like_lists(drawn, more, data):
 
 def test_lists_of_names_are_read_with_comments(tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("# about\nhighres   # size\n\nbad_*_id\n#tag\nc#\n")
+    path.write_text("\ufeff# about\nhighres   # size\r\n\nbad_*_id\n#tag\nc#\n")
     assert tags.read_names(path) == ["highres", "bad_*_id", "c#"]
     with pytest.raises(ValueError, match=r"gone\.txt: cannot be read"):
         tags.read_names(tmp_path / "gone.txt")
