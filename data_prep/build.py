@@ -25,7 +25,8 @@ from data_prep.split import choose_validation
 from data_prep.tags import Policy, Rows, read_names, survey
 from data_prep.vocabulary import choose_tags, final_tags, print_odd
 from joytag.core import settings
-from joytag.core.files import write_text
+from joytag.core.files import remove_partials, write_text
+from joytag.core.lock import sole_writer
 from joytag.data import tag_names
 from joytag.data.dataset import read_description
 
@@ -35,7 +36,8 @@ FINGERPRINTS = "sources.json"  # in work/
 def build(config: BuildSettings, backend: Backend = "local") -> Path:
     """Build the dataset directory of a config, unless it exists already; return its path.
 
-    Raises ValueError, naming what is missing or wrong, before anything is overwritten.
+    Raises ValueError, naming what is missing or wrong, before anything is overwritten, and InUse when another process
+    builds it.
     """
     output = Path(config.output)
     inputs.check(config.sources, output)
@@ -45,7 +47,16 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
         _check_unchanged(output, config, fingerprints)
         print(f"{output} is up to date")
         return output
+    with sole_writer(output):
+        run_stages(config, backend, blacklist, keep, fingerprints)
+    return output
 
+
+def run_stages(
+    config: BuildSettings, backend: Backend, blacklist: list[str], keep: list[str], fingerprints: list[str]
+) -> None:
+    """Run all stages, without those that an earlier build has finished; `fingerprints` are those of the sources."""
+    output = Path(config.output)
     shutil.rmtree(output / "work" / scan.UNFINISHED, ignore_errors=True)
     parts = [inputs.parts(source) for source in config.sources]
     files = [
@@ -77,7 +88,6 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     write_text(output / "work" / FINGERPRINTS, json.dumps(fingerprints))
     irregular = survey(relations.aliases, relations.implications, relations.categories)
     dataset.describe(output, config, counts, irregular)
-    return output
 
 
 def _read_tag_lists(policy: TagPolicy) -> tuple[list[str], list[str]]:
@@ -106,6 +116,7 @@ def read_source(
     """Read the posts of a source, list its images, and scan them if the config wants images."""
     work = image_table.work_directory(Path(config.output), source.name)
     posts = shards.run(inputs.read, parts, work.posts, fingerprint, backend, f"{source.name}: posts")
+    remove_partials(work.listing.parent)
     image_table.write_listing(posts, work.listing)
     scans = scan_images(source, work, config, backend) if config.images else []
     return SourceFiles(posts, work.listing, scans)

@@ -13,6 +13,7 @@ from data_prep import dedup, image_table
 from data_prep.config import BuildSettings, Copies
 from data_prep.image_table import ImageTable, SourceFiles
 from joytag.core import settings
+from joytag.core.files import replacing
 from joytag.data import dataset, images
 
 CELL = 160  # side of an image, pixels
@@ -64,7 +65,8 @@ def draw(directory: Path, pairs: int) -> Path:
         pen.text((x, y + CELL + 16), f"{verdict}: {pair.bits} bits, {pair.difference} levels", colour, font)
         pen.rectangle((x - 2, y - 2, x + 2 * CELL + 3, y + CELL + TEXT), outline=colour)
     path = directory / "copies.png"
-    canvas.save(path)
+    with replacing(path) as partial:
+        canvas.save(partial, "PNG")
     return path
 
 

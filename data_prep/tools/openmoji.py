@@ -105,6 +105,7 @@ def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
     """Render many images on all cores; skip those that exist."""
     for directory in {png.parent for _, png in jobs}:
         directory.mkdir(parents=True, exist_ok=True)
+        files.remove_partials(directory)
     with ProcessPoolExecutor() as pool:
         done = pool.map(partial(render, size=size), jobs, chunksize=64)
         for _ in progress.track(done, title, len(jobs), "images"):

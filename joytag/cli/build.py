@@ -12,7 +12,9 @@ from data_prep.config import BuildSettings
 from data_prep.inputs import MissingSource
 from data_prep.shards import Backend
 from joytag.cli.arguments import Parser, PrintSettings
+from joytag.cli.command import add_remedies
 from joytag.core import settings
+from joytag.core.lock import InUse
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -34,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     config = settings.load(BuildSettings, settings.find(options.config, "data"), options.overrides)
     try:
-        output = build(config, options.backend)
+        with add_remedies({InUse: "set it with output=DIR"}):
+            output = build(config, options.backend)
     except MissingSource as error:
         is_emoji = Path(error.path).name in ("openmoji", "twemoji")
         raise ValueError(f"{error}; create it with: joytag openmoji" if is_emoji else str(error)) from None

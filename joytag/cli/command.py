@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import joytag
 from joytag.core.errors import Exit, ExitCode
+from joytag.core.lock import InUse
 
 COMMANDS = (
     "tag",
@@ -116,6 +117,9 @@ def _build_command(error: ValueError) -> str:
         except settings.SettingsError:
             config = Path("CONFIG")
     return f" with: joytag build --config {config}"
+
+
+OUTPUT_REMEDIES: dict[type[Exception], str] = {InUse: "set it with --output"}  # of commands with this flag
 
 
 @contextmanager

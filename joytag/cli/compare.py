@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             contenders.predict(tagger, dataset, options.output, options.device, options.precision) for tagger in taggers
         ]
         common = intersect(taggers, predicted, dataset, aliases)
-    comparison = compare(common.contenders, common.labels, common.tags, common.facts)
-    write_reports(options.output, comparison)
+        comparison = compare(common.contenders, common.labels, common.tags, common.facts)
+        write_reports(options.output, comparison)
     for tagger in taggers:
         print(f"{tagger.letter}: {tagger.name} ({tagger.kind}, {tagger.path})")
     images, labels = common.labels.shape[0], len(common.labels.indices)

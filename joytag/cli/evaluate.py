@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not is_first:
                 return  # the first process alone writes the reports
         predictions = Predictions.open(directory)
-    if dataset is None:
-        dataset = runner.find_dataset(predictions)
-    findings = analysis.analyse(predictions, options.threshold, groups)
-    evaluation.write_reports(output, findings, predictions, dataset)
+        if dataset is None:
+            dataset = runner.find_dataset(predictions)
+        findings = analysis.analyse(predictions, options.threshold, groups)
+        evaluation.write_reports(output, findings, predictions, dataset)
     Console().print(evaluation.metrics_table(findings))
     print(f"Written: {output / 'report.html'}, metrics.json, full-metrics.txt, per_tag.csv, thresholds.csv ...")

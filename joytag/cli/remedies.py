@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from joytag.cli.command import OUTPUT_REMEDIES
 from joytag.evaluation.contenders import DatasetRequired
 from joytag.evaluation.predictions_writer import OutputError
 from joytag.evaluation.runner import Unfinished, VocabularyError
 
 REMEDIES: dict[type[Exception], str] = {
+    **OUTPUT_REMEDIES,
     DatasetRequired: "add --data",
     OutputError: "set it with --output",
     VocabularyError: "use joytag compare",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joytag.cli.arguments import Parser, fraction, positive
+from joytag.core.files import replacing
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models import checkpoint
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sample = draw_validation_sample(
         Tagger.load(model), Dataset.open(options.data), options.images, options.seed, options.threshold
     )
-    sample.sheet.save(run / "contact-sheet.png")
+    with replacing(run / "contact-sheet.png") as partial:
+        sample.sheet.save(partial, "PNG")
     plot_curves(run / "log.jsonl", run / "curves.png")
     if model.parent == run / checkpoint.DIRECTORY:
         print(f"Written: {run}/contact-sheet.png (tagged by {model}), {run}/curves.png")

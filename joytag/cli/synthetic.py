@@ -9,6 +9,8 @@ from typing import get_args
 
 from data_prep.tools.synthetic import Generation, write
 from joytag.cli.arguments import Parser, positive
+from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
+from joytag.core.lock import sole_writer
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -30,7 +32,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
-    key = write(
-        options.output, options.posts, images=not options.no_images, generation=options.generation, seed=options.seed
-    )
+    choices = {"images": not options.no_images, "generation": options.generation, "seed": options.seed}
+    with add_remedies(OUTPUT_REMEDIES), sole_writer(options.output):
+        key = write(options.output, options.posts, **choices)
     print(f"{key.posts:,} posts, {sum(map(len, key.lines.values())):,} of them bad rows, in {options.output}")

@@ -7,6 +7,7 @@ from joytag.cli.arguments import Parser, PrintSettings
 from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.errors import GradientsDiverged, ProcessLost, Stopped, WeightsDiverged
+from joytag.core.lock import InUse
 from joytag.models import release
 from joytag.training import dry_run, launch
 from joytag.training.config import RunSettings
@@ -17,6 +18,7 @@ REMEDIES = {
     WeightsDiverged: "branch off one with --resume PATH output=DIR and a lower optimizer.lr",
     GradientsDiverged: "--resume auto continues after them, --resume PATH output=DIR branches off an older checkpoint, "
     "perhaps with a lower optimizer.lr",
+    InUse: "set it with output=DIR",
     launch.HasCheckpoints: "add --resume auto, or output=DIR for a new run",
     dry_run.RatesError: "or measure again with joytag benchmark all",
 }

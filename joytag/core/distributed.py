@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from joytag.core.errors import ProcessLost
+from joytag.core.errors import Exit, ExitCode, ProcessLost
 
 Value = TypeVar("Value")
 
@@ -152,6 +152,23 @@ def broadcast(value: Value) -> Value:
     if dist.is_initialized():
         dist.broadcast_object_list(values, 0)
     return values[0]
+
+
+def run_on_rank_zero(action: Callable[[], Value]) -> Value:
+    """Run an action on rank 0 alone and return its result on all processes; if it fails, all processes end."""
+    result: Any = None
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            result = action()
+        except (ValueError, OSError) as error:
+            failure = error
+    result, failed = broadcast((result, failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise Exit("rank 0 reports the reason", ExitCode.USER_ERROR)
+    return result
 
 
 def barrier() -> None:

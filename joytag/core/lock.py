@@ -16,6 +16,7 @@ from joytag.core import files
 
 LOCK = ".lock"
 OWNER = ".lock-owner"  # a file of its own: on Windows nobody else can read a locked file
+FILES = (OWNER, LOCK)
 PATIENCE = 0.3  # seconds; an owner that ends or has just begun is not reported
 
 
@@ -38,14 +39,14 @@ def sole_writer(directory: Path) -> Iterator[None]:
         lock.acquire(timeout=PATIENCE)
     except filelock.Timeout:
         raise InUse(
-            f"{directory}: {_owner(directory)} writes there; wait until it ends, or choose another directory"
+            f"{directory}: {_owner(directory)} writes there; wait until it ends, or choose another output directory"
         ) from None
     try:
         files.remove_partials(directory)
         files.write_text(directory / OWNER, _description())
         yield
     finally:
-        for name in (OWNER, LOCK):  # removed while the lock is held: filelock takes no lock on a removed file
+        for name in FILES:  # removed while the lock is held: filelock takes no lock on a removed file
             with suppress(OSError):  # on Windows filelock itself removes the lock's file
                 (directory / name).unlink()
         lock.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -137,11 +138,12 @@ def predict(
     if _is_finished(own, provenance):
         return Predictions.open(own)
     directory = output / predictions.DIRECTORY / predictions_writer.fingerprint(provenance)
-    if not predictions_writer.is_finished(directory, provenance):
-        if tagger.onnx is None and release.read_tags(tagger.path) == dataset.tags.names:
-            runner.predict_release(directory, tagger.path, dataset, SPLIT, BATCH, None, device, precision)
-        else:
-            _predict_other_vocabulary(tagger, image_dataset, provenance, directory, torch_device, dtype)
+    if tagger.onnx is None and release.read_tags(tagger.path) == dataset.tags.names:
+        runner.predict_release(directory, tagger.path, dataset, SPLIT, BATCH, None, device, precision)
+    else:
+        with ExitStack() as stack:
+            if predictions_writer.lock_unless_finished(directory, provenance, stack):
+                _predict_other_vocabulary(tagger, image_dataset, provenance, directory, torch_device, dtype)
     return Predictions.open(directory)
 
 

@@ -8,6 +8,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,7 +19,8 @@ import scipy.sparse
 from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csc_array
 
-from joytag.core import files, jsonl
+from joytag.core import files, jsonl, lock
+from joytag.core.lock import sole_writer
 from joytag.data import dataset, tables
 from joytag.evaluation.predictions import (
     ARRAYS,
@@ -103,6 +105,17 @@ def is_finished(directory: Path, provenance: Mapping[str, Any]) -> bool:
     return True
 
 
+def lock_unless_finished(directory: Path, provenance: Mapping[str, Any], stack: ExitStack) -> bool:
+    """Return whether predictions must still be computed; if so, this process alone writes them until `stack` closes.
+
+    Raises InUse when another process does, and OutputError as `is_finished` does.
+    """
+    if is_finished(directory, provenance):
+        return False
+    stack.enter_context(sole_writer(directory))
+    return not is_finished(directory, provenance)  # another process may have finished just now
+
+
 def fingerprint(provenance: Mapping[str, Any]) -> str:
     """Return 12 hex digits of a provenance: equal for predictions that `is_finished` accepts for each other."""
     lasting = {key: provenance[key] for key in sorted(provenance.keys() - MOVABLE - ROUNDING)}
@@ -163,7 +176,7 @@ class PredictionsWriter:
             _check_same_provenance(self.directory, read_json(self._provenance), provenance, MOVABLE)
             # Blocks with images that could not be decoded are repeated: a disk may have been missing.
             return {block for block, bad in self.done().items() if not bad}
-        if self.directory.is_dir() and any(path != self._work for path in self.directory.iterdir()):
+        if self.directory.is_dir() and {path.name for path in self.directory.iterdir()} - {WORK, *lock.FILES}:
             raise OutputError(
                 f"{self.directory}: holds something other than predictions; choose another output directory"
             )
@@ -266,7 +279,7 @@ class PredictionsWriter:
         provenance = read_json(self._provenance) | {"undecodable": undecodable}
         sources = posts.sources.astype(np.int64)
         write(self.directory, self._open(), posts.ids, posts.hashes, sources, labels, tags, provenance, kept)
-        shutil.rmtree(self._work)
+        shutil.rmtree(self._work, ignore_errors=True)  # a reader may have begun to remove it
 
 
 def _save_rows(path: Path, array: np.ndarray, rows: NDArray[np.int64]) -> None:

@@ -6,9 +6,11 @@ import hashlib
 import platform
 import warnings
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +28,6 @@ from joytag.models import inference, release
 
 TIMEOUT = 600  # seconds that processes wait for each other
 BATCH = 64  # rows of a block of predictions
-
-Value = TypeVar("Value")
 
 
 class Interrupted(Exception):
@@ -97,7 +97,7 @@ def predict_release(
 
     Returns whether this is the first process, which alone may read them. Raises PredictionsError, ReleaseError and
     DatasetError, VocabularyError when the release has other tags than the dataset, and Unfinished when a signal asks
-    to stop or a process is lost.
+    to stop or a process is lost. Raises InUse when another process writes them.
     """
     device = devices.pick_device(device_name)
     dtype = devices.pick_dtype(precision, device)
@@ -113,10 +113,11 @@ def predict_release(
     if workers is None:
         workers = loader.default_workers(device)
     try:
-        with loader.worker_errors(), distributed.process_group(device, TIMEOUT):
-            if not run_on_rank_zero(lambda: predictions_writer.is_finished(directory, provenance)):
+        with loader.worker_errors(), distributed.process_group(device, TIMEOUT), ExitStack() as stack:
+            lock = partial(predictions_writer.lock_unless_finished, directory, provenance, stack)
+            if distributed.run_on_rank_zero(lock):
                 network = release.load(model)[0].to(device)
-                done = run_on_rank_zero(lambda: writer.begin(provenance))
+                done = distributed.run_on_rank_zero(lambda: writer.begin(provenance))
                 with Interrupts(distributed.failed) as interrupts, inference.evaluating(network):
                     predict_blocks(writer, done, network, image_dataset, workers, device, dtype, interrupts)
                 if distributed.rank() == 0:
@@ -193,20 +194,3 @@ def find_dataset(source: predictions.Predictions) -> Dataset | None:
         return Dataset.open(Path(str(source.provenance.get("dataset"))))
     except DatasetError:
         return None
-
-
-def run_on_rank_zero(action: Callable[[], Value]) -> Value:
-    """Run an action on rank 0 alone and return its result on all processes; if it fails, all processes end."""
-    result: Any = None
-    failure: Exception | None = None
-    if distributed.rank() == 0:
-        try:
-            result = action()
-        except (ValueError, OSError) as error:
-            failure = error
-    result, failed = distributed.broadcast((result, failure is not None))
-    if failure is not None:
-        raise failure
-    if failed:
-        raise Exit("rank 0 reports the reason", ExitCode.USER_ERROR)
-    return result

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from joytag.core.files import write_text
+from joytag.core.lock import sole_writer
 from joytag.data.tables import write_table
 from joytag.evaluation.comparison import F1_METRICS, METRICS, VIEWS, Comparison, Difference
 from joytag.reports import comparison_html
@@ -22,11 +23,11 @@ def write_reports(directory: Path, comparison: Comparison) -> None:
 
     Undefined metrics are null in JSON and parquet, and empty in CSV.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    write_table(comparison.per_tag, comparison.per_tag.schema, directory / "per_tag.parquet")
-    write_csv(directory / "per_tag.csv", comparison.per_tag)
-    write_text(directory / "compare.html", comparison_html.render_page(comparison))
-    write_json(directory / "compare.json", _contents(comparison))
+    with sole_writer(directory):
+        write_table(comparison.per_tag, comparison.per_tag.schema, directory / "per_tag.parquet")
+        write_csv(directory / "per_tag.csv", comparison.per_tag)
+        write_text(directory / "compare.html", comparison_html.render_page(comparison))
+        write_json(directory / "compare.json", _contents(comparison))
 
 
 def _contents(comparison: Comparison) -> dict[str, Any]:

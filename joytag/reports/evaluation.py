@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from joytag.core.files import write_text
+from joytag.core.lock import sole_writer
 from joytag.data.dataset import Dataset
 from joytag.data.tables import write_table
 from joytag.evaluation.analysis import Analysis
@@ -34,19 +35,19 @@ def write_reports(
     thresholds.csv (which `tagging.captions.read_thresholds` reads), label_errors.csv, and report.html. Undefined
     metrics are null in JSON and parquet, and empty in CSV.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    table = analysis.per_tag
-    counts = Counts(*(table[name].to_numpy() for name in ("tp", "fp", "fn", "tn")))
-    train_counts = table["train_count"].to_pylist()
-    write_full_metrics(directory / "full-metrics.txt", table["name"].to_pylist(), train_counts, counts)
-    write_json(directory / "metrics.json", _metrics(analysis))
-    write_table(table, table.schema, directory / "per_tag.parquet")
-    write_csv(directory / "per_tag.csv", table)
-    write_thresholds(directory / "thresholds.csv", table)
-    errors = [evaluation_html.name_disagreement(error, predictions) for error in analysis.label_errors]
-    columns = ("id", "source", "tag", "labelled", "score", "confidence")
-    write_csv(directory / "label_errors.csv", pa.table({name: [row[name] for row in errors] for name in columns}))
-    write_text(directory / "report.html", evaluation_html.render_page(analysis, predictions, dataset))
+    with sole_writer(directory):
+        table = analysis.per_tag
+        counts = Counts(*(table[name].to_numpy() for name in ("tp", "fp", "fn", "tn")))
+        train_counts = table["train_count"].to_pylist()
+        write_full_metrics(directory / "full-metrics.txt", table["name"].to_pylist(), train_counts, counts)
+        write_json(directory / "metrics.json", _metrics(analysis))
+        write_table(table, table.schema, directory / "per_tag.parquet")
+        write_csv(directory / "per_tag.csv", table)
+        write_thresholds(directory / "thresholds.csv", table)
+        errors = [evaluation_html.name_disagreement(error, predictions) for error in analysis.label_errors]
+        columns = ("id", "source", "tag", "labelled", "score", "confidence")
+        write_csv(directory / "label_errors.csv", pa.table({name: [row[name] for row in errors] for name in columns}))
+        write_text(directory / "report.html", evaluation_html.render_page(analysis, predictions, dataset))
 
 
 def _metrics(analysis: Analysis) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from joytag.core import jsonl
+from joytag.core.files import replacing
 
 # Title -> key in log.jsonl -> label in the legend.
 PANELS = {
@@ -33,4 +34,5 @@ def plot_curves(log: Path, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
             axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from joytag.core import devices, distributed
 from joytag.core.errors import Exit, ExitCode
+from joytag.core.lock import sole_writer
 from joytag.data import loader
 from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
@@ -23,8 +25,8 @@ class HasCheckpoints(ValueError):
 def start(config: RunSettings, resume: str | None) -> TrainState:
     """Train from the start or, with `resume`, from a checkpoint: `auto` for the run's newest, or a path.
 
-    Raises ValueError, before anything is written, when dataset, device or checkpoint cannot be used; Exit when the
-    run ends before its last stage does.
+    Raises ValueError, before anything is written, when dataset, device or checkpoint cannot be used or when another
+    process writes to the run's directory (InUse); Exit when the run ends before its last stage does.
     """
     dataset = Dataset.open(Path(config.data.directory))
     device = devices.pick_device(config.device)
@@ -32,7 +34,8 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
     run = Run(config, dataset, device, devices.pick_dtype(config.precision, device, width))
     if device.type == "cpu":
         devices.keep_memory()
-    with distributed.process_group(device, config.timeout), loader.worker_errors():
+    with distributed.process_group(device, config.timeout), loader.worker_errors(), ExitStack() as stack:
+        distributed.run_on_rank_zero(lambda: stack.enter_context(sole_writer(Path(config.output))))
         checkpoint_path = starting_point(run, resume)
         try:
             return train(micro_batch.resolve(run), checkpoint_path)

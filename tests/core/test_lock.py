@@ -39,7 +39,7 @@ def test_a_second_writer_learns_which_process_writes_since_when_and_what_to_do(o
         pytest.fail("two processes have the lock")
     assert re.search(
         rf"^{tmp_path}/out: \S.* \(process {owner[0].pid} on \S+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\S*\) writes "
-        "there; wait until it ends, or choose another directory$",
+        "there; wait until it ends, or choose another output directory$",
         str(error.value),
     )
     assert sorted((tmp_path / "out").iterdir()) == before
