@@ -146,6 +146,8 @@ class RunSettings(Settings):
     """Seed of initial weights, order, augmentation, mixup and stochastic depth."""
     retain: float = Field(default=0.0, ge=0, lt=1)
     """Share of init_from's weights that is mixed into the finished model."""
+    distill: bool = False
+    """Learn the tags that init_from knows from its scores, wherever an image lacks the label."""
     data: Data
     """The images."""
     model: Model = Model()
@@ -189,6 +191,8 @@ class RunSettings(Settings):
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
         if self.retain and self.init_from is None:
             raise ValueError("retain: needs init_from, whose weights it retains")
+        if self.distill and self.init_from is None:
+            raise ValueError("distill: needs init_from, whose scores it learns")
         for number, stage in enumerate(self.stages):
             if stage.samples < self.batch_size:
                 raise ValueError(

@@ -12,9 +12,11 @@ from torch import Tensor
 from joytag.core import distributed
 from joytag.data import loader
 from joytag.data.dataset import Dataset, Posts
-from joytag.models import checkpoint
+from joytag.models import checkpoint, release
+from joytag.models.architectures import Model
 from joytag.training import losses, schedule
 from joytag.training.config import RunSettings
+from joytag.training.transfer import Teacher
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,17 @@ class Run:
         loss = losses.LOSSES[settings.name]
         options = {name: getattr(settings, name) for name in loss.options}
         return loss.build(self.frequencies, self.device, **options)
+
+    def load_source(self) -> tuple[Model, list[str]]:
+        """Read the release that the run starts from, on the run's device, and its tag names."""
+        assert self.config.init_from is not None
+        model, tags = release.load(release.locate(self.config.init_from))
+        return model.to(self.device), tags
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The release that the run starts from as the teacher of its tags; None unless the settings distill it."""
+        return Teacher.of(*self.load_source(), self.dataset.tags.names) if self.config.distill else None
 
     @property
     def loss_type(self) -> str:

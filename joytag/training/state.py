@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 
 from joytag.core import distributed
 from joytag.core.errors import WeightsDiverged
-from joytag.models import checkpoint, release
+from joytag.models import checkpoint
 from joytag.models.architectures import Model
 from joytag.models.initialization import INITIALIZATIONS
 from joytag.training import optimizers, transfer
@@ -97,17 +97,10 @@ def initial_state(run: Run) -> TrainState:
     model = new_model(run)
     model.head.bias.data = run.frequencies.logit().to(model.head.bias)
     if run.config.init_from is not None:
-        tags = transfer.carry_over(model, run.dataset.tags.names, *load_source(run))
+        tags = transfer.carry_over(model, run.dataset.tags.names, *run.load_source())
         if distributed.rank() == 0:
             print(f"{run.config.init_from}: {tags.summary()}")
     return new_state(model, run)
-
-
-def load_source(run: Run) -> tuple[Model, list[str]]:
-    """Read the release that the run starts from, on the run's device, and its tag names."""
-    assert run.config.init_from is not None
-    model, tags = release.load(release.locate(run.config.init_from))
-    return model.to(run.device), tags
 
 
 def save_state(state: TrainState, run: Run, required: bool) -> None:
@@ -151,7 +144,7 @@ def resume_fingerprint(run: Run) -> dict[str, Any]:
 
     Only the peak rate `lr` may differ, in a run that branches off into a directory of its own.
     """
-    settings = {"seed", "batch_size", "stages", "loss", "average", "init_from"}
+    settings = {"seed", "batch_size", "stages", "loss", "average", "init_from", "distill"}
     return run.config.model_dump(mode="json", include=settings) | {
         "optimizer": run.config.optimizer.model_dump(mode="json", exclude={"lr"}),
         "lr": run.config.optimizer.lr,

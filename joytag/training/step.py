@@ -45,6 +45,8 @@ def batch_loss(model: nn.Module, batch: loader.Batch, noise: MicroBatchNoise, ru
     if noise.mixup is not None:
         images, labels = augment.mixup(images, labels.float(), noise.mixup)
     with autocast(run.device, run.dtype):
+        if run.teacher is not None:
+            labels = run.teacher.targets(images, labels)
         logits = model(images, noise.depth)
     return run.criterion(logits, labels) * settings.multiplier
 

@@ -19,7 +19,7 @@ from joytag.training import optimizers, schedule, transfer
 from joytag.training.anomalies import AnomalyMonitor, Quarantine, SpikeDetector
 from joytag.training.monitor import Meter
 from joytag.training.run import Run
-from joytag.training.state import TrainState, fresh_optimizer, initial_state, load_source, load_state, save_state
+from joytag.training.state import TrainState, fresh_optimizer, initial_state, load_state, save_state
 from joytag.training.step import train_step
 from joytag.training.tracker import Tracker
 from joytag.training.validation import show_samples, validate
@@ -35,7 +35,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
     with Interrupts(distributed.failed) as interrupts, start_tracker(run, state.samples) as tracker:
         take_steps(state, run, tracker, interrupts)
         if config.retain:
-            transfer.retain(state.released, tags, *load_source(run), config.retain)
+            transfer.retain(state.released, tags, *run.load_source(), config.retain)
             tracker.log(state.samples, {"retain": config.retain} | (validate(state, run, interrupts) or {}))
     if distributed.rank() == 0:
         release.save(Path(config.output) / release.DIRECTORY, state.released, tags, run.loss_type)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from joytag.models.architectures import Model
 
@@ -24,6 +26,37 @@ class CarriedTags(NamedTuple):
             if tags:
                 lines.append(f"  {fate}: {', '.join(tags[:10])}{' ...' if len(tags) > 10 else ''}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that labels images with the tags that it knows (Li & Hoiem 2016, arXiv:1606.09282).
+
+    Output `rows[i]` of `model` is the tag of column `columns[i]` of the labels; both int64 [kept].
+    """
+
+    model: Model
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, model: Model, known: list[str], tags: list[str]) -> Teacher:
+        """Create the teacher of those of `tags` that are among `known`, the tags of the model."""
+        row = {tag: number for number, tag in enumerate(known)}
+        pairs = [(row[tag], column) for column, tag in enumerate(tags) if tag in row]
+        rows, columns = torch.tensor(pairs, dtype=torch.int64, device=model.head.weight.device).reshape(-1, 2).T
+        return cls(model.eval(), rows, columns)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the labels [B, N], float32, with the model's scores for its tags where those are higher.
+
+        `images` are normalized, float [B, 3, S, S]. So a person's yes stays, and a missing label is no longer a no.
+        """
+        targets = labels.to(torch.float32, copy=True)
+        scores = self.model(images).float().sigmoid()
+        targets[:, self.columns] = torch.maximum(targets[:, self.columns], scores[:, self.rows])
+        return targets
 
 
 def carry_over(model: Model, tags: list[str], source: Model, source_tags: list[str]) -> CarriedTags:

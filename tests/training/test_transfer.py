@@ -9,10 +9,12 @@ import torch
 from training_runs import assert_equal_weights, open_run, weights
 
 from joytag.core import settings
+from joytag.data import augment, loader
+from joytag.data.images import normalize
 from joytag.models import release
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT, ViTConfig
-from joytag.training import optimizers, transfer
+from joytag.training import optimizers, step, transfer
 from joytag.training.config import RunSettings
 from joytag.training.state import initial_state
 from joytag.training.trainer import train
@@ -132,7 +134,9 @@ def test_a_run_starts_with_the_outputs_of_its_release(fine_tuned, source, capsys
     torch.testing.assert_close(logits[0, [1, 2, 3, 5]].sigmoid(), torch.from_numpy(frequency).float())
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": {"layer_decay": 0.7}}, {"model": {"freeze": 1}}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": {"layer_decay": 0.7}}, {"model": {"freeze": 1}}, {"distill": True}], ids=str
+)
 def test_a_resumed_fine_tuning_is_bit_identical(fine_tuned, tmp_path, changes):
     whole = train(open_run(fine_tuned(**changes)), None)
     again = fine_tuned(**changes, output=str(tmp_path / "again"))
@@ -189,3 +193,69 @@ def test_retain_interpolates_between_the_release_and_the_run(fine_tuned, source,
 def test_retain_without_a_release_is_refused(run_values):
     with pytest.raises(ValueError, match="retain: needs init_from"):
         RunSettings.model_validate(run_values | {"retain": 0.5})
+
+
+def test_the_teachers_scores_replace_missing_labels_of_its_tags():
+    torch.manual_seed(2)
+    model, images = vit(3), torch.randn(4, 3, 16, 16)
+    labels = torch.rand(4, 4) < 0.5
+    targets = transfer.Teacher.of(model, ["a", "b", "c"], ["c", "new", "a", "other"]).targets(images, labels)
+    scores = model.eval()(images).sigmoid()
+    for column, row in ((0, 2), (2, 0)):
+        expected = torch.where(labels[:, column], 1.0, scores[:, row])
+        torch.testing.assert_close(targets[:, column], expected)
+    assert torch.equal(targets[:, [1, 3]], labels[:, [1, 3]].float()), "new tags keep their labels"
+    assert labels.dtype == torch.bool
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.2])
+def test_distilled_targets_are_what_a_step_learns(fine_tuned, monkeypatch, mixup):
+    run = open_run(fine_tuned(distill=True, data=fine_tuned().data.model_dump() | {"mixup": mixup}))
+    state = initial_state(run)
+    keys = [[(0, row) for row in range(run.micro_batch)]]
+    batch = next(loader.batches(loader.ImageDataset(run.dataset, "train", 16), keys, 0, pin=False))
+    noise = next(step.micro_batch_noise(state, run))
+    learned = []
+
+    def criterion(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        learned.append(targets)
+        return logits.sum()
+
+    monkeypatch.setitem(vars(run), "criterion", criterion)
+    step.batch_loss(state.model, batch, noise, run)
+    images, labels = normalize(batch.images), batch.labels.float()
+    if noise.mixup is not None:
+        images, labels = augment.mixup(images, labels, noise.mixup)
+    teacher, _ = release.load(Path(run.config.init_from or ""))
+    scores = teacher(images).sigmoid()
+    expected = labels.clone()
+    expected[:, 4] = torch.maximum(labels[:, 4], scores[:, 0])
+    expected[:, 0] = torch.maximum(labels[:, 0], scores[:, 2])
+    torch.testing.assert_close(learned[0], expected)
+
+
+def test_a_teacher_without_tags_of_the_dataset_changes_nothing(fine_tuned, tmp_path):
+    torch.manual_seed(1)
+    release.save(tmp_path / "stranger", vit(2), ["x", "y"], "focal2")
+    results = []
+    for distill in (False, True):
+        changes = {"init_from": str(tmp_path / "stranger"), "output": str(tmp_path / f"{distill}")}
+        results.append(weights(train(open_run(fine_tuned(distill=distill, **changes)), None)))
+    assert_equal_weights(*results)
+
+
+def test_a_distilled_timm_backbone_trains(run_values, tmp_path):
+    torch.manual_seed(1)
+    release.save(tmp_path / "timm", TimmConfig(3, "test_convnext", 32).build(), ["tag_4", "old", "tag_0"], "focal2")
+    values = {key: value for key, value in run_values.items() if key != "model"}
+    values |= {"stages": [{"samples": 16}], "init_from": str(tmp_path / "timm"), "distill": True}
+    config = RunSettings.model_validate(values).fitted_to(release.read_config(tmp_path / "timm"))
+    run = open_run(config)
+    assert train(run, None).samples == 16
+    assert run.teacher is not None
+    assert not run.teacher.model.training, "BatchNorm keeps its statistics"
+
+
+def test_distilling_without_a_release_is_refused(run_values):
+    with pytest.raises(ValueError, match="distill: needs init_from"):
+        RunSettings.model_validate(run_values | {"distill": True})

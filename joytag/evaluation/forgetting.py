@@ -1,0 +1,98 @@
+"""How well a fine-tuned model still knows the tags of the model that it started from, and how well the new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csc_array
+
+from joytag.core import devices
+from joytag.data import loader
+from joytag.data.dataset import Dataset, DatasetError
+from joytag.evaluation import metrics, predictions
+from joytag.models import inference, release
+
+IMAGES = 400  # of each split, at most, which keeps the measurement short
+BATCH = 32
+NAMES = 5  # new tags that the summary names
+
+
+def summary(before: Path, after: Path, dataset: Dataset, threshold: float, device: str = "auto") -> str:
+    """Return a line on the old tags and one on the new ones, each without what cannot be measured.
+
+    `after` is a release that was fine-tuned from the release `before` on `dataset`. The new tags are measured on the
+    held-out images of `dataset`, the old ones on those of the release's own dataset if it is at hand. Otherwise the
+    measure for the old tags is how far the two models agree on the images of `dataset`.
+    """
+    known, tags = set(release.read_tags(before)), release.read_tags(after)
+    old, new = [tag for tag in tags if tag in known], [tag for tag in tags if tag not in known]
+    lines = []
+    if old:
+        lines.append(_old_tags(before, after, dataset, old, threshold, device))
+    if new:
+        measured = averages(*score(after, dataset, ["validation"], new, device), threshold)
+        names = ", ".join(new[:NAMES]) + (" ..." if len(new) > NAMES else "")
+        lines.append(f"new tags: macro F1 {measured['macro_f1']:.3f} on the held-out images ({names})")
+    return "\n".join(lines)
+
+
+def _old_tags(before: Path, after: Path, dataset: Dataset, tags: list[str], threshold: float, device: str) -> str:
+    own = own_dataset(before)
+    if own is not None:
+        scores, labels = score(before, own, ["validation"], tags, device)
+        later_scores, _ = score(after, own, ["validation"], tags, device)
+        first, last = (averages(s, labels, threshold)["micro_f1"] for s in (scores, later_scores))
+        return f"old tags: micro F1 {first:.3f} -> {last:.3f} on {len(scores)} validation images of {own.directory}"
+    scores, _ = score(before, dataset, ["validation", "train"], tags, device)
+    later_scores, _ = score(after, dataset, ["validation", "train"], tags, device)
+    agreement = averages(later_scores, metrics.predicted(scores, threshold), threshold)["micro_f1"]
+    return f"old tags: micro F1 {agreement:.3f} against the original model's own tags, on {len(scores)} of your images"
+
+
+def own_dataset(directory: Path) -> Dataset | None:
+    """Return the dataset of a release, if it is at hand: beside it, after fine-tuning, or that of its predictions."""
+    candidates = [directory.parent / "dataset"]
+    try:
+        provenance = predictions.read_provenance(directory / predictions.DIRECTORY)
+        candidates.append(Path(str(provenance.get("dataset"))))
+    except predictions.PredictionsError:
+        pass
+    for candidate in candidates:
+        try:
+            dataset = Dataset.open(candidate)
+        except DatasetError:
+            continue
+        if dataset.tags.names == release.read_tags(directory) and dataset.extension != "none":
+            return dataset
+    return None
+
+
+def score(
+    directory: Path, dataset: Dataset, splits: Sequence[str], tags: Sequence[str], device: str = "auto"
+) -> tuple[NDArray[np.float16], csc_array]:
+    """Return a release's scores and the labels of some tags, [P, tags], for up to IMAGES images of each split.
+
+    The images are a random choice, the same each time. Those that cannot be decoded are left out.
+    """
+    chosen = devices.pick_device(device)
+    model, names = release.load(directory)
+    dtype = devices.pick_dtype("auto", chosen)
+    model.to(chosen)
+    scores, labels = [], []
+    for split in splits:
+        images = loader.ImageDataset(dataset, split, model.config.image_size)
+        rows = np.random.default_rng(0).permutation(len(images))[:IMAGES]
+        keys = [[(0, int(row)) for row in rows[start : start + BATCH]] for start in range(0, len(rows), BATCH)]
+        for batch in loader.batches(images, keys, 0, pin=False):
+            scores.append(inference.predict(model, batch.images, chosen, dtype).sigmoid().half().cpu().numpy())
+            labels.append(batch.labels.numpy())
+    outputs, columns = ([having.index(tag) for tag in tags] for having in (names, dataset.tags.names))
+    return np.concatenate(scores)[:, outputs], csc_array(np.concatenate(labels)[:, columns])
+
+
+def averages(scores: NDArray[np.float16], labels: csc_array, threshold: float) -> dict[str, float]:
+    """Return the averages of `metrics.averages` at a threshold."""
+    return metrics.averages(metrics.count(labels, metrics.predicted(scores, threshold)))
