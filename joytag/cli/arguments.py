@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -64,18 +65,48 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def replacements(text: str) -> list[tuple[str, str]]:
-    """Read `old=new`, or `old,new;old,new` as in sd-scripts, as pairs. Raises argparse.ArgumentTypeError."""
-    parts = [part.split(",") if "," in part else part.rsplit("=", 1) for part in text.split(";") if part.strip()]
-    pairs = [tuple(name.strip() for name in part) for part in parts]
-    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like old=new")
-    return [(old, new) for old, new in pairs]
+def replacement(text: str) -> tuple[str, str]:
+    r"""Read `old=new` as a pair; `\=` is an equals sign within a name. Raises argparse.ArgumentTypeError."""
+    pair = [name.replace("\\=", "=").strip() for name in re.split(r"(?<!\\)=", text)]
+    if len(pair) != 2 or not all(pair):
+        raise argparse.ArgumentTypeError(rf"{text!r} is not like old=new, with \= for an equals sign within a tag")
+    return pair[0], pair[1]
+
+
+def tag_replacement(text: str) -> list[tuple[str, str]]:
+    r"""Read `old,new;old,new` as pairs, as sd-scripts does; `\,` and `\;` are part of a name.
+
+    Raises argparse.ArgumentTypeError.
+    """
+    pairs = []
+    for part in re.split(r"(?<!\\);", text):
+        pair = [re.sub(r"\\([,;])", r"\1", name).strip() for name in re.split(r"(?<!\\),", part)]
+        if len(pair) != 2 or not all(pair):
+            raise argparse.ArgumentTypeError(rf"{text!r} is not like old,new;old,new, with \, and \; within a tag")
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def workers(text: str) -> int:
+    """Read a number of threads; 0, no thread besides the one that computes, is 1."""
+    return 1 if text == "0" else positive(text)
 
 
 def batch_size(text: str) -> int | None:
     """Read `auto` as None, or a whole number of at least 1. Raises argparse.ArgumentTypeError."""
     return None if text == "auto" else positive(text)
+
+
+class Refused(argparse.Action):
+    """A flag of another program that is refused with a reason."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, reason: str) -> None:
+        super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
+        self.reason = reason
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Raise ValueError with the reason."""
+        raise ValueError(f"{option_string}: {self.reason}")
 
 
 def separator(text: str) -> str:

@@ -4,18 +4,47 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from joytag.cli.arguments import Parser, batch_size, fraction, names, positive, replacements, separator
+from joytag.cli.arguments import (
+    Parser,
+    Refused,
+    batch_size,
+    fraction,
+    names,
+    positive,
+    replacement,
+    separator,
+    tag_replacement,
+    workers,
+)
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
 from joytag.tagging.folder import Job
 from joytag.tagging.tagger import PRECISIONS, Tagger
 
+SD_SCRIPTS = r"""Flags of sd-scripts' tagger (--undesired_tags, --remove_underscore ...) are accepted and mean what they
+mean there, with these differences: images that have tags are skipped without --overwrite; tags are sorted by score
+without --sort vocabulary; names of tags may have any spelling; --remove_underscore keeps all kaomoji, not only those of
+three characters; \n in a separator is a line break. docs/tagging.md has a table."""
+NO_CATEGORIES = "the model's tags have no categories; use --threshold or --thresholds"
+REFUSED = {
+    "--general_threshold": NO_CATEGORIES,
+    "--character_threshold": NO_CATEGORIES,
+    "--character_tags_first": "the model's tags have no categories; use --always-first",
+    "--character_tag_expand": "the model's tags have no categories; use --replace",
+    "--use_rating_tags": "the model has no ratings; leave it out",
+    "--use_rating_tags_as_last_tag": "the model has no ratings; leave it out",
+    "--repo_id": "use --model",
+    "--model_dir": "use --model",
+    "--force_download": "use --model; leave it out",
+    "--onnx": "the model is no ONNX file; leave it out",
+    "--pin_memory": "chosen by device; leave it out",
+    "--debug": "use --output print",
+}
+
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    parser = Parser(
-        prog="joytag tag", description=__doc__, epilog="Flags are also accepted in the spelling of sd-scripts."
-    )
+    parser = Parser(prog="joytag tag", description=__doc__, epilog=SD_SCRIPTS)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="PATH", help="an image, a folder, or a pattern such as 'art/*.png'")
     add("--model", required=True, help="a release or checkpoint directory, or a model's id on the Hugging Face hub")
@@ -25,6 +54,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_choice(parser.add_argument_group("choice of tags"))
     _add_spelling(parser.add_argument_group("order and spelling of tags"))
     _add_computation(parser.add_argument_group("computation"))
+    for flag, reason in REFUSED.items():
+        add(flag, action=Refused, reason=reason)
     return parser.parse_args(arguments)
 
 
@@ -33,7 +64,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     kinds = ("txt", "json", "jsonl", "csv", "print")
     text = "a .txt or .json beside each image, one tags.jsonl or tags.csv, or print to the terminal (default: txt)"
     add("--output", choices=kinds, default="txt", help=text)
-    add("--extension", "--caption_extension", help="extension of the files beside the images (default: .txt or .json)")
+    flags = ("--extension", "--caption_extension", "--caption_extention")
+    add(*flags, help="extension of the files beside the images (default: .txt or .json)")
     add("--append", "--append_tags", action="store_true", help="add the tags to existing .txt files")
     add("--overwrite", action="store_true", help="tag images again that have tags; without it they are skipped")
     add("--frequency_tags", action="store_true", help="list all tags with their counts at the end, not only the top 20")
@@ -46,17 +78,23 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
     text = 'thresholds of single tags: thresholds.csv, or JSON such as {"1girl": 0.5}'
     add("--thresholds", type=Path, metavar="FILE", help=text)
     add("--max-tags", type=positive, metavar="N", help="write only the N tags with the highest scores")
-    text = "tags to leave out"
-    add("--exclude", "--undesired_tags", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
+    text = "tags to leave out, after renaming; * stands for any characters: '*_request'"
+    add("--exclude", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
+    text = "the same, but split by the separator, as in sd-scripts"
+    add("--undesired_tags", default="", metavar="TAG,TAG", help=text)
 
 
 def _add_spelling(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--sort", choices=("score", "vocabulary"), default="score", help="order of the tags (default: score)")
-    text = "tags to write first if an image has them"
-    add("--always-first", "--always_first_tags", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
-    text = "rename a tag; may be given several times"
-    add("--replace", "--tag_replacement", type=replacements, action="extend", default=[], metavar="OLD=NEW", help=text)
+    text = "tags to write first if an image has them, in this order"
+    add("--always-first", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
+    text = "the same, but split by the separator, and with the last tag first, as in sd-scripts"
+    add("--always_first_tags", default="", metavar="TAG,TAG", help=text)
+    text = r"rename a tag; may be given several times; \= is an equals sign within a tag"
+    add("--replace", type=replacement, action="append", default=[], metavar="OLD=NEW", help=text)
+    text = r"the same, as in sd-scripts; \, and \; are part of a tag"
+    add("--tag_replacement", type=tag_replacement, default=[], metavar="OLD,NEW;OLD,NEW", help=text)
     text = "space writes 'blue hair' for blue_hair, but keeps ^_^ (default: keep)"
     add("--underscores", choices=("keep", "space"), default="keep", help=text)
     add("--remove_underscore", dest="underscores", action="store_const", const="space", help="--underscores space")
@@ -68,10 +106,10 @@ def _add_computation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
     add("--precision", choices=PRECISIONS, default="auto", help="number format to compute in (default: auto)")
-    text = "images computed at once (default: auto)"
+    text = "images computed at once, at most as many as memory allows (default: auto)"
     add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help=text)
     text = "threads that decode images ahead (default: chosen by device)"
-    add("--workers", "--max_data_loader_n_workers", type=positive, metavar="N", help=text)
+    add("--workers", "--max_data_loader_n_workers", type=workers, metavar="N", help=text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,10 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def plan(options: argparse.Namespace) -> Job:
     """Return the job that the flags describe. Raises OptionError for flags that exclude each other."""
+
+    def split(text: str) -> list[str]:
+        return [name.strip() for name in text.split(options.separator.strip() or ",") if name.strip()]
+
+    replace: dict[str, str] = {}
+    for old, new in [*options.replace, *options.tag_replacement]:
+        replace.setdefault(old, new)
     style = CaptionStyle(
-        exclude=options.exclude,
-        replace=dict(options.replace),
-        always_first=options.always_first,
+        exclude=[*options.exclude, *split(options.undesired_tags)],
+        replace=replace,
+        always_first=[*options.always_first, *reversed(split(options.always_first_tags))],
         max_tags=options.max_tags,
         sort=options.sort,
         underscores=options.underscores,

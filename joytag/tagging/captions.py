@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from joytag.data.tag_names import canonical, is_kaomoji
+from joytag.data.tag_names import canonical, describe_unknown, is_kaomoji, matcher
 
 
 class OptionError(ValueError):
@@ -28,16 +27,17 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class CaptionStyle:
-    r"""Which tags are written, in which order and spelling. The options accept any spelling of a tag.
+    r"""Which tags are written, in which order and spelling.
 
-    Excluded tags are dropped first, then all but the best `max_tags`. `replace` renames tags; of tags that then share
-    a name, the one with the higher score is kept. Tags in `always_first` move to the front if the image has them.
-    `underscores="space"` turns `blue_hair` into `blue hair` but keeps kaomoji such as `^_^`. `escape` writes `\(` for
-    `(`. Raises OptionError for a separator that also occurs within tags.
+    Names of tags may have any spelling; those in `exclude`, `always_first` and the keys of `replace` may be patterns,
+    see `tag_names.matcher`. `replace` renames tags first. Then those in `exclude` are dropped, and all but the best
+    `max_tags`. Of tags that share a name, the one with the higher score is kept. Tags in `always_first` move to the
+    front if the image has them. `underscores="space"` turns `blue_hair` into `blue hair` but keeps kaomoji such as
+    `^_^`. `escape` writes `\(` for `(`. Raises OptionError for a separator that also occurs within tags.
     """
 
     exclude: Sequence[str] = ()
-    replace: dict[str, str] = field(default_factory=dict)
+    replace: Mapping[str, str] = field(default_factory=dict)
     always_first: Sequence[str] = ()
     max_tags: int | None = None
     sort: Literal["score", "vocabulary"] = "score"
@@ -51,33 +51,56 @@ class CaptionStyle:
         if self.separator.isspace() and "\n" not in self.separator and self.underscores == "space":
             raise OptionError("separator", "spaces cannot separate tags that contain spaces; keep their underscores")
 
-    def choose(self, tags: dict[str, float], positions: dict[str, int]) -> dict[str, float]:
-        """Return the names to write, in order, with their scores.
-
-        `tags` maps an image's tags to scores, best first; `positions` maps all tags to their positions in the
-        vocabulary, for `sort="vocabulary"`.
-        """
-        excluded = {canonical(tag) for tag in self.exclude}
-        chosen = [tag for tag in tags if canonical(tag) not in excluded][: self.max_tags]
-        replacements = {canonical(old): new for old, new in self.replace.items()}
-        names = {tag: self.spell(replacements.get(canonical(tag), tag)) for tag in chosen}
-        scores: dict[str, float] = {}
-        for tag, name in names.items():
-            scores.setdefault(name, tags[tag])
-        if self.sort == "vocabulary":
-            by_name = {names[tag]: positions[tag] for tag in reversed(chosen)}  # the best tag of a name comes last
-            scores = {name: scores[name] for name in sorted(scores, key=by_name.__getitem__)}
-        return {name: scores[name] for name in self._move_first(scores)}
-
     def spell(self, tag: str) -> str:
         """Return the spelling in which a tag is written."""
         if self.underscores == "space" and not is_kaomoji(tag):
             tag = tag.replace("_", " ")
         return re.sub(r"(?<!\\)([()])", r"\\\1", tag) if self.escape else tag
 
+
+class Captions:
+    """The captions that a style gives to images with the `tags` of a model, in the order of its vocabulary."""
+
+    def __init__(self, style: CaptionStyle, tags: Sequence[str]) -> None:
+        self.style = style
+        self._tags = tags
+        self._positions = {tag: position for position, tag in enumerate(tags)}
+        new = list(style.replace.values())
+        replaced = matcher(style.replace, tags)
+        renamed = {tag: tag if (found := replaced(tag)) is None else new[found] for tag in tags}
+        excluded = matcher(style.exclude, [*tags, *new])
+        self._names = {tag: style.spell(name) for tag, name in renamed.items() if excluded(name) is None}
+        self._first = matcher(style.always_first, [*tags, *new])
+
+    def unknown(self) -> dict[str, str]:
+        """Return the names that mean no tag of the model, described in one line for each field of the style."""
+        written = [*self._tags, *self.style.replace.values()]
+        fields = {
+            "exclude": describe_unknown(self.style.exclude, written),
+            "replace": describe_unknown(self.style.replace, self._tags),
+            "always_first": describe_unknown(self.style.always_first, written),
+        }
+        return {name: described for name, described in fields.items() if described}
+
+    def choose(self, tags: Mapping[str, float]) -> dict[str, float]:
+        """Return the names to write, in order, with their scores. `tags` maps an image's tags to scores, best first."""
+        chosen = [tag for tag in tags if tag in self._names][: self.style.max_tags]
+        scores: dict[str, float] = {}
+        for tag in chosen:
+            scores.setdefault(self._names[tag], tags[tag])
+        if self.style.sort == "vocabulary":
+            # The best tag of a name comes last, and counts.
+            by_name = {self._names[tag]: self._positions[tag] for tag in reversed(chosen)}
+            scores = {name: scores[name] for name in sorted(scores, key=by_name.__getitem__)}
+        return {name: scores[name] for name in self._move_first(scores)}
+
+    def join(self, names: Iterable[str]) -> str:
+        """Return names as one text."""
+        return self.style.separator.join(names)
+
     def merge(self, text: str, names: Iterable[str]) -> list[str]:
         """Return the tags of an existing text, spelled as they are there, then the `names` that it lacks."""
-        separator = self.separator.strip() or ("\n" if "\n" in self.separator else " ")
+        separator = self.style.separator.strip() or ("\n" if "\n" in self.style.separator else " ")
         merged: dict[str, str] = {}
         for name in [*re.split(f"{re.escape(separator)}|\n", text), *names]:
             if name.strip():
@@ -85,34 +108,35 @@ class CaptionStyle:
         return self._move_first(merged.values())
 
     def _move_first(self, names: Iterable[str]) -> list[str]:
-        rank = {canonical(tag): index for index, tag in enumerate(self.always_first)}
-        return sorted(names, key=lambda name: rank.get(canonical(name), len(rank)))
+        last = len(self.style.always_first)
+        return sorted(names, key=lambda name: last if (rank := self._first(name)) is None else rank)
 
 
 def read_thresholds(path: Path | None, tags: list[str], default: float) -> NDArray[np.float32]:
     """Return each tag's threshold, float32 [N]: that in a file, or `default`.
 
     The file is JSON, `{"tag": threshold}`, or, if its name ends in .csv, a table with the columns `tag` and
-    `threshold`, such as an evaluation's thresholds.csv; other columns are ignored. Raises ValueError naming the file
-    and the tag when a tag is unknown or occurs twice, or a threshold is not in (0, 1).
+    `threshold`, such as an evaluation's thresholds.csv; other columns are ignored. A tag may be a pattern, see
+    `tag_names.matcher`. Raises ValueError naming the file and the tag when a tag is unknown or occurs twice, or a
+    threshold is not in (0, 1).
     """
     thresholds = np.full(len(tags), default, dtype=np.float32)
     if path is None:
         return thresholds
-    positions = {canonical(tag): index for index, tag in enumerate(tags)}
+    pairs = _csv_thresholds(path) if path.suffix.lower() == ".csv" else _json_thresholds(path)
+    if unknown := describe_unknown((tag for tag, _ in pairs), tags):
+        raise ValueError(f"{path}: the model has no tag {unknown}")
     seen: set[str] = set()
-    for tag, value in _csv_thresholds(path) if path.suffix.lower() == ".csv" else _json_thresholds(path):
-        name = canonical(tag)
-        if name not in positions:
-            close = difflib.get_close_matches(name, positions, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{path}: {tag}: the model has no such tag{hint}")
-        if name in seen:
+    for tag, value in pairs:
+        if canonical(tag) in seen:
             raise ValueError(f"{path}: {tag}: occurs twice; keep one threshold")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise ValueError(f"{path}: {tag}: {value!r} is not a number between 0 and 1")
-        seen.add(name)
-        thresholds[positions[name]] = value
+        seen.add(canonical(tag))
+    find = matcher((tag for tag, _ in pairs), tags)
+    for position, tag in enumerate(tags):
+        if (found := find(tag)) is not None:
+            thresholds[position] = pairs[found][1]
     return thresholds
 
 

@@ -3,45 +3,52 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import sys
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from joytag.core import files, jsonl, progress
+from joytag.core import progress
 from joytag.data import images
-from joytag.tagging.captions import CaptionStyle, OptionError
-from joytag.tagging.outputs import Output, Printer, Sidecars, Table, relative_name
+from joytag.tagging import failures
+from joytag.tagging.captions import Captions, CaptionStyle, OptionError
+from joytag.tagging.outputs import Output, Printer, Sidecars
+from joytag.tagging.table import Table
 from joytag.tagging.tagger import Tagger
 
-FAILED = "failed.jsonl"
 
-
-def find_images(inputs: Sequence[str], recursive: bool = False) -> list[Path]:
+def find_images(inputs: Sequence[str], recursive: bool = False) -> tuple[list[Path], list[Path]]:
     """Return the images that files, folders and glob patterns name, each once, in the order of `inputs`.
 
-    Raises ValueError when there are none, or when an input does not exist.
+    Also returns the files that were passed over: a pattern stands for the images among the files that it matches, and
+    so do several inputs, since a shell replaces patterns by file names. A single file is an image by its name alone.
+    Raises ValueError when there are no images, or when an input does not exist.
     """
     paths: dict[Path, Path] = {}
+    others: dict[Path, None] = {}
     for name in inputs:
-        matches = sorted(glob.iglob(name, recursive=True))  # noqa: PTH207, Path.glob takes no absolute patterns
-        if not matches and not os.path.lexists(name):
+        is_pattern = not os.path.lexists(name)
+        matches = sorted(glob.iglob(name, recursive=True)) if is_pattern else [name]  # noqa: PTH207, Path.glob takes no absolute patterns
+        if not matches:
             raise ValueError(f"{name}: no such file or folder")
-        for match in [name] if os.path.lexists(name) else matches:
-            for path in images.find(Path(match), recursive):
+        for match in map(Path, matches):
+            if (is_pattern or len(inputs) > 1) and match.is_file() and match.suffix.lower() not in images.SUFFIXES:
+                others[match] = None
+                continue
+            for path in images.find(match, recursive):
                 paths.setdefault(path.absolute(), path)
     if not paths:
-        deeper = not recursive and any(images.find(Path(name)) for name in inputs)
+        deeper = not recursive and any(Path(name).is_dir() and images.find(Path(name)) for name in inputs)
         hint = "; they are in folders below it: search recursively" if deeper else ""
         raise ValueError(f"{inputs[0]}: no images here ({', '.join(images.SUFFIXES)}){hint}")
-    return list(paths.values())
+    return list(paths.values()), list(others)
 
 
 def common_folder(inputs: Sequence[str], paths: Sequence[Path]) -> Path:
@@ -58,6 +65,7 @@ class Job:
     folder: Path
     paths: list[Path]
     pending: list[Path]
+    passed_over: list[Path]
     output: Output
     style: CaptionStyle
 
@@ -74,26 +82,28 @@ class Job:
     ) -> Job:
         """Find the images and what is done already, for output `kind` txt, json, jsonl, csv or print. Writes nothing.
 
-        Raises OptionError when options contradict each other, ValueError when there are no images or when two would
-        share a file.
+        Raises OptionError when options contradict each other, ValueError when there are no images, when two would
+        share a file, or when a table is there that cannot be extended.
         """
         if append and (overwrite or kind != "txt"):
             raise OptionError("append", "only for output txt, and not together with overwrite")
         if extension and kind not in ("txt", "json"):
             raise OptionError("extension", f"only for output txt or json, not {kind}")
-        paths = find_images(inputs, recursive)
+        paths, passed_over = find_images(inputs, recursive)
         folder = common_folder(inputs, paths)
         output: Output = Printer()
         if kind in ("txt", "json"):
-            output = Sidecars(extension or kind, style, kind == "json", append, overwrite)
+            output = Sidecars(extension or kind, kind == "json", append, overwrite)
         elif kind in ("jsonl", "csv"):
-            output = Table(folder / f"tags.{kind}", style, overwrite)
-        return cls(folder, paths, output.pending(paths), output, style)
+            output = Table(folder / f"tags.{kind}", overwrite)
+        return cls(folder, paths, output.pending(paths), passed_over, output, style)
 
     def __str__(self) -> str:
         done = len(self.paths) - len(self.pending)
         skipped = f", {done:,} of them already tagged" if done else ""
-        return f"{self.folder}: {len(self.paths):,} images{skipped}; {len(self.pending):,} to tag, {self.output}"
+        others = f" ({_count(len(self.passed_over), 'other file')} passed over)" if self.passed_over else ""
+        found = f"{_count(len(self.paths), 'image')}{others}{skipped}"
+        return f"{self.folder}: {found}; {len(self.pending):,} to tag, {self.output}"
 
     def run(
         self,
@@ -105,61 +115,60 @@ class Job:
     ) -> None:
         """Tag the pending images under a progress bar, then print a summary with the most common tags (None: all).
 
-        Images that cannot be used are listed in `failed.jsonl`, also after an interruption. Raises ValueError with the
-        first reason when no image could be used, now or before.
+        Images that cannot be used are listed in `failed.jsonl`, also after an interruption. Warns of names in the style
+        that mean no tag of the model. Raises ValueError with the first reason when no image could be used, now or
+        before.
         """
-        positions = {tag: index for index, tag in enumerate(tagger.tags)}
+        captions = Captions(self.style, tagger.tags)
+        self._warn(captions)
         failed: dict[Path, str] = {}
         counts: Counter[str] = Counter()
+        untagged = 0
         start = time.perf_counter()
-        results = tagger.stream(self.pending, threshold, batch_size, workers)
-        tracked = progress.track(results, "Tag", len(self.pending), "images")
-        try:
-            for image, result in zip(self.pending, tracked, strict=True):
-                names = self.style.choose(result.tags, positions)
-                error = result.error or self.output.write(image, names)
-                if error:
-                    failed[image] = error.removeprefix(f"{image}: ")
-                else:
-                    counts.update(names.keys())
-        finally:
-            results.close()
-            if not isinstance(self.output, Printer):
-                write_failed(self.folder, self.paths, failed)
-        self.output.finish()
-        self._summarize(failed, counts, time.perf_counter() - start, most_common)
-
-    def _summarize(
-        self, failed: dict[Path, str], counts: Counter[str], seconds: float, most_common: int | None
-    ) -> None:
-        tagged = len(self.pending) - len(failed)
+        with self.output.opened():
+            results = tagger.stream(self.pending, threshold, batch_size, workers)
+            tracked = progress.track(results, "Tag", len(self.pending), "images")
+            try:
+                for image, result in zip(self.pending, tracked, strict=True):
+                    names = captions.choose(result.tags)
+                    error = result.error or self.output.write(image, names, captions)
+                    if error:
+                        failed[image] = error.removeprefix(f"{image}: ")
+                    else:
+                        counts.update(names.keys())
+                        untagged += not names
+            finally:
+                results.close()
+                is_listed = isinstance(self.output, Printer) or failures.write(self.folder, self.paths, failed)
         if failed:
-            image, reason = next(iter(failed.items()))
-            more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
-            if len(failed) == len(self.paths):
-                raise ValueError(f"{image}: {reason}{more}")
-            print(f"Not tagged: {image}: {reason}{more}", file=sys.stderr)
-        if isinstance(self.output, Printer):
-            return
-        print(f"{tagged:,} images tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
-        if failed:
-            print(f"{len(failed):,} not tagged, listed in {self.folder / FAILED}")
-        for name, count in counts.most_common(most_common):
-            print(f"{count:>9,}  {name}")
+            self._report(failed, is_listed)
+        if not isinstance(self.output, Printer):
+            tagged, seconds = len(self.pending) - len(failed), time.perf_counter() - start
+            print(f"{_count(tagged, 'image')} tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
+            if untagged:
+                print(f"{_count(untagged, 'image')} without a tag above the threshold")
+            if failed and is_listed:
+                print(f"{len(failed):,} not tagged, listed in {self.folder / failures.FILE}")
+            for name, uses in counts.most_common(most_common):
+                print(f"{uses:>9,}  {name}")
+
+    def _warn(self, captions: Captions) -> None:
+        merges = isinstance(self.output, Sidecars) and self.output.append  # with names that are no tags of the model
+        for name, described in captions.unknown().items():
+            if not (merges and name == "always_first"):
+                warnings.warn(f"{name}: the model has no tag {described}", stacklevel=3)
+
+    def _report(self, failed: dict[Path, str], is_listed: bool) -> None:
+        """Print why images were not tagged: the first reason, or all if they are not listed in a file."""
+        lines = [f"{image}: {reason}" for image, reason in failed.items()]
+        more = f" (and {len(lines) - 1:,} more)" if len(lines) > 1 else ""
+        if len(failed) == len(self.paths):
+            raise ValueError(lines[0] + more)
+        if not is_listed:
+            print(f"{self.folder / failures.FILE} is another program's, or cannot be written", file=sys.stderr)
+        for line in [lines[0] + more] if is_listed else lines:
+            print(f"Not tagged: {line}", file=sys.stderr)
 
 
-def write_failed(folder: Path, paths: Iterable[Path], failed: dict[Path, str]) -> None:
-    """Write `failed.jsonl`: those of `paths` that could not be used, and its earlier rows about other images.
-
-    Rows about images that no longer exist are dropped. Without rows there is no file.
-    """
-    path = folder / FAILED
-    processed = {"", *(relative_name(image, folder) for image in paths)}
-    earlier = [(str(row.get("file_name", "")), row) for row in jsonl.read(path)]
-    kept = [row for name, row in earlier if name not in processed and (folder / name).exists()]
-    rows = [{"file_name": relative_name(image, folder), "reason": reason} for image, reason in failed.items()]
-    text = "".join(json.dumps(row) + "\n" for row in [*kept, *rows])
-    if text:
-        files.write_text(path, text)
-    else:
-        path.unlink(missing_ok=True)
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import warnings
@@ -26,6 +27,8 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 # Tokens (patches) in a batch. A CPU gains nothing from batches larger than its caches.
 BATCH_TOKENS = {"cpu": 1_024, "mps": 8_192, "cuda": 32_768}
+LARGEST = 8  # batches, as multiples of these; more gains nothing, and may need more memory than there is
+MOST_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,12 @@ class Tagger:
 
         `workers` threads read ahead. On a CPU each thread also computes, one batch at a time: that keeps the cores
         busier than sharing each matrix product. Batches are padded to `batch_size`, so that other images change an
-        image's scores by rounding differences only; in int8, not at all.
+        image's scores by rounding differences only; in int8, not at all. Neither number exceeds what the machine, or
+        the number of images if it is known, can use.
         """
         size = self.batch_size if batch_size is None or self.precision == "int8" else batch_size
+        size = min(size, LARGEST * self.batch_size, max(1, operator.length_hint(sources, size)))
+        workers = min(workers, MOST_WORKERS) if workers else None
         if self.device.type != "cpu":
             workers = workers or max(1, min(16, os.cpu_count() or 1))
             for group in batches(read_ahead(self._read, sources, workers, 2 * max(size, workers)), size):
@@ -171,10 +177,21 @@ def prepare(image: ImageSource, size: int) -> NDArray[np.uint8]:
             raise images.ImageError(f"{described}: not uint8 [height, width, 3]", "not an image")
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
-        upright = images.on_white(ImageOps.exif_transpose(image))
-    else:
+        upright = _upright(image)
+    elif isinstance(image, str | os.PathLike | bytes):
         upright = images.decode(image)
+    else:
+        raise images.ImageError(f"{type(image).__name__}: not a path, bytes, PIL image or array", "not an image")
     return images.to_array(images.square(upright, size, Image.Resampling.BICUBIC))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return images.on_white(ImageOps.exif_transpose(image))
+    except images.ImageError:
+        raise
+    except Exception as error:  # Pillow decodes only now, and raises errors of any type on damaged files
+        raise images.ImageError(f"cannot be decoded ({type(error).__name__}: {error})", "damaged") from error
 
 
 def pick_precision(precision: str, device: torch.device, width: int) -> str:

@@ -8,19 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joytag.data.tag_names import canonical, is_kaomoji
-from joytag.tagging.captions import CaptionStyle, read_thresholds
+from joytag.tagging.captions import Captions, CaptionStyle, read_thresholds
 
 TAGS = {"1girl": 0.99, "blue_hair": 0.9, "^_^": 0.8, "saber_(fate)": 0.7, "solo": 0.6}
-POSITIONS = {"solo": 0, "1girl": 1, "saber_(fate)": 2, "blue_hair": 3, "^_^": 4}
+VOCABULARY = ["solo", "1girl", "saber_(fate)", "blue_hair", "^_^"]
 ANY_TAG = st.text("ab1_()^;\\ ", min_size=1).map(lambda text: text.strip(" _")).filter(bool)
 
 
+def captions(**options) -> Captions:
+    return Captions(CaptionStyle(**options), VOCABULARY)
+
+
 def names(**options) -> list[str]:
-    return list(CaptionStyle(**options).choose(TAGS, POSITIONS))
+    return list(captions(**options).choose(TAGS))
 
 
 def test_by_default_tags_are_unchanged_and_the_best_is_first():
-    assert CaptionStyle().choose(TAGS, POSITIONS) == TAGS
+    assert captions().choose(TAGS) == TAGS
     assert names() == list(TAGS)
 
 
@@ -36,6 +40,12 @@ def test_by_default_tags_are_unchanged_and_the_best_is_first():
         ({"exclude": ["1girl"], "max_tags": 2}, ["blue_hair", "^_^"]),
         ({"always_first": ["solo", "gone", "saber (fate)"]}, ["solo", "saber_(fate)", "1girl", "blue_hair", "^_^"]),
         ({"replace": {"1girl": "one_girl"}}, ["one_girl", "blue_hair", "^_^", "saber_(fate)", "solo"]),
+        ({"exclude": ["*_*"]}, ["1girl", "solo"]),
+        ({"exclude": ["*hair", "S*"]}, ["1girl", "^_^"]),
+        ({"always_first": ["*_hair", "solo"]}, ["blue_hair", "solo", "1girl", "^_^", "saber_(fate)"]),
+        ({"replace": {"1*": "x", "1girl": "y"}}, ["y", "blue_hair", "^_^", "saber_(fate)", "solo"]),
+        ({"replace": {"*o*": "x"}, "exclude": ["solo"]}, ["1girl", "blue_hair", "^_^", "saber_(fate)", "x"]),
+        ({"replace": {"solo": "1girl"}, "exclude": ["1girl"]}, ["blue_hair", "^_^", "saber_(fate)"]),
         ({"replace": {"solo": "1girl"}}, ["1girl", "blue_hair", "^_^", "saber_(fate)"]),
         (
             {"replace": {"solo": "1girl"}, "sort": "vocabulary"},
@@ -49,7 +59,23 @@ def test_options_choose_order_and_spell_tags(options, expected):
 
 
 def test_a_name_of_several_tags_gets_the_highest_score():
-    assert CaptionStyle(replace={"solo": "1girl"}).choose(TAGS, POSITIONS)["1girl"] == 0.99
+    assert captions(replace={"solo": "1girl"}).choose(TAGS)["1girl"] == 0.99
+
+
+def test_a_tag_with_an_asterisk_is_excluded_by_its_name_alone():
+    style = CaptionStyle(exclude=["*_*"], always_first=["*_*"])
+    assert list(Captions(style, ["*_*", "a_b"]).choose({"*_*": 0.9, "a_b": 0.8})) == ["a_b"]
+
+
+def test_names_that_mean_no_tag_are_described():
+    style = captions(
+        exclude=["sole", "blue hair", "*_request", "new"], replace={"1gril": "new", "*g*": "b"}, always_first=["NEW"]
+    )
+    assert style.unknown() == {
+        "exclude": "sole (did you mean solo?), *_request",
+        "replace": "1gril (did you mean 1girl?)",
+    }
+    assert captions().unknown() == {}
 
 
 @pytest.mark.parametrize("tag", ["^_^", ">_<", "o_o", "|_|", "0_0", "(o)_(o)", "<|>_<|>", "||_||", "@_@", "=_=", "a_b"])
@@ -64,7 +90,7 @@ def test_words_lose_their_underscores(tag):
 
 
 def test_merging_keeps_existing_tags_and_adds_missing_ones():
-    style = CaptionStyle(underscores="space", escape=True)
+    style = captions(underscores="space", escape=True)
     text = "my character,  Blue Hair,saber \\(fate\\)\nblue_hair, , solo"
     assert style.merge(text, ["1girl", "blue hair", r"saber \(fate\)"]) == [
         "my character",
@@ -73,16 +99,16 @@ def test_merging_keeps_existing_tags_and_adds_missing_ones():
         "solo",
         "1girl",
     ]
-    assert CaptionStyle(always_first=["1girl"]).merge("a, b", ["1girl"]) == ["1girl", "a", "b"]
-    assert CaptionStyle(separator="\n").merge("a b\nc", ["d"]) == ["a b", "c", "d"]
-    assert CaptionStyle(separator=" ").merge("a b", ["b", "c"]) == ["a", "b", "c"]
-    assert CaptionStyle().merge("", ["a"]) == ["a"]
+    assert captions(always_first=["1girl"]).merge("a, b", ["1girl"]) == ["1girl", "a", "b"]
+    assert captions(separator="\n").merge("a b\nc", ["d"]) == ["a b", "c", "d"]
+    assert captions(separator=" ").merge("a b", ["b", "c"]) == ["a", "b", "c"]
+    assert captions().merge("", ["a"]) == ["a"]
 
 
 @given(st.lists(ANY_TAG), st.lists(ANY_TAG), st.sampled_from(["keep", "space"]), st.booleans())
 def test_merging_again_changes_nothing(there, new, underscores, escape):
-    style = CaptionStyle(underscores=underscores, escape=escape, always_first=["a", "b"])
-    names = [style.spell(tag) for tag in new]
+    style = captions(underscores=underscores, escape=escape, always_first=["a", "b"])
+    names = [style.style.spell(tag) for tag in new]
     once = style.merge(", ".join(there), names)
     assert style.merge(", ".join(once), names) == once
     assert len({canonical(name) for name in once}) == len(once)
@@ -104,6 +130,13 @@ def test_thresholds_are_read_from_json(tmp_path):
     np.testing.assert_array_equal(read_thresholds(None, ["a", "b"], 0.3), np.full(2, 0.3, dtype=np.float32))
 
 
+def test_a_threshold_of_a_pattern_holds_for_tags_without_their_own(tmp_path):
+    path = tmp_path / "thresholds.json"
+    path.write_text(json.dumps({"*hair": 0.9, "Blue Hair": 0.1}))
+    expected = np.array([0.9, 0.1, 0.4], dtype=np.float32)
+    np.testing.assert_array_equal(read_thresholds(path, ["red_hair", "blue_hair", "solo"], 0.4), expected)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -111,7 +144,8 @@ def test_thresholds_are_read_from_json(tmp_path):
         ("[1]", "write it as"),
         ('{"solo": 2}', "solo: 2 is not a number"),
         ('{"solo": true}', "True"),
-        ('{"sole": 0.5}', "did you mean solo"),
+        ('{"sole": 0.5}', r"the model has no tag sole \(did you mean solo\?\)$"),
+        ('{"*x": 0.5}', r"the model has no tag \*x$"),
         ('{"solo": 0.5, "Solo": 0.6}', "Solo: occurs twice"),
         ('{"solo": {"a": 1}}', "solo: .* is not a number"),
     ],
