@@ -17,8 +17,8 @@ from data_prep.sources import danbooru2021, json_reader, posts
 from data_prep.sources.danbooru2021 import Images
 from data_prep.sources.registry import KINDS, SourceKind
 from joytag.data.dataset import SPLITS, Dataset
-from joytag.tagging.captions import CaptionStyle
-from joytag.tagging.outputs import Table
+from joytag.tagging.captions import Captions, CaptionStyle
+from joytag.tagging.table import Table
 
 MD5 = "0123456789abcdef0123456789abcdef"
 
@@ -276,10 +276,11 @@ def test_a_byte_order_mark_blank_lines_and_crlf_are_no_part_of_json_lines(tmp_pa
 
 
 def test_a_table_of_predicted_tags_is_read(tmp_path):
-    table = Table(tmp_path / "tags.jsonl", CaptionStyle(separator="; ", underscores="space", escape=True))
-    for name in ("a.png", "b.png"):
-        table.write(tmp_path / name, {r"saber \(fate\)": 0.9, "^_^": 0.8})
-    table.finish()
+    captions = Captions(CaptionStyle(separator="; ", underscores="space", escape=True), [])
+    table = Table(tmp_path / "tags.jsonl")
+    with table.opened():
+        for name in ("a.png", "b.png"):
+            table.write(tmp_path / name, {r"saber \(fate\)": 0.9, "^_^": 0.8}, captions)
     rows = read(tmp_path / "tags.jsonl", "jsonl")
     assert [(row["path"], row["tags"]) for row in rows] == [
         (name, ["saber_(fate)", "^_^"]) for name in ("a.png", "b.png")
