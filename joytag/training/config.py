@@ -99,6 +99,8 @@ class Loss(Settings):
     """The loss function."""
     gamma: float = Field(default=2.0, ge=0)
     """Focal loss only: how strongly well-classified labels are discounted; 0 is plain cross-entropy."""
+    gamma_positive: float = Field(default=1.0, ge=0)
+    """asymmetric only: how strongly well-classified positives are discounted; the loss's paper trains with 0."""
     frequency_power: float = Field(default=0.0, ge=0, le=1)
     """bce only: positives of a tag weigh its odds to the power of minus this; 0 weighs all alike, 1 balances fully."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

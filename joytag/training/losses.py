@@ -42,18 +42,20 @@ def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def asymmetric(
-    logits: Tensor, targets: Tensor, gamma_positive: float = 0.0, gamma_negative: float = 4.0, margin: float = 0.05
+    logits: Tensor, targets: Tensor, gamma_positive: float = 1.0, gamma_negative: float = 4.0, margin: float = 0.05
 ) -> Tensor:
     """Mean asymmetric loss (Ridnik et al. 2021, arXiv:2009.14119, equation 7).
 
-    Negatives are focused with `gamma_negative` after their probability is lowered by `margin`;
-    positives with `gamma_positive`.
+    Negatives are focused with `gamma_negative` after their probability is lowered by `margin`, which is positive;
+    positives with `gamma_positive`. As in the paper's experiments, no gradient flows through the focusing weights
+    (`disable_torch_grad_focal_loss` in its code).
     """
     logits, targets = _precise(logits, targets)
-    p = torch.sigmoid(logits)
-    p_negative = (p - margin).clamp(min=0)
-    positive = targets * (1 - p).pow(gamma_positive) * F.logsigmoid(logits)
-    negative = (1 - targets) * p_negative.pow(gamma_negative) * torch.log1p(-p_negative.clamp(max=1 - 1e-8))
+    p_negative = (torch.sigmoid(logits) - margin).clamp(min=0)
+    positive_weight = torch.sigmoid(-logits.detach()).pow(gamma_positive)
+    negative_weight = p_negative.detach().pow(gamma_negative)
+    positive = targets * positive_weight * F.logsigmoid(logits)
+    negative = (1 - targets) * negative_weight * torch.log1p(-p_negative)
     return -(positive + negative).mean()
 
 
@@ -92,5 +94,9 @@ def _build_bce(frequencies: Tensor, device: torch.device, frequency_power: float
 LOSSES = {
     "focal": Loss(lambda frequencies, device, gamma: partial(focal, gamma=gamma), "focal2", ("gamma",)),
     "bce": Loss(_build_bce, "ce", ("frequency_power",)),
-    "asymmetric": Loss(lambda frequencies, device: asymmetric, "asl"),
+    "asymmetric": Loss(
+        lambda frequencies, device, gamma_positive: partial(asymmetric, gamma_positive=gamma_positive),
+        "asl",
+        ("gamma_positive",),
+    ),
 }

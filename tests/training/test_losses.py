@@ -40,10 +40,40 @@ def test_focal_with_gamma_0_is_cross_entropy(batch):
     torch.testing.assert_close(losses.focal(logits, targets, gamma=0.0), losses.binary_cross_entropy(logits, targets))
 
 
-def test_asymmetric_matches_timm(batch):
+@pytest.mark.parametrize("gamma_positive", [0.0, 1.0, 2.5])
+def test_asymmetric_and_its_gradients_match_timm(batch, gamma_positive):
     logits, targets = batch
-    theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05)(logits, targets.float())
-    assert losses.asymmetric(logits, targets).item() == pytest.approx(theirs.item() / targets.shape[1], rel=1e-4)
+    theirs = AsymmetricLossMultiLabel(
+        gamma_neg=4, gamma_pos=gamma_positive, clip=0.05, disable_torch_grad_focal_loss=True, reduction="mean"
+    )
+    ours, expected = (logits.clone().requires_grad_() for _ in range(2))
+    value, reference = losses.asymmetric(ours, targets, gamma_positive), theirs(expected, targets.float())
+    assert value.item() == pytest.approx(reference.item(), rel=1e-4)
+    value.backward()
+    reference.backward()
+    torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-8)
+
+
+def test_asymmetric_gradients_equal_the_weighted_derivative_of_each_term(batch):
+    """The derivatives of log p and log(1 - p + 0.05), written out, times weights that are constants."""
+    logits, targets = batch[0].double().requires_grad_(), batch[1].double()
+    losses.LOSSES["asymmetric"].build(torch.empty(0), torch.device("cpu"), gamma_positive=1.0)(
+        logits, targets
+    ).backward()
+    p = torch.sigmoid(logits.detach())
+    of_negatives = torch.where(p > 0.05, (p - 0.05) ** 4 * p * (1 - p) / (1.05 - p), 0.0)
+    expected = torch.where(targets == 1, -(1 - p) * (1 - p), of_negatives) / targets.numel()
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_the_asymmetric_losss_option_reaches_it(batch, run_values):
+    logits, targets = batch
+    values = [
+        build_run(run_values, loss={"name": "asymmetric"} | option).criterion(logits, targets)
+        for option in ({}, {"gamma_positive": 1.0}, {"gamma_positive": 0.0})
+    ]
+    assert values == [losses.asymmetric(logits, targets, gamma) for gamma in (1.0, 1.0, 0.0)]
+    assert values[0] < values[2]
 
 
 def test_focal_of_mixed_labels_matches_torchvision(batch):
