@@ -55,6 +55,26 @@ def sole_writer(directory: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
+@contextmanager
+def sole_editor(file: Path) -> Iterator[Path]:
+    """Be the only process that changes a file within a `with` block; yield `unfinished(file)`, which now exists.
+
+    The folder is removed if it is empty afterwards. Raises InUse and OSError as `sole_writer` does.
+    """
+    folder = unfinished(file)
+    try:
+        with sole_writer(folder):
+            yield folder
+    finally:
+        with suppress(OSError):  # it has content, or another process has begun
+            folder.rmdir()
+
+
+def unfinished(file: Path) -> Path:
+    """Return the hidden folder beside a file for what belongs into it."""
+    return file.with_name(f".{file.name}.unfinished")
+
+
 def _description() -> str:
     """Return this process's command, number and host, and the time, in one line."""
     program = Path(sys.argv[0])

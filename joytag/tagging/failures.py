@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from joytag.core import files
-from joytag.core.lock import InUse, sole_writer
+from joytag.core.lock import InUse, sole_editor
 from joytag.tagging.table import relative_name
 
 FILE = "failed.jsonl"
@@ -24,7 +24,7 @@ def write(folder: Path, paths: Iterable[Path], failed: dict[Path, str]) -> bool:
     try:
         if not failed and not path.exists():
             return True
-        with sole_writer(folder / f".{FILE}.lock"):
+        with sole_editor(path):
             earlier = _read(path)
             processed = {relative_name(image, folder) for image in paths}
             kept = {n: r for n, r in earlier.items() if n not in processed and (folder / n).exists()}

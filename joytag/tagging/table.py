@@ -7,13 +7,13 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any, Protocol
 
 from joytag.core import files, jsonl
-from joytag.core.lock import sole_writer
+from joytag.core.lock import sole_editor, unfinished
 from joytag.tagging.captions import Captions
 from joytag.tagging.outputs import rounded
 
@@ -120,8 +120,7 @@ class Table:
     def __init__(self, path: Path, overwrite: bool = False) -> None:
         self.path = path
         self.overwrite = overwrite
-        self.unfinished = path.with_name(f".{path.name}.unfinished")
-        self._new = self.unfinished / "rows.jsonl"
+        self._new = unfinished(path) / "rows.jsonl"
 
     def __str__(self) -> str:
         return f"into {self.path}"
@@ -135,14 +134,12 @@ class Table:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Implement Output. Raises InUse when another process writes the table."""
-        with sole_writer(self.unfinished):
+        with sole_editor(self.path):
             if self.overwrite:
                 self._new.unlink(missing_ok=True)
             yield
             self._merge()
             self._new.unlink(missing_ok=True)
-        with suppress(OSError):  # another process has begun
-            self.unfinished.rmdir()
 
     def write(self, image: Path, names: dict[str, float], captions: Captions) -> str:
         """Implement Output."""
