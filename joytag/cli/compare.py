@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.aliases import read_aliases
-from joytag.cli.arguments import Parser, fraction, names
+from joytag.cli.arguments import Parser, fraction, names, results_directory
 from joytag.cli.command import add_remedies
 from joytag.cli.remedies import REMEDIES
 from joytag.data.dataset import Dataset
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--output",
-        type=Path,
+        type=results_directory,
         default=Path("runs/comparison"),
         help="directory for reports and new predictions (default: %(default)s)",
     )

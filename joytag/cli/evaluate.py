@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from joytag.cli.arguments import Parser, fraction, positive
+from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.cli.command import add_remedies
 from joytag.cli.remedies import REMEDIES
 from joytag.core import settings
@@ -14,6 +14,7 @@ from joytag.data.dataset import SPLITS, Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import analysis, runner, tag_groups
 from joytag.evaluation.predictions import DIRECTORY, Predictions
+from joytag.models import checkpoint
 from joytag.reports import evaluation
 
 
@@ -25,7 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="Run it under torchrun to use several processes. Stop it at any time; the same command continues.",
     )
     add = parser.add_argument
-    add("--model", type=Path, help="a checkpoint or release directory")
+    add("--model", type=Path, help="a release, a checkpoint, or a run: its release, else its newest checkpoint")
     add("--predictions", type=Path, help="write reports alone, from the predictions in this directory")
     add(
         "--data",
@@ -35,15 +36,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--output",
-        type=Path,
-        help="directory for reports and predictions/ (default: the model's directory, or the parent of --predictions)",
+        type=results_directory,
+        help="directory for reports and predictions/ (default: that of the release or of --predictions; for a "
+        "checkpoint, evaluations/ in its run)",
     )
     add("--split", default="validation", choices=SPLITS)
     add(
         "--threshold",
         type=fraction,
         default=DEFAULT_THRESHOLD,
-        help="a tag is predicted when its score is above this (default: %(default)s)",
+        help="a tag is predicted when its score is above this (default: %(default)s); without --output, reports at "
+        "another one are written to at-X/",
     )
     add("--groups", type=Path, metavar="FILE", help="YAML, {name: [tag, tag]}: groups of tags to compare")
     add("--batch-size", type=positive, default=runner.BATCH, help="images per forward pass (default: %(default)s)")
@@ -63,13 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     groups = {} if options.groups is None else tag_groups.read(settings.find(options.groups, "groups"))
     dataset = None if options.data is None else Dataset.open(options.data)
-    output = options.output or options.model or options.predictions.absolute().parent
+    model = options.model and (checkpoint.newest_model(options.model) or options.model)
+    output = options.output or checkpoint.results_directory(model or options.predictions.absolute().parent)
     directory = options.predictions or output / DIRECTORY
+    if options.output is None and options.threshold != DEFAULT_THRESHOLD:
+        output /= f"at-{options.threshold:g}"  # beside the reports at the usual threshold, which it does not replace
     with add_remedies(REMEDIES):
-        if dataset is not None and options.model is not None:
+        if dataset is not None and model is not None:
             is_first = runner.predict_release(
                 directory,
-                options.model,
+                model,
                 dataset,
                 options.split,
                 options.batch_size,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joytag.cli.arguments import Parser, fraction, positive
+from joytag.core import jsonl
 from joytag.core.files import replacing
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
@@ -14,6 +15,7 @@ from joytag.reports import evaluation
 from joytag.reports.contact_sheet import draw_validation_sample
 from joytag.reports.training_plots import plot_curves
 from joytag.tagging.tagger import Tagger
+from joytag.training.tracker import LOG
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -36,28 +38,40 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
-    run = options.run
-    model = checkpoint.newest_model(run)
+    run, model = options.run, checkpoint.newest_model(options.run)
+    if model is None and not (run / LOG).exists():
+        raise ValueError(f"{run}: not a run: it contains neither {LOG} nor a release nor a checkpoint")
+    if jsonl.read(run / LOG):
+        plot_curves(run / LOG, run / "curves.png")
+        print(f"Written: {run}/curves.png, the training curves")
+    else:
+        print(f"No curves: {run / LOG} has no lines")
     if model is None:
-        raise ValueError(f"{run}: contains neither a release nor a checkpoint yet")
+        print("No contact sheet: the run has not saved a checkpoint yet")
+        return
     sample = draw_validation_sample(
         Tagger.load(model), Dataset.open(options.data), options.images, options.seed, options.threshold
     )
     with replacing(run / "contact-sheet.png") as partial:
         sample.sheet.save(partial, "PNG")
-    plot_curves(run / "log.jsonl", run / "curves.png")
-    if model.parent == run / checkpoint.DIRECTORY:
-        print(f"Written: {run}/contact-sheet.png (tagged by {model}), {run}/curves.png")
-        return
-    print(f"""
-{evaluation.summarize(model / "metrics.json")}
+    print(f"Written: {run}/contact-sheet.png, validation images tagged by {model}")
+    if model.parent != run / checkpoint.DIRECTORY:
+        describe_release(model, options.data, sample.best)
+
+
+def describe_release(model: Path, data: Path, image: Path) -> None:
+    """Print a finished model's results, if it has been evaluated, and what to do next with it."""
+    metrics = model / "metrics.json"
+    if metrics.exists():
+        print(f"""
+{evaluation.summarize(metrics)}
 
   {model}/report.html        metrics of every tag and group of tags; open it in a browser
-  {run}/contact-sheet.png          validation images with right, wrong and missed tags
-  {run}/curves.png                 training curves
-  {model}/                   the model: {", ".join(FILES)}
   {model}/full-metrics.txt   precision, recall and F1 of every tag
-
+  {model}/                   the model: {", ".join(FILES)}""")
+    else:
+        print(f"\nNext, measure the model:\n  joytag evaluate --model {model} --data {data}")
+    print(f"""
 Next, tag this image or a folder of your own:
-  joytag tag --model {model} --output print {sample.best}
+  joytag tag --model {model} --output print {image}
 or change the recipe and train again: see "Train and measure" in README.md.""")

@@ -1,7 +1,10 @@
 """Train a tagger, from scratch or from a checkpoint."""
 
 import argparse
+import os
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from joytag.cli.arguments import Parser, PrintSettings
 from joytag.cli.command import add_remedies
@@ -46,8 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with add_remedies(REMEDIES):
         if options.dry_run:
             rates = dry_run.read_rates()
-            print(dry_run.describe(config, rates))
             if rates is None:
-                print("For the time that it takes here, measure this machine first: joytag benchmark all")
-        else:
-            launch.start(config, options.resume)
+                print("Time here              unknown; measure this machine first: joytag benchmark all")
+            print(dry_run.describe(config, rates))
+            return
+        launch.start(config, options.resume)
+    if int(os.environ.get("RANK") or 0) == 0:  # of the processes that torchrun started, one speaks
+        model, data = (
+            shlex.quote(str(path)) for path in (Path(config.output) / release.DIRECTORY, config.data.directory)
+        )
+        print(f"""Next, measure the model, or tag images of your own:
+  joytag evaluate --model {model} --data {data}
+  joytag tag --model {model} IMAGES""")

@@ -100,8 +100,6 @@ def _find_tagger(path: Path) -> tuple[str, Path]:
         raise TaggerEntryError(f"{path}: no such directory")
     if (path / wd_onnx.MODEL).exists():
         return "ONNX", path
-    if (path / release.CONFIG).exists():
-        return "release", path
     model = checkpoint.newest_model(path)
     if model is not None:
         return "release", model
@@ -134,7 +132,7 @@ def predict(
     if tagger.onnx:
         hashes = {name: file_hash(tagger.path / name) for name in wd_onnx.FILES}
         provenance |= {"model_files": hashes, "dtype": "float32", "batch": BATCH}
-    own = tagger.path / predictions.DIRECTORY
+    own = checkpoint.results_directory(tagger.path) / predictions.DIRECTORY
     if _is_finished(own, provenance):
         return Predictions.open(own)
     directory = output / predictions.DIRECTORY / predictions_writer.fingerprint(provenance)

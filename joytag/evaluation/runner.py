@@ -114,6 +114,8 @@ def predict_release(
         workers = loader.default_workers(device)
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT), ExitStack() as stack:
+            if distributed.run_on_rank_zero(lambda: provenance["model_files"]) != provenance["model_files"]:
+                raise release.ReleaseError(f"{model}: other processes read another model; a run may have just saved it")
             lock = partial(predictions_writer.lock_unless_finished, directory, provenance, stack)
             if distributed.run_on_rank_zero(lock):
                 network = release.load(model)[0].to(device)

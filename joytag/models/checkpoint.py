@@ -18,6 +18,7 @@ from joytag.models import release
 from joytag.models.architectures import Model
 
 DIRECTORY = "checkpoints"  # in a run's directory
+RESULTS = "evaluations"  # in a run's directory: results about checkpoints
 STATE_TENSORS = "train_state.safetensors"
 STATE_VALUES = "train_state.json"
 MANIFEST = "MANIFEST.sha256"  # in the format of sha256sum
@@ -119,15 +120,23 @@ def newest(root: Path) -> Path | None:
     return None
 
 
-def newest_model(run: Path) -> Path | None:
-    """Return the release of a finished run, else its newest intact checkpoint; None when it has neither.
+def newest_model(directory: Path) -> Path | None:
+    """Return a release or a checkpoint itself, of a run its release, else its newest intact checkpoint; else None.
 
     Raises CheckpointError when all checkpoints are damaged.
     """
-    finished = run / release.DIRECTORY
+    finished = directory / release.DIRECTORY
     if (finished / release.WEIGHTS).is_file():  # written last
         return finished
-    return newest(run / DIRECTORY)
+    return directory if (directory / release.CONFIG).exists() else newest(directory / DIRECTORY)
+
+
+def results_directory(model: Path) -> Path:
+    """Return the directory for results about a model: its own; for a checkpoint, which is removed later, its run's."""
+    path = model.resolve()
+    if path.parent.name == DIRECTORY and (path / MANIFEST).is_file():
+        return path.parents[1] / RESULTS / path.name
+    return model
 
 
 def verify(directory: Path) -> None:

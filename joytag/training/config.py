@@ -132,9 +132,11 @@ class Tracking(Settings):
     """Where metrics go besides the terminal and log.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases; auto is online with an account, else offline."""
+    """Weights & Biases; auto follows WANDB_MODE or, without it, is online with an account, else offline."""
     project: str = "joytag"
     """Project at Weights & Biases."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, to tensorboard/ in the run's directory; needs joytag[tensorboard]."""
 
 
 class RunSettings(Settings):

@@ -56,14 +56,19 @@ def stage_time(samples: int, image_size: int, flop: int, workers: int, rates: Ra
     For an image size that was not measured, a step's FLOP/s are those of the nearest one, and the time to load an
     image is proportional to its pixels.
     """
-    stepping = samples * flop / rates.flop[_nearest(rates.flop, image_size)] / 3600
-    nearest = _nearest(rates.loading, image_size)
-    rate = rates.loading[nearest] * (nearest / image_size) ** 2
-    loading = samples / rate / 3600 / max(1, workers)
+    stepping, loading = _hours(samples, image_size, flop, workers, rates)
     if workers == 0:
         return f"{_time(stepping + loading)}: steps {_time(stepping)}, and loading {_time(loading)} in the same process"
     bound = "the steps" if stepping >= loading else f"loading; {-(-loading // stepping * workers):.0f} workers would do"
     return f"{_time(max(stepping, loading))}, bound by {bound}: steps {_time(stepping)}, loading {_time(loading)}"
+
+
+def _hours(samples: int, image_size: int, flop: int, workers: int, rates: Rates) -> tuple[float, float]:
+    """Return the hours that the steps and the loading of a stage take, each alone."""
+    nearest = _nearest(rates.loading, image_size)
+    rate = rates.loading[nearest] * (nearest / image_size) ** 2
+    stepping = samples * flop / rates.flop[_nearest(rates.flop, image_size)]
+    return stepping / 3600, samples / rate / 3600 / max(1, workers)
 
 
 def _time(hours: float) -> str:
@@ -85,23 +90,32 @@ def vocabulary_size(config: RunSettings) -> int:
 
 
 def describe(config: RunSettings, rates: Rates | None = None) -> str:
-    """Describe the run, as text for a terminal: resolved settings, size, cost, schedule; the time here from `rates`."""
+    """Describe the run, as text for a terminal: the time here from `rates`, size, cost, schedule, resolved settings."""
     n_tags, stages = vocabulary_size(config), config.plan()
     with torch.device("meta"):
         parameters = count_parameters(config.architecture(n_tags, stages[0].image_size).build())
-    lines = [
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110),
+    lines = [] if rates is None else _describe_time(config, n_tags, rates)
+    lines += [
         f"Parameters             {parameters:,} with {n_tags:,} tags",
         f"Checkpoint             about {12 * parameters:,} bytes (weights and two moments, float32)",
     ]
     for number in range(len(stages)):
-        lines += _describe_stage(number, config, n_tags, rates)
-    if rates is not None:
-        lines.append(f"Rates of {rates.machine}, measured {rates.date} ({RATES})")
-    return "\n".join(lines)
+        lines += _describe_stage(number, config, n_tags)
+    return "\n".join([*lines, "", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)])
 
 
-def _describe_stage(number: int, config: RunSettings, n_tags: int, rates: Rates | None) -> list[str]:
+def _describe_time(config: RunSettings, n_tags: int, rates: Rates) -> list[str]:
+    """Describe how long the run takes on the machine with these rates, in all and stage by stage."""
+    workers, total, lines = rates.workers if config.data.workers is None else config.data.workers, 0.0, []
+    for number, stage in enumerate(config.plan()):
+        flop = training_flop(config.architecture(n_tags, stage.image_size), stage.image_size)
+        sizes = stage.samples, stage.image_size, flop, workers, rates
+        total += (max if workers else sum)(_hours(*sizes))
+        lines.append(f"  stage {number:<15}{stage_time(*sizes)}")
+    return [f"Time here              {_time(total)} ({rates.machine}, measured {rates.date}, {RATES})", *lines]
+
+
+def _describe_stage(number: int, config: RunSettings, n_tags: int) -> list[str]:
     stages = config.plan()
     stage, before = stages[number], schedule.total(stages[:number])
     flop = training_flop(config.architecture(n_tags, stage.image_size), stage.image_size)
@@ -109,7 +123,7 @@ def _describe_stage(number: int, config: RunSettings, n_tags: int, rates: Rates 
     for share in (0, 0.25, 0.5, 0.75):
         samples = before + schedule.whole_batches(int(stage.samples * share), config.batch_size)
         levels.append(f"{share:.0%}: {schedule.learning_rate(samples, stages, config.optimizer.lr):.3g}")
-    lines = [
+    return [
         f"Stage {number}                {stage.image_size} px{', restart' if stage.restart else ''}",
         f"  optimizer steps      {stage.samples // config.batch_size:,} of {config.batch_size:,} samples: "
         f"{stage.samples:,} samples",
@@ -118,7 +132,3 @@ def _describe_stage(number: int, config: RunSettings, n_tags: int, rates: Rates 
         f"  on one H100          {_time(stage.samples * flop / H100 / 3600)} at {H100 / flop:,.0f} images/s, "
         "if it reaches 40 % of its 989 TFLOP/s",
     ]
-    if rates is not None:
-        workers = rates.workers if config.data.workers is None else config.data.workers
-        lines.append(f"  here                 {stage_time(stage.samples, stage.image_size, flop, workers, rates)}")
-    return lines

@@ -1,4 +1,4 @@
-"""Write metrics to log.jsonl, the terminal and wandb. A failure here never stops a run."""
+"""Write metrics to log.jsonl, the terminal, wandb and TensorBoard. A failure here never stops a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import netrc
 import os
 import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -16,26 +17,46 @@ import numpy as np
 from joytag.core import jsonl, progress
 from joytag.core.files import write_text
 
+LOG = "log.jsonl"
 INIT_TIMEOUT = 30  # seconds for wandb to reach its server
 FINISH_TIMEOUT = 60  # seconds to upload the rest of a run; `wandb sync` uploads what is left
+
+
+class Service(Protocol):
+    """Something that shows metrics beside the terminal and log.jsonl; its methods may raise anything."""
+
+    def log(self, samples: int, metrics: dict[str, float]) -> None:
+        """Record metrics."""
+
+    def images(self, samples: int, arrays: np.ndarray, captions: list[str]) -> None:
+        """Record images, uint8 [B, height, width, 3], with their captions."""
+
+    def finish(self) -> None:
+        """Write what is left."""
 
 
 class Tracker:
     """Records metrics by the number of samples trained on; with `enabled` False, on ranks other than 0, does nothing.
 
-    A run that resumes from `samples` first removes later lines from its logs, so that no line occurs twice.
+    `services` starts each service by its name. One that fails is not used again, since each try could take seconds. A
+    run that resumes from `samples` first removes later lines from its logs, so that no line occurs twice.
     """
 
     def __init__(
-        self, directory: Path, samples: int, total: int, config: dict[str, Any], wandb: str, project: str, enabled: bool
+        self, directory: Path, samples: int, total: int, services: dict[str, Callable[[], Service]], enabled: bool
     ) -> None:
-        self.enabled, self.path, self.events = enabled, directory / "log.jsonl", directory / "events.jsonl"
+        self.enabled, self.path, self.events = enabled, directory / LOG, directory / "events.jsonl"
+        self.services: dict[str, Service] = {}
         if not enabled:
             return
         for path in (self.path, self.events):
             kept = [line for line in jsonl.read(path) if line["samples"] <= samples]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.wandb = _start_wandb(wandb, project, directory, config)
+        for name, start in services.items():
+            try:
+                self.services[name] = start()
+            except Exception as error:
+                warnings.warn(f"{name} cannot be used ({error}); {LOG} has all metrics", stacklevel=2)
         self._samples, self._bar = samples, progress.bar("Train", total, "samples", samples)
 
     def __enter__(self) -> Tracker:
@@ -46,7 +67,7 @@ class Tracker:
     def __exit__(self, *exception: Any) -> None:
         if self.enabled:
             self._bar.__exit__(*exception)
-            self._call_wandb("finish")
+            self._call("finish")
 
     def advance(self, samples: int) -> None:
         """Move the progress bar to a number of samples."""
@@ -56,8 +77,8 @@ class Tracker:
 
     @property
     def shows_images(self) -> bool:
-        """Whether images can be shown, by wandb."""
-        return self.enabled and self.wandb is not None
+        """Whether images can be shown, by a service."""
+        return bool(self.services)
 
     def log(self, samples: int, metrics: dict[str, float], details: dict[str, float] | None = None) -> None:
         """Record one line of metrics, and `details`, which the terminal does not show."""
@@ -67,24 +88,20 @@ class Tracker:
         print(f"{samples:>11,}  {text}", flush=True)
         metrics = metrics | (details or {})
         append_line(self.path, {"samples": samples, **metrics})
-        self._call_wandb("log", metrics, step=samples)
+        self._call("log", samples, metrics)
 
     def images(self, samples: int, arrays: np.ndarray, captions: list[str]) -> None:
-        """Send images, uint8 [B, height, width, 3], with their captions to wandb."""
-        if self.shows_images:
-            import wandb
+        """Send images, uint8 [B, height, width, 3], with their captions to the services."""
+        self._call("images", samples, arrays, captions)
 
-            shown = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
-            self._call_wandb("log", {"validation": shown}, step=samples)
-
-    def _call_wandb(self, name: str, *arguments: Any, **options: Any) -> None:
-        """Call a method of wandb's run. After a failure wandb is not used again, since each try would take seconds."""
-        if self.wandb is not None:
+    def _call(self, method: str, *arguments: Any) -> None:
+        """Call a method of all services, and drop those that fail."""
+        for name, service in list(self.services.items()):
             try:
-                getattr(self.wandb, name)(*arguments, **options)
+                getattr(service, method)(*arguments)
             except Exception as error:
-                warnings.warn(f"wandb: {error}; the run goes on without it", stacklevel=2)
-                self.wandb = None
+                warnings.warn(f"{name}: {error}; the run goes on without it", stacklevel=3)
+                del self.services[name]
 
     def event(self, samples: int, kind: str, details: dict[str, Any]) -> None:
         """Record an anomaly, in events.jsonl and, without its lists, on the terminal."""
@@ -102,40 +119,93 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         warnings.warn(f"{path}: cannot be written ({error}); the run goes on", stacklevel=2)
 
 
-def _start_wandb(mode: Any, project: str, directory: Path, config: dict[str, Any]) -> Any:
-    """Start or continue the directory's wandb run; None when wandb is disabled or fails."""
-    if mode == "disabled":
-        return None
-    try:
+class Wandb:
+    """A run at Weights & Biases; a directory's run continues. `mode` is online, offline or auto, see `wandb_mode`."""
+
+    def __init__(self, mode: str, project: str, directory: Path, config: dict[str, Any]) -> None:
         import wandb
 
-        if mode == "auto":
-            mode = "online" if _has_account() else "offline"
         id_file = directory / "wandb-id.txt"
         if not id_file.exists():
             write_text(id_file, uuid.uuid4().hex[:12])
         settings = wandb.Settings(
             silent=True, console="off", init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, x_disable_stats=True
         )
-        run_id = id_file.read_text(encoding="utf-8").strip()
         arguments: dict[str, Any] = {
+            "mode": mode,
             "project": project,
             "name": directory.name,
-            "id": run_id,
+            "id": id_file.read_text(encoding="utf-8").strip(),
             "resume": "allow",
             "dir": str(directory),
             "config": config,
             "settings": settings,
         }
         try:
-            return wandb.init(mode=mode, **arguments)
+            self.run = wandb.init(**arguments)
         except Exception as error:
             warnings.warn(f"wandb cannot be reached ({error}); recording offline", stacklevel=2)
             wandb.teardown()  # the failed attempt still holds the run's id
-            return wandb.init(mode="offline", **arguments)
-    except Exception as error:
-        warnings.warn(f"wandb cannot be used ({error}); log.jsonl has all metrics", stacklevel=2)
-        return None
+            self.run = wandb.init(**arguments | {"mode": "offline"})
+
+    def log(self, samples: int, metrics: dict[str, float]) -> None:
+        """Record metrics."""
+        self.run.log(metrics, step=samples)
+
+    def images(self, samples: int, arrays: np.ndarray, captions: list[str]) -> None:
+        """Record images with their captions."""
+        import wandb
+
+        shown = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
+        self.run.log({"validation": shown}, step=samples)
+
+    def finish(self) -> None:
+        """Upload what is left."""
+        self.run.finish()
+
+
+class TensorBoard:
+    """Event files for TensorBoard in `tensorboard/`; those after the `samples` from which a run resumes are hidden."""
+
+    def __init__(self, directory: Path, samples: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=samples + 1)
+
+    def log(self, samples: int, metrics: dict[str, float]) -> None:
+        """Record metrics."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, samples)
+        self.writer.flush()
+
+    def images(self, samples: int, arrays: np.ndarray, captions: list[str]) -> None:
+        """Record images, and their captions as a list."""
+        self.writer.add_images("validation", arrays, samples, dataformats="NHWC")
+        self.writer.add_text("validation", "\n".join(f"1. {text}" for text in captions), samples)
+
+    def finish(self) -> None:
+        """Write what is left."""
+        self.writer.close()
+
+
+def services(directory: Path, samples: int, config: dict[str, Any]) -> dict[str, Callable[[], Service]]:
+    """Return how to start the services that the run's settings choose, by name; it resumes from `samples`."""
+    tracking = config["tracking"]
+    mode = wandb_mode(tracking["wandb"])
+    chosen: dict[str, Callable[[], Service]] = {
+        "wandb": lambda: Wandb(mode, tracking["project"], directory, config),
+        "tensorboard": lambda: TensorBoard(directory, samples),
+    }
+    wanted = {"wandb": mode != "disabled", "tensorboard": tracking["tensorboard"]}
+    return {name: start for name, start in chosen.items() if wanted[name]}
+
+
+def wandb_mode(setting: str) -> str:
+    """Return wandb's mode; auto is that of WANDB_MODE or, without it, online with an account, else offline."""
+    if setting != "auto":
+        return setting
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names
 
 
 def _has_account() -> bool:

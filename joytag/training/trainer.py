@@ -21,7 +21,7 @@ from joytag.training.monitor import Meter
 from joytag.training.run import Run
 from joytag.training.state import TrainState, fresh_optimizer, initial_state, load_state, save_state
 from joytag.training.step import train_step
-from joytag.training.tracker import Tracker
+from joytag.training.tracker import Tracker, services
 from joytag.training.validation import show_samples, validate
 
 
@@ -112,10 +112,9 @@ def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Int
 
 def start_tracker(run: Run, samples: int) -> Tracker:
     """Create the run's tracker, from the samples so far; it is silent on all ranks but 0."""
-    config = run.config
-    total, enabled = schedule.total(run.stages), distributed.rank() == 0
-    settings, tracking = config.model_dump(mode="json"), config.tracking
-    return Tracker(Path(config.output), samples, total, settings, tracking.wandb, tracking.project, enabled)
+    directory, settings = Path(run.config.output), run.config.model_dump(mode="json")
+    chosen = services(directory, samples, settings)
+    return Tracker(directory, samples, schedule.total(run.stages), chosen, distributed.rank() == 0)
 
 
 def compile_parts(model: Model, run: Run) -> None:

@@ -16,7 +16,7 @@ from joytag.training.run import Run
 from joytag.training.state import TrainState
 from joytag.training.tracker import Tracker
 
-SAMPLE_IMAGES = 8  # validation images that wandb shows with their predictions
+SAMPLE_IMAGES = 8  # validation images that the tracker shows with their predictions
 SAMPLE_TAGS = 10  # tags in such an image's caption
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from commands import assert_one_line
 from paths import ROOT, TINY
-from training_runs import build_run
+from training_runs import build_run, newest_checkpoint
 
 from joytag.models import release
-from joytag.training.state import initial_state
+from joytag.training.state import initial_state, save_state
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -79,6 +79,55 @@ def test_reports_are_rebuilt_without_model_and_images(call, untrained, dataset_d
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "new" / "metrics.json").read_text())["groups"].keys() == {"even", "odd"}
     assert b"data:image" in (tmp_path / "new" / "report.html").read_bytes()
+
+
+def test_another_threshold_does_not_replace_the_reports(call, untrained, dataset_directory):
+    model = ("--model", untrained, "--data", dataset_directory)
+    assert call("evaluate", *model).returncode == 0
+    first = reports(untrained)
+    for source in (("--predictions", untrained / "predictions"), model):
+        done = call("evaluate", *source, "--threshold", "0.35")
+        assert done.returncode == 0, done.stderr
+        assert reports(untrained) == first
+        metrics = untrained / "at-0.35" / "metrics.json"
+        assert json.loads(metrics.read_text())["thresholds"]["fixed"] == 0.35
+        assert not (untrained / "at-0.35" / "predictions").exists()
+        shutil.rmtree(untrained / "at-0.35")
+
+
+def test_reports_about_a_checkpoint_survive_its_removal(call, run_values, dataset_directory, tmp_path):
+    run = build_run(run_values)
+    state = initial_state(run)
+    save_state(state, run, required=True)
+    path = newest_checkpoint(run)
+    data = ("--data", dataset_directory)
+    done = call("evaluate", "--model", run_values["output"], *data)  # a run: its newest checkpoint
+    assert done.returncode == 0, done.stderr
+    results = Path(run_values["output"]) / "evaluations" / path.name
+    first = reports(results)
+    assert "report.html" in first
+    done = call("evaluate", "--predictions", results / "predictions", *data)
+    assert done.returncode == 0, done.stderr
+    assert reports(results) == first
+    shutil.copytree(results / "predictions", path / "predictions")
+    done = call("evaluate", "--predictions", path / "predictions", *data)
+    assert done.returncode == 0, done.stderr
+    assert not list(path.glob("*.html"))
+    for command in (("evaluate", "--model", path, *data), ("compare", path, path)):
+        assert_one_line(call(*command, "--output", path / "here"), "--output", "is a checkpoint")
+    for samples in range(16, 80, 16):  # more than are kept
+        state.samples = samples
+        save_state(state, run, required=True)
+    assert not path.exists()
+    assert reports(results) == first
+
+
+def test_a_run_is_evaluated_by_its_release(call, untrained, dataset_directory, tmp_path):
+    untrained.rename(tmp_path / "release")
+    done = call("evaluate", "--model", tmp_path, "--data", dataset_directory)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "release" / "report.html").exists()
+    assert_one_line(call("evaluate", "--model", tmp_path / "none", "--data", dataset_directory), "none", "missing")
 
 
 def test_torchrun_shares_an_evaluation(call, untrained, dataset_directory, tmp_path):

@@ -14,6 +14,7 @@ from commands import assert_one_line
 from training_runs import build_run
 
 from joytag.models import checkpoint
+from joytag.training import dry_run
 from joytag.training.state import initial_state, save_state
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -27,6 +28,17 @@ def test_a_dry_run_of_the_recipe_prints_the_published_numbers(call):
     assert re.search(r"optimizer steps +107,421 ", done.stdout)
     gflop = [float(value) for value in re.findall(r"([\d.]+) GFLOP an image", done.stdout)]
     assert gflop == [pytest.approx(109, rel=0.02), pytest.approx(487, rel=0.02)]
+
+
+def test_a_dry_run_leads_with_this_machine(call, tmp_path, monkeypatch):
+    arguments = ("train", "--config", "b16_448.yaml", "--dry-run", "data.tags=5813")
+    assert re.match(r"Time here +unknown; .* joytag benchmark all\n", call(*arguments).stdout)
+    rates = dry_run.Rates("2026-11-23", "my machine", workers=2, loading={224: 1000.0}, flop={224: 1e14})
+    monkeypatch.setattr(dry_run, "read_rates", lambda: rates)
+    first, *rest = call(*arguments).stdout.splitlines()
+    assert re.fullmatch(r"Time here +661.0 h \(my machine, measured 2026-11-23, .*rates.json\)", first)
+    assert re.fullmatch(r"  stage 0 +66.5 h, bound by .*", rest[0])
+    assert re.fullmatch(r"  stage 1 +594.5 h, bound by .*", rest[1])
 
 
 def test_training_without_data_names_the_directory_and_the_command_that_builds_it(call):

@@ -6,12 +6,14 @@ import re
 import socket
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import wandb
+from requirements import require
 from safetensors.torch import load_file
 from training_runs import build_run
 
@@ -136,6 +138,62 @@ def test_a_resumed_run_continues_its_wandb_run_and_shows_images(run_values, tmp_
     for images in shown.values():
         assert len(images) == 8
         assert all("tag_" in image._caption for image in images)
+
+
+def test_a_run_is_recorded_for_tensorboard(run_values, tmp_path, monkeypatch):
+    require(find_spec("tensorboard") is not None, "tensorboard: pip install 'joytag[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = build_run(run_values, tracking={"wandb": "disabled", "tensorboard": True})
+
+    def failing_step(state, *rest):
+        if state.samples == 112:
+            raise KeyError
+        return step(state, *rest)
+
+    step = training_step.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", failing_step)
+        with pytest.raises(KeyError):
+            trainer.train(run, None)
+    trainer.train(run, checkpoint.newest(run.root))
+    directory = Path(run.config.output)
+    events = EventAccumulator(str(directory / "tensorboard"), {"images": 0}).Reload()
+    lines = jsonl.read(directory / "log.jsonl")
+    for name in ("loss", "val_loss", "lr"):
+        points = [(event.step, event.value) for event in events.Scalars(name)]
+        assert points == [(line["samples"], pytest.approx(line[name])) for line in lines if name in line]
+    assert events.Tags()["images"] == ["validation"]
+
+
+def test_a_missing_tensorboard_does_not_stop_a_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    tracking = {"wandb": "disabled", "project": "p", "tensorboard": True}
+    with pytest.warns(UserWarning, match="tensorboard cannot be used .*log.jsonl has all metrics"):
+        Tracker(tmp_path, 0, 9, tracker.services(tmp_path, 0, {"tracking": tracking}), True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "expected"),
+    [
+        ("disabled", "auto", "disabled"),
+        ("online", "auto", "online"),
+        ("dryrun", "auto", "offline"),
+        ("", "auto", "offline"),
+        ("disabled", "offline", "offline"),
+    ],
+)
+def test_wandb_mode_decides_unless_a_setting_does(monkeypatch, alone, variable, setting, expected):
+    monkeypatch.setenv("WANDB_MODE", variable)
+    assert tracker.wandb_mode(setting) == expected
+
+
+def test_wandb_mode_disabled_starts_nothing(run_values, tmp_path, monkeypatch, alone):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("wandb was started"))
+    with trainer.start_tracker(tracked_run(run_values, tmp_path / "run", "auto"), 0) as started:
+        assert not started.shows_images
+    assert not (tmp_path / "run" / "wandb-id.txt").exists()
 
 
 @pytest.mark.parametrize(

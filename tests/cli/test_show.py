@@ -1,0 +1,58 @@
+"""`joytag show`, at any time of a run."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import assert_one_line
+from training_runs import build_run, newest_checkpoint
+
+from joytag.core import jsonl
+from joytag.models import release
+from joytag.training.state import initial_state, save_state
+
+
+@pytest.fixture
+def show(call, run_values, dataset_directory):
+    def run():
+        done = call("show", "--run", run_values["output"], "--data", dataset_directory)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_show_works_at_any_time(show, run_values):
+    directory = Path(run_values["output"])
+    curves, sheet = directory / "curves.png", directory / "contact-sheet.png"
+    directory.mkdir()
+    (directory / "log.jsonl").touch()
+    assert "has no lines" in show()  # at the start
+    assert not curves.exists()
+
+    jsonl.append(directory / "log.jsonl", {"samples": 16, "loss": 2.0, "lr": 0.1, "grad_norm": 1.0})
+    assert "has not saved a checkpoint yet" in show()  # before the first validation
+    assert curves.exists()
+    assert not sheet.exists()
+
+    run = build_run(run_values)
+    state = initial_state(run)
+    save_state(state, run, required=True)
+    assert f"tagged by {newest_checkpoint(run)}" in show()
+    sheet.unlink()
+
+    release.save(directory / "release", state.model, run.dataset.tags.names, "focal2")
+    shutil.rmtree(directory / "checkpoints")
+    text = show()  # finished, not evaluated
+    assert sheet.exists()
+    assert f"joytag evaluate --model {directory}/release" in text
+    assert f"joytag tag --model {directory}/release" in text
+
+    (directory / "log.jsonl").unlink()  # a copy of the release alone
+    assert "No curves" in show()
+
+
+def test_show_refuses_what_is_not_a_run(call, dataset_directory, tmp_path):
+    for directory in (dataset_directory, tmp_path / "none"):
+        done = call("show", "--run", directory, "--data", dataset_directory)
+        assert_one_line(done, str(directory), "not a run")
