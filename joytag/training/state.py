@@ -20,8 +20,8 @@ from joytag.training import optimizers, transfer
 from joytag.training.run import Run
 
 # The first scale of fp16 gradients. At torch's 2**16 a quarter of the blocks' gradients underflow to 0 in B/16 at
-# 448 px, and all of them behind the small layer scales of L/14; LAMB then only decays these weights. A scale that is
-# too large halves itself within a few steps.
+# 448 px, and all of them behind the small layer scales that more than 18 blocks choose; LAMB then only decays these
+# weights. A scale that is too large halves itself within a few steps.
 FIRST_SCALE = 2.0**26
 
 

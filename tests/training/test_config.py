@@ -4,14 +4,24 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from paths import ROOT
 from training_runs import build_run, read_losses
 
 from joytag.core import settings
+from joytag.models.vit import Block, ViTConfig
 from joytag.training import micro_batch, trainer
 from joytag.training.config import RunSettings
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ["b16_448", "l14_224", "h14_224"])
+def test_models_of_all_sizes_start_at_the_originals_layer_scale(name):
+    model = settings.load(RunSettings, ROOT / "configs" / f"{name}.yaml").model
+    block = Block(ViTConfig(n_tags=1, num_blocks=model.num_blocks, layerscale_init=model.layerscale_init))
+    for scale in (block.skip_init1, block.skip_init2):
+        torch.testing.assert_close(scale.skip, torch.full((768,), 0.1))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -57,7 +57,7 @@ def test_initial_weights_of_a_backbone_are_its_own_except_for_the_head(run_value
 
 
 def test_the_first_fp16_gradients_do_not_underflow_behind_small_layer_scales(run_values):
-    """As for L/14 on eight GPUs with 512 samples each, but with one block and half the image size."""
+    """As for 24 blocks on eight GPUs with 512 samples each, but with one block and half the image size."""
     run = dataclasses.replace(build_run(run_values), dtype=torch.float16)
     sizes: dict[str, Any] = dict(image_size=112, patch_size=14, num_blocks=1, d_model=1024, mlp_dim=4096, num_heads=16)
     model = ViT(ViTConfig(n_tags=5813, cnn_stem=None, layerscale_init=1e-5, **sizes))
