@@ -30,10 +30,11 @@ class CaptionStyle:
     r"""Which tags are written, in which order and spelling.
 
     Names of tags may have any spelling; those in `exclude`, `always_first` and the keys of `replace` may be patterns,
-    see `tag_names.matcher`. `replace` renames tags first. Then those in `exclude` are dropped, and all but the best
-    `max_tags`. Of tags that share a name, the one with the higher score is kept. Tags in `always_first` move to the
-    front if the image has them. `underscores="space"` turns `blue_hair` into `blue hair` but keeps kaomoji such as
-    `^_^`. `escape` writes `\(` for `(`. Raises OptionError for a separator that also occurs within tags.
+    see `tag_names.matcher`. `replace` renames tags first; its values are written as they are. Then those in `exclude`
+    are dropped, and all but the best `max_tags`. Of tags that share a name, the one with the higher score is kept. Tags
+    in `always_first` move to the front if the image has them. `underscores="space"` turns `blue_hair` into `blue hair`
+    but keeps kaomoji such as `^_^`. `escape` writes `\(` for `(`. Raises OptionError for a separator that also occurs
+    within tags.
     """
 
     exclude: Sequence[str] = ()
@@ -67,9 +68,9 @@ class Captions:
         self._positions = {tag: position for position, tag in enumerate(tags)}
         new = list(style.replace.values())
         replaced = matcher(style.replace, tags)
-        renamed = {tag: tag if (found := replaced(tag)) is None else new[found] for tag in tags}
+        named = {tag: style.spell(tag) if (found := replaced(tag)) is None else new[found] for tag in tags}
         excluded = matcher(style.exclude, [*tags, *new])
-        self._names = {tag: style.spell(name) for tag, name in renamed.items() if excluded(name) is None}
+        self._names = {tag: name for tag, name in named.items() if excluded(name) is None}
         self._first = matcher(style.always_first, [*tags, *new])
 
     def unknown(self) -> dict[str, str]:
