@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from data_prep.scan import Format
 from data_prep.sources.danbooru2021 import Images
 from data_prep.sources.registry import KINDS
+from data_prep.sources.sidecar_style import AUTO
 from joytag.core.settings import Choice, Settings
 
 
@@ -23,6 +24,9 @@ class Source(Settings):
     """The source's folder or file; docs/datasets.md says which."""
     images: Images = "original"
     """The folder of a `danbooru2021` mirror to read images from; other kinds ignore it."""
+    separator: str = Field(default=AUTO, min_length=1)
+    """What separates the tags in a `sidecar` file: `comma`, `semicolon`, `newline`, `space`, or the text between two
+    tags. `auto` recognizes it in each folder and prints it. Other kinds ignore it."""
     min_tags: int = Field(default=0, ge=0)
     """Fewest tags of a post in the source, before aliases, implications and the blacklist; 0 accepts every post."""
 

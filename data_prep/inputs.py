@@ -51,7 +51,7 @@ def check(sources: Sequence[Source], output: Path) -> None:
         if not (path.is_file() if kind.path_is_file else path.is_dir()):
             raise MissingSource(number, source.path, "file" if kind.path_is_file else "folder")
         is_inside = output.resolve().is_relative_to(path.resolve())
-        if (is_inside and kind.sidecar_suffix) or output.resolve() == path.resolve():
+        if (is_inside and kind.sidecar_suffixes) or output.resolve() == path.resolve():
             raise ValueError(f"output: {output}: inside the source {source.path}; choose a folder outside it")
 
 
@@ -62,7 +62,8 @@ def folder(source: Source) -> Path:
 
 def parts(source: Source) -> list[Part]:
     """Divide a source into parts. Raises ValueError when it has no posts."""
-    its_parts = KINDS[source.kind].parts(Path(source.path), source.images)
+    kind = KINDS[source.kind]
+    its_parts = kind.parts(Path(source.path), getattr(source, kind.setting) if kind.setting else None)
     if not its_parts:
         raise ValueError(f"{source.path}: holds no posts")
     return [Part(source.kind, part, source.min_tags) for part in its_parts]
@@ -89,17 +90,19 @@ def fingerprint(source: Source) -> str:
 def content_hashes(source: Source) -> dict[str, str]:
     """Hash each file that holds tags (sha256, hex), by its name below the source's folder.
 
-    Sidecars are too many to list: one hash, named `*.txt`, covers all their names and contents.
+    Sidecars are too many to list: one hash, named `sidecars`, covers all their names and contents.
     """
     kind = KINDS[source.kind]
-    files = [f for f in kind.inputs(Path(source.path)) if kind.sidecar_suffix in (None, f.suffix)]
+    files = kind.inputs(Path(source.path))
+    if kind.sidecar_suffixes:
+        files = [file for file in files if file.suffix.lower() in kind.sidecar_suffixes]
     names = [file.relative_to(folder(source)).as_posix() for file in files]
     with ThreadPoolExecutor() as pool:
         hashes = dict(zip(names, pool.map(file_hash, files), strict=True))
-    if kind.sidecar_suffix is None:
+    if not kind.sidecar_suffixes:
         return hashes
     lines = "".join(f"{name}\0{value}\n" for name, value in hashes.items())
-    return {f"*{kind.sidecar_suffix}": hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()}
+    return {"sidecars": hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()}
 
 
 def relations(sources: Sequence[Source]) -> tuple[Relations, list[list[Unreadable]]]:

@@ -29,7 +29,7 @@ class Part(NamedTuple):
     root: Path
 
 
-def parts(file: Path, images: str) -> list[Part]:
+def parts(file: Path, setting: None) -> list[Part]:
     """Divide the file; its paths are relative to its own folder."""
     return [Part(lines, file.parent.resolve()) for lines in json_reader.parts(file)]
 

@@ -31,7 +31,7 @@ class Part(NamedTuple):
     group: int
 
 
-def parts(folder: Path, images: str) -> list[Part]:
+def parts(folder: Path, setting: None) -> list[Part]:
     """Return the row groups of both splits. Raises ValueError when a file or a column is missing."""
     row_groups: list[Part] = []
     for name in FILES:

@@ -19,7 +19,7 @@ from data_prep.sources.posts import Relations
 class SourceKind(NamedTuple):
     """The functions of a kind's module, and how the kind differs from the others.
 
-    `parts(path, images)` returns picklable values; `images` is the setting of that name, which most kinds ignore.
+    `parts(path, setting)` returns picklable values; `setting` is None for most kinds.
     `read(part)` returns a table of `posts.SCHEMA`. `inputs(path)` returns existing files.
     """
 
@@ -30,8 +30,10 @@ class SourceKind(NamedTuple):
     """A source is a file, and the paths of its images are relative to that file's folder."""
     reads_lines: bool = False
     """A post is a line of a text file; `lines` of a part, a `json_reader.Part`, is the range of the file."""
-    sidecar_suffix: str | None = None
-    """The suffix of the text file beside each image. The folder is searched, so the output cannot lie inside it."""
+    setting: str | None = None
+    """The setting of a source that only this kind reads."""
+    sidecar_suffixes: tuple[str, ...] = ()
+    """The suffixes of text files beside images. The folder is searched, so the output cannot lie inside it."""
     images_are_final: bool = False
     """An image is never replaced under its path, so new metadata does not require another scan."""
     relations: Callable[[Path], Relations] | None = None
@@ -43,11 +45,14 @@ KINDS = {
         danbooru2021.parts,
         danbooru2021.read,
         danbooru2021.inputs,
+        setting="images",
         reads_lines=True,
         images_are_final=True,
         relations=danbooru2021.read_relations,
     ),
-    "sidecar": SourceKind(sidecar.parts, sidecar.read, sidecar.inputs, sidecar_suffix=sidecar.SUFFIX),
+    "sidecar": SourceKind(
+        sidecar.parts, sidecar.read, sidecar.inputs, setting="separator", sidecar_suffixes=sidecar.SUFFIXES
+    ),
     "jsonl": SourceKind(jsonl.parts, jsonl.read, jsonl.inputs, path_is_file=True, reads_lines=True),
     "parquet": SourceKind(parquet.parts, parquet.read, parquet.inputs),
 }

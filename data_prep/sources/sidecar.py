@@ -1,63 +1,161 @@
-"""A folder of images with `.txt` sidecars, as TagGUI and sd-scripts write them."""
+"""A folder of images with text files beside them, as taggers, boorus and Hydrus write them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from data_prep.sources import posts
 from data_prep.sources.posts import Post
+from data_prep.sources.sidecar_style import AUTO, Evidence, Style, decode
 from joytag.data.images import find
 
-SUFFIX = ".txt"
+SUFFIXES = (".txt", ".tags", ".caption")
+# The sidecars of `a.png`. Of several, the first that does not hold sentences counts.
+PATTERNS = ("{name}.txt", "{stem}.txt", "{stem}.tags", "{stem}.caption")
 MAX_SIDECAR = 1 << 20  # bytes
 PART = 4096  # images of a part
 
 
+class Image(NamedTuple):
+    """An image, its sidecar if it has one, and how that separates tags. Paths are relative to the source's folder."""
+
+    path: str
+    sidecar: str | None
+    style: Style | None
+
+
 class Part(NamedTuple):
-    """Images below a folder, as paths relative to it."""
+    """Images below a folder."""
 
     folder: Path
-    images: list[str]
+    images: list[Image]
 
 
-def parts(folder: Path, images: str) -> list[Part]:
-    """Divide the images below a folder. Raises ValueError when no image has a sidecar."""
-    files = find(folder)
-    if not any(file.with_suffix(SUFFIX).is_file() for file in files):
-        raise ValueError(f"{folder}: no images with {SUFFIX} sidecars here")
-    names = sorted(file.relative_to(folder).as_posix() for file in files)
-    return [Part(folder, names[start : start + PART]) for start in range(0, len(names), PART)]
+class Unusable(Exception):
+    """A sidecar that cannot be used: the reason, and the detail."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def parts(folder: Path, separator: str) -> list[Part]:
+    """Divide the images below a folder; recognize and print the style of each folder's sidecars, if it is not set.
+
+    Raises ValueError when no image has a sidecar, or when all folders hold sentences instead of tags.
+    """
+    listed = list(_list(folder))
+    if not any(sidecars for _, sidecars in listed):
+        raise ValueError(f"{folder}: no images with {', '.join(SUFFIXES)} sidecars here")
+    styles = _recognize(folder, listed) if separator == AUTO else defaultdict(lambda: Style(separator))
+    images = []
+    for path, sidecars in listed:
+        units = [(sidecar, styles[_unit(path, pattern)]) for pattern, sidecar in sidecars.items()]
+        best = min(units, key=lambda unit: unit[1].sentences, default=(None, None))
+        images.append(Image(path, *best))
+    several = sum(len(sidecars) > 1 for _, sidecars in listed)
+    if several:
+        names = ", ".join(pattern.format(name="a.png", stem="a") for pattern in PATTERNS)
+        print(f"{several:>9,} images: several sidecars; the first of {names} that holds tags counts")
+    return [Part(folder, images[start : start + PART]) for start in range(0, len(images), PART)]
 
 
 def inputs(folder: Path) -> list[Path]:
     """Return the images, then the sidecars."""
-    files = find(folder)
-    return files + [text for file in files if (text := file.with_suffix(SUFFIX)).is_file()]
+    listed = list(_list(folder))
+    sidecars = dict.fromkeys(sidecar for _, its in listed for sidecar in its.values())
+    return [folder / path for path in (*(path for path, _ in listed), *sidecars)]
 
 
 def read(part: Part) -> pa.Table:
     """Read the posts of a part. A post's id is derived from its path, so it does not change when images are added."""
     root = part.folder.resolve()
-    return posts.table(_post(part.folder, root, name) for name in part.images)
+    return posts.table(_post(part.folder, root, image) for image in part.images)
 
 
-def _post(folder: Path, root: Path, name: str) -> Post:
-    if not name.isprintable():
-        return Post(path=ascii(name)[1:-1], reason="bad name", detail="rename the file")
-    post = Post(posts.path_id(name), name)
-    image, text = folder / name, (folder / name).with_suffix(SUFFIX)
-    if not text.is_file():
-        return post._replace(reason="without sidecar")
-    if not all(path.resolve().is_relative_to(root) for path in (image, text)):
-        return post._replace(reason="link out of the folder")
-    if text.stat().st_size > MAX_SIDECAR:
-        return post._replace(reason="bad sidecar", detail=f"more than {MAX_SIDECAR} bytes")
+def _list(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each image and its sidecars by pattern. The case of their suffixes does not matter."""
+    for parent, images in groupby(sorted(find(folder)), key=lambda image: image.parent):
+        files = {}
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                name = PurePosixPath(entry.name)
+                if name.suffix.lower() in SUFFIXES and entry.is_file():
+                    files[name.stem + name.suffix.lower()] = entry.name
+        for image in images:
+            names = {pattern: pattern.format(name=image.name, stem=image.stem) for pattern in PATTERNS}
+            below = parent.relative_to(folder)
+            sidecars = {p: (below / files[name]).as_posix() for p, name in names.items() if name in files}
+            yield image.relative_to(folder).as_posix(), sidecars
+
+
+def _unit(path: str, pattern: str) -> tuple[str, str]:
+    """Return the unit that shares a style: a directory and one pattern of its sidecars."""
+    return PurePosixPath(path).parent.as_posix(), pattern
+
+
+def _recognize(folder: Path, listed: list[tuple[str, dict[str, str]]]) -> dict[tuple[str, str], Style]:
+    """Return the style of each unit; print what was recognized. Raises ValueError when all hold sentences."""
+    root = folder.resolve()
+    units: defaultdict[tuple[str, str], Evidence] = defaultdict(Evidence)
+    for path, sidecars in listed:
+        for pattern, sidecar in sidecars.items():
+            evidence = units[_unit(path, pattern)]
+            with suppress(Unusable):  # `read` reports it
+                evidence.add(*_read_text(folder, root, sidecar))
+    styles = {unit: evidence.style() for unit, evidence in units.items()}
+    alike: defaultdict[tuple[str, Style], list[tuple[str, str]]] = defaultdict(list)
+    for unit, style in styles.items():
+        alike[unit[1], style].append(unit)
+    for (pattern, _), its_units in alike.items():
+        total = Evidence()
+        for unit in its_units:
+            total.merge(units[unit])
+        first = os.path.normpath(folder / its_units[0][0])
+        more = f" and {len(its_units) - 1:,} more folders" if len(its_units) > 1 else ""
+        print(f"sidecars {pattern.format(name='*.*', stem='*')} of {first}{more}: {total}")
+    if all(style.sentences for style in styles.values()):
+        raise ValueError(f"{folder}: its sidecars hold sentences instead of tags; use tags, or set `separator`")
+    return styles
+
+
+def _read_text(folder: Path, root: Path, name: str) -> tuple[str, str]:
+    """Return the text of a sidecar and its encoding. Raises Unusable."""
+    path = folder / name
+    if not path.resolve().is_relative_to(root):
+        raise Unusable("link out of the folder")
     try:
-        return post._replace(tags=" ".join(posts.split(text.read_text(encoding="utf-8-sig"))))
-    except UnicodeDecodeError:
-        return post._replace(reason="bad sidecar", detail="not UTF-8")
+        if path.stat().st_size > MAX_SIDECAR:
+            raise Unusable("bad sidecar", f"more than {MAX_SIDECAR} bytes")
+        return decode(path.read_bytes())
     except OSError as error:
-        return post._replace(reason="bad sidecar", detail=error.strerror)
+        raise Unusable("bad sidecar", error.strerror) from None
+    except ValueError as error:
+        raise Unusable("bad sidecar", str(error)) from None
+
+
+def _post(folder: Path, root: Path, image: Image) -> Post:
+    if not image.path.isprintable():
+        return Post(path=ascii(image.path)[1:-1], reason="bad name", detail="rename the file")
+    post = Post(posts.path_id(image.path), image.path)
+    if image.sidecar is None or image.style is None:
+        return post._replace(reason="without sidecar")
+    if not (folder / image.path).resolve().is_relative_to(root):
+        return post._replace(reason="link out of the folder")
+    try:
+        text, _ = _read_text(folder, root, image.sidecar)
+    except Unusable as error:
+        return post._replace(reason=error.reason, detail=error.detail)
+    tags = image.style.tags(text)
+    if tags is None:
+        return post._replace(reason="sentences instead of tags", detail=repr(text.strip()[:60]))
+    return post._replace(tags=" ".join(posts.unique(tags)))
