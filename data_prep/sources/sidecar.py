@@ -120,7 +120,7 @@ def _recognize(folder: Path, listed: list[tuple[str, dict[str, str]]]) -> dict[t
         total = Evidence()
         for unit in its_units:
             total.merge(units[unit])
-        first = os.path.normpath(folder / its_units[0][0])
+        first = ascii(str(folder / its_units[0][0]))[1:-1]
         more = f" and {len(its_units) - 1:,} more folders" if len(its_units) > 1 else ""
         print(f"sidecars {pattern.format(name='*.*', stem='*')} of {first}{more}: {total}")
     if all(style.sentences for style in styles.values()):

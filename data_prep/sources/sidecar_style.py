@@ -14,11 +14,11 @@ from joytag.data.tag_names import is_kaomoji
 AUTO = "auto"  # the setting `separator` of a source
 Shape = Literal["comma", "semicolon", "newline", "space", "phrase", "sentences", "word", "empty"]
 
-# A semicolon that ends a tag follows a word, or white space follows it: `;d` and `;_;` are faces.
-_AFTER_WORD = r"""；|(?<=[\w)!?+'".])(?<!_);"""
+# `;d` and `;_;` are faces: a semicolon that ends a tag is not at its start or after its underscore.
+_SEMICOLON = r"；|(?<=[^\s;_]);"
 _SPLIT = {
     "comma": r"[,，、\r\n]",
-    "semicolon": rf"{_AFTER_WORD}|;(?=\s)|[\r\n]",
+    "semicolon": rf"{_SEMICOLON}|;(?=\s)|[\r\n]",
     "newline": r"[\r\n]",
     "space": r"\s",
 }
@@ -63,7 +63,8 @@ def decode(data: bytes) -> tuple[str, str]:
             return data.decode("utf-16-be" if zeros[0] else "utf-16-le"), "UTF-16"
         return data.decode("utf-8-sig"), "UTF-8"
     except UnicodeDecodeError:
-        text = data.decode("cp1252", "replace")
+        is_broken = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = "\0" if is_broken else data.decode("cp1252", "replace")
     if not _WESTERN.fullmatch(text) or _FOREIGN_WORD.search(text):
         raise ValueError("not UTF-8, UTF-16 or Windows-1252 text; save it as UTF-8")
     return text, "Windows-1252"
@@ -91,7 +92,7 @@ class Style(NamedTuple):
             if shape == "phrase" and self.splits_phrases:
                 shape = "space"
             separator = shape if shape in _SPLIT else "comma"
-        text = _without_weights(text, _EDGES.get(separator, separator + "\r\n"))
+        text = _without_weights(text, _EDGES.get(separator, (separator.strip() or separator) + "\r\n"))
         return re.split(_SPLIT.get(separator) or rf"{re.escape(separator)}|[\r\n]", text)
 
 
@@ -101,18 +102,18 @@ def shape_of(text: str) -> Shape:
     A phrase is words with nothing but spaces between them and without underscores: one tag or several.
     """
     lines = [line for line in re.split(r"[\r\n]+", text.strip(" \t\r\n,，、")) if line.strip()]
-    words = text.split()
+    words = re.findall(r"[^\s,，、;；]+", text)
     if not lines:
         return "empty"
     if _is_prose(text, words):
         return "sentences"
-    is_spaced = [any(map(_has_underscore, line.split())) for line in lines if len(line.split()) > 1]
+    is_spaced = [any(map(_has_underscore, re.split(r"[\s,]", line))) for line in lines if len(line.split()) > 1]
     is_spaced_list = bool(is_spaced) and 2 * sum(is_spaced) >= len(is_spaced)
     if any(_CLEAR_COMMA.search(line.rstrip(" ,，、")) for line in lines):
         return "comma"
     if any("," in line.rstrip(" ,") for line in lines) and not is_spaced_list:
         return "comma"
-    if any(re.search(_AFTER_WORD, line) for line in lines):
+    if any(re.search(_SEMICOLON, line) for line in lines):
         return "semicolon"
     if is_spaced_list:
         return "space"
