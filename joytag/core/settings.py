@@ -55,6 +55,35 @@ class Choice:
         return value
 
 
+@dataclass(frozen=True)
+class MayChange:
+    """Mark a setting that work in progress need not keep: `workers: Annotated[int, MayChange("when it resumes")]`.
+
+    `flatten` leaves out the settings of a mark; the documentation shows it.
+    """
+
+    when: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | {"mayChange": self.when}
+
+
+def flatten(settings: Settings, without: Collection[MayChange] = (), prefix: str = "") -> dict[str, Any]:
+    """Return settings as JSON values by their keys with dots, except those that have one of some marks."""
+    values: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        if any(mark in field.metadata for mark in without):
+            continue
+        key, value = f"{prefix}{name}", getattr(settings, name)
+        items = {f"{key}.": value} if not isinstance(value, list) else {f"{key}.{i}.": v for i, v in enumerate(value)}
+        if items and all(isinstance(item, Settings) for item in items.values()):
+            for start, item in items.items():
+                values |= flatten(item, without, start)
+        else:
+            values[key] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that reads 1e-6 as a number and rejects duplicate keys."""
 

@@ -32,6 +32,7 @@ def json_schema(schema: type[Settings]) -> dict[str, Any]:
             section.pop("required", None)
         for value in section["properties"].values():
             value.pop("title", None)  # repeats the key
+            value.pop("mayChange", None)  # means nothing to editors
     base = {"type": "string", "description": "A file, relative to this one, whose values this one changes."}
     document["properties"] = {"base": base, **document["properties"]}
     _accept_underscores(document)
@@ -75,7 +76,7 @@ def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) ->
         yield "\n".join(items)
     for key, (value, reference) in nested.items():
         definition = _definition(document, reference)
-        text = definition["description"]
+        text = f"{definition['description']}{_may_change(value)}"
         if reference is not value:
             text = f"{value.get('description', '')} {text} A list: `N` is 0 for the first item."
         yield f"## {key.removesuffix('.N')}"
@@ -86,7 +87,11 @@ def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) ->
 def _item(key: str, value: dict[str, Any], required: bool) -> str:
     default = "required" if required else f"default `{_literal(value['default'])}`"
     description = f": {value['description']}" if "description" in value else ""
-    return _wrap(f"- `{key}` ({_type(value)}; {default}){description}", "  ")
+    return _wrap(f"- `{key}` ({_type(value)}; {default}){description}{_may_change(value)}", "  ")
+
+
+def _may_change(value: dict[str, Any]) -> str:
+    return f" May change {value['mayChange']}." if "mayChange" in value else ""
 
 
 def _type(value: dict[str, Any]) -> str:

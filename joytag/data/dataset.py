@@ -13,6 +13,7 @@ images/ab/cd/HASH.jpg  resized images, named by the hex sha256 of the original f
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from joytag.data.tables import TableError, read_table
 
 VERSION = 1
 CONFIG = "config.yaml"
+COPIES = ("longest_side", "format")  # keys of the build's settings that decide the stored images
 SPLITS = ("train", "validation")
 CATEGORIES = {0: "general", 1: "artist", 3: "copyright", 4: "character", 5: "meta"}  # Danbooru's numbers
 
@@ -120,12 +122,16 @@ class Posts:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset directory, opened and checked; its splits are read on demand."""
+    """A dataset directory, opened and checked; its splits are read on demand.
+
+    `copies` are the settings of the stored images, by name: their longest side and their format.
+    """
 
     directory: Path
     sources: list[str]
     extension: str
     tags: TagTable
+    copies: dict[str, Any]
 
     @classmethod
     def open(cls, directory: Path) -> Dataset:
@@ -135,7 +141,9 @@ class Dataset:
             tags = TagTable.read(directory / "tags.parquet")
         except TableError as error:
             raise DatasetError(f"{error}; build the dataset again") from None
-        return cls(directory, description["sources"], description["extension"], tags)
+        config = description.get("config")
+        copies = {name: config.get(name) for name in COPIES} if isinstance(config, dict) else {}
+        return cls(directory, description["sources"], description["extension"], tags, copies)
 
     def posts(self, split: str) -> Posts:
         """Read `train` or `validation`. Raises DatasetError when the file is damaged or contradicts the tag table."""
@@ -158,6 +166,13 @@ class Dataset:
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise DatasetError(f"{path}: {name}: values outside 0 to {limit - 1}; build the dataset again")
         return posts
+
+    def content_hash(self, posts: Posts) -> str:
+        """Hash what a split holds: the vocabulary, the images in their order, and their labels (sha256, hex)."""
+        content = hashlib.sha256("\n".join(self.tags.names).encode())
+        for column in (posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources):
+            content.update(np.ascontiguousarray(column).data)
+        return content.hexdigest()
 
     def image_path(self, sha256: bytes) -> Path:
         """Return the path of the resized copy of the image with this sha256 (32 bytes).

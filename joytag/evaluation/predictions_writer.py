@@ -124,7 +124,8 @@ def fingerprint(provenance: Mapping[str, Any]) -> str:
 
 def _check_same_provenance(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
     """Raise OutputError at the first key that differs and is not in `free`."""
-    for key in sorted(now.keys() - free):
+    unknown = set(dataset.COPIES) - before.keys()  # older versions did not record them
+    for key in sorted(now.keys() - free - unknown):
         if before.get(key) != now[key]:
             values = f" ({before.get(key)} there, {now[key]} now)" if isinstance(now[key], str | int) else ""
             raise OutputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import warnings
 from collections.abc import Callable, Collection
@@ -12,13 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from joytag.core import devices, distributed, progress
 from joytag.core.errors import Exit, ExitCode, ProcessLost
-from joytag.core.files import file_hash
 from joytag.core.signals import Interrupts
 from joytag.data import loader
 from joytag.data.dataset import Dataset, DatasetError
@@ -169,17 +166,14 @@ def collect_provenance(
 ) -> dict[str, Any]:
     """Return the provenance of predictions: paths and hashes of model and dataset, precision, device, versions."""
     dataset, posts = image_dataset.dataset, image_dataset.posts
-    content = hashlib.sha256("\n".join(dataset.tags.names).encode())
-    for column in (posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources):
-        content.update(np.ascontiguousarray(column).data)
-    files = [path for name in (*release.FILES, release.OLD_WEIGHTS) if (path := model / name).is_file()]
     return {
         "model": str(model),
-        "model_files": {path.name: file_hash(path) for path in files},
+        "model_files": release.hashes(model),
         "dataset": str(dataset.directory),
         "split": split,
-        "split_sha256": content.hexdigest(),
+        "split_sha256": dataset.content_hash(posts),
         "extension": dataset.extension,
+        **dataset.copies,
         "sources": dataset.sources,
         "image_size": image_dataset.size,
         "dtype": str(dtype).removeprefix("torch."),

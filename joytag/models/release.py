@@ -115,6 +115,12 @@ def load(directory: Path) -> tuple[Model, list[str]]:
     return model.eval(), tags
 
 
+def hashes(directory: Path) -> dict[str, str]:
+    """Return the hex sha256 of each file that a release or checkpoint loads, by name."""
+    paths = [directory / name for name in (*FILES, OLD_WEIGHTS)]
+    return {path.name: files.file_hash(path) for path in paths if path.is_file()}
+
+
 def read_tags(directory: Path) -> list[str]:
     """Return the tag names in the order of the outputs. Raises ReleaseError when `top_tags.txt` cannot be used."""
     path = directory / tag_names.FILE

@@ -22,23 +22,28 @@ from joytag.training.optimizers import OPTIMIZERS
 PositiveInt = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+# All other settings must stay as they were when a run resumes: they decide what it learns.
+RESUMING = settings.MayChange("when the run resumes")
+AS_NAMES = settings.MayChange("when the run resumes, as long as it stands for the same")
+BRANCHING = settings.MayChange("in a run that branches off into another output")
+
 
 class Data(Settings):
     """The images, how they are loaded and how they are augmented."""
 
-    directory: str
+    directory: Annotated[str, AS_NAMES]
     """A dataset directory, built by `joytag build`."""
-    tags: PositiveInt | None = None
+    tags: Annotated[PositiveInt | None, RESUMING] = None
     """Number of tags, for a dry run without the dataset; null reads it from the dataset."""
-    workers: int | None = Field(default=None, ge=0)
+    workers: Annotated[int | None, RESUMING] = Field(default=None, ge=0)
     """Decoding processes per training process; 0 decodes in the training process, null chooses by device."""
     augment: Annotated[str, Choice(["none", *SPACES])] = "trivial"
     """Augmentation: trivial is TrivialAugment, rand is RandAugment."""
     mixup: float = Field(default=0.0, ge=0)
     """Alpha of the beta distribution of mixup's shares; 0 turns mixup off."""
-    max_bad: float = Field(default=0.05, ge=0, le=1)
+    max_bad: Annotated[float, RESUMING] = Field(default=0.05, ge=0, le=1)
     """The run ends when more than this share of the images cannot be decoded; until then they are replaced."""
-    timeout: PositiveInt = 600
+    timeout: Annotated[PositiveInt, RESUMING] = 600
     """Seconds to wait for a decoding process before the run ends."""
 
 
@@ -78,7 +83,7 @@ class Optimizer(Settings):
 
     name: Annotated[str, Choice(OPTIMIZERS)] = "lamb"
     """The algorithm; torch_optimizer_lamb is LAMB as in the paper, without bias correction."""
-    lr: float = Field(default=0.004, gt=0)
+    lr: Annotated[float, BRANCHING] = Field(default=0.004, gt=0)
     """Peak learning rate."""
     betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
     """Decay rates of the two moments, per step."""
@@ -142,9 +147,9 @@ class Tracking(Settings):
 class RunSettings(Settings):
     """A training run: a file in configs/."""
 
-    output: str
+    output: Annotated[str, RESUMING]
     """The run's directory."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, AS_NAMES] = None
     """A release to take weights from, a directory or a hub id; tags are matched by name. Null: random weights."""
     seed: int = Field(default=0, ge=0)
     """Seed of initial weights, order, augmentation, mixup and stochastic depth."""
@@ -160,7 +165,7 @@ class RunSettings(Settings):
     """The stages, in order."""
     batch_size: PositiveInt = 4096
     """Samples of an optimizer step, over all processes."""
-    micro_batch: PositiveInt | Literal["auto"] | None = None
+    micro_batch: Annotated[PositiveInt | Literal["auto"] | None, RESUMING] = None
     """Samples that a process computes at once; null: its whole share of a batch, auto: as many as fit in memory."""
     optimizer: Optimizer = Optimizer()
     """The optimizer."""
@@ -168,25 +173,25 @@ class RunSettings(Settings):
     """Publish an exponential moving average of the weights with this decay per step; null: the weights themselves."""
     loss: Loss = Loss()
     """The loss."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Annotated[str, RESUMING] = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """cpu, mps, cuda or cuda:N; auto takes the fastest present."""
-    precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    precision: Annotated[Literal["auto", "fp16", "bf16", "fp32"], AS_NAMES] = "auto"
     """Number format of forward and backward passes; auto chooses by device and model width."""
-    compile: bool = False
+    compile: Annotated[bool, RESUMING] = False
     """Compile stem and blocks by torch.compile: a minute for each image size, and no gain on a CPU."""
-    threshold: float = Field(default=DEFAULT_THRESHOLD, gt=0, lt=1)
+    threshold: Annotated[float, RESUMING] = Field(default=DEFAULT_THRESHOLD, gt=0, lt=1)
     """Score above which a tag counts as predicted in validation."""
-    every: Every = Every()
+    every: Annotated[Every, RESUMING] = Every()
     """How often the run logs, validates and saves."""
-    keep_last: PositiveInt = 3
+    keep_last: Annotated[PositiveInt, RESUMING] = 3
     """Number of newest checkpoints to keep."""
-    keep_every: PositiveInt = 50_000_000
+    keep_every: Annotated[PositiveInt, RESUMING] = 50_000_000
     """Samples; the first checkpoint after each such stretch is kept, too."""
-    max_skips: PositiveInt = 3
+    max_skips: Annotated[PositiveInt, RESUMING] = 3
     """The run ends after this many steps in a row without finite gradients."""
-    timeout: PositiveInt = 600
+    timeout: Annotated[PositiveInt, RESUMING] = 600
     """Seconds that processes wait for each other before the run ends."""
-    tracking: Tracking = Tracking()
+    tracking: Annotated[Tracking, RESUMING] = Tracking()
     """Where metrics go besides the terminal and log.jsonl."""
 
     @model_validator(mode="after")

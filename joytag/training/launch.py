@@ -14,16 +14,18 @@ from joytag.models import checkpoint
 from joytag.training import micro_batch
 from joytag.training.config import RunSettings
 from joytag.training.run import Run
-from joytag.training.state import TrainState
+from joytag.training.state import load_state
 from joytag.training.trainer import train
 
 
 class HasCheckpoints(ValueError):
-    """Raised when a new run would overwrite the checkpoints in its directory."""
+    """Raised when a new run would overwrite the checkpoints or the release in its directory."""
 
 
-def start(config: RunSettings, resume: str | None) -> TrainState:
+def start(config: RunSettings, resume: str | None) -> None:
     """Train from the start or, with `resume`, from a checkpoint: `auto` for the run's newest, or a path.
+
+    Only says so when the run is finished already.
 
     Raises ValueError, before anything is written, when dataset, device or checkpoint cannot be used or when another
     process writes to the run's directory (InUse); Exit when the run ends before its last stage does.
@@ -37,8 +39,14 @@ def start(config: RunSettings, resume: str | None) -> TrainState:
     with distributed.process_group(device, config.timeout), loader.worker_errors(), ExitStack() as stack:
         distributed.run_on_rank_zero(lambda: stack.enter_context(sole_writer(Path(config.output))))
         checkpoint_path = starting_point(run, resume)
+        if run.is_finished:
+            if checkpoint_path is not None:
+                load_state(checkpoint_path, run)  # checks that it is the same run
+            if distributed.rank() == 0:
+                print(f"{run.release}: the run is finished; nothing to do")
+            return
         try:
-            return train(micro_batch.resolve(run), checkpoint_path)
+            train(micro_batch.resolve(run), checkpoint_path)
         except Exit as end:
             if end.code != ExitCode.FAILED:  # all processes end; the launcher kills the others when the first is gone
                 distributed.barrier()
@@ -56,6 +64,8 @@ def starting_point(run: Run, resume: str | None) -> Path | None:
     if resume is None:
         if checkpoints:
             raise HasCheckpoints(f"{run.root}: holds checkpoints")
+        if run.is_finished:
+            raise HasCheckpoints(f"{run.release}: holds a finished run")
         return None
     if checkpoints and checkpoints[-1].name > Path(resume).name:
         raise ValueError(f"{run.root}: holds newer checkpoints than {resume}; set another output for a new run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from joytag.core import distributed, jsonl
 from joytag.core.files import write_text
 from joytag.data import loader
 from joytag.training.run import Run
-from joytag.training.state import new_model, new_state
+from joytag.training.state import new_model, new_state, resume_fingerprint
 from joytag.training.step import batch_loss, micro_batch_noise
 
 CPU_MICRO_BATCH = 32  # samples; a CPU is not faster with more
@@ -23,18 +24,23 @@ def resolve(run: Run) -> Run:
     """Return the run with a number for `micro_batch: auto`.
 
     On a GPU it is the largest one whose step, at the largest image size, fits in nine tenths of the memory. It is
-    recorded in the run's directory; the search is repeated when device or number of processes change.
+    recorded in the run's directory; the search is repeated when device, number of processes or settings change.
     """
     if run.config.micro_batch != "auto":
         return run
     path = Path(run.config.output) / "micro_batch.json"
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
-    hardware = {"device": name, "processes": distributed.world_size()}
-    recorded = [line for line in jsonl.read(path) if hardware.items() <= line.items()]
+    settings = json.dumps([resume_fingerprint(run)["settings"], run.config.compile])
+    memory = {
+        "device": name,
+        "processes": distributed.world_size(),
+        "settings": hashlib.sha256(settings.encode()).hexdigest(),
+    }
+    recorded = [line for line in jsonl.read(path) if memory.items() <= line.items()]
     micro = int(recorded[0]["micro_batch"]) if recorded else largest(run)
     if not recorded and distributed.rank() == 0:
         print(f"micro_batch: {micro} samples at once on {name}")
-        write_text(path, json.dumps(hardware | {"micro_batch": micro}) + "\n")
+        write_text(path, json.dumps(memory | {"micro_batch": micro}) + "\n")
     return with_micro_batch(run, micro)
 
 

@@ -44,6 +44,16 @@ class Run:
         return Path(self.config.output) / checkpoint.DIRECTORY
 
     @property
+    def release(self) -> Path:
+        """The directory of the release that the run ends with."""
+        return Path(self.config.output) / release.DIRECTORY
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its release."""
+        return (self.release / release.WEIGHTS).is_file()  # written last
+
+    @property
     def workers(self) -> int:
         """Number of decoding processes."""
         workers = self.config.data.workers
@@ -91,6 +101,11 @@ class Run:
         assert self.config.init_from is not None
         model, tags = release.load(release.locate(self.config.init_from))
         return model.to(self.device), tags
+
+    @cached_property
+    def source_hashes(self) -> dict[str, str] | None:
+        """The hashes of the files of the release that the run starts from; None without one."""
+        return None if self.config.init_from is None else release.hashes(release.locate(self.config.init_from))
 
     @cached_property
     def teacher(self) -> Teacher | None:

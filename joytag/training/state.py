@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ from timm.utils import ModelEmaV3
 
 from joytag.core import distributed
 from joytag.core.errors import WeightsDiverged
+from joytag.core.settings import flatten
 from joytag.models import checkpoint
 from joytag.models.architectures import Model
 from joytag.models.initialization import INITIALIZATIONS
 from joytag.training import optimizers, transfer
+from joytag.training.config import AS_NAMES, BRANCHING, RESUMING
 from joytag.training.run import Run
 
 # The first scale of fp16 gradients. At torch's 2**16 a quarter of the blocks' gradients underflow to 0 in B/16 at
@@ -139,20 +140,12 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             warnings.warn(f"{failure}; the run goes on", stacklevel=2)
 
 
-def resume_fingerprint(run: Run) -> dict[str, Any]:
-    """Return what must match when a run resumes, as JSON values by name.
-
-    Only the peak rate `lr` may differ, in a run that branches off into a directory of its own.
-    """
-    settings = {"seed", "batch_size", "stages", "loss", "average", "init_from", "distill"}
-    return run.config.model_dump(mode="json", include=settings) | {
-        "optimizer": run.config.optimizer.model_dump(mode="json", exclude={"lr"}),
-        "lr": run.config.optimizer.lr,
-        "augment": run.config.data.augment,
-        "mixup": run.config.data.mixup,
-        "dtype": str(run.dtype),
-        "freeze": run.config.model.freeze,
-        "images": hashlib.sha256(run.images.hashes.tobytes()).hexdigest(),
+def resume_fingerprint(run: Run) -> dict[str, dict[str, Any]]:
+    """Return what decides what a run learns, as JSON values: its settings, and hashes of what they name."""
+    images = {"split": run.dataset.content_hash(run.images), **run.dataset.copies}
+    return {
+        "settings": flatten(run.config, {RESUMING, AS_NAMES}) | {"precision": str(run.dtype).removeprefix("torch.")},
+        "content": {"data.directory": images, "init_from": run.source_hashes},
     }
 
 
@@ -182,14 +175,23 @@ def load_state(path: Path, run: Run) -> TrainState:
 
 
 def _check_fingerprint(path: Path, values: dict[str, Any], run: Run) -> None:
-    """Raise ValueError when a checkpoint's run had other settings than `run` where they must match."""
-    saved = values.get("resume_fingerprint")
-    if saved is None:
+    """Raise ValueError, naming all that differs, when a checkpoint is of another run than this one would resume."""
+    now, before = resume_fingerprint(run), values.get("resume_fingerprint")
+    if not isinstance(before, dict) or before.keys() != now.keys():
         raise ValueError(
             f"{path}: written by an older version, whose runs cannot be resumed; start a new run with init_from: {path}"
         )
-    for key, value in resume_fingerprint(run).items():
-        before = saved.get(key)
-        if before != value and (key != "lr" or path.parent.resolve() == run.root.resolve()):
-            remedy = "set another output to branch off" if key == "lr" else "start a new run"
-            raise ValueError(f"{path}: {key}: was {before} there, is {value} now; {remedy}")
+    old, new, absent = before["settings"], now["settings"], "absent"
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, absent) != new.get(key, absent)]
+    contents = [key for key, value in now["content"].items() if value != before["content"].get(key)]
+    in_branch = flatten(run.config).keys() - flatten(run.config, {BRANCHING}).keys()
+    if not contents and in_branch.issuperset(keys):
+        if path.parent.resolve() != run.root.resolve():
+            return
+        remedy = "set another output to branch off"
+    else:
+        remedy = "change them back, or start a new run in another output"
+    differences = [f"{key}: was {old.get(key, absent)} there, is {new.get(key, absent)} now" for key in keys]
+    differences += [f"{key}: its content was another" for key in contents]
+    if differences:
+        raise ValueError(f"{path}: {', '.join(differences)}; {remedy}")

@@ -38,7 +38,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
             transfer.retain(state.released, tags, *run.load_source(), config.retain)
             tracker.log(state.samples, {"retain": config.retain} | (validate(state, run, interrupts) or {}))
     if distributed.rank() == 0:
-        release.save(Path(config.output) / release.DIRECTORY, state.released, tags, run.loss_type)
+        release.save(run.release, state.released, tags, run.loss_type)
     return state
 
 

@@ -350,3 +350,30 @@ def test_a_plan_counts_whole_batches(write):
     run = settings.load(RunSettings, write(RUN))
     assert [stage.samples % run.batch_size for stage in run.plan()] == [0]
     assert run.plan()[0].image_size == 224
+
+
+def test_settings_are_flattened_without_those_of_a_mark():
+    often, never = settings.MayChange("often"), settings.MayChange("never")
+
+    class Marked(Settings):
+        name: Annotated[str, often]
+        size: Annotated[int | None, never] = Field(default=None, ge=0)
+        inner: Inner = Inner()
+        other: Annotated[Inner, often] = Inner()
+        rows: list[Row] = []
+        pair: tuple[int, int] = (1, 2)
+
+    marked = Marked(name="x", rows=[Row(size=3), Row(size=4)])
+    rest = {
+        "size": None,
+        "inner.rate": 0.1,
+        "inner.steps": None,
+        "rows.0.size": 3,
+        "rows.0.label": "",
+        "rows.1.size": 4,
+        "rows.1.label": "",
+        "pair": [1, 2],
+    }
+    assert settings.flatten(marked, {often}) == rest
+    assert settings.flatten(marked) == rest | {"name": "x", "other.rate": 0.1, "other.steps": None}
+    assert settings.flatten(Marked(name="x"), {often, never}).keys() == {"inner.rate", "inner.steps", "rows", "pair"}

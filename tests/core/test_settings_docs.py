@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from joytag.core import settings_docs
-from joytag.core.settings import Settings
+from joytag.core.settings import MayChange, Settings
 
 
 class Stage(Settings):
@@ -35,7 +35,8 @@ class Run(Settings):
     """The learning rate."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    loss: Loss = Loss()
+    loss: Annotated[Loss, MayChange("on Sundays")] = Loss()
+    workers: Annotated[int, MayChange("at any time")] = 1
     stages: list[Stage]
     """They follow each other."""
 
@@ -51,10 +52,11 @@ EXPECTED = f"""# Settings of a run
 - `output` (text; required): Where it goes.
 - `rate` (number above 0 and below 1 or null; default `null`): The learning rate.
 - `betas` (list of 2: number each; default `[0.9, 0.999]`)
+- `workers` (whole number; default `1`) May change at any time.
 
 ## loss
 
-The loss.
+The loss. May change on Sundays.
 
 - `loss.name` (`focal` or `bce`; default `focal`)
 
@@ -72,7 +74,7 @@ def test_the_reference_lists_every_key_with_type_default_and_description():
 
 def test_an_editor_requires_keys_only_where_no_base_file_can_give_them():
     schema = settings_docs.json_schema(Run)
-    assert list(schema["properties"]) == ["base", "output", "rate", "betas", "loss", "stages"]
+    assert list(schema["properties"]) == ["base", "output", "rate", "betas", "loss", "workers", "stages"]
     assert "required" not in schema
     assert schema["$defs"]["Stage"]["required"] == ["samples"]
     assert schema["additionalProperties"] is False
@@ -83,4 +85,5 @@ def test_an_editor_requires_keys_only_where_no_base_file_can_give_them():
         "minimum": 1,
         "description": "How many images.",
     }
+    assert schema["properties"]["workers"] == {"type": ["integer", "string"], "pattern": r"^\d[\d_]*$", "default": 1}
     assert schema["properties"]["output"]["description"] == "Where it\ngoes."

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
@@ -167,8 +168,7 @@ def test_loading_a_dataset_without_its_images_fails(dataset_directory, workers, 
 
 
 def test_a_dataset_built_without_images_cannot_be_loaded(dataset_directory):
-    opened = Dataset.open(dataset_directory)
-    dataset = Dataset(opened.directory, opened.sources, "none", opened.tags)
+    dataset = replace(Dataset.open(dataset_directory), extension="none")
     with pytest.raises(DatasetError, match=r"built with `images: false`; build it with images$"):
         list(data.batches(data.ImageDataset(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
 

@@ -28,6 +28,8 @@ def test_the_micro_batch_is_searched_once_and_recorded(run_values, monkeypatch, 
     tried.clear()
     assert micro_batch.resolve(run).config.micro_batch == 6
     assert not tried
+    micro_batch.resolve(dataclasses.replace(run, config=run.config.model_copy(update={"average": 0.9})))
+    assert tried, "an average of the weights needs memory"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a smaller GPU")
     monkeypatch.setattr(micro_batch, "fits", lambda run, micro: False)
     with pytest.raises(ValueError, match="micro_batch: not even 1 fits"):
