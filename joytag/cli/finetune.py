@@ -10,10 +10,14 @@ from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.core import settings
 from joytag.core.errors import Diverged, ProcessLost, Stopped
 from joytag.data import tag_names
+from joytag.data.dataset import Dataset
+from joytag.evaluation import forgetting
 from joytag.models import checkpoint, release
-from joytag.training import launch
+from joytag.training import launch, transfer
 from joytag.training.config import RunSettings
 
+CONFIG = "finetune.yaml"
+DATASET = "dataset"  # in the run's directory
 REMEDIES = {
     **OUTPUT_REMEDIES,
     Stopped: "run the same command again to continue",
@@ -31,7 +35,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only-new-tags", action="store_true", help="leave out the release's tags that these images do not use"
     )
-    parser.add_argument("--config", default="finetune.yaml", help="a YAML file (default: %(default)s)")
+    parser.add_argument(
+        "--config",
+        default=CONFIG,
+        help="a YAML file (default: %(default)s, with samples and rate that follow from the number of images)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
     return parser.parse_intermixed_args(arguments)
 
@@ -39,18 +47,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
-    if (options.output / release.DIRECTORY).exists():
+    released = options.output / release.DIRECTORY
+    if released.exists():
         raise ValueError(f"{options.output}: holds a finished run; choose another --output, or remove it")
-    model, dataset = release.locate(options.model), options.output / "dataset"
-    config = settings.load(RunSettings, settings.find(options.config), options.overrides)
-    data = config.data.model_copy(update={"directory": str(dataset)})
-    paths = {"output": str(options.output), "init_from": str(model), "data": data}
-    config = config.model_copy(update=paths).fitted_to(release.read_config(model))
+    model = release.locate(options.model)
+    run_settings(options, model, [])  # a mistake ends here, before anything is written
+    with add_remedies(REMEDIES):
+        dataset = Dataset.open(build(build_settings(options, model)))
+        images = len(dataset.posts("train"))
+        chosen = transfer.chosen_settings(images, release.read_config(model)) if options.config == CONFIG else []
+        config = run_settings(options, model, chosen)
+        samples, rate = sum(stage.samples for stage in config.stages), config.optimizer.lr
+        print(f"{images} training images: {samples:,} samples, peak rate {rate:g}, retain {config.retain:g}")
+        launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
+    print(forgetting.summary(model, released, dataset, config.threshold, config.device))
+    print(f"Next: joytag tag --model {released} IMAGES")
 
+
+def build_settings(options: argparse.Namespace, model: Path) -> BuildSettings:
+    """Return the settings of the dataset."""
     base = settings.load(BuildSettings, settings.find("folder.yaml", "data"))
     source = base.sources[0].model_copy(update={"path": str(options.images)})
     tags = base.tags.model_copy(update={"keep": None if options.only_new_tags else str(model / tag_names.FILE)})
-    with add_remedies(REMEDIES):
-        build(base.model_copy(update={"output": str(dataset), "sources": [source], "tags": tags}))
-        launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
-    print(f"Next: joytag tag --model {options.output / release.DIRECTORY} IMAGES")
+    return base.model_copy(update={"output": str(options.output / DATASET), "sources": [source], "tags": tags})
+
+
+def run_settings(options: argparse.Namespace, model: Path, chosen: list[str]) -> RunSettings:
+    """Return the settings of the run; those on the command line win over the `chosen` ones. Raises SettingsError."""
+    config = settings.load(RunSettings, settings.find(options.config), [*chosen, *options.overrides])
+    data = config.data.model_copy(update={"directory": str(options.output / DATASET)})
+    paths = {"output": str(options.output), "init_from": str(model), "data": data}
+    return config.model_copy(update=paths).fitted_to(release.read_config(model))

@@ -33,9 +33,10 @@ def summary(before: Path, after: Path, dataset: Dataset, threshold: float, devic
     if old:
         lines.append(_old_tags(before, after, dataset, old, threshold, device))
     if new:
-        measured = averages(*score(after, dataset, ["validation"], new, device), threshold)
+        scores, labels = score(after, dataset, ["validation"], new, device)
         names = ", ".join(new[:NAMES]) + (" ..." if len(new) > NAMES else "")
-        lines.append(f"new tags: macro F1 {measured['macro_f1']:.3f} on the held-out images ({names})")
+        f1 = averages(scores, labels, threshold)["macro_f1"]
+        lines.append(f"new tags: macro F1 {f1:.3f} on {len(scores)} held-out images ({names})")
     return "\n".join(lines)
 
 
@@ -53,21 +54,15 @@ def _old_tags(before: Path, after: Path, dataset: Dataset, tags: list[str], thre
 
 
 def own_dataset(directory: Path) -> Dataset | None:
-    """Return the dataset of a release, if it is at hand: beside it, after fine-tuning, or that of its predictions."""
-    candidates = [directory.parent / "dataset"]
+    """Return the dataset that a release was evaluated on, if it is at hand and has images."""
     try:
         provenance = predictions.read_provenance(directory / predictions.DIRECTORY)
-        candidates.append(Path(str(provenance.get("dataset"))))
-    except predictions.PredictionsError:
-        pass
-    for candidate in candidates:
-        try:
-            dataset = Dataset.open(candidate)
-        except DatasetError:
-            continue
-        if dataset.tags.names == release.read_tags(directory) and dataset.extension != "none":
-            return dataset
-    return None
+        dataset = Dataset.open(Path(str(provenance.get("dataset"))))
+        dataset.posts("validation")
+    except (predictions.PredictionsError, DatasetError):
+        return None
+    fits = dataset.tags.names == release.read_tags(directory) and dataset.extension != "none"
+    return dataset if fits else None
 
 
 def score(

@@ -156,7 +156,7 @@ class RunSettings(Settings):
     retain: float = Field(default=0.0, ge=0, lt=1)
     """Share of init_from's weights that is mixed into the finished model."""
     distill: bool = False
-    """Learn the tags that init_from knows from its scores, wherever an image lacks the label."""
+    """Learn the tags that init_from knows from its scores; labels correct them on images with any of these tags."""
     data: Data
     """The images."""
     model: Model = Model()
