@@ -12,7 +12,7 @@ from torch import Tensor
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models.architectures import Config, Model
 
-YES, NO = DEFAULT_THRESHOLD + 0.1, DEFAULT_THRESHOLD - 0.1  # targets of tags whose label contradicts the teacher
+YES, NO = DEFAULT_THRESHOLD + 0.05, DEFAULT_THRESHOLD - 0.05  # targets of tags whose label contradicts the teacher
 
 
 class CarriedTags(NamedTuple):

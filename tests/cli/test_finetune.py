@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import yaml
 from commands import assert_one_line
 from paths import TINY
@@ -34,8 +35,10 @@ def test_a_config_of_ones_own_is_used_as_it_is(call, image_folder, tmp_path):
     values = {"output": "x", "init_from": "x", "data": {"directory": "x", "augment": "none"}, "batch_size": 8}
     values |= {"stages": [{"samples": 16}], "optimizer": {"lr": 0.125}, "tracking": {"wandb": "disabled"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    rng = np.random.default_rng(0)
     for number in range(12):
-        Image.new("RGB", (20, 20), (20 * number, 9 * number, 255 - 20 * number)).save(image_folder / f"{number}.png")
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(image_folder / f"{number}.png")
         (image_folder / f"{number}.txt").write_text("gradient" if number % 2 else "ramp")
     flags = ("--model", TINY, "--output", tmp_path / "run", "--config", "mine.yaml")
     done = call("finetune", image_folder, *flags)
