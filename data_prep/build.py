@@ -82,8 +82,8 @@ def run_stages(
     validation = hold_out(images.source[rows], group[rows], tags, len(vocabulary), config)
 
     content = dataset.Content(images, rows, tags, validation, vocabulary, categories)
-    dataset.write(output, content, [source.name for source in config.sources])
     ledger = dataset.Ledger(config.sources, parts, files, unreadable)
+    dataset.write(output, content, ledger)
     counts = dataset.write_rejected(output, ledger, content, keeper, config.tags.min_tags)
     write_text(output / "work" / FINGERPRINTS, json.dumps(fingerprints))
     irregular = survey(relations.aliases, relations.implications, relations.categories)

@@ -89,12 +89,12 @@ class Rejected(NamedTuple):
     detail: str | None
 
 
-def write(output: Path, content: Content, source_names: list[str]) -> None:
+def write(output: Path, content: Content, ledger: Ledger) -> None:
     """Write `tags.parquet`, `top_tags.txt`, `train.parquet` and `validation.parquet`."""
     vocabulary, n_tags = content.vocabulary, len(content.vocabulary)
     if n_tags > np.iinfo(np.int16).max:
         raise ValueError(f"tags.min_count: leaves {n_tags} tags, more than int16 can number; raise it")
-    counts = _counts(content, len(source_names))
+    counts = _counts(content, len(ledger.sources))
     # The order of a release's top_tags.txt: most frequent in both splits together first, ties by name.
     (train, validation), total = counts.sum(axis=1), counts.sum(axis=(0, 1))
     order = sorted(range(n_tags), key=lambda i: (-total[i], vocabulary[i]))
@@ -113,9 +113,10 @@ def write(output: Path, content: Content, source_names: list[str]) -> None:
     write_text(output / tag_names.FILE, "\n".join(vocabulary[i] for i in order))
     index = np.empty(n_tags, dtype=np.int32)
     index[order] = np.arange(n_tags)
+    paths = _paths(ledger)
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
-        tables = _split_tables(content, np.flatnonzero(chosen), index)
-        write_table(tables, dataset.POSTS_SCHEMA, output / f"{split}.parquet")
+        tables = _split_tables(content, np.flatnonzero(chosen), index, paths)
+        write_table(tables, dataset.POSTS_SCHEMA.append(dataset.PATH), output / f"{split}.parquet")
         print(f"{chosen.sum():>9,} images: {split}")
     print(f"{n_tags:>9,} tags")
 
@@ -133,7 +134,14 @@ def _counts(content: Content, n_sources: int) -> np.ndarray:
     return counts
 
 
-def _split_tables(content: Content, chosen: np.ndarray, index: np.ndarray) -> Iterator[pa.Table]:
+def _paths(ledger: Ledger) -> pa.ChunkedArray:
+    """Return the paths of all images, relative to their sources' folders."""
+    return pa.concat_tables([pq.read_table(its.listing, columns=["path"]) for its in ledger.files])["path"]
+
+
+def _split_tables(
+    content: Content, chosen: np.ndarray, index: np.ndarray, paths: pa.ChunkedArray
+) -> Iterator[pa.Table]:
     """Yield row groups of some images; `index` is each vocabulary number's position in `tags.parquet`."""
     images = content.images
     for start in range(0, len(chosen), ROW_GROUP):
@@ -149,6 +157,7 @@ def _split_tables(content: Content, chosen: np.ndarray, index: np.ndarray) -> It
                 "hash": pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(rows), [None, sha256]),
                 "source": images.source[rows],
                 "phash": images.phash[rows],
+                "path": paths.take(rows),
             }
         )
 
@@ -234,8 +243,8 @@ def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_t
     is_rejected = np.ones(len(images), dtype=bool)
     is_rejected[content.rows] = False
     rejected = np.flatnonzero(is_rejected)
-    listings = [pq.read_table(files.listing, columns=["path"]) for files in ledger.files]
-    paths = pa.concat_tables(listings)["path"].take(rejected).to_pylist()
+    all_paths = _paths(ledger)
+    paths = all_paths.take(rejected).to_pylist()
     scans = [pq.read_table(path, columns=["reason", "detail"]) for files in ledger.files for path in files.scan]
     verdicts: list[dict[str, Any]] = pa.concat_tables(scans).take(rejected).to_pylist() if scans else []
     for i, row in enumerate(rejected.tolist()):
@@ -243,7 +252,7 @@ def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_t
         if kept < 0:
             reason, detail = verdicts[i]["reason"], verdicts[i]["detail"]
         elif kept != row:
-            reason, detail = "copy", f"of {names[images.source[kept]]}/{images.post_id[kept]}"
+            reason, detail = "copy", f"of {names[images.source[kept]]}/{all_paths[int(kept)]}"
         else:
             reason, detail = f"fewer than {min_tags} tags", None
         yield Rejected(int(images.source[row]), int(images.post_id[row]), paths[i], None, None, reason, detail)

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from joytag.core.files import write_text
@@ -42,6 +44,8 @@ POSTS_SCHEMA = pa.schema(
         pa.field("phash", pa.uint64(), nullable=False),
     ]
 )
+# Datasets of older builds lack this column, which is only read to name images to people.
+PATH = pa.field("path", pa.string(), nullable=False)  # of the original file, relative to its source's folder
 TAGS_SCHEMA = pa.schema(
     [
         pa.field("index", pa.int16(), nullable=False),
@@ -173,6 +177,21 @@ class Dataset:
         for column in (posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources):
             content.update(np.ascontiguousarray(column).data)
         return content.hexdigest()
+
+    def original_paths(self, split: str, hashes: NDArray[np.uint8]) -> list[str]:
+        """Return the original files of images of a split by hashes, uint8 [N, 32]: paths in their sources' folders.
+
+        "" if a path is unknown: an image that is not in the split, or a dataset of an older build.
+        """
+        path, wanted = self.directory / f"{split}.parquet", [row.tobytes() for row in hashes]
+        try:
+            found = pq.read_table(
+                path, columns=["hash", PATH.name], filters=pc.field("hash").isin(pa.array(wanted, pa.binary(32)))
+            )
+        except (OSError, pa.ArrowException):
+            return [""] * len(wanted)
+        paths = dict(zip(found["hash"].to_pylist(), found[PATH.name].to_pylist(), strict=True))
+        return [paths.get(sha256, "") for sha256 in wanted]
 
     def image_path(self, sha256: bytes) -> Path:
         """Return the path of the resized copy of the image with this sha256 (32 bytes).

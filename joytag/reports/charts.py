@@ -15,7 +15,10 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from joytag.reports.formats import breakable
+
 N_SERIES = 9  # colours in the style sheet
+UNDECIDED = "undecided"  # the class of what belongs to no series
 Numbers = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 
 
@@ -172,11 +175,11 @@ def chart(label: str, x: Axis, y: Axis, marks: Sequence[Mark]) -> Markup:
     for mark in marks:
         style = mark.style
         if mark.name and not style:
-            series, style = series + 1, f"s{series % N_SERIES + 1}"
+            series, style = series + 1, series_style(series)
         drawn.append(mark.draw(x, y, style or "s0"))
         if mark.name:
             symbol = f'<svg class="key" aria-hidden="true">{mark.legend_key(style)}</svg>'
-            keys.append(f"<li>{symbol}{escape(mark.name)}</li>")
+            keys.append(f"<li>{symbol}{breakable(mark.name)}</li>")
     legend = f'<ul class="legend">{"".join(keys)}</ul>' if len(keys) > 1 else ""
     return Markup(
         f'<div class="chart"><svg role="img" aria-label="{escape(label)}">{_axes(x, y)}{"".join(drawn)}</svg></div>'
@@ -197,12 +200,19 @@ def _axes(x: Axis, y: Axis) -> str:
     return "".join(parts)
 
 
-def interval_bar(value: float, low: float, high: float, axis: Axis) -> Markup:
+def series_style(number: int) -> str:
+    """Return the class with the colour of a series, counted from 0; colours repeat after N_SERIES."""
+    return f"s{number % N_SERIES + 1}"
+
+
+def interval_bar(value: float, low: float, high: float, axis: Axis, style: str = "") -> Markup:
     """Return a value and its interval on a line, for a table cell; NaN leaves only the line."""
     left, middle, right = (format_coordinate(p) if math.isfinite(p) else "" for p in axis.percent([low, value, high]))
     bar = f'<line class="bar" x1="{left}%" x2="{right}%" y1="50%" y2="50%"/>' if left and right else ""
     tick = f'<line class="value" x1="{middle}%" x2="{middle}%" y2="100%"/>' if middle else ""
-    return Markup(f'<svg class="interval" aria-hidden="true"><line x2="100%" y1="50%" y2="50%"/>{bar}{tick}</svg>')
+    return Markup(
+        f'<svg class="interval {style}" aria-hidden="true"><line x2="100%" y1="50%" y2="50%"/>{bar}{tick}</svg>'
+    )
 
 
 def iso_f1_lines(levels: Sequence[float] = (0.2, 0.4, 0.6, 0.8)) -> list[Line]:

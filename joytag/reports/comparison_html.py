@@ -11,7 +11,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from joytag.evaluation.comparison import FAIR_VIEW, FALSE_DISCOVERIES, METRICS, VIEWS, Comparison, Difference
-from joytag.reports.charts import Axis, Line, Points, chart, interval_bar, iso_f1_lines
+from joytag.reports.charts import UNDECIDED, Axis, Line, Points, chart, interval_bar, iso_f1_lines, series_style
 from joytag.reports.formats import format_difference, format_facts, format_threshold
 from joytag.reports.html import TableColumn, render, sortable_table
 
@@ -32,12 +32,13 @@ SECTIONS = {
 def render_page(comparison: Comparison) -> str:
     """Return compare.html for a comparison."""
     pairs, table = comparison.pairs(), comparison.per_tag
-    names = {c.letter: c.name for c in comparison.contenders}
+    names, styles = {c.letter: c.name for c in comparison.contenders}, _styles(comparison)
     values = {
         "title": " vs. ".join(names.values()),
         "comparison": comparison,
         "pairs": pairs,
         "names": names,
+        "styles": styles,
         "sections": SECTIONS.items(),
         "differences": {pair: _differences(comparison, *pair) for pair in pairs},
         "axes": {pair: _difference_axis(comparison, *pair) for pair in pairs},
@@ -54,6 +55,11 @@ def render_page(comparison: Comparison) -> str:
         "provenance": list(_provenance(comparison)),
     }
     return render("compare.html", values)
+
+
+def _styles(comparison: Comparison) -> dict[str, str]:
+    """The class with each tagger's colour by its letter, and under "" that of what none of them wins."""
+    return {"": UNDECIDED} | {c.letter: series_style(number) for number, c in enumerate(comparison.contenders)}
 
 
 def tags_won(per_tag: pa.Table, first: str, second: str) -> dict[str, int]:
@@ -164,10 +170,10 @@ def _ap_scatter(comparison: Comparison, first: str, second: str) -> Markup:
         f"{name}: average precision {first} {b:.3f}, {second} {a:.3f}, {n:,} images"
         for name, a, b, n in zip(names, x, y, positives, strict=True)
     ]
-    groups = {"": ("undecided", "s8"), first: (f"{first} wins", "s1"), second: (f"{second} wins", "s2")}
+    styles = _styles(comparison)
     dots = [
-        Points(x[rows], y[rows], [titles[i] for i in rows], name=name, style=style)
-        for winner, (name, style) in groups.items()
+        Points(x[rows], y[rows], [titles[i] for i in rows], name=name, style=styles[winner])
+        for winner, name in {"": "undecided", first: f"{first} wins", second: f"{second} wins"}.items()
         if len(rows := np.flatnonzero(winners == winner))
     ]
     label = f"Average precision of {len(names):,} tags by {first}, against that by {second}"

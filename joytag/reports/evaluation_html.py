@@ -64,7 +64,9 @@ def render_page(analysis: Analysis, predictions: Predictions, dataset: Dataset |
     """Return report.html for an analysis of these predictions, with images if a dataset has them."""
     table, facts = analysis.per_tag, analysis.facts.flat()
     ranked = table.filter(pc.greater_equal(table["positives"], FEWEST_IMAGES))
-    n_ranked = min(MOST_ROWS, -(-len(ranked) // 2))
+    ranked = ranked.sort_by([("f1", "descending"), ("positives", "descending")])
+    best = ranked.filter(pc.greater(ranked["f1"], 0)).slice(0, min(MOST_ROWS, -(-len(ranked) // 2)))
+    rest = ranked.slice(len(best)).sort_by([("f1", "ascending"), ("positives", "descending")])
     values = {
         "title": f"Evaluation of {facts['model']}" if "model" in facts else "Evaluation",
         "analysis": analysis,
@@ -79,11 +81,11 @@ def render_page(analysis: Analysis, predictions: Predictions, dataset: Dataset |
         "fewest_images": FEWEST_IMAGES,
         "most_rows": MOST_ROWS,
         "most_names": MOST_NAMES,
-        "best": ranked.sort_by([("f1", "descending"), ("positives", "descending")]).slice(0, n_ranked).to_pylist(),
-        "worst": ranked.sort_by([("f1", "ascending"), ("positives", "descending")]).slice(0, n_ranked).to_pylist(),
+        "best": best.to_pylist(),
+        "worst": rest.filter(pc.less(rest["f1"], 1)).slice(0, MOST_ROWS).to_pylist(),
         "false_positives": gallery_cards(analysis.false_positives[:MOST_CARDS], predictions, dataset),
         "misses": gallery_cards(analysis.misses[:MOST_CARDS], predictions, dataset),
-        "label_errors": [name_disagreement(error, predictions) for error in analysis.label_errors[:MOST_ERRORS]],
+        "label_errors": name_disagreements(analysis.label_errors[:MOST_ERRORS], predictions, dataset),
         "all_tags": _all_tags(table),
         "columns": COLUMNS,
         "undefined": _undefined(table),
@@ -126,28 +128,37 @@ def _undefined(table: pa.Table) -> list[tuple[str, list[str]]]:
     return sorted(tags.items(), key=lambda item: -len(item[1]))
 
 
-def name_disagreement(disagreement: Disagreement, predictions: Predictions) -> dict[str, Any]:
-    """Return a disagreement's fields with the image's id and source and the tag's name instead of indices."""
-    return {
-        **disagreement._asdict(),
-        "id": int(predictions.ids[disagreement.row]),
-        "source": predictions.source_names[predictions.sources[disagreement.row]],
-        "tag": predictions.tags.names[disagreement.tag],
-    }
+def name_disagreements(
+    disagreements: Sequence[Disagreement], predictions: Predictions, dataset: Dataset | None
+) -> list[dict[str, Any]]:
+    """Return the fields of disagreements, with image and tag named instead of numbered.
+
+    `path` is that of the original file in the folder of its `source`; "" if no dataset has it.
+    """
+    rows, split = [disagreement.row for disagreement in disagreements], predictions.provenance.get("split")
+    paths = dataset.original_paths(str(split), predictions.hashes[rows]) if dataset else [""] * len(rows)
+    return [
+        {
+            **disagreement._asdict(),
+            "path": path,
+            "id": int(predictions.ids[disagreement.row]),
+            "source": predictions.source_names[predictions.sources[disagreement.row]],
+            "tag": predictions.tags.names[disagreement.tag],
+        }
+        for disagreement, path in zip(disagreements, paths, strict=True)
+    ]
 
 
 def gallery_cards(
     disagreements: Sequence[Disagreement], predictions: Predictions, dataset: Dataset | None
 ) -> list[dict[str, Any]]:
     """Return named disagreements, each with the image's `labels` and its thumbnail, `image`; "" if unavailable."""
-    labels = predictions.labels.tocsr()[[disagreement.row for disagreement in disagreements]]
-    cards = []
-    for i, disagreement in enumerate(disagreements):
+    cards = name_disagreements(disagreements, predictions, dataset)
+    labels = predictions.labels.tocsr()[[card["row"] for card in cards]]
+    for i, card in enumerate(cards):
         tags = labels.indices[labels.indptr[i] : labels.indptr[i + 1]]
-        card = name_disagreement(disagreement, predictions)
-        card["image"] = thumbnail(dataset, predictions.hashes[disagreement.row].tobytes()) if dataset else ""
+        card["image"] = thumbnail(dataset, predictions.hashes[card["row"]].tobytes()) if dataset else ""
         card["labels"] = [predictions.tags.names[tag] for tag in sorted(tags)[:MOST_NAMES]]
-        cards.append(card)
     return cards
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from markupsafe import Markup, escape
 
 UNDEFINED = "undefined"
 MOST_NAMES = 12  # of a list that is written out
@@ -37,6 +40,16 @@ def format_threshold(value: float | None) -> str:
 def format_percent(value: float | None) -> str:
     """Format a share from 0 to 1 as percent: 31 %; "undefined" for NaN and None."""
     return UNDEFINED if _is_undefined(value) else f"{value:.0%}".replace("%", " %")
+
+
+def breakable(name: str) -> Markup:
+    """Escape a name for HTML, so that it runs in its own direction and breaks after `_` and `/`, not within words."""
+    return Markup(f"<bdi>{break_words(name)}</bdi>")
+
+
+def break_words(name: str) -> Markup:
+    """Escape a name for HTML and allow breaks after `_` and `/`."""
+    return Markup(re.sub(r"([_/]+)(?!$)", r"\1<wbr>", str(escape(name))))
 
 
 def format_facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

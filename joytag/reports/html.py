@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 
 from joytag.reports.formats import (
     UNDEFINED,
+    break_words,
+    breakable,
     format_count,
     format_difference,
     format_number,
@@ -22,7 +24,8 @@ from joytag.reports.formats import (
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILTERS = {
+FILTERS: dict[str, Callable[..., str]] = {
+    "breakable": breakable,
     "count": format_count,
     "difference": format_difference,
     "number": format_number,
@@ -73,7 +76,7 @@ def sortable_table(columns: Iterable[TableColumn]) -> Markup:
     for title, values, format_value in columns:
         is_text = pa.types.is_string(values.type)
         heads.append(f'<th scope="col"{" data-text" if is_text else ""}>{escape(title)}</th>')
-        by_type = escape if is_text else format_count if pa.types.is_integer(values.type) else format_number
+        by_type = break_words if is_text else format_count if pa.types.is_integer(values.type) else format_number
         texts = map(format_value or by_type, values.to_pylist())
         undefined = None if is_text else UNDEFINED
         # HTML may leave out the closing tags of cells and rows. With them the table would be half as large again.

@@ -162,6 +162,12 @@ def test_a_wrong_description_is_refused(directory, text, problem):
     assert damage(directory).startswith(f"{path}: {problem}")
 
 
+def test_a_dataset_of_an_older_build_has_no_paths(directory):
+    dataset = Dataset.open(directory)
+    assert dataset.original_paths("train", dataset.posts("train").hashes) == [""] * 3
+    assert dataset.original_paths("validation", dataset.posts("train").hashes) == [""] * 3  # there is no such file
+
+
 @pytest.mark.parametrize("file", ["tags.parquet", "train.parquet"])
 def test_a_missing_or_truncated_file_is_named(directory, file):
     path = directory / file

@@ -1,5 +1,6 @@
 """A dataset has the tags, copies and split that a slow and simple recount expects."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -115,6 +116,10 @@ def small_build(output: Path, *sources: dict[str, str], held_out: int) -> BuildS
     return BuildSettings.model_validate(values)
 
 
+def rejected(config: BuildSettings) -> list[dict]:
+    return pq.read_table(Path(config.output) / "rejected.parquet").to_pylist()
+
+
 def contents(config: BuildSettings) -> dict[str, list[dict]]:
     return {split: pq.read_table(Path(config.output) / f"{split}.parquet").to_pylist() for split in SPLITS}
 
@@ -130,6 +135,24 @@ def test_a_dataset_has_the_expected_images_and_tags(built):
     assert {post: tags_ - {"rare"} for post, tags_ in expected.items()} == result
     for split in contents(config).values():
         assert all(row["tags"] == sorted(set(row["tags"])) for row in split)
+
+
+def test_each_image_has_the_path_of_its_original(built):
+    config, _ = built
+    folders = [Path(source.path) for source in config.sources]
+    dataset = Dataset.open(Path(config.output))
+    for split, rows in contents(config).items():
+        for row in rows:
+            data = (folders[row["source"]] / row["path"]).read_bytes()
+            assert hashlib.sha256(data).digest() == row["hash"]
+        hashes = dataset.posts(split).hashes
+        assert dataset.original_paths(split, hashes[::-2]) == [row["path"] for row in rows[::-2]]
+        assert dataset.original_paths(split, hashes[:1] * 0) == [""]
+    copies = [row for row in rejected(config) if row["reason"] == "copy"]
+    assert copies
+    kept = [row for rows in contents(config).values() for row in rows]
+    names = {f"{config.sources[row['source']].name}/{row['path']}" for row in kept}
+    assert {row["detail"].removeprefix("of ") for row in copies} <= names
 
 
 def test_the_table_of_tags_equals_a_recount(built):

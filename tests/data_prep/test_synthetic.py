@@ -80,7 +80,7 @@ def test_every_fault_and_copy_is_accounted_for(mirror, built):
     assert key.recoloured
     assert key.retouched
     rejected = rows(built, "rejected")
-    copies = {row["post_id"]: int(row["detail"].split("/")[1]) for row in rejected if row["reason"] == "copy"}
+    copies = {row["post_id"]: int(Path(row["detail"]).stem) for row in rejected if row["reason"] == "copy"}
     assert copies == key.copies
     lines: dict[str, list[tuple[str, int]]] = defaultdict(list)
     ids: dict[str, list[int]] = defaultdict(list)
@@ -132,7 +132,7 @@ def test_within_a_radius_retouched_images_are_copies_and_look_alikes_stay_togeth
         (tmp_path / "near" / name).symlink_to(built / name)
     output = build(changed)
     copies = {
-        frozenset((r["post_id"], int(r["detail"].split("/")[1])))
+        frozenset((r["post_id"], int(Path(r["detail"]).stem)))
         for r in rows(output, "rejected")
         if r["reason"] == "copy"
     }

@@ -21,6 +21,17 @@ from requirements import require
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+# Scripts: the texts of verdicts that leave the window, and short words of names that are broken.
+CUT_OFF = """[...document.querySelectorAll('.verdict')].filter(cell => cell.getBoundingClientRect().right > innerWidth)
+    .map(cell => cell.textContent)"""
+BROKEN_NAMES = """[...document.querySelectorAll('bdi')].filter(name => name.checkVisibility())
+    .flatMap(name => [...name.childNodes]).filter(part => /^\\S{1,12}$/.test(part.data)).filter(part => {
+        const range = document.createRange();
+        range.selectNodeContents(part);
+        return new Set([...range.getClientRects()].map(box => box.top)).size > 1;
+    }).map(part => part.data)"""
+
+
 class Browser:
     """A Chromium process with its profile in a directory; a test that enters it without Chromium is skipped."""
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 
 import analyses
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from browser import Browser
+from browser import BROKEN_NAMES, CUT_OFF, Browser
 from contests import clear_and_noisy_comparison, contest
 from rich.console import Console
 from scipy.sparse import csc_array
@@ -80,6 +81,17 @@ def hostile(tmp_path_factory):
     return path
 
 
+def test_colours_follow_the_winner(comparison):
+    html = render_page(comparison)
+    verdicts = re.findall(r'<span class="by (\w+)">([A-C] is|no difference)', html)
+    assert set(verdicts) == {("s1", "A is"), ("s3", "C is"), ("undecided", "no difference")}
+    assert html.count('<svg class="interval s1"') >= 5
+    assert html.count('<svg class="interval undecided"') >= 5
+    [_, _, of_b_and_c] = html.split("Average precision of 12 tags by")[1:]
+    assert '<g class="dots s3">' in of_b_and_c.split("</figure>")[0]
+    assert '<g class="dots s1">' not in of_b_and_c.split("</figure>")[0]
+
+
 def test_names_are_escaped(hostile):
     html = hostile.read_text(encoding="utf-8")
     for name in (*analyses.HOSTILE[:3], "tagger <A>", "<img src=x>"):
@@ -101,3 +113,6 @@ def test_in_a_browser_the_page_is_complete_and_requests_nothing(hostile, tmp_pat
         assert page.value("document.querySelectorAll('.zero .interval .bar').length") == differences
         rows = "document.querySelectorAll('.sortable tbody tr').length"
         assert page.value(rows) == 12
+        assert page.value("document.querySelectorAll('.verdict').length") > differences
+        assert page.value(CUT_OFF) == []
+        assert page.value(BROKEN_NAMES) == []

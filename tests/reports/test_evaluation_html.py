@@ -1,6 +1,7 @@
 """report.html: contents, escaping, and rendering in Chromium."""
 
 import base64
+import csv
 import dataclasses
 import hashlib
 import io
@@ -10,15 +11,17 @@ from pathlib import Path
 
 import analyses
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from browser import Browser
+from browser import BROKEN_NAMES, CUT_OFF, Browser
 from PIL import Image
 
 from joytag.data.dataset import Dataset
 from joytag.evaluation.analysis import Grouping
 from joytag.evaluation.error_analysis import Disagreement
 from joytag.evaluation.per_tag import COLUMNS
-from joytag.reports import evaluation_html
+from joytag.reports import evaluation, evaluation_html
 from joytag.reports.charts import format_coordinate
 from joytag.reports.formats import MOST_NAMES, format_number
 
@@ -27,14 +30,17 @@ IMPLIED = {"td", "tr"}  # HTML may leave out their end tags
 
 
 class Outline(HTMLParser):
-    """The elements of a page with their attributes, and its text without style and script; asserts that tags match."""
+    """The elements of a page with their attributes, and its text without style and script; asserts that tags match.
+
+    Possible breaks in names are ignored.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.open: list[str] = []
         self.texts: list[str] = []
-        self.feed(html)
+        self.feed(html.replace("<wbr>", ""))
         self.close()
         assert self.open == []
 
@@ -93,7 +99,8 @@ def test_the_page_contains_all_averages_groups_and_confusions(html, analysis):
 
 
 def test_every_tag_is_in_the_table_and_in_the_chart(html, analysis):
-    rows = html.split('<table class="sortable">')[1].split("</tbody>")[0].split("<tr>")[2:]
+    table = html.replace("<wbr>", "").split('<table class="sortable">')[1]
+    rows = table.split("</tbody>")[0].split("<tr>")[2:]
     assert len(rows) == 60
     cells = [re.sub("<[^>]*>", "\t", row).split("\t")[1:] for row in rows]
     first = analysis.per_tag.slice(1, 1).to_pylist()[0]
@@ -207,7 +214,44 @@ def test_images_are_small_and_missing_ones_are_named(dataset_directory):
     shown = dataclasses.replace(analyses.analysis(60), false_positives=mistakes[:1], misses=mistakes[1:])
     html = evaluation_html.render_page(shown, predictions, dataset)
     assert html.count('<img src="data:image/jpeg;base64,') == 1
-    assert "image 2100 is not available" in html
+    assert "image 2100 is not available" in Outline(html).text
+
+
+def test_images_are_named_by_their_original_files(dataset_directory, tmp_path):
+    for file in ("dataset.json", "tags.parquet"):
+        (tmp_path / file).write_bytes((dataset_directory / file).read_bytes())
+    table = pq.read_table(dataset_directory / "validation.parquet")
+    paths = [f"a_folder/{number} <b>.png" for number in range(len(table))]
+    pq.write_table(table.append_column("path", [paths]), tmp_path / "validation.parquet")
+    dataset = Dataset.open(tmp_path)
+    predictions = analyses.predictions(60)
+    predictions.hashes[: len(table)] = dataset.posts("validation").hashes
+    predictions.provenance["split"] = "validation"
+    errors = [Disagreement(row, 3, 0.9, False, 0.5) for row in (1, 300, 0)]
+    shown = dataclasses.replace(
+        analyses.analysis(60), false_positives=errors[:2], misses=errors[2:], label_errors=errors
+    )
+    text = Outline(evaluation_html.render_page(shown, predictions, dataset)).text
+    assert text.count(paths[0]) == text.count(paths[1]) == 3  # below the image, without the image, among the errors
+    assert "image 2100 is not available" in text
+    evaluation.write_reports(tmp_path, shown, predictions, dataset)
+    rows = list(csv.DictReader((tmp_path / "label_errors.csv").open(encoding="utf-8")))
+    assert [row["path"] for row in rows] == [paths[1], "", paths[0]]
+    assert rows[1]["id"] == "2100"
+
+
+def test_a_tag_that_is_never_right_is_not_among_the_best(analysis):
+    table = analysis.per_tag.to_pydict()
+    table["f1"] = [0.0 if f1 is not None and i > 3 else f1 for i, f1 in enumerate(table["f1"])]
+    table["f1"][1] = 1.0
+    changed = dataclasses.replace(analysis, per_tag=pa.table(table, analysis.per_tag.schema))
+    html = evaluation_html.render_page(changed, analyses.predictions(60)).replace("<wbr>", "")
+    best, worst = html.split("<h3>Best</h3>")[1].split("<h3>Worst</h3>")
+    listed = re.findall(r'<th scope="row"><bdi>(.*?)</bdi></th><td>([\d.]+)</td>', best)
+    assert listed[0] == (table["name"][1], "1.000")
+    assert len(listed) == 3
+    assert "0.000" not in [f1 for _, f1 in listed]
+    assert not set(listed) & set(re.findall(r'<th scope="row"><bdi>(.*?)</bdi></th><td>([\d.]+)</td>', worst))
 
 
 def test_a_missing_image_has_no_thumbnail(dataset_directory):
@@ -271,6 +315,14 @@ def test_in_a_browser_the_page_is_complete_at_any_width(browser, path, width, da
     assert view.value(OVERLAPS.replace("WIDTH", str(width))) == [0] * 7
     light = view.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 150) == dark
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_verdicts_are_in_view_and_names_break_between_words(browser, path, width):
+    view = browser.open(path, width=width)
+    assert view.value("document.querySelectorAll('.verdict').length") >= 3
+    assert view.value(CUT_OFF) == []
+    assert view.value(BROKEN_NAMES) == []
 
 
 def test_the_long_table_is_searched_and_sorted(browser, path):
