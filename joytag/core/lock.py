@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -63,7 +63,11 @@ def sole_editor(file: Path) -> Iterator[Path]:
     """
     folder = unfinished(file)
     try:
-        with sole_writer(folder):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(sole_writer(folder))
+            except InUse:
+                raise InUse(f"{file}: {_owner(folder)} writes it; wait until it ends") from None
             yield folder
     finally:
         with suppress(OSError):  # it has content, or another process has begun
