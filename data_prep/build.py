@@ -23,7 +23,7 @@ from data_prep.shards import Backend
 from data_prep.sources.registry import KINDS
 from data_prep.split import choose_validation
 from data_prep.tags import Policy, Rows, read_names, survey
-from data_prep.vocabulary import choose_tags, final_tags, print_odd
+from data_prep.vocabulary import choose_tags, final_tags, print_odd, print_unknown
 from joytag.core import settings
 from joytag.core.files import remove_partials, write_text
 from joytag.core.lock import sole_writer
@@ -72,6 +72,8 @@ def run_stages(
     policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated], keep)
     raw = image_table.raw_tags(files, images)
     print_odd(raw[1])
+    related = [name for pair in [*relations.aliases, *relations.implications] for name in pair]
+    print_unknown(blacklist, [*raw[1], *related])
     categories = policy.categories(raw[1], relations.categories)
     rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
     if not vocabulary:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from data_prep.config import TagPolicy
 from data_prep.tags import Chunk, Policy, Rows, odd_names
+from joytag.data.tag_names import describe_unknown
 
 THREADED = 4  # chunks in threads at a time, which bounds the memory
 
@@ -69,6 +71,12 @@ def print_odd(raw: list[str]) -> None:
         if names:
             examples = ", ".join(repr(name if len(name) <= 100 else f"{name[:100]}...") for name in names[:3])
             print(f"{len(names):>9,} tags: {fault}, such as {examples}")
+
+
+def print_unknown(blacklist: list[str], known: Iterable[str]) -> None:
+    """Print which names of the blacklist mean no tag, with the nearest tags."""
+    if unknown := describe_unknown(blacklist, known):
+        print(f"{'':>9} on the blacklist, but no tag here: {unknown}")
 
 
 def _print_rare(uses: np.ndarray, names: list[str], vocabulary: set[str], min_count: int) -> None:

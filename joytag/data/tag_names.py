@@ -76,7 +76,7 @@ def describe_unknown(names: Iterable[str], tags: Iterable[str], limit: int = 5) 
     ]
     described = []
     for name in unknown[:limit]:
-        close = difflib.get_close_matches(canonical(name), known, n=1)
+        close = difflib.get_close_matches(canonical(name), filter(str.isprintable, known), n=1)
         described.append(f"{name} (did you mean {known[close[0]]}?)" if close else name)
     more = [f"{len(unknown) - limit:,} more"] if len(unknown) > limit else []
     return ", ".join(described + more)

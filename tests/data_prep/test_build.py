@@ -279,6 +279,19 @@ def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     assert sum(len(rows) for rows in contents(config).values()) == 5
 
 
+def test_names_of_the_blacklist_that_mean_no_tag_are_listed(tmp_path, capsys):
+    (folder := tmp_path / "images").mkdir()
+    for number in range(4):
+        random_image(number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("cat, dog, some request")
+    config = small_build(tmp_path / "out", {"name": "a", "kind": "sidecar", "path": str(folder)}, held_out=1)
+    (tmp_path / "list.txt").write_text("# comment\nDog\ncatt\n")
+    changes = {"blacklist": ["*_request", "*_x"], "blacklist_files": [str(tmp_path / "list.txt")]}
+    build(config.model_copy(update={"tags": config.tags.model_copy(update=changes)}))
+    assert "on the blacklist, but no tag here: *_x, catt (did you mean cat?)\n" in capsys.readouterr().out
+    assert Dataset.open(tmp_path / "out").tags.names == ["cat"]
+
+
 def test_only_shards_with_new_images_are_scanned_again(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "SHARD", 4)
     lines = []
