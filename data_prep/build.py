@@ -47,6 +47,10 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
         _check_unchanged(output, config, fingerprints)
         print(f"{output} is up to date")
         return output
+    if not (output / "work").exists() and (others := [name for name in dataset.FILES if (output / name).exists()]):
+        raise ValueError(
+            f"output: {output / others[0]}: not of a build here; choose another folder, or remove the file"
+        )
     with sole_writer(output):
         run_stages(config, backend, blacklist, keep, fingerprints)
     return output

@@ -28,6 +28,7 @@ from joytag.data import dataset, tag_names
 from joytag.data.tables import write_table
 
 ROW_GROUP = 1 << 16  # images
+FILES = ("train.parquet", "validation.parquet", "tags.parquet", tag_names.FILE, "rejected.parquet")
 LIBRARIES = ("duckdb", "imagehash", "numpy", "pillow", "pyarrow", "scipy")
 REJECTED = pa.schema(
     [
@@ -260,7 +261,6 @@ def _rejected_images(ledger: Ledger, content: Content, keeper: np.ndarray, min_t
 
 def describe(output: Path, config: BuildSettings, counts: dict[str, SourceCounts], irregular: dict[str, int]) -> None:
     """Write `config.yaml`, then `dataset.json`, whose presence means that the dataset is complete."""
-    files = ("train.parquet", "validation.parquet", "tags.parquet", tag_names.FILE, "rejected.parquet")
     description = {
         "sources": [source.name for source in config.sources],
         "extension": scan.extension(config.format) if config.images else "none",
@@ -268,7 +268,7 @@ def describe(output: Path, config: BuildSettings, counts: dict[str, SourceCounts
         "relations": irregular,
         "config": config.model_dump(),
         "inputs": {source.name: inputs.content_hashes(source) for source in config.sources},
-        "outputs": {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in files},
+        "outputs": {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in FILES},
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
     }
     write_text(output / dataset.CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))

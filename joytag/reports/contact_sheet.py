@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,8 @@ class Sample(NamedTuple):
 def draw_validation_sample(tagger: Tagger, dataset: Dataset, count: int, seed: int, threshold: float) -> Sample:
     """Draw up to `count` random validation images with the tagger's tags.
 
-    Raises ValueError if the tagger and the dataset have different tags, and ImageError for a damaged image.
+    Warns of damaged images, which are left out. Raises ValueError if the tagger and the dataset have different tags,
+    and ImageError if no image can be used.
     """
     if list(tagger.tags) != list(dataset.tags.names):
         raise ValueError(
@@ -47,9 +49,21 @@ def draw_validation_sample(tagger: Tagger, dataset: Dataset, count: int, seed: i
             "use the dataset that the model was trained on"
         )
     posts = dataset.posts("validation")
-    rows = np.random.default_rng(seed).choice(len(posts), min(count, len(posts)), replace=False)
-    paths = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]
-    decoded, labels = [images.decode(path) for path in paths], posts.labels(rows, len(dataset.tags))
+    rows, paths, decoded, errors = [], [], [], []
+    for row in np.random.default_rng(seed).choice(len(posts), min(count, len(posts)), replace=False):
+        path = dataset.image_path(posts.hashes[row].tobytes())
+        try:
+            decoded.append(images.decode(path))
+        except images.ImageError as error:
+            errors.append(error)
+            continue
+        rows.append(row)
+        paths.append(path)
+    if errors and not decoded:
+        raise errors[0]
+    if errors:
+        warnings.warn(f"{errors[0]} ({len(errors)} of {len(errors) + len(rows)} images left out)", stacklevel=2)
+    labels = posts.labels(np.array(rows), len(dataset.tags))
     scores = np.stack([result.scores for result in tagger.stream(decoded)])
     predicted = scores > threshold
     f1 = 2 * (predicted & labels).sum(axis=1) / np.maximum(1, predicted.sum(axis=1) + labels.sum(axis=1))

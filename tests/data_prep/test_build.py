@@ -279,6 +279,18 @@ def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     assert sum(len(rows) for rows in contents(config).values()) == 5
 
 
+def test_files_that_no_build_wrote_are_never_overwritten(tmp_path):
+    (folder := tmp_path / "images").mkdir()
+    random_image(0).save(folder / "0.png")
+    (folder / "0.txt").write_text("cat")
+    (release := tmp_path / "release").mkdir()
+    (release / "top_tags.txt").write_text("1girl")
+    config = small_build(release, {"name": "a", "kind": "sidecar", "path": str(folder)}, held_out=1)
+    with pytest.raises(ValueError, match=r"^output: .*top_tags\.txt: not of a build here; choose another folder"):
+        build(config)
+    assert [path.name for path in release.iterdir()] == ["top_tags.txt"]
+
+
 def test_names_of_the_blacklist_that_mean_no_tag_are_listed(tmp_path, capsys):
     (folder := tmp_path / "images").mkdir()
     for number in range(4):

@@ -1,5 +1,6 @@
 """Contact sheets: layout, and the best image of a sample."""
 
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from joytag.data.dataset import Dataset
+from joytag.data.images import ImageError
 from joytag.reports import contact_sheet
 
 
@@ -36,6 +38,26 @@ def test_the_best_image_of_a_sample_has_the_highest_f1(dataset_directory):
     tagger: Any = SimpleNamespace(tags=dataset.tags.names, stream=lambda decoded: results[: len(decoded)])
     sample = contact_sheet.draw_validation_sample(tagger, dataset, 1000, 3, 0.4)
     assert sample.best == dataset.image_path(posts.hashes[best].tobytes())
+
+
+def test_damaged_images_are_left_out_with_a_warning(dataset_directory, tmp_path):
+    copy = tmp_path / "dataset"
+    shutil.copytree(dataset_directory, copy)
+    dataset = Dataset.open(copy)
+    posts = dataset.posts("validation")
+    files = [dataset.image_path(posts.hashes[row].tobytes()) for row in range(len(posts))]
+    files[0].write_bytes(b"")
+    files[1].unlink()
+    scores = np.zeros(len(dataset.tags), dtype=np.float32)
+    tagger: Any = SimpleNamespace(
+        tags=dataset.tags.names, stream=lambda decoded: [SimpleNamespace(scores=scores) for _ in decoded]
+    )
+    with pytest.warns(UserWarning, match=rf"\(2 of {len(posts)} images left out\)"):
+        contact_sheet.draw_validation_sample(tagger, dataset, 1000, 3, 0.4)
+    for file in files[2:]:
+        file.unlink()
+    with pytest.raises(ImageError):
+        contact_sheet.draw_validation_sample(tagger, dataset, 1000, 3, 0.4)
 
 
 def test_a_dataset_with_other_tags_is_refused(dataset_directory):
