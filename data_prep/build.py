@@ -43,6 +43,7 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     inputs.check(config.sources, output)
     blacklist, keep = _read_tag_lists(config.tags)
     fingerprints = [inputs.fingerprint(source) for source in config.sources]
+    fingerprints.append(hashlib.sha256(json.dumps([blacklist, keep]).encode()).hexdigest())
     if (output / "dataset.json").exists():
         _check_unchanged(output, config, fingerprints)
         print(f"{output} is up to date")
@@ -59,13 +60,16 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
 def run_stages(
     config: BuildSettings, backend: Backend, blacklist: list[str], keep: list[str], fingerprints: list[str]
 ) -> None:
-    """Run all stages, without those that an earlier build has finished; `fingerprints` are those of the sources."""
+    """Run all stages, without those that an earlier build has finished.
+
+    `fingerprints` are those of the sources, in their order, and that of the lists of tags.
+    """
     output = Path(config.output)
     shutil.rmtree(output / "work" / scan.UNFINISHED, ignore_errors=True)
     parts = [inputs.parts(source) for source in config.sources]
     files = [
         read_source(source, its_parts, fingerprint, config, backend)
-        for source, its_parts, fingerprint in zip(config.sources, parts, fingerprints, strict=True)
+        for source, its_parts, fingerprint in zip(config.sources, parts, fingerprints[:-1], strict=True)
     ]
     images = image_table.load(files)
     if not images.usable.any():
@@ -112,8 +116,9 @@ def _check_unchanged(output: Path, config: BuildSettings, fingerprints: list[str
     if read_description(output).get("config") != config.model_dump():
         raise ValueError(f"{output}: holds a dataset of another config; {remedy}")
     path = output / "work" / FINGERPRINTS
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != fingerprints:
-        raise ValueError(f"{output}: its sources have changed since it was built; {remedy}")
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if recorded != fingerprints[: len(recorded)]:  # older versions did not record the lists of tags
+        raise ValueError(f"{output}: its sources or lists of tags have changed since it was built; {remedy}")
 
 
 def read_source(

@@ -272,7 +272,9 @@ def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     build(config)
     (folder / "4.txt").write_text("cat")
     random_image(4).save(folder / "4.png")
-    with pytest.raises(ValueError, match=r"its sources have changed since it was built; remove .*dataset\.json"):
+    with pytest.raises(
+        ValueError, match=r"its sources or lists of tags have changed since it was built; remove .*dataset\.json"
+    ):
         build(config)
     (tmp_path / "out" / "dataset.json").unlink()
     build(config)
@@ -302,6 +304,23 @@ def test_names_of_the_blacklist_that_mean_no_tag_are_listed(tmp_path, capsys):
     build(config.model_copy(update={"tags": config.tags.model_copy(update=changes)}))
     assert "on the blacklist, but no tag here: *_x, catt (did you mean cat?)\n" in capsys.readouterr().out
     assert Dataset.open(tmp_path / "out").tags.names == ["cat"]
+
+
+@pytest.mark.parametrize("setting", ["blacklist_files", "keep"])
+def test_a_dataset_whose_lists_of_tags_have_changed_is_refused(tmp_path, setting):
+    (folder := tmp_path / "images").mkdir()
+    for number in range(4):
+        random_image(number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("cat, dog, bird")
+    (names := tmp_path / "names.txt").write_text("bird")
+    config = small_build(tmp_path / "out", {"name": "a", "kind": "sidecar", "path": str(folder)}, held_out=1)
+    tags = config.tags.model_copy(update={setting: [str(names)] if setting == "blacklist_files" else str(names)})
+    config = config.model_copy(update={"tags": tags})
+    build(config)
+    build(config)
+    names.write_text("dog")
+    with pytest.raises(ValueError, match=r"its sources or lists of tags have changed since it was built; remove"):
+        build(config)
 
 
 def test_only_shards_with_new_images_are_scanned_again(tmp_path, monkeypatch):
