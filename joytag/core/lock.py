@@ -30,7 +30,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
 
     The lock belongs to the process: the system frees it when the process ends, even when it is killed. What a killed
     process left of a file that it was writing is removed. Raises InUse when another process has the lock, before
-    anything is written, and OSError when the directory cannot be written.
+    anything is written, and OSError when the directory cannot be written or its file system has no locks.
     """
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
@@ -41,6 +41,8 @@ def sole_writer(directory: Path) -> Iterator[None]:
         raise InUse(
             f"{directory}: {_owner(directory)} writes there; wait until it ends, or choose another output directory"
         ) from None
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(directory)) from None
     try:
         files.remove_partials(directory)
         files.write_text(directory / OWNER, _description())

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -134,10 +135,20 @@ def test_nothing_is_left_behind(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["result"]
 
 
+def test_a_directory_that_cannot_be_locked_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="cannot be locked: No locks available") as error, sole_writer(tmp_path / "out"):
+        pass
+    assert error.value.filename == str(tmp_path / "out")
+
+
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_file_system_without_locks_gets_one_by_the_presence_of_the_file(tmp_path, monkeypatch):
     def refuse(*_):
-        raise OSError(38, "Function not implemented")
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with sole_writer(tmp_path):
