@@ -23,6 +23,7 @@ from paths import ROOT
 from safetensors.torch import load_file
 
 from joytag.core import jsonl
+from joytag.core.lock import sole_writer
 from joytag.models import checkpoint
 
 LAST = f"{184:012d}"
@@ -200,6 +201,18 @@ def test_a_job_is_restarted_as_often_as_allowed_and_resumes(job, tmp_path):
     kills["faults"]["152"] = "kill"
     done = call([job("four", job=kills)], 2, "--max-restarts=3")
     assert done.returncode != 0
+
+
+@pytest.mark.faults
+def test_a_job_of_several_processes_is_refused_where_another_process_writes(job, tmp_path):
+    second = job("run")
+    with sole_writer(tmp_path / "run"):
+        before = sorted((tmp_path / "run").iterdir())
+        done = call([second], 2)
+        assert sorted((tmp_path / "run").iterdir()) == before
+    assert exit_codes(tmp_path) == ["2", "2"]
+    assert done.stderr.count(f"(process {os.getpid()} on ") == 1, done.stderr
+    assert call([second], 2).returncode == 0
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
