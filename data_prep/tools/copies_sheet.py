@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
 
 from data_prep import dedup, image_table
 from data_prep.config import BuildSettings, Copies
 from data_prep.image_table import ImageTable, SourceFiles
 from joytag.core import settings
 from joytag.core.files import replacing
-from joytag.data import dataset, images
+from joytag.data import dataset, fonts, images
 
 CELL = 160  # side of an image, pixels
-TEXT = 34  # height of the text below, pixels
+TEXT = 48  # height of the text below, pixels
+LINE = 13
+FONT = 11
 COLUMNS = 4  # pairs in a row
 
 
@@ -37,8 +41,8 @@ class Pair(NamedTuple):
 def draw(directory: Path, pairs: int) -> Path:
     """Draw `copies.png` into a dataset directory, and return its path.
 
-    Each pair is the best image of a group of look-alikes and another of the group: red if they count as copies, blue
-    if not. Raises ValueError for a dataset that was not built with images.
+    Each pair is the best image of a group of look-alikes and another of the group, with their paths: red if
+    they count as copies, blue if not. Raises ValueError for a dataset that was not built with images.
     """
     description = dataset.read_description(directory)
     config = settings.validate(BuildSettings, description.get("config", {}), f"{directory / 'dataset.json'}: config")
@@ -52,17 +56,20 @@ def draw(directory: Path, pairs: int) -> Path:
     if not shown:
         raise ValueError(f"{directory}: no two images look alike; there is nothing to show")
     width = min(COLUMNS, len(shown)) * (2 * CELL + 12)
+    paths = pa.concat_tables([pq.read_table(its.listing, columns=["path"]) for its in files])["path"]
     canvas = Image.new("RGB", (width, -(-len(shown) // COLUMNS) * (CELL + TEXT + 8)), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    pen = ImageDraw.Draw(canvas)
     for number, pair in enumerate(shown):
         x, y = number % COLUMNS * (2 * CELL + 12) + 4, number // COLUMNS * (CELL + TEXT + 8) + 4
         for row, left in ((pair.better, x), (pair.other, x + CELL + 2)):
             path = dataset.image_path(directory, table.sha256[row].tobytes(), description["extension"])
             canvas.paste(images.square(images.decode(path), CELL), (left, y))
-            label = f"{names[table.source[row]]}/{table.post_id[row]}"
-            pen.text((left, y + CELL + 2), label[:26], "black", font)
+            name = f"{names[table.source[row]]}/" * (len(names) > 1) + str(paths[int(row)])
+            for line, text in enumerate(fonts.wrap(name, FONT, CELL, 2)):
+                pen.text((left, y + CELL + 2 + line * LINE), text, "black", fonts.load(text, FONT))
         verdict, colour = ("copy", "firebrick") if pair.are_copies(config.copies) else ("kept", "steelblue")
-        pen.text((x, y + CELL + 16), f"{verdict}: {pair.bits} bits, {pair.difference} levels", colour, font)
+        text = f"{verdict}: {pair.bits} bits, {pair.difference} levels"
+        pen.text((x, y + CELL + 3 + 2 * LINE), text, colour, fonts.load(text, FONT))
         pen.rectangle((x - 2, y - 2, x + 2 * CELL + 3, y + CELL + TEXT), outline=colour)
     path = directory / "copies.png"
     with replacing(path) as partial:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from joytag.data import images
+from joytag.data import fonts, images
 from joytag.data.dataset import Dataset
 from joytag.tagging.tagger import Tagger
 
-RIGHT, WRONG, MISSED, INK = "#1a7f37", "#cf222e", "#8c959f", "#1f2328"
+RIGHT, WRONG, MISSED, INK, FRAME = "#1a7f37", "#cf222e", "#6e7781", "#1f2328", "#d8dee4"
 
 # Sizes in units of SCALE pixels.
 SCALE = 2
@@ -25,9 +25,9 @@ GAP = 14  # between cells
 LINE = 17  # height of a line of text
 LEGEND = 34  # height of the legend above the images
 FONT = 12
+SCORE = 36  # width of a score after a tag's name
 
 MOST_TAGS = 9  # lines below an image
-LONGEST_NAME = 20  # characters of a tag's name
 
 
 class Sample(NamedTuple):
@@ -82,16 +82,17 @@ def contact_sheet(
 
     Takes labels and scores [images, tags], and the tags' names [tags].
     """
-    rows = -(-len(decoded) // columns)
-    height = SIDE + GAP + MOST_TAGS * LINE
-    sheet = _Sheet(columns * (CELL + GAP) + GAP, LEGEND + GAP + rows * (height + GAP))
+    columns = min(columns, max(2, len(decoded)))  # the legend needs the width of two
+    lines = np.minimum(((scores > threshold) | labels).sum(axis=1), MOST_TAGS)
+    heights = [SIDE + GAP + LINE * int(lines[i : i + columns].max()) for i in range(0, len(decoded), columns)]
+    tops = np.cumsum([LEGEND + GAP, *(height + GAP for height in heights)])
+    sheet = _Sheet(columns * (CELL + GAP) + GAP, int(tops[-1]))
     x = sheet.write(GAP, 10, "right", RIGHT)
     x = sheet.write(x + 18, 10, "wrong", WRONG, struck=True)
     x = sheet.write(x + 18, 10, "(missed)", MISSED)
     sheet.write(x + 18, 10, f"tags scoring above {threshold:g}", INK)
     for i, image in enumerate(decoded):
-        left = GAP + (i % columns) * (CELL + GAP)
-        top = LEGEND + GAP + (i // columns) * (height + GAP)
+        left, top = GAP + (i % columns) * (CELL + GAP), int(tops[i // columns])
         sheet.paste(image, left, top)
         _write_tags(sheet, left, top + SIDE + 4, labels[i], scores[i], names, threshold)
     return sheet.image
@@ -109,9 +110,7 @@ def _write_tags(
     """Write the tags of one image below it, at most MOST_TAGS lines; labels and scores are [tags]."""
     shown = [tag for tag in np.argsort(-scores) if scores[tag] > threshold or labels[tag]]
     for line, tag in enumerate(shown[:MOST_TAGS]):
-        name, y = names[tag], top + line * LINE
-        if len(name) > LONGEST_NAME:
-            name = name[: LONGEST_NAME - 1] + "…"
+        name, y = fonts.shorten(names[tag], FONT * SCALE, (CELL - SCORE) * SCALE), top + line * LINE
         if line == MOST_TAGS - 1 and len(shown) > MOST_TAGS:
             sheet.write(left, y, f"... {len(shown) - line} more", MISSED)
         elif scores[tag] > threshold:
@@ -125,21 +124,19 @@ class _Sheet:
     """A white image to paste images and write text on; positions and sizes are in units of SCALE pixels."""
 
     def __init__(self, width: int, height: int) -> None:
-        import matplotlib  # for its font, which has more characters than Pillow's
-
         self.image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
         self._draw = ImageDraw.Draw(self.image)
-        path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-        self._font = ImageFont.truetype(path, FONT * SCALE)
 
     def paste(self, image: Image.Image, x: int, y: int) -> None:
         square = images.square(image, SIDE * SCALE, Image.Resampling.LANCZOS)
         self.image.paste(square, (x * SCALE, y * SCALE))
+        self._draw.rectangle([n * SCALE for n in (x, y, x + SIDE, y + SIDE)], outline=FRAME)
 
     def write(self, x: int, y: int, text: str, colour: str, struck: bool = False) -> int:
         """Write a line of text and return the position where it ends."""
-        self._draw.text((x * SCALE, y * SCALE), text, fill=colour, font=self._font)
-        width = self._draw.textlength(text, font=self._font)
+        font = fonts.load(text, FONT * SCALE)
+        self._draw.text((x * SCALE, y * SCALE), text, fill=colour, font=font)
+        width = font.getlength(text)
         if struck:
             middle = (y + 9) * SCALE
             self._draw.line((x * SCALE, middle, x * SCALE + width, middle), fill=colour, width=SCALE)

@@ -29,6 +29,7 @@ def plot_curves(log: Path, path: Path) -> None:
             marker = "." if name.startswith("val_") else ""
             axes.plot(*zip(*points, strict=True) if points else ((), ()), marker=marker, label=label)
         axes.set(title=title, xlabel="samples", ylim=(0, 1) if title.endswith("F1") else None)
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from mirror import encode, random_image
 from paths import ROOT
@@ -13,6 +14,7 @@ from PIL import Image
 from data_prep.build import build
 from data_prep.config import BuildSettings
 from data_prep.tools import copies_sheet, describe
+from joytag.data import fonts
 from joytag.data.dataset import DatasetError, read_description
 
 
@@ -46,6 +48,40 @@ def test_the_command_prints_the_counts_and_draws_plots(dataset):
     with Image.open(dataset / "dataset.png") as drawn:
         assert drawn.width > 800
         assert np.asarray(drawn.convert("L")).std() > 20
+
+
+def test_labels_of_the_plots_do_not_overlap_and_shares_end_at_1(dataset, tmp_path):
+    for path in dataset.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    posts = pq.read_table(dataset / "validation.parquet")
+    pq.write_table(posts.slice(0, 0), tmp_path / "validation.parquet")  # no image
+    for directory in (dataset, tmp_path):
+        figure = describe.plot(directory)
+        figure.draw_without_rendering()
+        assert figure.axes[1].get_xlim() == (0, 1)
+        for axes in figure.axes:
+            labels = list(axes.texts)
+            for axis in (axes.xaxis, axes.yaxis):
+                low, high = axis.get_view_interval()
+                ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+                labels += [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
+            boxes = [label.get_window_extent() for label in labels if label.get_text()]
+            assert boxes
+            for i, box in enumerate(boxes):
+                assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+                assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_the_sheet_names_the_original_files(dataset, monkeypatch):
+    written = []
+
+    def wrap(text, *_):
+        written.append(text)
+        return [text]
+
+    monkeypatch.setattr(fonts, "wrap", wrap)
+    copies_sheet.draw(dataset, 9)
+    assert sorted(written) == ["3.png", "4.png", "copy.jpg", "dark.png"]
 
 
 def test_a_dataset_without_its_work_directory_can_be_described(dataset, tmp_path):

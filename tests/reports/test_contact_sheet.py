@@ -27,6 +27,30 @@ def test_images_are_in_a_grid():
     assert centres == [(i * 30, 100, 100) for i in range(4)]
 
 
+@pytest.mark.parametrize("name", ["W" * 80, "кошка" * 20, "a_very_long_name_of_a_tag_(series)", "初音ミク" * 9])
+def test_names_stay_in_their_columns(name):
+    images = [Image.new("RGB", (64, 64), "white")] * 2
+    scores = np.array([[0.98, 0.97, 0], [0, 0, 0]], dtype=np.float32)
+    labels = np.array([[True, False, True], [False, False, False]])
+    sheet = contact_sheet.contact_sheet(images, labels, scores, [name, f"{name}_", f"{name}_b"], 0.4)
+    left = (contact_sheet.GAP + contact_sheet.CELL) * contact_sheet.SCALE
+    below = (contact_sheet.LEGEND + contact_sheet.GAP + contact_sheet.SIDE + 4) * contact_sheet.SCALE
+    assert np.asarray(sheet)[below:, left:].min() == 255  # nothing of the first image's tags
+    assert np.asarray(sheet)[below:, :left].min() < 255
+
+
+def test_rows_are_as_high_as_their_tags_need():
+    images, names = [Image.new("RGB", (64, 64))] * 4, [f"tag_{i}" for i in range(30)]
+    scores = np.zeros((4, 30), dtype=np.float32)
+    heights = []
+    for tags in (0, 5, 30):
+        labels = np.zeros((4, 30), dtype=bool)
+        labels[0, :tags] = True
+        heights.append(contact_sheet.contact_sheet(images, labels, scores, names, 0.4, columns=2).height)
+    lines = [(height - heights[0]) / (contact_sheet.LINE * contact_sheet.SCALE) for height in heights]
+    assert lines == [0, 5, contact_sheet.MOST_TAGS]
+
+
 def test_the_best_image_of_a_sample_has_the_highest_f1(dataset_directory):
     dataset = Dataset.open(dataset_directory)
     posts = dataset.posts("validation")
