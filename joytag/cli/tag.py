@@ -99,7 +99,13 @@ def _add_spelling(group: argparse._ArgumentGroup) -> None:
     add("--underscores", choices=("keep", "space"), default="keep", help=text)
     add("--remove_underscore", dest="underscores", action="store_const", const="space", help="--underscores space")
     add("--escape-parentheses", action="store_true", help=r"write \( and \), as image generators' prompts need them")
-    add("--separator", "--caption_separator", type=separator, default=", ", help="between tags (default: ', ')")
+    add(
+        "--separator",
+        "--caption_separator",
+        type=separator,
+        default=", ",
+        help=r"between tags (default: ', '); \n: a line break",
+    )
 
 
 def _add_computation(group: argparse._ArgumentGroup) -> None:

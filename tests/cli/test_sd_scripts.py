@@ -15,6 +15,7 @@ from PIL import Image
 
 from joytag.cli import tag
 from joytag.tagging.captions import Captions
+from joytag.tagging.outputs import Sidecars
 
 VOCABULARY = ["1girl", "blue_hair", "^_^", "saber_(fate)", "commentary_request", "solo", "long_hair", "a;b", "smile"]
 TARGETS = ["new_name", "x", "with; both, signs", "two words"]
@@ -123,6 +124,11 @@ def test_differences_on_purpose(image):
     assert written(image, ["1girl", "solo"], "--undesired_tags", "s*") == "1girl\n"
     assert written(image, ["1girl", "solo"], "--caption_separator", r"\n") == "1girl\nsolo\n"
     assert written(image, ["1girl", "solo"], "--tag_replacement", "solo,1girl") == "1girl\n"
+    image.with_suffix(".txt").write_text("mine\n")
+    assert written(image, ["1girl"], "--append_tags", "--always_first_tags", "1girl") == "1girl, mine\n"
+    job = tag.plan(tag.parse(["--model", "unused", str(image), "--caption_extension", "caption"]))
+    assert isinstance(job.output, Sidecars)
+    assert job.output.path(image).name == "a.caption"
 
 
 @pytest.mark.parametrize("text", ["flag", "flag=", "=a", "a=b=c", "a,b;c,d", "a,b", "", r"a\=b"])
