@@ -16,14 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep import dataset, dedup, image_table, inputs, scan, shards
+from data_prep import dataset, dedup, image_table, inputs, rejected, scan, shards
 from data_prep.config import BuildSettings, Copies, Source, TagPolicy
 from data_prep.image_table import ImageTable, SourceFiles
+from data_prep.rejected import Reason
 from data_prep.shards import Backend
 from data_prep.sources.registry import KINDS
-from data_prep.split import choose_validation
-from data_prep.tags import Policy, Rows, read_names, survey
-from data_prep.vocabulary import choose_tags, final_tags, print_odd, print_unknown
+from data_prep.split import Needs, choose_validation, shuffled
+from data_prep.tags import Policy, read_names, survey
+from data_prep.vocabulary import Labelled, choose_tags, final_tags, print_odd, print_unknown
 from joytag.core import settings
 from joytag.core.files import remove_partials, write_text
 from joytag.core.lock import sole_writer
@@ -31,6 +32,24 @@ from joytag.data import tag_names
 from joytag.data.dataset import read_description
 
 FINGERPRINTS = "sources.json"  # in work/
+
+
+class NothingLeft(ValueError):
+    """No image of the sources has a tag to learn; `rejected.parquet` has the reasons.
+
+    `rare` and `one_sided` count the images of the tags that cannot be learned, as in Labelled.
+    """
+
+    def __init__(self, output: Path, reasons: Sequence[Reason], labelled: Labelled, min_count: int) -> None:
+        self.rare, self.one_sided = labelled.rare, labelled.one_sided
+        most_frequent = sorted(reasons, key=lambda reason: -reason.posts)[:3]
+        why = [
+            *map(str, most_frequent),
+            *labelled.not_learned(min_count),
+            f"all reasons are in {output / rejected.FILE}",
+        ]
+        remedy = "add images, or lower tags.min_count" if self.rare or self.one_sided else "add images"
+        super().__init__(f"sources: no image has a tag to learn; {'; '.join(why)}; {remedy}")
 
 
 def build(config: BuildSettings, backend: Backend = "local") -> Path:
@@ -72,9 +91,6 @@ def run_stages(
         for source, its_parts, fingerprint in zip(config.sources, parts, fingerprints[:-1], strict=True)
     ]
     images = image_table.load(files)
-    if not images.usable.any():
-        raise ValueError("sources: no image can be used")
-
     keeper, group = merge_copies(images, files, config.copies)
     relations, unreadable = inputs.relations(config.sources)
     policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated], keep)
@@ -83,21 +99,26 @@ def run_stages(
     related = [name for pair in [*relations.aliases, *relations.implications] for name in pair]
     print_unknown(blacklist, [*raw[1], *related])
     categories = policy.categories(raw[1], relations.categories)
-    rows, tags, vocabulary = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
-    if not vocabulary:
-        raise ValueError(
-            f"tags.min_count: no tag is used {config.tags.min_count} times by images with "
-            f"{config.tags.min_tags} tags (tags.min_tags); lower one of them"
-        )
-    validation = hold_out(images.source[rows], group[rows], tags, len(vocabulary), config)
+    labelled = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
+    labelled, validation = hold_out(labelled, images.source, group, set(keep), config)
 
-    content = dataset.Content(images, rows, tags, validation, vocabulary, categories)
-    ledger = dataset.Ledger(config.sources, parts, files, unreadable)
+    for line in labelled.not_learned(config.tags.min_count):
+        print(f"{'':>9} {line}")
+    ledger = rejected.Ledger(config.sources, parts, files, unreadable)
+    reasons = rejected.write(output, ledger, images, labelled, keeper, config.tags.min_tags)
+    if not len(labelled.rows):
+        raise NothingLeft(output, reasons, labelled, config.tags.min_count)
+    if not validation.any():
+        raise ValueError(
+            f"validation.images: {config.validation.images} cannot be held out of {len(validation):,} images in "
+            f"{len(np.unique(group[labelled.rows])):,} groups of look-alikes; add images or change it "
+            f"(rejected images are in {output / rejected.FILE})"
+        )
+    content = dataset.Content(images, labelled, validation, categories)
     dataset.write(output, content, ledger)
-    counts = dataset.write_rejected(output, ledger, content, keeper, config.tags.min_tags)
     write_text(output / "work" / FINGERPRINTS, json.dumps(fingerprints))
     irregular = survey(relations.aliases, relations.implications, relations.categories)
-    dataset.describe(output, config, counts, irregular)
+    dataset.describe(output, config, content, reasons, irregular)
 
 
 def _read_tag_lists(policy: TagPolicy) -> tuple[list[str], list[str]]:
@@ -184,11 +205,28 @@ def merge_copies(images: ImageTable, files: Sequence[SourceFiles], copies: Copie
     return keeper, group
 
 
-def hold_out(source: np.ndarray, group: np.ndarray, tags: Rows, n_tags: int, config: BuildSettings) -> np.ndarray:
-    """Return the mask of the validation images, bool [rows]."""
-    wanted = config.validation
-    images = wanted.images if isinstance(wanted.images, int) else max(1, round(wanted.images * len(source)))
-    # Tags below min_count are in the vocabulary because of `keep`; they may be too rare for both splits.
-    per_tag = np.where(tags.uses(n_tags) >= config.tags.min_count, wanted.min_per_tag, 0)
-    per_source = np.minimum(wanted.min_per_source, np.bincount(source, minlength=len(config.sources)) // 10)
-    return choose_validation(group, tags, source, images, per_tag, per_source, wanted.seed)
+def hold_out(
+    labelled: Labelled, source: np.ndarray, group: np.ndarray, keep: set[str], config: BuildSettings
+) -> tuple[Labelled, np.ndarray]:
+    """Choose the validation images, bool [rows]; drop the tags that both sides cannot hold enough of.
+
+    `source` and `group` are those of all images. Tags in `keep` are never dropped. The groups are shuffled with
+    those of unlabelled images, so that the choice hardly depends on the vocabulary.
+    """
+    with_tags, order = np.concatenate([labelled.rows, labelled.unlabelled]), np.empty_like(group)
+    order[with_tags] = shuffled(group[with_tags], config.validation.seed)
+    while len(labelled.rows):
+        kept = np.array([name in keep for name in labelled.vocabulary])
+        its_source, uses = source[labelled.rows], labelled.tags.uses(len(kept))
+        by_source = np.bincount(its_source, minlength=len(config.sources))
+        needs = Needs.of(config.validation, uses, by_source, kept, config.tags.min_count)
+        if needs.images >= len(its_source):
+            break
+        validation = choose_validation(order[labelled.rows], labelled.tags, its_source, needs)
+        held = labelled.tags.take(np.flatnonzero(validation)).uses(len(kept))
+        one_sided = ~kept & ((held < needs.per_tag) | (uses - held < needs.in_training(uses)))
+        if not one_sided.any():
+            return labelled, validation
+        # Without the rarest of them, groups may be free that the others need.
+        labelled = labelled.without(one_sided & (uses == uses[one_sided].min()))
+    return labelled, np.zeros(len(labelled.rows), dtype=bool)

@@ -50,7 +50,8 @@ class TagPolicy(Settings):
     min_count: int = Field(default=1200, ge=1)
     """Images, in training and validation together, that a tag needs to be in the vocabulary."""
     min_tags: int = Field(default=5, ge=1)
-    """Tags that an image needs, after aliases, implications and the blacklist."""
+    """Tags that an image needs, after aliases, implications and the blacklist, before rare tags are dropped. Images
+    without any tag of the vocabulary are always left out."""
     blacklist: list[str] = []
     """Tags to drop: names, or patterns such as `bad_*_id`."""
     blacklist_files: list[str] = []
@@ -63,11 +64,13 @@ class Validation(Settings):
     """Which images are held out."""
 
     images: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768
-    """Number of images to hold out, or a fraction of all images."""
+    """Number of images to hold out, or a fraction of all images. More are held out only for `min_per_tag` and
+    `min_per_source`, up to a fifth."""
     min_per_tag: int = Field(default=5, ge=0)
-    """Fewest held-out images of each tag."""
+    """Fewest held-out images of each tag, but at most a fifth of its images, or the fraction that `images` is. Training
+    keeps at least half of what a random choice would leave there. A tag that cannot have both is dropped and named."""
     min_per_source: int = Field(default=100, ge=0)
-    """Fewest held-out images of each source; at most a tenth of a source is required."""
+    """Fewest held-out images of each source, but at most a tenth of its images, or the fraction that `images` is."""
     seed: int = Field(default=0, ge=0)
     """Seed of the random choice."""
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.config import Validation
 from data_prep.tags import Rows
 
 CHUNK = 1 << 15  # images whose labels are in memory together
+MOST = 0.2  # largest share of the images in validation, unless more are asked for
+SPARE = 64  # images of a label to try in addition to those that it needs
+
+
+def shuffled(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Return, for each image, the position of its group in a random order of the groups, int64 [rows]."""
+    _, group = np.unique(groups, return_inverse=True)
+    return np.argsort(np.random.default_rng(seed).permutation(group.max(initial=-1) + 1))[group]
 
 
 class _Shuffle(NamedTuple):
@@ -24,12 +34,10 @@ class _Shuffle(NamedTuple):
     bounds: np.ndarray
 
     @classmethod
-    def of(cls, groups: np.ndarray, seed: int) -> _Shuffle:
-        _, first, group = np.unique(groups, return_index=True, return_inverse=True)
-        order = np.random.default_rng(seed).permutation(len(first))
-        position = np.argsort(order)[group]
+    def of(cls, groups: np.ndarray) -> _Shuffle:
+        names, position = np.unique(groups, return_inverse=True)
         rows = np.argsort(position, kind="stable")
-        return cls(position, rows, np.searchsorted(position[rows], np.arange(len(order) + 1)))
+        return cls(position, rows, np.searchsorted(position[rows], np.arange(len(names) + 1)))
 
     def chunks(self) -> Iterator[np.ndarray]:
         return (self.rows[start : start + CHUNK] for start in range(0, len(self.rows), CHUNK))
@@ -38,70 +46,125 @@ class _Shuffle(NamedTuple):
         return self.rows[self.bounds[position] : self.bounds[position + 1]]
 
 
-def choose_validation(
-    groups: np.ndarray,
-    tags: Rows,
-    sources: np.ndarray,
-    images: int,
-    min_per_tag: np.ndarray,
-    min_per_source: np.ndarray,
-    seed: int,
-) -> np.ndarray:
+class Needs(NamedTuple):
+    """What each side of a split should hold.
+
+    `images` of `n_images` are to be held out. `per_tag` (int64 [tags]) and `per_source` (int64 [sources]) are the
+    minima of validation. `kept` (bool [tags]) marks tags that stay in the vocabulary on whatever side their images
+    are: validation is not enlarged for them, and their minima are not ensured.
+    """
+
+    images: int
+    n_images: int
+    per_tag: np.ndarray
+    per_source: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def of(cls, wanted: Validation, uses: np.ndarray, by_source: np.ndarray, kept: np.ndarray, min_count: int) -> Needs:
+        """Return the needs of a set of images, from the uses of each tag and the images of each source, int64.
+
+        A minimum is at most the share of a tag's or a source's images that is held out of all images: that of the
+        settings if they have one, else a fifth of a tag's images and a tenth of a source's. A kept tag that is used
+        less than `min_count` times needs nothing.
+        """
+        n_images = int(by_source.sum())
+        is_share = isinstance(wanted.images, float)
+        images = max(1, round(wanted.images * n_images)) if is_share else int(wanted.images)
+        shares = (min(wanted.images, MOST), min(wanted.images, 0.1)) if is_share else (MOST, 0.1)
+        per_tag = np.minimum(wanted.min_per_tag, np.maximum(1, (shares[0] * uses).astype(np.int64)))
+        per_tag[kept & (uses < min_count)] = 0
+        return cls(
+            images, n_images, per_tag, np.minimum(wanted.min_per_source, (shares[1] * by_source).astype(np.int64)), kept
+        )
+
+    def in_training(self, uses: np.ndarray) -> np.ndarray:
+        """Return the minimum of training, int64: half of the images that a random choice would leave there."""
+        return np.ceil(uses * (1 - self.images / self.n_images) / 2).astype(np.int64)
+
+    @property
+    def most(self) -> int:
+        """The most images that several groups may bring into validation: a fifth, or as many as are asked for."""
+        return max(self.images, int(MOST * self.n_images))
+
+
+class _Choice:
+    """The groups that are held out so far: `taken` is bool [groups], `size` their number of images.
+
+    A label is a tag, or a source, numbered after the last tag; `have` (int64 [labels]) counts it in these groups.
+    """
+
+    def __init__(self, shuffle: _Shuffle, tags: Rows, sources: np.ndarray, needs: Needs) -> None:
+        self._shuffle, self._tags, self._sources, self._n_tags = shuffle, tags, sources, len(needs.per_tag)
+        self.uses = np.concatenate([tags.uses(self._n_tags), np.bincount(sources, minlength=len(needs.per_source))])
+        self._spare = self.uses - needs.in_training(self.uses)
+        self.taken = np.zeros(len(shuffle.bounds) - 1, dtype=bool)
+        self.have = np.zeros(len(self.uses), dtype=np.int64)
+        self.size = 0
+
+    def labels(self, rows: np.ndarray) -> Rows:
+        """Return the labels of some images."""
+        its_source = Rows(np.arange(len(rows) + 1), self._n_tags + self._sources[rows])
+        return _joined(self._tags.take(rows), its_source)
+
+    def take(self, position: int, limit: int, is_protected: np.ndarray) -> None:
+        """Take a group, unless there would be more than `limit` images or too few of a protected label in training."""
+        members = self._shuffle.members(position)
+        if self.taken[position] or self.size + len(members) > limit:
+            return
+        labels, counts = np.unique(self.labels(members).tags, return_counts=True)
+        if not (is_protected[labels] & (self.have[labels] + counts > self._spare[labels])).any():
+            self.taken[position] = True
+            self.have[labels] += counts
+            self.size += len(members)
+
+
+def choose_validation(groups: np.ndarray, tags: Rows, sources: np.ndarray, needs: Needs) -> np.ndarray:
     """Return the mask of the validation images, bool [rows].
 
-    `groups` (int64 [rows]) numbers images that must stay on one side; `tags` holds each image's tags, `sources`
-    its source. Beginning with the rarest tag, random groups are taken until tag i occurs `min_per_tag[i]` times, then
-    until source i has `min_per_source[i]` images, then random groups that fit until there are `images`. Raises
-    ValueError when a tag is too rare for that, or when nothing would be left to train on.
+    `groups` (int64 [rows]) numbers images that must stay on one side, in a random order: see `shuffled`. `tags` holds
+    each image's tags, `sources` its source. Beginning with the rarest tag, groups are taken in their order until each
+    tag, then each source, has what it needs, then groups that fit until there are enough images. No group is taken
+    that would leave too few images of a label in training, or bring too many into validation: a tag may get less than
+    it needs, and the mask may be all False. Images with the last uses of kept tags are taken if no others are left.
     """
-    shuffle, n_tags = _Shuffle.of(groups, seed), len(min_per_tag)
-    uses = tags.uses(n_tags)
-    if (uses < min_per_tag).any():
-        rarest = uses[uses < min_per_tag].min()
-        raise ValueError(f"validation.min_per_tag: a tag occurs {rarest} times; raise tags.min_count")
-
-    def labels(rows: np.ndarray) -> Rows:
-        """Return the tags of some images, and their source, numbered after the last tag."""
-        return _joined(tags.take(rows), Rows(np.arange(len(rows) + 1), n_tags + sources[rows]))
-
-    need = np.concatenate([min_per_tag, min_per_source])
-    rarest_first = np.concatenate([np.argsort(uses, kind="stable"), np.arange(n_tags, len(need))])
-    taken = _take_needed(shuffle, labels, need, rarest_first)
-    _take_more(taken, np.diff(shuffle.bounds), images)
-    if taken.all():
-        raise ValueError(f"validation.images: {images} and validation.min_per_tag leave nothing to train on")
-    return taken[shuffle.position]
+    shuffle = _Shuffle.of(groups)
+    choice = _Choice(shuffle, tags, sources, needs)
+    is_required = np.concatenate([~needs.kept, np.ones(len(needs.per_source), dtype=bool)])
+    protections = (np.ones_like(is_required), is_required)
+    _take_needed(choice, shuffle, needs, protections)
+    _take_more(choice, np.diff(shuffle.bounds), needs, protections)
+    return choice.taken[shuffle.position]
 
 
-def _take_needed(
-    shuffle: _Shuffle, labels: Callable[[np.ndarray], Rows], need: np.ndarray, order: np.ndarray
-) -> np.ndarray:
-    """Take groups, label by label in `order`, until each label occurs as often as it needs: bool [groups]."""
-    taken = np.zeros(len(shuffle.bounds) - 1, dtype=bool)
-    have = np.zeros(len(need), dtype=np.int64)
-    first_uses = _first_uses(map(labels, shuffle.chunks()), need)
-    for label in order:
-        for row in first_uses[label]:
-            if have[label] >= need[label]:
+def _take_needed(choice: _Choice, shuffle: _Shuffle, needs: Needs, protections: Sequence[np.ndarray]) -> None:
+    """Take groups, beginning with the rarest tag, until each label occurs as often as it needs."""
+    need, n_tags = np.concatenate([needs.per_tag, needs.per_source]), len(needs.per_tag)
+    wanted = np.minimum(np.where(need > 0, need + SPARE, 0), choice.uses)
+    first_uses = _first_uses(map(choice.labels, shuffle.chunks()), wanted)
+    rarest_first = np.lexsort((choice.uses[:n_tags], needs.kept))
+    for label in [*rarest_first, *range(n_tags, len(need))]:
+        limit = needs.images if label < n_tags and needs.kept[label] else needs.most
+        for is_protected, row in product(protections, first_uses[label]):
+            if choice.have[label] >= need[label]:
                 break
-            position = shuffle.position[shuffle.rows[row]]
-            if not taken[position]:
-                taken[position] = True
-                np.add.at(have, labels(shuffle.members(position)).tags, 1)
-    return taken
+            choice.take(shuffle.position[shuffle.rows[row]], limit, is_protected)
 
 
-def _take_more(taken: np.ndarray, sizes: np.ndarray, images: int) -> None:
-    """Take groups that fit, in their order, until there are `images`; if none fits any more, the smallest."""
-    missing = images - sizes[taken].sum()
-    for position in np.flatnonzero(~taken):
-        if missing <= 0:
-            break
-        if sizes[position] <= missing:
-            taken[position] = True
-            missing -= sizes[position]
-    if missing > 0 and not taken.all():
-        taken[np.flatnonzero(~taken)[np.argmin(sizes[~taken])]] = True
+def _take_more(choice: _Choice, sizes: np.ndarray, needs: Needs, protections: Sequence[np.ndarray]) -> None:
+    """Take groups that fit, in their order, until there are enough images; if none fits any more, the smallest.
+
+    If all groups are too large, the smallest is taken nevertheless: nobody can train without validation.
+    """
+    for is_protected in protections:
+        for position in range(len(sizes)):
+            if choice.size >= needs.images:
+                return
+            choice.take(position, needs.images, is_protected)
+    for position in np.argsort(sizes, kind="stable"):
+        if choice.size >= needs.images:
+            return
+        choice.take(position, needs.most if choice.size else needs.n_images, protections[-1])
 
 
 def _joined(left: Rows, right: Rows) -> Rows:

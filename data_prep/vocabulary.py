@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,13 +43,58 @@ def final_tags(raw: list[Chunk], names: list[str], keeper: np.ndarray, policy: P
     return [*(final for final, _ in applied), Chunk(kept, merged.mapped(mapping).sets())], final_names
 
 
-def choose_tags(
-    chunks: list[Chunk], names: list[str], policy: TagPolicy, keep: list[str]
-) -> tuple[np.ndarray, Rows, list[str]]:
+class Labelled(NamedTuple):
+    """The images of a dataset, and the tags that are learned.
+
+    `rows` (int64, ascending) are those of the images in the image table; `tags` holds the tags of each, at least one,
+    as numbers of the `vocabulary`, which is sorted. `unlabelled` (int64) are the rows of images with enough tags, but
+    none of the vocabulary. `rare` and `one_sided` count the images of tags that are not learned, the most frequent
+    first: tags used too little, and tags of which training and validation cannot both hold enough images.
+    """
+
+    rows: np.ndarray
+    tags: Rows
+    vocabulary: list[str]
+    unlabelled: np.ndarray
+    rare: dict[str, int]
+    one_sided: dict[str, int]
+
+    def without(self, one_sided: np.ndarray) -> Labelled:
+        """Drop tags, bool [tags], and the images that have no others."""
+        uses = self.tags.uses(len(one_sided))
+        dropped = {self.vocabulary[i]: int(uses[i]) for i in np.flatnonzero(one_sided)}
+        number = np.cumsum(~one_sided) - 1
+        mapping = Rows.of([[] if is_dropped else [number[i]] for i, is_dropped in enumerate(one_sided)])
+        rows, tags, unlabelled = _split_unlabelled(self.rows, self.tags.mapped(mapping))
+        return Labelled(
+            rows,
+            tags,
+            [name for name in self.vocabulary if name not in dropped],
+            np.concatenate([self.unlabelled, unlabelled]),
+            self.rare,
+            _most_frequent_first(self.one_sided | dropped),
+        )
+
+    def not_learned(self, min_count: int) -> list[str]:
+        """Describe the tags that are not learned: a line on those below `min_count`, one on those of one side."""
+        lines = []
+        if self.rare:
+            examples = ", ".join(f"{name} ({count})" for name, count in islice(self.rare.items(), 5))
+            lines.append(
+                f"{len(self.rare):,} tags are used less than {min_count} times (tags.min_count), such as {examples}"
+            )
+        if self.one_sided:
+            names = ", ".join(f"{name} ({count})" for name, count in self.one_sided.items())
+            lines.append(
+                f"too few images for both training and validation (look-alikes stay together) of the tags {names}"
+            )
+        return lines
+
+
+def choose_tags(chunks: list[Chunk], names: list[str], policy: TagPolicy, keep: list[str]) -> Labelled:
     """Choose the images with enough tags, and the tags with enough of these images.
 
-    Returns the images' rows, ascending; their tags as numbers of the vocabulary; and the vocabulary, sorted. Tags in
-    `keep` belong to it even if they are rare. Empties `chunks`, to free memory.
+    Tags in `keep` belong to the vocabulary even if they are rare. Empties `chunks`, to free memory.
     """
     uses = np.zeros(len(names), dtype=np.int64)
     for number, (rows, tags) in enumerate(chunks):
@@ -55,14 +102,15 @@ def choose_tags(
         chunks[number] = Chunk(rows[has_enough], tags.take(has_enough))
         uses += chunks[number].tags.uses(len(names))
     vocabulary = sorted({names[i] for i in np.flatnonzero(uses >= policy.min_count)} | set(keep))
-    _print_rare(uses, names, set(vocabulary), policy.min_count)
     index = {name: i for i, name in enumerate(vocabulary)}
+    rare = {names[i]: int(uses[i]) for i in np.flatnonzero(uses) if names[i] not in index}
     mapping = Rows.of([[index[name]] if name in index else [] for name in names])
     chosen = []
     while chunks:
         rows, tags = chunks.pop()
         chosen.append(Chunk(rows, tags.mapped(mapping)))
-    return *_sorted(chosen), vocabulary
+    rows, tags, unlabelled = _split_unlabelled(*_sorted(chosen))
+    return Labelled(rows, tags, vocabulary, unlabelled, _most_frequent_first(rare), {})
 
 
 def print_odd(raw: list[str]) -> None:
@@ -79,12 +127,15 @@ def print_unknown(blacklist: list[str], known: Iterable[str]) -> None:
         print(f"{'':>9} on the blacklist, but no tag here: {unknown}")
 
 
-def _print_rare(uses: np.ndarray, names: list[str], vocabulary: set[str], min_count: int) -> None:
-    """Print how many tags are not learned, and which of them are the most frequent."""
-    rare = sorted((-uses[i], names[i]) for i in np.flatnonzero(uses) if names[i] not in vocabulary)
-    if rare:
-        examples = ", ".join(f"{name} ({-count})" for count, name in rare[:5])
-        print(f"{len(rare):>9,} tags: used less than {min_count} times, such as {examples}")
+def _split_unlabelled(rows: np.ndarray, tags: Rows) -> tuple[np.ndarray, Rows, np.ndarray]:
+    """Return the rows with tags, their tags (without a copy, which would not fit into memory), and the other rows."""
+    is_labelled = tags.counts > 0
+    offsets = np.concatenate([tags.offsets[:1], tags.offsets[1:][is_labelled]])
+    return rows[is_labelled], Rows(offsets, tags.tags), rows[~is_labelled]
+
+
+def _most_frequent_first(uses: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(uses.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _sorted(chunks: list[Chunk]) -> Chunk:

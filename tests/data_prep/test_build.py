@@ -244,8 +244,8 @@ def test_a_dataset_of_another_config_is_not_overwritten(built):
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("tags", {"min_count": 1000}, r"tags\.min_count: no tag is used 1000 times"),
-        ("validation", {"images": 500}, r"validation\.images: 500 and"),
+        ("tags", {"min_count": 1000}, r"8 tags are used less than 1000 times \(tags\.min_count\), such as animal"),
+        ("validation", {"images": 500}, r"validation\.images: 500 cannot be held out of 56 images in 55 groups"),
     ],
 )
 def test_a_build_that_cannot_succeed_leaves_no_dataset(built, tmp_path, section, changes, message):
