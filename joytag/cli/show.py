@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from joytag.cli.arguments import Parser, fraction, positive
+from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.core import jsonl
 from joytag.core.files import replacing
 from joytag.data.dataset import Dataset
@@ -22,7 +22,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag show", description=__doc__)
     add = parser.add_argument
-    add("--run", required=True, type=Path, help="a run's directory")
+    add("--run", required=True, type=results_directory, help="a run's directory")
     add("--data", required=True, type=Path, help="a dataset directory")
     add("--images", type=positive, default=15, help="images on the contact sheet (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed that chooses the images (default: %(default)s)")

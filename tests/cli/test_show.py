@@ -22,7 +22,7 @@ def show(call, run_values, dataset_directory):
     return run
 
 
-def test_show_works_at_any_time(show, run_values):
+def test_show_works_at_any_time(show, call, run_values, dataset_directory):
     directory = Path(run_values["output"])
     curves, sheet = directory / "curves.png", directory / "contact-sheet.png"
     directory.mkdir()
@@ -39,6 +39,9 @@ def test_show_works_at_any_time(show, run_values):
     state = initial_state(run)
     save_state(state, run, required=True)
     assert f"tagged by {newest_checkpoint(run)}" in show()
+    assert_one_line(
+        call("show", "--run", newest_checkpoint(run), "--data", dataset_directory), "--run", "is a checkpoint"
+    )
     sheet.unlink()
 
     release.save(directory / "release", state.model, run.dataset.tags.names, "focal2")
