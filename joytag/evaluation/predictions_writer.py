@@ -19,7 +19,7 @@ import scipy.sparse
 from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csc_array
 
-from joytag.core import files, jsonl, lock
+from joytag.core import files, jsonl
 from joytag.core.lock import sole_writer
 from joytag.data import dataset, tables
 from joytag.evaluation.predictions import (
@@ -177,7 +177,9 @@ class PredictionsWriter:
             _check_same_provenance(self.directory, read_json(self._provenance), provenance, MOVABLE)
             # Blocks with images that could not be decoded are repeated: a disk may have been missing.
             return {block for block, bad in self.done().items() if not bad}
-        if self.directory.is_dir() and {path.name for path in self.directory.iterdir()} - {WORK, *lock.FILES}:
+        others = {path.name for path in self.directory.glob("*")} - {WORK}
+        others |= {path.name for path in self._work.glob("*")} - {self._scores.name}  # of a process killed in _start
+        if {name for name in others if not name.startswith(".")}:
             raise OutputError(
                 f"{self.directory}: holds something other than predictions; choose another output directory"
             )

@@ -11,7 +11,7 @@ from joytag.core.lock import sole_writer
 from joytag.data import loader
 from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
-from joytag.training import micro_batch
+from joytag.training import micro_batch, tracker
 from joytag.training.config import RunSettings
 from joytag.training.run import Run
 from joytag.training.state import load_state
@@ -56,8 +56,10 @@ def start(config: RunSettings, resume: str | None) -> None:
 def starting_point(run: Run, resume: str | None) -> Path | None:
     """Return the checkpoint to resume from, if any; a job that was restarted resumes from the newest.
 
-    Raises HasCheckpoints when a new run would overwrite checkpoints, ValueError when there are newer ones.
+    Raises HasCheckpoints when a new run would overwrite checkpoints, ValueError when there are newer ones or when
+    another program's log is in the run's directory.
     """
+    tracker.check_logs(Path(run.config.output))
     if resume == "auto" or (resume is None and distributed.was_restarted()):
         return checkpoint.newest(run.root)
     checkpoints = checkpoint.checkpoints(run.root)

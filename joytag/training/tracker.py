@@ -18,6 +18,7 @@ from joytag.core import jsonl, progress
 from joytag.core.files import write_text
 
 LOG = "log.jsonl"
+EVENTS = "events.jsonl"
 INIT_TIMEOUT = 30  # seconds for wandb to reach its server
 FINISH_TIMEOUT = 60  # seconds to upload the rest of a run; `wandb sync` uploads what is left
 
@@ -45,7 +46,7 @@ class Tracker:
     def __init__(
         self, directory: Path, samples: int, total: int, services: dict[str, Callable[[], Service]], enabled: bool
     ) -> None:
-        self.enabled, self.path, self.events = enabled, directory / LOG, directory / "events.jsonl"
+        self.enabled, self.path, self.events = enabled, directory / LOG, directory / EVENTS
         self.services: dict[str, Service] = {}
         if not enabled:
             return
@@ -109,6 +110,16 @@ class Tracker:
             text = "  ".join(f"{name} {value:.4g}" for name, value in details.items() if isinstance(value, float))
             print(f"{samples:>11,}  {kind}: {text}, see {self.events}", flush=True)
             append_line(self.events, {"samples": samples, "event": kind, **details})
+
+
+def check_logs(directory: Path) -> None:
+    """Raise ValueError when a file in a run's directory has a log's name, but is another program's."""
+    for path in (directory / LOG, directory / EVENTS):
+        lines = jsonl.read(path)
+        # The first line of a run that was killed may be incomplete.
+        is_text = not lines and path.exists() and path.read_bytes()[:1] not in (b"", b"{")
+        if is_text or any("samples" not in line for line in lines):
+            raise ValueError(f"{path}: not a run's log; set another output, or move the file")
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

@@ -194,6 +194,15 @@ def test_a_directory_with_other_content_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_of_another_program_with_the_name_of_the_unfinished_work_is_left_alone(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years of work")
+    with pytest.raises(PredictionsError, match="holds something other than predictions"):
+        PredictionsWriter(tmp_path, ROWS, TAGS, BATCH).begin(FACTS)
+    (tmp_path / "work" / "thesis.txt").rename(tmp_path / "work" / "scores.npy")
+    PredictionsWriter(tmp_path, ROWS, TAGS, BATCH).begin(FACTS)  # of a process that was killed at the start
+
+
 def test_a_disk_that_is_too_small_is_reported_at_the_start(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))

@@ -1,5 +1,7 @@
 """The checkpoint that a run starts from."""
 
+from pathlib import Path
+
 import pytest
 from training_runs import build_run
 
@@ -27,3 +29,18 @@ def test_resuming_from_an_older_checkpoint_is_refused(run_values, tmp_path):
     with pytest.raises(ValueError, match="holds newer checkpoints than"):
         launch.starting_point(run, str(older))
     assert launch.starting_point(build_run(run_values, output=str(tmp_path / "other")), str(older)) == older
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "events.jsonl"])
+@pytest.mark.parametrize("content", ["a text\n", '{"time": "12:00", "message": "x"}\n'])
+def test_another_programs_log_is_never_overwritten(run_values, name, content):
+    run = build_run(run_values)
+    path = Path(run.config.output) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: not a run's log; set another output"):
+        launch.starting_point(run, None)
+    path.write_text('{"samples": 8, "loss": 1.0}\n{"sam')
+    assert launch.starting_point(run, None) is None
+    path.write_text('{"sam')
+    assert launch.starting_point(run, None) is None
