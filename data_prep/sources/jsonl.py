@@ -46,7 +46,7 @@ def read(part: Part) -> pa.Table:
 
 def _post(row: _Row, offset: int, root: Path) -> Post:
     path = row.path or row.file_name
-    if not posts.is_inside(path) or not path.isprintable():
+    if not posts.is_inside(path) or not posts.is_storable(path):
         return Post(offset=offset, reason="bad row", detail=f"path: {path[:80]!a} is not below the file's folder")
     post = Post(posts.path_id(path), path, offset=offset)
     if not (root / path).resolve().is_relative_to(root):

@@ -90,6 +90,11 @@ def is_inside(path: str) -> bool:
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
 
 
+def is_storable(path: str) -> bool:
+    """Return whether a path has no control characters and no bytes that are not UTF-8."""
+    return not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path)
+
+
 def split(text: str) -> list[str]:
     """Return the tags of a caption, separated by commas or newlines, in their order, without repetitions."""
     return unique(re.split(r"[,\r\n]", text))

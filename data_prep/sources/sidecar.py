@@ -84,14 +84,15 @@ def read(part: Part) -> pa.Table:
 
 def _list(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each image and its sidecars by pattern. The case of their suffixes does not matter."""
-    for parent, images in groupby(sorted(find(folder)), key=lambda image: image.parent):
+    images = sorted(find(folder), key=lambda image: (image.parent, image))
+    for parent, its_images in groupby(images, key=lambda image: image.parent):
         files = {}
         with os.scandir(parent) as entries:
             for entry in entries:
                 name = PurePosixPath(entry.name)
                 if name.suffix.lower() in SUFFIXES and entry.is_file():
                     files[name.stem + name.suffix.lower()] = entry.name
-        for image in images:
+        for image in its_images:
             names = {pattern: pattern.format(name=image.name, stem=image.stem) for pattern in PATTERNS}
             below = parent.relative_to(folder)
             sidecars = {p: (below / files[name]).as_posix() for p, name in names.items() if name in files}
@@ -121,7 +122,8 @@ def _recognize(folder: Path, listed: list[tuple[str, dict[str, str]]]) -> dict[t
         for unit in its_units:
             total.merge(units[unit])
         first = ascii(str(folder / its_units[0][0]))[1:-1]
-        more = f" and {len(its_units) - 1:,} more folders" if len(its_units) > 1 else ""
+        others = len(its_units) - 1
+        more = f" and {others:,} more folder{'s' if others > 1 else ''}" if others else ""
         print(f"sidecars {pattern.format(name='*.*', stem='*')} of {first}{more}: {total}")
     if all(style.sentences for style in styles.values()):
         raise ValueError(f"{folder}: its sidecars hold sentences instead of tags; use tags, or set `separator`")
@@ -144,7 +146,7 @@ def _read_text(folder: Path, root: Path, name: str) -> tuple[str, str]:
 
 
 def _post(folder: Path, root: Path, image: Image) -> Post:
-    if not image.path.isprintable():
+    if not posts.is_storable(image.path):
         return Post(path=ascii(image.path)[1:-1], reason="bad name", detail="rename the file")
     post = Post(posts.path_id(image.path), image.path)
     if image.sidecar is None or image.style is None:

@@ -205,7 +205,9 @@ class Evidence:
             if count[shape] and count[shape] >= _MOSTLY * (others + count["space"]):
                 return Style(shape)
         # Words without underscores: as the lines beside them, or, if all files have only words, tags if they are many.
-        is_list = count["space"] > others or (not others and not count["space"] and median(self.words or [0]) >= 4)
+        is_list = count["space"] > others
+        if not others and not count["space"] and count["phrase"] > count["word"]:
+            is_list = median(self.words) >= 4
         return Style(None, splits_phrases=is_list)
 
     def __str__(self) -> str:

@@ -128,6 +128,7 @@ def test_lines_of_a_booru_without_underscores_follow_the_others():
         ["1girl", "hat", "solo", "smile"],
         ["cat", "dog", "house", "tree"],
     ]
+    assert recognized("cat", "dog", "girl with red hat") == [["cat"], ["dog"], ["girl_with_red_hat"]]
 
 
 def test_words_are_one_tag_where_other_files_have_commas_or_no_file_shows_more():

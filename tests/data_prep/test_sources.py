@@ -238,12 +238,12 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
 
 
 def test_file_names_that_cannot_be_stored_are_refused(tmp_path):
-    for name in (b"a\n.png", b"b\xff.png", b"ok.png"):
+    for name in (b"a\n.png", b"b\xff.png", "ok \u202f\u3000👩\u200d👧.png".encode()):
         (tmp_path / os.fsdecode(name)).touch()
         (tmp_path / os.fsdecode(name)).with_suffix(".txt").write_text("cat")
     table = read(tmp_path, "sidecar")
     assert sorted(reasons(table)) == ["bad name", "bad name"]
-    assert [row["path"] for row in good(table)] == ["ok.png"]
+    assert [row["path"] for row in good(table)] == ["ok \u202f\u3000👩\u200d👧.png"]
 
 
 def test_ids_of_images_with_sidecars_do_not_change_when_images_are_added(tmp_path):
