@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from joytag.core.lock import InUse
@@ -124,6 +126,40 @@ def test_edited_lines_of_json_stay_as_they_are(root, table):
         row["file_name"]: row["text"][:8]
         for row in map(json.loads, JsonRows((root / "tags.jsonl").read_bytes().decode()).lines)
     } == {"a.png": "my words", "b.png": "new", "c.png": "new"}
+
+
+@given(
+    st.lists(st.lists(st.text('ab.png,;\t"\n\r \u2028é', max_size=8), max_size=4), max_size=5),
+    st.permutations(["file_name", "text", "note", ""]),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["", "\ufeff"]),
+)
+def test_rows_of_a_spreadsheet_stay_whatever_they_hold(cells, header, delimiter, bom):
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter).writerows([header, *cells])
+    rows = CsvRows(bom + text.getvalue())
+    expected = [row for row in cells if row]
+    assert rows.rows == expected
+    rows.append({"file_name": "new.png", "text": 'a, "b"; c'})
+    again = CsvRows(str(rows))
+    assert (again.bom, again.header, again.rows[:-1]) == (bom, header, expected)
+    assert again.names()[-1] == "new.png"
+    assert str(again) == str(rows)
+
+
+@given(
+    st.binary(max_size=60)
+    | st.text(max_size=60).map(lambda text: b"file_name,text\n" + text.encode("utf-8", "replace"))
+)
+def test_any_file_is_kept_or_refused(content):
+    for kind in (CsvRows, JsonRows):
+        try:
+            rows = kind(content.decode())
+        except (ValueError, csv.Error):
+            continue
+        before = rows.names()
+        rows.append({"file_name": "new.png", "text": "x"})
+        assert kind(str(rows)).names() == [*before, "new.png"]
 
 
 FOREIGN = [
