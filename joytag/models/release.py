@@ -26,6 +26,10 @@ WEIGHTS = "model.safetensors"
 FILES = (CONFIG, WEIGHTS, tag_names.FILE)
 OLD_WEIGHTS = "model.pt"  # of releases older than safetensors
 OLD_OUTPUTS = 9  # very old heads end with outputs for 3 ratings and 6 scores
+IGNORED = ("loss_type", "use_amp")  # keys of config.json that describe the training alone; trainers left use_amp
+UNPUBLISHED = "patch_dropout"  # not written to config.json: existing loaders would drop tokens in evaluation, too
+POSITIONS = "pos_embedding.embedding.weight"
+POSITION_IDS = "pos_embedding.position_ids"  # existing loaders require it beside POSITIONS; int64 [1, tokens], 0, 1 ...
 MAX_CONFIG = 2**20  # bytes of config.json
 INCOMPLETE = f"; a release holds {', '.join(FILES)}"
 
@@ -44,7 +48,7 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None
     config = {
         key: value
         for key, value in dataclasses.asdict(model.config).items()
-        if key not in assumed or value != assumed[key]
+        if key != UNPUBLISHED and (key not in assumed or value != assumed[key])
     }
     kind = next(name for name, row in ARCHITECTURES.items() if isinstance(model, row.model))
     text = json.dumps({"class": kind, **config, "loss_type": loss_type}, indent=2)
@@ -52,6 +56,8 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None
     files.write_text(directory / CONFIG, text + "\n")
     files.write_text(directory / tag_names.FILE, "\n".join(tags))
     state = {name: _as_published(value.detach()).cpu().contiguous() for name, value in model.state_dict().items()}
+    if POSITIONS in state:
+        state[POSITION_IDS] = torch.arange(len(state[POSITIONS])).unsqueeze(0)
     with files.replacing(directory / WEIGHTS) as partial:
         save_file(state, partial)
         shutil.copymode(directory / CONFIG, partial)  # safetensors creates files that only their owner may read
@@ -100,6 +106,10 @@ def load(directory: Path) -> tuple[Model, list[str]]:
         config.check_tensors(state)
     except ValueError as error:
         raise ReleaseError(f"{path}: {error}") from None
+    if POSITIONS in state and POSITION_IDS in state:
+        ids = state.pop(POSITION_IDS)
+        if not torch.equal(ids, torch.arange(len(state[POSITIONS])).unsqueeze(0)):
+            raise ReleaseError(f"{path}: tensor {POSITION_IDS} does not number the positions in order")
     for name in ("head.weight", "head.bias"):
         if name in state and len(state[name]) == config.n_tags + OLD_OUTPUTS:
             state[name] = state[name][: config.n_tags]
@@ -140,7 +150,8 @@ def read_config(directory: Path) -> Config:
     kind = values.pop("class", None) if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ReleaseError(f"{path}: class: not {' or '.join(ARCHITECTURES)}")
-    values.pop("loss_type", None)
+    for key in IGNORED:
+        values.pop(key, None)
     config = ARCHITECTURES[kind].config
     fields = dataclasses.fields(config)
     for key in sorted(values.keys() - {field.name for field in fields}):
@@ -186,7 +197,9 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         path, content = old, torch.load(old, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle can raise errors of any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReleaseError(f"{old}: damaged, or holds more than weights ({reason})") from None
+        raise ReleaseError(
+            f"{old}: damaged, or holds more than weights ({reason}); save the model's state_dict alone"
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(

@@ -1,5 +1,6 @@
 """The release directory: the fixture, a second definition of the network, and all errors."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from paths import TINY
+from plain_vit import OPTIONAL_KEYS, REQUIRED_KEYS, defined, expected_shapes, read_strictly
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 
 from joytag.models import release
 from joytag.models.timm_backbone import TimmConfig
@@ -40,67 +41,6 @@ def model_of(changes: dict) -> ViT:
     return model
 
 
-def defined(config: dict, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """The network written out with plain functions and the published names, token by token.
-
-    It is long because it is the whole definition of the network, in one place to compare with the paper.
-    """
-    x = images
-    if config.get("cnn_stem") is None:
-        x = F.conv2d(x, state["patch_embeddings.weight"], state["patch_embeddings.bias"], stride=config["patch_size"])
-    else:
-        for i, item in enumerate(config["cnn_stem"].split(";")):
-            kind, _, text = item.partition(":")
-            part = f"patch_embeddings.conv.{i}."
-            if kind == "conv":
-                given = {"k": 3, "s": 2, "p": 1} | {a[0]: int(a[2:]) for a in text.split(",")}
-                x = F.conv2d(x, state[part + "weight"], state[part + "bias"], given["s"], given["p"])
-            elif kind == "ln":
-                mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
-                x = (x - mean) / (variance + 1e-5).sqrt()
-                x = x * state[part + "norm.weight"].view(-1, 1, 1) + state[part + "norm.bias"].view(-1, 1, 1)
-            elif kind == "bn":
-                mean, variance, w, b = (
-                    state[part + name].view(-1, 1, 1) for name in ("running_mean", "running_var", "weight", "bias")
-                )
-                x = (x - mean) / (variance + 1e-5).sqrt() * w + b
-            else:
-                x = x.clamp(min=0) if kind == "relu" else x * 0.5 * (1 + torch.erf(x / 2**0.5))
-    rows, columns = x.shape[2:]
-    x = torch.stack([x[:, :, i // columns, i % columns] for i in range(rows * columns)], dim=1)
-    width = config["d_model"]
-    if config["use_sine"]:
-        omega = np.array([10_000 ** (-k / (width / 4 - 1)) for k in range(width // 4)])
-        for i in range(rows * columns):
-            across, down = (i % columns) * omega, (i // columns) * omega
-            parts = [np.sin(across), np.cos(across), np.sin(down), np.cos(down)]
-            x[:, i] += torch.from_numpy(np.concatenate(parts)).float()
-    else:
-        x = x + state["pos_embedding.embedding.weight"]
-
-    def linear(x, name):
-        return x @ state[name + ".weight"].T + state[name + ".bias"]
-
-    def norm(x, name):
-        return F.layer_norm(x, (width,), state[name + ".weight"], state[name + ".bias"])
-
-    for n in range(config["num_blocks"]):
-        part = f"blocks.{n}."
-        q, k, v = linear(norm(x, part + "norm1"), part + "qkv_proj").split(width, dim=-1)
-        heads = []
-        size = width // config["num_heads"]
-        for h in range(config["num_heads"]):
-            one = slice(h * size, (h + 1) * size)
-            weights = (q[..., one] @ k[..., one].transpose(1, 2) / size**0.5).softmax(-1)
-            heads.append(weights @ v[..., one])
-        x = x + linear(torch.cat(heads, -1), part + "out_proj") * state[part + "skip_init1.skip"]
-        hidden = linear(norm(x, part + "norm2"), part + "mlp.linear1")
-        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
-        x = x + linear(hidden, part + "mlp.linear2") * state[part + "skip_init2.skip"]
-    x = norm(x, "norm")
-    return linear(x, "head").mean(1) if config.get("head_mean_after") else linear(x.mean(1), "head")
-
-
 @pytest.mark.parametrize("size", [64, 96])
 def test_the_second_definition_reproduces_the_published_outputs(size):
     config, state = json.loads((TINY / "config.json").read_text()), load_file(TINY / "model.safetensors")
@@ -117,7 +57,7 @@ def test_every_variant_survives_writing_and_reading(tmp_path, changes):
     images = torch.randn(3, 3, 16, 16)
     loaded, tags = release.load(tmp_path)
     assert tags == TAGS
-    assert loaded.config == model.config
+    assert loaded.config == dataclasses.replace(model.config, patch_dropout=0.0)
     assert not loaded.training
     with torch.inference_mode():
         logits = loaded(images)
@@ -139,23 +79,10 @@ def test_a_written_release_has_the_published_layout(tmp_path):
 
 
 def test_a_written_config_has_no_key_that_breaks_loaders(tmp_path):
-    required = {
-        "class",
-        "n_tags",
-        "image_size",
-        "num_blocks",
-        "patch_size",
-        "d_model",
-        "mlp_dim",
-        "num_heads",
-        "stochdepth_rate",
-        "use_sine",
-        "loss_type",
-    }
     for changes in FAMILY:
         release.save(tmp_path, model_of(changes), TAGS, "focal2")
         keys = json.loads((tmp_path / "config.json").read_text()).keys()
-        assert required <= keys <= required | {"layerscale_init", "head_mean_after", "cnn_stem", "patch_dropout"}
+        assert REQUIRED_KEYS <= keys <= REQUIRED_KEYS | OPTIONAL_KEYS
         types = {value.dtype for value in load_file(tmp_path / "model.safetensors").values()}
         assert types <= {torch.float32, torch.int64}
     assert (tmp_path / "top_tags.txt").read_text() == "\n".join(TAGS)
@@ -171,6 +98,75 @@ def test_the_nine_extra_rows_of_very_old_heads_are_removed(tmp_path):
     loaded, _ = release.load(tmp_path)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+
+
+LEARNED: list[dict] = [  # positions, with every kind of stem that the original has
+    {"cnn_stem": None},
+    {"cnn_stem": "conv:c=8;ln;relu;conv:c=16;ln;gelu;conv:c=16,s=1,k=1,p=0", "head_mean_after": True},
+]
+
+
+@pytest.mark.parametrize("changes", LEARNED, ids=str)
+def test_the_originals_loader_reads_a_release_with_learned_positions(tmp_path, changes):
+    model = model_of(changes | {"use_sine": False})
+    release.save(tmp_path, model, TAGS, "focal2")
+    config, state = read_strictly(tmp_path)
+    assert state["pos_embedding.position_ids"].tolist() == [list(range(16))]
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(defined(config, state, images), model(images), rtol=0, atol=1e-5)
+
+
+def original_release(directory: Path, changes: dict) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Write a release as the original does, with learned positions and random weights; returns config and tensors."""
+    config = BASE | {"use_sine": False, "stochdepth_rate": 0.1} | changes
+    state = {name: 0.3 * torch.randn(shape) for name, shape in expected_shapes(config).items()}
+    state["pos_embedding.position_ids"] = torch.arange(16).unsqueeze(0)
+    (directory / "config.json").write_text(json.dumps({"class": "ViT", "loss_type": "focal2", **config}))
+    (directory / "top_tags.txt").write_text("\n".join(TAGS))
+    save_file(state, directory / "model.safetensors")
+    return config, state
+
+
+@pytest.mark.parametrize("changes", LEARNED, ids=str)
+def test_a_release_of_the_original_with_learned_positions_is_read(tmp_path, changes):
+    config, state = original_release(tmp_path, changes)
+    model, _ = release.load(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), defined(config, state, images), rtol=0, atol=1e-4)
+    save_file(state | {"pos_embedding.position_ids": torch.arange(16).flip(0).unsqueeze(0)}, tmp_path / release.WEIGHTS)
+    with pytest.raises(release.ReleaseError, match="position_ids does not number the positions in order"):
+        release.load(tmp_path)
+
+
+def test_a_release_of_an_older_version_without_position_ids_is_read(tmp_path):
+    _, state = original_release(tmp_path, LEARNED[0])
+    before, _ = release.load(tmp_path)
+    del state["pos_embedding.position_ids"]
+    save_file(state, tmp_path / release.WEIGHTS)
+    after, _ = release.load(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(after(images), before(images))
+
+
+@pytest.mark.parametrize("old_outputs", [0, 9])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_directory_of_the_originals_trainer_is_read(tmp_path, prefix, old_outputs):
+    """It has `use_amp` in config.json, a bare state dict in model.pt and perhaps the outputs of very old heads."""
+    config, state = original_release(tmp_path, LEARNED[1] | {"patch_dropout": 0.5})
+    values = json.loads((tmp_path / "config.json").read_text()) | {"use_amp": True}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / release.WEIGHTS).unlink()
+    longer = {n: torch.cat([v, torch.randn(old_outputs, *v.shape[1:])]) for n, v in state.items() if "head" in n}
+    torch.save({prefix + name: value for name, value in (state | longer).items()}, tmp_path / "model.pt")
+    model, tags = release.load(tmp_path)
+    assert tags == TAGS
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), defined(config, state, images), rtol=0, atol=1e-4)
+    release.save(tmp_path, model, tags, "focal2")
+    assert "patch_dropout" not in read_strictly(tmp_path)[0], "existing loaders would drop tokens in evaluation"
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
