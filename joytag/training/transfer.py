@@ -12,7 +12,7 @@ from torch import Tensor
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models.architectures import Config, Model
 
-YES, NO = DEFAULT_THRESHOLD + 0.05, DEFAULT_THRESHOLD - 0.05  # targets of tags whose label contradicts the teacher
+YES, NO = DEFAULT_THRESHOLD + 0.1, DEFAULT_THRESHOLD - 0.1  # targets of tags whose label contradicts the teacher
 
 
 class CarriedTags(NamedTuple):
@@ -114,11 +114,11 @@ def retain(model: Model, tags: list[str], source: Model, source_tags: list[str],
 def chosen_settings(images: int, released: Config) -> list[str]:
     """Return the settings, as `key=value`, for fine-tuning a release on this number of images.
 
-    Measured on 10, 60 and 300 images with a model of width 192 (docs/fine-tuning.md): 800, 1,600 and 3,300 samples;
+    Measured on 10, 60 and 300 images with a model of width 192 (docs/fine-tuning.md): 1,200, 1,500 and 3,300 samples;
     with more images ten epochs. The rate is 0.003 there and falls as the width grows (Yang et al. 2022,
     arXiv:2203.03466, table 3).
     """
-    samples = max(800, round(200 * images**0.5, -2), 10 * images)
+    samples = max(1_200, round(200 * images**0.5, -2), 10 * images)
     with torch.device("meta"):
         width = released.build().head.in_features
     return [f"stages.0.samples={samples:.0f}", f"optimizer.lr={0.003 * 192 / width:.2g}"]
