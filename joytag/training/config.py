@@ -138,8 +138,8 @@ class Tracking(Settings):
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases; auto follows WANDB_MODE or, without it, is online with an account, else offline."""
-    project: str = "joytag"
-    """Project at Weights & Biases."""
+    project: str | None = None
+    """Project at Weights & Biases. Null: WANDB_PROJECT, else joytag."""
     tensorboard: bool = False
     """Also write event files for TensorBoard, to tensorboard/ in the run's directory; needs joytag[tensorboard]."""
 

@@ -133,7 +133,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 class Wandb:
     """A run at Weights & Biases; a directory's run continues. `mode` is online, offline or auto, see `wandb_mode`."""
 
-    def __init__(self, mode: str, project: str, directory: Path, config: dict[str, Any]) -> None:
+    def __init__(self, mode: str, project: str | None, directory: Path, config: dict[str, Any]) -> None:
         import wandb
 
         id_file = directory / "wandb-id.txt"
@@ -144,8 +144,8 @@ class Wandb:
         )
         arguments: dict[str, Any] = {
             "mode": mode,
-            "project": project,
-            "name": directory.name,
+            "project": project or os.environ.get("WANDB_PROJECT") or "joytag",
+            "name": os.environ.get("WANDB_NAME") or directory.name,
             "id": id_file.read_text(encoding="utf-8").strip(),
             "resume": "allow",
             "dir": str(directory),

@@ -82,6 +82,13 @@ def whole(tmp_path_factory, dataset, model) -> Path:
     return directory
 
 
+def test_processes_that_read_different_models_do_not_mix_their_scores(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "run_on_rank_zero", lambda action: {"model.safetensors": "of rank 0"})
+    with pytest.raises(release.ReleaseError, match="other processes read another model"):
+        run(tmp_path / "predictions")
+    assert not (tmp_path / "predictions").exists()
+
+
 def content(directory: Path) -> dict[str, bytes]:
     """Return every file's bytes, but for the date."""
     files = {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -32,7 +32,7 @@ def tracked_run(values: dict, output: Path, mode: str) -> Run:
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
     """No account, and no wandb service left from another test."""
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     yield
@@ -194,6 +194,26 @@ def test_wandb_mode_disabled_starts_nothing(run_values, tmp_path, monkeypatch, a
     with trainer.start_tracker(tracked_run(run_values, tmp_path / "run", "auto"), 0) as started:
         assert not started.shows_images
     assert not (tmp_path / "run" / "wandb-id.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "tracking", "expected"),
+    [
+        ({}, {}, ("joytag", "run")),
+        ({"WANDB_PROJECT": "p", "WANDB_NAME": "n"}, {}, ("p", "n")),
+        ({"WANDB_PROJECT": "p"}, {"project": "mine"}, ("mine", "run")),
+    ],
+)
+def test_wandb_names_come_from_the_settings_then_from_its_variables(
+    run_values, tmp_path, monkeypatch, alone, environment, tracking, expected
+):
+    started = []
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = build_run(run_values, output=str(tmp_path / "run"), tracking={"wandb": "offline"} | tracking)
+    trainer.start_tracker(run, 0)
+    assert [(options["project"], options["name"]) for options in started] == [expected]
 
 
 @pytest.mark.parametrize(
