@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from joytag.core import files, lock
-from joytag.core.lock import InUse, sole_writer
+from joytag.core.lock import InUse, sole_editor, sole_writer, unfinished
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -156,3 +156,22 @@ def test_a_file_system_without_locks_gets_one_by_the_presence_of_the_file(tmp_pa
             pass
         assert (tmp_path / lock.LOCK).exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_editor_of_a_file_learns_which_process_writes_it(tmp_path):
+    file = tmp_path / "tags.csv"
+    with sole_editor(file) as folder:
+        assert folder == unfinished(file)
+        with (
+            pytest.raises(InUse, match=rf"tags\.csv: .* \(process {os.getpid()} on .* writes it; wait"),
+            sole_editor(file),
+        ):
+            pytest.fail("two editors have the file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unfinished_work_of_an_editor_stays(tmp_path):
+    with sole_editor(tmp_path / "tags.csv") as folder:
+        (folder / "rows").touch()
+    with sole_editor(tmp_path / "tags.csv") as folder:
+        assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["rows"]
