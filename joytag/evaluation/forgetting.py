@@ -58,11 +58,10 @@ def own_dataset(directory: Path) -> Dataset | None:
     try:
         provenance = predictions.read_provenance(directory / predictions.DIRECTORY)
         dataset = Dataset.open(Path(str(provenance.get("dataset"))))
-        dataset.posts("validation")
+        has_images = dataset.image_path(dataset.posts("validation").hashes[0].tobytes()).exists()
     except (predictions.PredictionsError, DatasetError):
         return None
-    fits = dataset.tags.names == release.read_tags(directory) and dataset.extension != "none"
-    return dataset if fits else None
+    return dataset if has_images and dataset.tags.names == release.read_tags(directory) else None
 
 
 def score(

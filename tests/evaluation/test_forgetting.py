@@ -79,7 +79,7 @@ def test_without_the_releases_dataset_the_measure_is_agreement(releases, dataset
     assert numbers(forgetting.summary(before, after, dataset, 0.4, "cpu").splitlines()[0])[0] < 1
 
 
-@pytest.mark.parametrize("damage", ["moved", "other tags", "truncated", "without images"])
+@pytest.mark.parametrize("damage", ["moved", "other tags", "truncated", "without images", "images removed"])
 def test_an_unusable_dataset_counts_as_not_at_hand(releases, own, tmp_path, damage):
     copy = tmp_path / "copy"
     shutil.copytree(own.directory, copy)
@@ -95,6 +95,8 @@ def test_an_unusable_dataset_counts_as_not_at_hand(releases, own, tmp_path, dama
     if damage == "without images":
         text = (copy / "dataset.json").read_text()
         (copy / "dataset.json").write_text(text.replace('"jpg"', '"none"'))
+    if damage == "images removed":
+        shutil.rmtree(copy / "images")
     assert forgetting.own_dataset(releases[0]) is None
 
 
