@@ -15,7 +15,7 @@ import pyarrow as pa
 from data_prep.sources import posts
 from data_prep.sources.posts import Post
 from data_prep.sources.sidecar_style import AUTO, Evidence, Style, decode
-from joytag.data.images import find
+from joytag.data.folders import find_images
 
 SUFFIXES = (".txt", ".tags", ".caption")
 # The sidecars of `a.png`. Of several, the first that does not hold sentences counts.
@@ -25,11 +25,15 @@ PART = 4096  # images of a part
 
 
 class Image(NamedTuple):
-    """An image, its sidecar if it has one, and how that separates tags. Paths are relative to the source's folder."""
+    """An image, its sidecar if it has one, and how that separates tags. Paths are relative to the source's folder.
+
+    `passed_over` is the reason why a file or folder cannot be used.
+    """
 
     path: str
-    sidecar: str | None
-    style: Style | None
+    sidecar: str | None = None
+    style: Style | None = None
+    passed_over: str | None = None
 
 
 class Part(NamedTuple):
@@ -54,10 +58,14 @@ def parts(folder: Path, separator: str) -> list[Part]:
     Raises ValueError when no image has a sidecar, or when all folders hold sentences instead of tags.
     """
     listed = list(_list(folder))
+    listing = find_images(folder)
     if not any(sidecars for _, sidecars in listed):
-        raise ValueError(f"{folder}: no images with {', '.join(SUFFIXES)} sidecars here")
+        others = f"; passed over: {listing.describe_passed_over()}" if listing.passed_over else ""
+        raise ValueError(f"{folder}: no images with {', '.join(SUFFIXES)} sidecars here{others}")
     styles = _recognize(folder, listed) if separator == AUTO else defaultdict(lambda: Style(separator))
-    images = []
+    images = [
+        Image(path.relative_to(folder).as_posix(), passed_over=why) for path, why in sorted(listing.passed_over.items())
+    ]
     for path, sidecars in listed:
         units = [(sidecar, styles[_unit(path, pattern)]) for pattern, sidecar in sidecars.items()]
         best = min(units, key=lambda unit: unit[1].sentences, default=(None, None))
@@ -84,7 +92,7 @@ def read(part: Part) -> pa.Table:
 
 def _list(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each image and its sidecars by pattern. The case of their suffixes does not matter."""
-    images = sorted(find(folder), key=lambda image: (image.parent, image))
+    images = sorted(find_images(folder).images, key=lambda image: (image.parent, image))
     for parent, its_images in groupby(images, key=lambda image: image.parent):
         files = {}
         with os.scandir(parent) as entries:
@@ -148,6 +156,8 @@ def _read_text(folder: Path, root: Path, name: str) -> tuple[str, str]:
 def _post(folder: Path, root: Path, image: Image) -> Post:
     if not posts.is_storable(image.path):
         return Post(path=ascii(image.path)[1:-1], reason="bad name", detail="rename the file")
+    if image.passed_over:
+        return Post(path=image.path, reason=image.passed_over)
     post = Post(posts.path_id(image.path), image.path)
     if image.sidecar is None or image.style is None:
         return post._replace(reason="without sidecar")

@@ -20,12 +20,21 @@ try:
     import simplejpeg
 except ImportError:  # Pillow can do the same, more slowly
     simplejpeg = None
+try:
+    import pillow_heif
+except ImportError:  # an extra
+    pillow_heif = None
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+if pillow_heif is not None:
+    pillow_heif.register_heif_opener()
+    FORMATS += ("HEIF",)
+    SUFFIXES += HEIF_SUFFIXES
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit stays on
 
 # CLIP's channel statistics, which the released model was trained with.
@@ -113,7 +122,7 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                if still and image.format != "MPO" and getattr(image, "is_animated", False):
+                if still and image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False):
                     raise ImageError("animated", "animated")
                 yield image
     except ImageError as error:
@@ -267,14 +276,3 @@ def normalize(images: Tensor) -> Tensor:
     constants = torch.tensor([MEAN, STD]).view(2, 3, 1, 1)
     mean, std = constants.to(images.device, non_blocking=True)  # creating them on a GPU would wait for it
     return (images.float() / 255 - mean) / std
-
-
-def find(path: Path, recursive: bool = True) -> list[Path]:
-    """Return the images in a folder, with those in its subfolders if `recursive`, sorted by path; or the file itself.
-
-    Ignores the hidden files that macOS writes beside images (`._image.jpg`).
-    """
-    if not path.is_dir():
-        return [path]
-    files = path.rglob("*") if recursive else path.iterdir()
-    return sorted(p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith("._") and p.is_file())

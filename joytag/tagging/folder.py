@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joytag.core import progress
-from joytag.data import images
+from joytag.data import folders, images
+from joytag.data.folders import Listing
 from joytag.tagging import failures
 from joytag.tagging.captions import Captions, CaptionStyle, OptionError
 from joytag.tagging.outputs import Output, Printer, Sidecars
@@ -24,31 +25,35 @@ from joytag.tagging.table import Table
 from joytag.tagging.tagger import Tagger
 
 
-def find_images(inputs: Sequence[str], recursive: bool = False) -> tuple[list[Path], list[Path]]:
-    """Return the images that files, folders and glob patterns name, each once, in the order of `inputs`.
+def find_images(inputs: Sequence[str], recursive: bool = False) -> Listing:
+    """List the images that files, folders and glob patterns name, each once, in the order of `inputs`.
 
-    Also returns the files that were passed over: a pattern stands for the images among the files that it matches, and
-    so do several inputs, since a shell replaces patterns by file names. A single file is an image by its name alone.
-    Raises ValueError when there are no images, or when an input does not exist.
+    A pattern stands for the images among the files that it matches, and so do several inputs, since a shell replaces
+    patterns by file names. A single file is an image by its name alone. Raises ValueError when there are no images, or
+    when an input does not exist.
     """
-    paths: dict[Path, Path] = {}
-    others: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
+    passed_over: dict[Path, str] = {}
     for name in inputs:
         is_pattern = not os.path.lexists(name)
-        matches = sorted(glob.iglob(name, recursive=True)) if is_pattern else [name]  # noqa: PTH207, Path.glob takes no absolute patterns
-        if not matches:
+        matches = glob.iglob(name, recursive=True) if is_pattern else [name]  # noqa: PTH207, Path.glob takes no absolute patterns
+        paths = folders.sort(map(Path, matches))
+        if not paths:
             raise ValueError(f"{name}: no such file or folder")
-        for match in map(Path, matches):
-            if (is_pattern or len(inputs) > 1) and match.is_file() and match.suffix.lower() not in images.SUFFIXES:
-                others[match] = None
-                continue
-            for path in images.find(match, recursive):
-                paths.setdefault(path.absolute(), path)
-    if not paths:
-        deeper = not recursive and any(Path(name).is_dir() and images.find(Path(name)) for name in inputs)
+        for path in paths:
+            listing = folders.find_images(path, recursive)
+            if not any(listing) and not path.is_dir():
+                listing = Listing([], {path: "not an image"}) if is_pattern or len(inputs) > 1 else Listing([path], {})
+            passed_over |= listing.passed_over
+            for image in listing.images:
+                found.setdefault(image.absolute(), image)
+    result = Listing(list(found.values()), passed_over)
+    if not found:
+        deeper = not recursive and any(folders.find_images(Path(name)).images for name in inputs)
         hint = "; they are in folders below it: search recursively" if deeper else ""
-        raise ValueError(f"{inputs[0]}: no images here ({', '.join(images.SUFFIXES)}){hint}")
-    return list(paths.values()), list(others)
+        others = f"; passed over: {result.describe_passed_over()}" if passed_over else ""
+        raise ValueError(f"{inputs[0]}: no images here ({', '.join(images.SUFFIXES)}){hint}{others}")
+    return result
 
 
 def common_folder(inputs: Sequence[str], paths: Sequence[Path]) -> Path:
@@ -65,7 +70,7 @@ class Job:
     folder: Path
     paths: list[Path]
     pending: list[Path]
-    passed_over: list[Path]
+    passed_over: str  # in one line; empty without any
     output: Output
     style: CaptionStyle
 
@@ -89,21 +94,22 @@ class Job:
             raise OptionError("append", "only for output txt, and not together with overwrite")
         if extension and kind not in ("txt", "json"):
             raise OptionError("extension", f"only for output txt or json, not {kind}")
-        paths, passed_over = find_images(inputs, recursive)
+        listing = find_images(inputs, recursive)
+        paths = listing.images
         folder = common_folder(inputs, paths)
         output: Output = Printer()
         if kind in ("txt", "json"):
             output = Sidecars(extension or kind, kind == "json", append, overwrite)
         elif kind in ("jsonl", "csv"):
             output = Table(folder / f"tags.{kind}", overwrite)
-        return cls(folder, paths, output.pending(paths), passed_over, output, style)
+        return cls(folder, paths, output.pending(paths), listing.describe_passed_over(), output, style)
 
     def __str__(self) -> str:
         done = len(self.paths) - len(self.pending)
         skipped = f", {done:,} of them already tagged" if done else ""
-        others = f" ({_count(len(self.passed_over), 'other file')} passed over)" if self.passed_over else ""
-        found = f"{_count(len(self.paths), 'image')}{others}{skipped}"
-        return f"{self.folder}: {found}; {len(self.pending):,} to tag, {self.output}"
+        others = f"; passed over: {self.passed_over}" if self.passed_over else ""
+        found = f"{_count(len(self.paths), 'image')}{skipped}"
+        return f"{self.folder}: {found}; {len(self.pending):,} to tag, {self.output}{others}"
 
     def run(
         self,
@@ -149,6 +155,8 @@ class Job:
                 print(f"{_count(untagged, 'image')} without a tag above the threshold")
             if failed and is_listed:
                 print(f"{len(failed):,} not tagged, listed in {self.folder / failures.FILE}")
+            if self.passed_over:
+                print(f"Passed over: {self.passed_over}")
             for name, uses in counts.most_common(most_common):
                 print(f"{uses:>9,}  {name}")
 

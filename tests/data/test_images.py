@@ -213,14 +213,6 @@ def test_fit_shrinks_to_the_longest_side_and_never_enlarges(width, height, longe
         assert abs(fitted.height - max(1, height * scale)) <= 0.5
 
 
-def test_images_of_a_folder_are_found_by_suffix_and_sorted(tmp_path):
-    for name in ("b.PNG", "a/c.jpeg", "a.txt", "a/d.webp", "e.gif.bak"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert images.find(tmp_path) == [tmp_path / name for name in ("a/c.jpeg", "a/d.webp", "b.PNG")]
-    assert images.find(tmp_path / "a.txt") == [tmp_path / "a.txt"]
-
-
 def image(width: int, height: int) -> Image.Image:
     """A smooth image with an edge."""
     coarse = Image.fromarray(np.random.default_rng(width).integers(0, 256, (5, 6, 3), dtype=np.uint8))

@@ -238,12 +238,21 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
 
 
 def test_file_names_that_cannot_be_stored_are_refused(tmp_path):
-    for name in (b"a\n.png", b"b\xff.png", "ok \u202f\u3000👩\u200d👧.png".encode()):
+    for name in (b"a\n.png", b"b\xff.png", "\u202e[red] \u202f\u3000👩\u200d👧.png".encode()):
         (tmp_path / os.fsdecode(name)).touch()
         (tmp_path / os.fsdecode(name)).with_suffix(".txt").write_text("cat")
     table = read(tmp_path, "sidecar")
     assert sorted(reasons(table)) == ["bad name", "bad name"]
-    assert [row["path"] for row in good(table)] == ["ok \u202f\u3000👩\u200d👧.png"]
+    assert [row["path"] for row in good(table)] == ["\u202e[red] \u202f\u3000👩\u200d👧.png"]
+
+
+def test_what_is_passed_over_in_a_folder_is_refused_with_its_reason(tmp_path):
+    for name in ("a.png", "a.txt", "b.jxl", "b.txt", "Thumbs.db", ".git/c.png", "outside.txt"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).touch()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path)
+    rows = {row["path"]: row["reason"] for row in read(tmp_path / "folder", "sidecar")}
+    assert rows == {"a.png": None, "b.jxl": ".jxl cannot be read", "link": "link to a folder"}
 
 
 def test_ids_of_images_with_sidecars_do_not_change_when_images_are_added(tmp_path):

@@ -164,7 +164,7 @@ def test_contradicting_options_are_refused(images, kind, options, message):
 
 
 def found(*inputs: object, recursive: bool = False) -> list[Path]:
-    return folder.find_images([str(name) for name in inputs], recursive)[0]
+    return folder.find_images([str(name) for name in inputs], recursive).images
 
 
 def test_images_are_found_by_file_folder_and_pattern(images, monkeypatch):

@@ -253,7 +253,8 @@ def test_files_beside_images_are_passed_over_when_a_pattern_names_them(call: Cal
     for inputs in ([f"{root}/*.*"], sorted(path for path in root.iterdir() if path.is_file())):
         done = call("tag", "--model", TINY, "--dry-run", *inputs)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "3 images (6 other files passed over), 1 of them already tagged; 2 to tag" in done.stdout
+        assert "3 images, 1 of them already tagged; 2 to tag" in done.stdout
+        assert "; passed over: not an image: 6" in done.stdout
     for _ in range(2):
         files = [path for path in root.iterdir() if path.is_file()]
         assert call("tag", "--model", TINY, *files).returncode == 0

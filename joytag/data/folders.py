@@ -1,0 +1,94 @@
+"""Images of a folder, and what is passed over in it; all listing of image folders is here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from joytag.data.images import HEIF_SUFFIXES, SUFFIXES
+
+# Folders of programs, besides hidden ones: thumbnails and trash of NAS, trash of Windows, resource forks of macOS.
+PROGRAM_FOLDERS = {
+    "@eadir",
+    ".@__thumb",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "__macosx",
+    "system volume information",
+}
+
+_RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw")
+_VIDEO = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+_OTHER = (".apng", ".clip", ".eps", ".exr", ".hdr", ".ico", ".jp2", ".jxl", ".jxr", ".kra", ".pcx", ".pdf", ".ppm")
+_DRAWN = (".psd", ".psb", ".sai", ".sai2", ".svg", ".swf", ".tga", ".xcf")
+# Image and video files that cannot be read. They are named, so that nobody believes that they were used.
+UNREADABLE = frozenset(_RAW + _VIDEO + _OTHER + _DRAWN + HEIF_SUFFIXES) - frozenset(SUFFIXES)
+
+
+class Listing(NamedTuple):
+    """Images in natural order, and the paths of what was passed over, each with its reason."""
+
+    images: list[Path]
+    passed_over: dict[Path, str]
+
+    def add(self, path: Path) -> None:
+        """Add a file if it is an image, or note why it cannot be used; ignore files of other kinds."""
+        suffix = path.suffix.lower()
+        if path.name.startswith("._") or suffix not in UNREADABLE.union(SUFFIXES):
+            return  # macOS writes ._image.jpg beside image.jpg
+        try:
+            if not path.is_file():
+                if path.is_symlink():
+                    self.passed_over[path] = "broken link"
+            elif suffix in SUFFIXES:
+                self.images.append(path)
+            else:
+                remedy = " without pillow-heif (pip install 'joytag[heif]')" if suffix in HEIF_SUFFIXES else ""
+                self.passed_over[path] = f"{suffix} cannot be read{remedy}"
+        except OSError as error:
+            self.passed_over[path] = f"cannot be read ({error.strerror})"
+
+    def describe_passed_over(self) -> str:
+        """Return the reasons with their numbers in one line, the most frequent first; empty without any."""
+        return "; ".join(f"{reason}: {count:,}" for reason, count in Counter(self.passed_over.values()).most_common())
+
+
+def find_images(path: Path, recursive: bool = True) -> Listing:
+    """List the images in a folder, with those in its subfolders if `recursive`; or the file itself if it is an image.
+
+    Ignores hidden folders and those of PROGRAM_FOLDERS. Notes links to folders, which are not followed and so cannot
+    form circles, and folders that cannot be opened.
+    """
+    listing = Listing([], {})
+    if not path.is_dir():
+        listing.add(path)
+        return listing
+
+    def note(error: OSError) -> None:
+        listing.passed_over[Path(error.filename)] = f"folder cannot be opened ({error.strerror})"
+
+    for name, folders, files in os.walk(path, onerror=note):
+        parent = Path(name)
+        for file in files:
+            listing.add(parent / file)
+        if not recursive:
+            break
+        folders[:] = [f for f in folders if not f.startswith(".") and f.lower() not in PROGRAM_FOLDERS]
+        links = [parent / f for f in folders if (parent / f).is_symlink()]  # os.walk lists them but does not enter them
+        listing.passed_over.update(dict.fromkeys(links, "link to a folder"))
+    return Listing(sort(listing.images), listing.passed_over)
+
+
+def sort(paths: Iterable[Path]) -> list[Path]:
+    """Return paths in natural order: 2.png before 10.png."""
+    return sorted(paths, key=_natural)
+
+
+def _natural(path: Path) -> tuple[list[list[str | int]], Path]:
+    parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.parts]
+    return [[int(text) if i % 2 else text for i, text in enumerate(part)] for part in parts], path
