@@ -25,8 +25,8 @@ class Source(Settings):
     images: Images = "original"
     """The folder of a `danbooru2021` mirror to read images from; other kinds ignore it."""
     separator: str = Field(default=AUTO, min_length=1)
-    """What separates the tags in a `sidecar` file: `comma`, `semicolon`, `newline`, `space`, or the text between two
-    tags. `auto` recognizes it in each folder and prints it. Other kinds ignore it."""
+    """What separates tags in sidecars and in texts of `jsonl`: `comma`, `semicolon`, `newline`, `space`, or the text
+    between two tags. `auto` recognizes it: in each folder of sidecars, in each line of `jsonl`."""
     min_tags: int = Field(default=0, ge=0)
     """Fewest tags of a post in the source, before aliases, implications and the blacklist; 0 accepts every post."""
 

@@ -1,6 +1,7 @@
 """A file of JSON lines such as `{"path": "a/b.jpg", "tags": ["1girl", "long hair"]}`.
 
-The lines that `joytag.tagging` writes are read, too: `{"file_name": "a/b.jpg", "tags": {"1girl": 0.98}}`.
+Tables of captions are read, too: `{"file_name": "a/b.jpg", "text": "1girl, long hair"}`, also those of
+`joytag.tagging`, whose `tags` map names to scores.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ import pyarrow as pa
 
 from data_prep.sources import json_reader, posts
 from data_prep.sources.posts import Post
+from data_prep.sources.sidecar_style import AUTO, Style
 
 
 class _Row(msgspec.Struct, gc=False):
-    tags: list[str] | dict[str, float] | str
     path: str = ""
-    file_name: str = ""  # the older name of `path` in tables of captions
+    file_name: str = ""  # the name of `path` in tables of captions
+    tags: list[str] | dict[str, float] | str | None = None
+    text: str | None = None  # the name of `tags` in tables of captions
 
 
 class Part(NamedTuple):
-    """A byte range of the file, and the folder that its paths start from."""
+    """A byte range of the file, the folder that its paths start from, and how a text separates tags."""
 
     lines: json_reader.Part
     root: Path
+    style: Style
 
 
-def parts(file: Path, setting: None) -> list[Part]:
-    """Divide the file; its paths are relative to its own folder."""
-    return [Part(lines, file.parent.resolve()) for lines in json_reader.parts(file)]
+def parts(file: Path, separator: str) -> list[Part]:
+    """Divide the file; its paths are relative to its own folder. A text separates tags as set, or as it shows."""
+    style = Style(None if separator == AUTO else separator)
+    return [Part(lines, file.parent.resolve(), style) for lines in json_reader.parts(file)]
 
 
 def inputs(file: Path) -> list[Path]:
@@ -41,15 +46,19 @@ def inputs(file: Path) -> list[Path]:
 
 def read(part: Part) -> pa.Table:
     """Read the posts of a part; a post's id is derived from its path."""
-    return posts.table_of_lines(json_reader.read(part.lines, _Row), partial(_post, root=part.root))
+    return posts.table_of_lines(json_reader.read(part.lines, _Row), partial(_post, root=part.root, style=part.style))
 
 
-def _post(row: _Row, offset: int, root: Path) -> Post:
+def _post(row: _Row, offset: int, root: Path, style: Style) -> Post:
     path = row.path or row.file_name
     if not posts.is_inside(path) or not posts.is_storable(path):
         return Post(offset=offset, reason="bad row", detail=f"path: {path[:80]!a} is not below the file's folder")
     post = Post(posts.path_id(path), path, offset=offset)
     if not (root / path).resolve().is_relative_to(root):
         return post._replace(reason="link out of the folder")
-    names = posts.split(row.tags) if isinstance(row.tags, str) else posts.unique(row.tags)
-    return post._replace(tags=" ".join(names))
+    tags = row.text if row.tags is None else row.tags
+    if tags is None:
+        return Post(offset=offset, reason="bad row", detail="neither tags nor text")
+    if isinstance(tags, str):
+        return posts.with_text(post, tags, style)
+    return post._replace(tags=" ".join(posts.unique(tags)))

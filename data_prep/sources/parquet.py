@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.sources import posts
-from data_prep.sources.posts import Post
+from data_prep.sources.posts import Post, Relations
 from joytag.data import tag_names
 
 FILES = ("train.parquet", "validation.parquet")
@@ -64,6 +64,18 @@ def read(part: Part) -> pa.Table:
     group = pq.ParquetFile(part.folder / part.file).read_row_group(part.group)
     columns = (group.column(name).to_pylist() for name in ("post_id", "tags", "hash"))
     return posts.table(_post(layout, *row) for row in zip(*columns, strict=True))
+
+
+def read_relations(folder: Path) -> Relations:
+    """Read the categories of a dataset's tags; the original build has none. Raises ValueError when they are damaged."""
+    path = folder / "tags.parquet"
+    if not path.exists():
+        return Relations()
+    try:
+        table = pq.read_table(path, columns=["name", "category"])
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    return Relations(dict(zip(*(column.to_pylist() for column in table.columns), strict=True)))
 
 
 class _Layout(NamedTuple):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.sources.json_reader import Line, RowT
+from data_prep.sources.sidecar_style import Style
 from joytag.data.tag_names import canonical
 
 SCHEMA = pa.schema(
@@ -95,9 +96,12 @@ def is_storable(path: str) -> bool:
     return not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path)
 
 
-def split(text: str) -> list[str]:
-    """Return the tags of a caption, separated by commas or newlines, in their order, without repetitions."""
-    return unique(re.split(r"[,\r\n]", text))
+def with_text(post: Post, text: str, style: Style) -> Post:
+    """Return a post with the tags of a text, canonical and without repetitions; sentences are refused."""
+    tags = style.tags(text)
+    if tags is None:
+        return post._replace(reason="sentences instead of tags", detail=repr(text.strip()[:60]))
+    return post._replace(tags=" ".join(unique(tags)))
 
 
 def unique(names: Iterable[str]) -> list[str]:

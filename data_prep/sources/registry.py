@@ -31,7 +31,7 @@ class SourceKind(NamedTuple):
     reads_lines: bool = False
     """A post is a line of a text file; `lines` of a part, a `json_reader.Part`, is the range of the file."""
     setting: str | None = None
-    """The setting of a source that only this kind reads."""
+    """The setting of a source that this kind reads and others ignore."""
     sidecar_suffixes: tuple[str, ...] = ()
     """The suffixes of text files beside images. The folder is searched, so the output cannot lie inside it."""
     images_are_final: bool = False
@@ -53,6 +53,8 @@ KINDS = {
     "sidecar": SourceKind(
         sidecar.parts, sidecar.read, sidecar.inputs, setting="separator", sidecar_suffixes=sidecar.SUFFIXES
     ),
-    "jsonl": SourceKind(jsonl.parts, jsonl.read, jsonl.inputs, path_is_file=True, reads_lines=True),
-    "parquet": SourceKind(parquet.parts, parquet.read, parquet.inputs),
+    "jsonl": SourceKind(
+        jsonl.parts, jsonl.read, jsonl.inputs, path_is_file=True, reads_lines=True, setting="separator"
+    ),
+    "parquet": SourceKind(parquet.parts, parquet.read, parquet.inputs, relations=parquet.read_relations),
 }

@@ -167,7 +167,4 @@ def _post(folder: Path, root: Path, image: Image) -> Post:
         text, _ = _read_text(folder, root, image.sidecar)
     except Unusable as error:
         return post._replace(reason=error.reason, detail=error.detail)
-    tags = image.style.tags(text)
-    if tags is None:
-        return post._replace(reason="sentences instead of tags", detail=repr(text.strip()[:60]))
-    return post._replace(tags=" ".join(posts.unique(tags)))
+    return posts.with_text(post, text, image.style)

@@ -308,14 +308,19 @@ def test_json_lines_name_images_below_their_folder(tmp_path):
         {"path": "a.png"},
         {"path": "a.png", "tags": [1]},
         {"path": "", "tags": "cat"},
+        {"file_name": "d.png", "text": "1girl long_hair solo"},
+        {"path": "e.png", "tags": "A photo of a cat sitting on a mat."},
     ]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = read(tmp_path / "list.jsonl", "jsonl")
-    assert reasons(rows) == ["bad row"] * 7
+    assert reasons(rows) == ["bad row"] * 7 + ["sentences instead of tags"]
     assert {row["path"]: row["tags"] for row in good(rows)} == {
         "a/b.jpg": ["long_hair", "1girl", "saber_(fate)"],
         "c.png": ["cat", "big_dog"],
+        "d.png": ["1girl", "long_hair", "solo"],
     }
+    rows = good(read(tmp_path / "list.jsonl", "jsonl", separator="space"))
+    assert [row["tags"] for row in rows if row["path"] == "c.png"] == [["cat,", "big", "dog"]]
 
 
 def test_a_dataset_can_be_a_source(dataset_directory):
@@ -332,6 +337,15 @@ def test_a_dataset_can_be_a_source(dataset_directory):
         assert (dataset_directory / row["path"]).is_file()
         expected = {f"tag_{i}" for i in np.flatnonzero(labels[Path(row["path"]).stem])}
         assert set(row["tags"]) == expected
+
+
+def test_the_categories_of_a_dataset_that_is_a_source_are_kept(dataset_directory, tmp_path):
+    source = Source(name="x", kind="parquet", path=str(dataset_directory))
+    relations, _ = inputs.relations([source])
+    assert relations.categories == {f"tag_{i}": 0 for i in range(6)}
+    pq.write_table(pa.table({"name": ["cat", "hero"], "category": [0, 4]}), tmp_path / "tags.parquet")
+    relations, _ = inputs.relations([source.model_copy(update={"path": str(tmp_path)}), source])
+    assert relations.categories["hero"] == 4
 
 
 def test_a_dataset_of_the_original_build_can_be_a_source(tmp_path):

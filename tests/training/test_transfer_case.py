@@ -20,7 +20,7 @@ from paths import ROOT
 from requirements import require
 from sklearn.metrics import f1_score
 
-from data_prep.sources.posts import split
+from data_prep.sources.posts import unique
 from data_prep.tools.openmoji import ALIASES
 from joytag.data.dataset import Dataset
 from joytag.tagging.tagger import Tagger
@@ -65,7 +65,9 @@ def twemoji() -> tuple[dict[str, list[str]], dict[str, set[str]]]:
         digest = hashlib.sha256(image.read_bytes()).digest()
         if digest in known:
             tags[image.name] = known[digest]
-            for tag in set(split(text.read_text(encoding="utf-8"))) - set(dataset.tags.names) - ALIASES.keys():
+            for tag in (
+                set(unique(text.read_text(encoding="utf-8").split(","))) - set(dataset.tags.names) - ALIASES.keys()
+            ):
                 uses[tag].add(image.name)
     new: list[str] = []
     for tag in sorted(uses, key=lambda tag: (-len(uses[tag]), tag)):
