@@ -50,6 +50,7 @@ def test_every_shipped_config_trains_in_miniature(path, dataset_directory, tmp_p
         ],
         "init_from": None,
         "retain": 0.0,
+        "distill": False,
     }
     run = micro_batch.resolve(build_run(changed))
     state = trainer.train(run, None)
