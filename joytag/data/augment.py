@@ -2,8 +2,8 @@
 
 TrivialAugment (Mueller and Hutter 2021, arXiv:2103.10158) applies one of 14 operations to a uint8 image at one of 31
 magnitudes, in torchvision's "wide" space. RandAugment (Cubuk et al. 2020, arXiv:1909.13719) applies two of them, one
-after the other, at magnitude 9 of its narrower space. Resampling is bilinear, with white outside the image. Colour
-operations follow torchvision's tensor arithmetic.
+after the other, at magnitude 9 of its narrower space. Resampling is bilinear, with white outside the image. All
+operations follow Pillow's arithmetic, which torchvision applies to PIL images.
 """
 
 from __future__ import annotations
@@ -145,10 +145,11 @@ def _warp(pixels_BYXC: Tensor, magnitudes: Tensor, matrix: Callable[[float], Mat
     # Positions as complex numbers: one addition computes x and y.
     along_x, along_y, offset = torch.view_as_complex(matrices.transpose(1, 2).contiguous()).unsqueeze(-1).unbind(1)
     grid = torch.view_as_real((along_x * position)[:, None, :] + (along_y * position + offset)[:, :, None])
-    # Resample the distance from white, so that zeros outside the image become white.
-    images = (pixels_BYXC ^ 255).float().permute(0, 3, 1, 2)
-    moved = F.grid_sample(images, grid, align_corners=False).permute(0, 2, 3, 1).contiguous()
-    return _levels(moved.neg_().add_(255.5))
+    images = pixels_BYXC.float().permute(0, 3, 1, 2)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1).contiguous()
+    outside = torch.maximum(*grid.abs().unbind(-1)).ge(1).to(torch.uint8).mul_(255)
+    # Pillow rounds down; the small number outweighs the rounding of float32.
+    return _levels(moved.add_(1 / 64)).bitwise_or_(torch.stack([outside] * 3, dim=-1))
 
 
 def _levels(values: Tensor) -> Tensor:
@@ -163,9 +164,15 @@ def _on_device(change: Callable[[Tensor, Tensor], Tensor], pixels_BYXC: Tensor, 
 
 
 def _grey(planes: Sequence[Tensor]) -> Tensor:
-    """Return the grey levels of red, green and blue planes, whole numbers in float32."""
+    """Return the grey levels of red, green and blue planes, whole numbers in float32, as Pillow rounds them."""
     red, green, blue = planes
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+    weights = (19595 / 2**16, 38470 / 2**16, 7471 / 2**16)  # the sums are exact in float32
+    return (red * weights[0]).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2]).add_(0.5).floor_()
+
+
+def _blend(levels: Tensor, others: Tensor, strength: Tensor) -> Tensor:
+    """Move levels away from others by `strength` times the difference; overwrites the levels."""
+    return _levels(levels.sub_(others).mul_(1 + strength).add_(others))
 
 
 def _planes(pixels_BYXC: Tensor) -> list[Tensor]:
@@ -178,13 +185,13 @@ def _brightness(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
 
 def _color(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
     planes, strength = _planes(pixels_BYXC), strength.squeeze(-1)
-    grey = _grey(planes).mul_(strength)
-    return torch.stack([_levels(plane.mul_(1 + strength).sub_(grey)) for plane in planes], dim=-1)
+    grey = _grey(planes)
+    return torch.stack([_blend(plane, grey, strength) for plane in planes], dim=-1)
 
 
 def _contrast(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
-    mean = _grey(_planes(pixels_BYXC)).mean(dim=(1, 2)).view_as(strength)
-    return _levels(pixels_BYXC.float().mul_(1 + strength).sub_(strength * mean))
+    mean = _grey(_planes(pixels_BYXC)).mean(dim=(1, 2)).add_(0.5).floor_().view_as(strength)
+    return _blend(pixels_BYXC.float(), mean, strength)
 
 
 def _sharpness(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
@@ -195,7 +202,7 @@ def _sharpness(pixels_BYXC: Tensor, strength: Tensor) -> Tensor:
     inner = levels[:, 1:-1, 1:-1]
     sums = (rows[:, :, :-2] + rows[:, :, 1:-1]).add_(rows[:, :, 2:]).add_(inner, alpha=4)
     blurred = sums.float().mul_(1 / 13).round_()
-    result[:, 1:-1, 1:-1] = _levels(inner.float().mul_(1 + strength).sub_(blurred.mul_(strength)))
+    result[:, 1:-1, 1:-1] = _blend(inner.float(), blurred, strength)
     return result
 
 

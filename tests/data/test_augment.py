@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, _apply_op
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from joytag.data import augment
 
 NAMES = {name: "".join(part.capitalize() for part in name.split("_")) for name in augment.OPERATIONS}
 NAMES["autocontrast"] = "AutoContrast"
+AT_MOST = {"autocontrast": 0.1}  # mean difference, where it is more than a few values' rounding
 TRIVIAL, RAND = augment.SPACES["trivial"], augment.SPACES["rand"]
 
 
@@ -80,25 +82,16 @@ def test_mixup_mixes_neighbours_by_their_shares():
 @pytest.mark.parametrize("operation", augment.OPERATIONS)
 @pytest.mark.parametrize("level", [0, 1, 7, 15, 30])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_operations_match_torchvision(operation, level, sign):
+def test_operations_match_torchvision_on_pil_images(operation, level, sign):
     magnitude = TRIVIAL.magnitude(operation, level, 48) * (sign if TRIVIAL.strongest(operation, 48) else 1)
     images = torch.stack([example_image(seed) for seed in range(3)])
     ours = apply(images, operation, magnitude)
 
-    def theirs(image: torch.Tensor, fill: float) -> torch.Tensor:
-        return _apply_op(image, NAMES[operation], magnitude, InterpolationMode.BILINEAR, [fill] * 3)
-
-    # Where an edge pixel is mixed with the outside, torchvision darkens the image's share twice (once by
-    # zero padding, once by its mask); we mix once. Everywhere else the two agree.
-    inside = outside = torch.ones(3, 48, 48, dtype=torch.bool)
-    if augment.OPERATIONS[operation].strongest in ("shear", "translate", "rotate"):
-        inside = theirs(torch.full_like(images[0], 255), fill=0) == 255
-        outside = theirs(torch.zeros_like(images[0]), fill=255) == 255
-        assert (inside | outside).float().mean() > 0.85
     for image, our in zip(images, ours, strict=True):
-        difference = (our.int() - theirs(image, fill=255).int()).abs()
-        assert not (difference[inside] > 1).any()
-        assert not (difference[outside] > 1).any()
+        theirs = _apply_op(to_pil_image(image), NAMES[operation], magnitude, InterpolationMode.BILINEAR, [255] * 3)
+        difference = (our.int() - pil_to_tensor(theirs).int()).abs()
+        assert difference.max() <= 1
+        assert difference.float().mean() <= AT_MOST.get(operation, 0.02)
 
 
 def test_equalize_and_autocontrast_do_not_change_flat_images():

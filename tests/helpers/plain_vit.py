@@ -29,7 +29,7 @@ def expected_shapes(config: dict) -> dict[str, list[int]]:
                 channels = given["c"]
             elif kind == "ln":
                 layers[f"patch_embeddings.conv.{i}.norm"] = [channels]
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for n in range(config["num_blocks"]):
         block = {"norm1": [width], "qkv_proj": [3 * width, width], "out_proj": [width, width], "norm2": [width]}
         block |= {"mlp.linear1": [hidden, width], "mlp.linear2": [width, hidden]}
