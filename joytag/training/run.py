@@ -109,8 +109,11 @@ class Run:
 
     @cached_property
     def teacher(self) -> Teacher | None:
-        """The release that the run starts from as the teacher of its tags; None unless the settings distill it."""
-        return Teacher.of(*self.load_source(), self.dataset.tags.names) if self.config.distill else None
+        """The release that the run starts from, if the settings distill it and it knows tags of the dataset."""
+        if not self.config.distill:
+            return None
+        teacher = Teacher.of(*self.load_source(), self.dataset.tags.names)
+        return teacher if len(teacher.rows) else None
 
     @property
     def loss_type(self) -> str:
