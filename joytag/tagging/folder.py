@@ -28,9 +28,9 @@ from joytag.tagging.tagger import Tagger
 def find_images(inputs: Sequence[str], recursive: bool = False) -> Listing:
     """List the images that files, folders and glob patterns name, each once, in the order of `inputs`.
 
-    A pattern stands for the images among the files that it matches, and so do several inputs, since a shell replaces
-    patterns by file names. A single file is an image by its name alone. Raises ValueError when there are no images, or
-    when an input does not exist.
+    A pattern stands for the images among the files that it matches, without the folders of programs, and so do several
+    inputs, since a shell replaces patterns by file names. A single input is used whatever its name. Raises ValueError
+    when there are no images, or when an input does not exist.
     """
     found: dict[Path, Path] = {}
     passed_over: dict[Path, str] = {}
@@ -40,10 +40,13 @@ def find_images(inputs: Sequence[str], recursive: bool = False) -> Listing:
         paths = folders.sort(map(Path, matches))
         if not paths:
             raise ValueError(f"{name}: no such file or folder")
+        is_single = not is_pattern and len(inputs) == 1
         for path in paths:
+            if not is_single and path.is_dir() and path.name.lower() in folders.PROGRAM_FOLDERS:
+                continue
             listing = folders.find_images(path, recursive)
             if not any(listing) and not path.is_dir():
-                listing = Listing([], {path: "not an image"}) if is_pattern or len(inputs) > 1 else Listing([path], {})
+                listing = Listing([path], {}) if is_single else Listing([], {path: "not an image"})
             passed_over |= listing.passed_over
             for image in listing.images:
                 found.setdefault(image.absolute(), image)

@@ -20,7 +20,7 @@ from joytag.cli import command
 from joytag.core import files
 from joytag.tagging import tagger as tagger_module
 from joytag.tagging.captions import CaptionStyle
-from joytag.tagging.folder import Job
+from joytag.tagging.folder import Job, find_images
 from joytag.tagging.tagger import Tagger
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -260,6 +260,15 @@ def test_files_beside_images_are_passed_over_when_a_pattern_names_them(call: Cal
         assert call("tag", "--model", TINY, *files).returncode == 0
     assert tagged(root) == {"a", "b", "c"}
     assert (root / "a.txt").read_text() == "mine"
+
+
+def test_folders_of_programs_are_passed_over_when_a_pattern_names_them(root):
+    for name in ("@eaDir", "#recycle"):
+        (root / name).mkdir()
+        (root / name / "e.png").write_bytes((root / "a.png").read_bytes())
+    for inputs in ([f"{root}/*"], [str(path) for path in root.iterdir()]):
+        assert {path.name for path in find_images(inputs).images} == {"a.png", "b.png", "c.png", "d.png"}
+    assert [path.name for path in find_images([str(root / "@eaDir")]).images] == ["e.png"]
 
 
 def test_a_single_file_that_is_no_image_is_named(call: Call, folder_of_companions):
