@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.context import ForkProcess
@@ -79,33 +79,45 @@ def job(request, run_values, dataset_directory, tmp_path) -> tuple[str, Job]:
     return request.param, jobs[request.param]
 
 
-def start(name: str, job: Job, output: Path) -> ForkProcess:
+Start = Callable[[str, Job, Path], ForkProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
     """Run a command that waits in the middle of its work until `output.go` exists; returns when it waits."""
-    reached, go = output.with_suffix(".reached"), output.with_suffix(".go")
+    processes: list[ForkProcess] = []
 
-    def run() -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        module, _, function = job.function.rpartition(".")
-        inner = getattr(import_module(module), function)
+    def begin(name: str, job: Job, output: Path) -> ForkProcess:
+        reached, go = output.with_suffix(".reached"), output.with_suffix(".go")
 
-        def wait(*arguments: Any, **options: Any) -> Any:
-            reached.touch()
-            while not go.exists():
-                time.sleep(0.01)
-            return inner(*arguments, **options)
+        def run() -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            module, _, function = job.function.rpartition(".")
+            inner = getattr(import_module(module), function)
 
-        for importer in ("joytag.training.trainer", module):
-            if hasattr(import_module(importer), function):
-                setattr(import_module(importer), function, wait)
-        command.run(name, [str(argument) for argument in job.arguments(output)])
+            def wait(*arguments: Any, **options: Any) -> Any:
+                reached.touch()
+                while not go.exists():
+                    time.sleep(0.01)
+                return inner(*arguments, **options)
 
-    process = CONTEXT.Process(target=run)
-    process.start()
-    end = time.monotonic() + HANG
-    while not reached.exists() and process.is_alive() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert reached.exists()
-    return process
+            for importer in ("joytag.training.trainer", module):
+                if hasattr(import_module(importer), function):
+                    setattr(import_module(importer), function, wait)
+            command.run(name, [str(argument) for argument in job.arguments(output)])
+
+        process = CONTEXT.Process(target=run)
+        processes.append(process)
+        process.start()
+        end = time.monotonic() + HANG
+        while not reached.exists() and process.is_alive() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert reached.exists()
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
 
 
 def content(directory: Path) -> dict[str, tuple[int, str]]:
@@ -119,7 +131,7 @@ def results(directory: Path) -> dict[str, str]:
     return {name: value for name, (_, value) in content(directory).items() if Path(name).name not in DATED}
 
 
-def test_the_second_and_third_process_are_refused_and_the_first_ends_undisturbed(call, job, tmp_path):
+def test_the_second_and_third_process_are_refused_and_the_first_ends_undisturbed(call, start, job, tmp_path):
     name, its_job = job
     output = tmp_path / "out"
     first = start(name, its_job, output)
@@ -138,7 +150,7 @@ def test_the_second_and_third_process_are_refused_and_the_first_ends_undisturbed
     assert results(output) == results(tmp_path / "alone")
 
 
-def test_a_killed_process_does_not_block_the_next(call, job, tmp_path):
+def test_a_killed_process_does_not_block_the_next(call, start, job, tmp_path):
     name, its_job = job
     first = start(name, its_job, tmp_path / "out")
     first.kill()
