@@ -6,6 +6,7 @@ import io
 import math
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 try:
     import simplejpeg
@@ -43,6 +45,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
+_TRANSPOSITIONS = {orientation: Image.Transpose(method) for orientation, method in enumerate((0, 3, 1, 5, 4, 6, 2), 2)}
+HALVED = 50_000_000  # pixels; larger images are halved while they are decoded, which keeps them below 1 GB of memory
+_BAND = 1 << 24  # pixels that are converted to RGB at once
 
 # A cheap filter first reduces the original to an image at least this many times larger than the copy, from which
 # bicubic resampling creates the copy. On JPEGs of 1,500 to 2,500 px the result differs by 44 dB or more from direct
@@ -90,7 +95,7 @@ def decode(source: bytes | str | os.PathLike[str], *, still: bool = False, opaqu
     Applies the EXIF orientation, composites transparency onto white, scales 16-bit grey to 8 bits, and uses the first
     frame of an animation. Raises ImageError, beginning with the path if there is one, when the file is missing, not in
     one of FORMATS, damaged, or larger than MAX_PIXELS; also for an animation if `still`, and for transparency if
-    `opaque`.
+    `opaque`. An image of more than HALVED pixels is returned at half its size. Broken metadata is ignored.
     """
     with _opened(source, still) as image:
         return _upright(image, opaque)
@@ -104,11 +109,14 @@ def decode_reduced(data: bytes, longest: int, *, still: bool = False, opaque: bo
     """
     with _opened(data, still) as image:
         width, height = image.size
-        if image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) == 1:
+        orientation = _read_orientation(image)
+        if image.format == "JPEG" and orientation == 1:
             scale = OVERSAMPLING * longest / max(image.size)
             image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        divisor = round(width / image.width)
         upright = _upright(image, opaque)
+        divisor = round(max(width, height) / max(upright.size))
+        if orientation > 4:
+            width, height = height, width
         if divisor == 1:
             return Reduced(upright, (0, 0, *upright.size), upright.size)
         return Reduced(upright, (0, 0, width / divisor, height / divisor), (width, height))
@@ -120,9 +128,13 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
     name = "" if isinstance(source, bytes) else f"{os.fspath(source)}: "
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                if still and image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False):
+            with _open(source) as image:
+                if image.width * image.height > MAX_PIXELS:  # other threads change the filters of warnings
+                    raise Image.DecompressionBombError
+                # Further images of the formats left out are other views and pages, not frames.
+                if still and image.format not in ("MPO", "HEIF", "TIFF") and getattr(image, "is_animated", False):
                     raise ImageError("animated", "animated")
                 yield image
     except ImageError as error:
@@ -137,17 +149,82 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
         raise ImageError(f"{name}cannot be decoded ({type(error).__name__}: {error})", "damaged") from error
 
 
+def _open(source: bytes | str | os.PathLike[str]) -> Image.Image:
+    """Open an image; a PNG whose metadata Pillow refuses is opened without them."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        return Image.open(file, formats=FORMATS)
+    except (ValueError, SyntaxError, UnidentifiedImageError):
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if not data.startswith(_PNG):
+            raise
+    return Image.open(io.BytesIO(_pixels_of_png(data)), formats=["PNG"])
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # those that pixels and orientation depend on
+
+
+def _pixels_of_png(data: bytes) -> bytes:
+    """Return a PNG without its metadata, but with its orientation if that chunk is sound."""
+    kept, offset = [_PNG], len(_PNG)
+    while offset < len(data):
+        end = offset + 12 + int.from_bytes(data[offset : offset + 4])
+        kind, checksum = data[offset + 4 : offset + 8], data[end - 4 : end]
+        is_sound = kind != b"eXIf" or zlib.crc32(data[offset + 4 : end - 4]) == int.from_bytes(checksum)
+        if kind in _PNG_CHUNKS and is_sound:
+            kept.append(data[offset:end])
+        offset = end
+    return b"".join(kept)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises errors of any type on broken EXIF, which says nothing about the pixels
+        return 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
+
+
 def _upright(image: Image.Image, opaque: bool) -> Image.Image:
+    orientation = _read_orientation(image)
+    factor = 2 if image.width * image.height > HALVED else 1
+    if factor == 2 and image.format == "JPEG":
+        image.draft(None, (-(-image.width // 2), -(-image.height // 2)))
+        factor = 1
+    if isinstance(image, PngImageFile):
+        _scale_transparent_colour(image)
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
     if opaque and is_transparent(image):
         raise ImageError("transparent", "transparent")
-    return on_white(image)
+    if image.width * image.height > _BAND:
+        rows = max(1, _BAND // image.width // factor) * factor
+        result = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+        for top in range(0, image.height, rows):
+            band = on_white(image.crop((0, top, image.width, min(top + rows, image.height))))
+            result.paste(band.reduce(factor), (0, top // factor))
+    else:
+        result = on_white(image)
+    return result.transpose(_TRANSPOSITIONS[orientation]) if orientation > 1 else result
+
+
+def _scale_transparent_colour(image: PngImageFile) -> None:
+    """Convert a PNG's transparent colour to 8 bits, as Pillow converts the pixels but not this colour."""
+    colour, raw_mode = image.info.get("transparency"), next((tile.args for tile in image.tile), None)
+    levels = {"1": 255, "L;2": 85, "L;4": 17}.get(str(raw_mode))
+    if levels and isinstance(colour, int):
+        image.info["transparency"] = colour * levels
+    elif raw_mode == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def is_transparent(image: Image.Image) -> bool:
     """Whether any pixel is not opaque."""
-    return image.has_transparency_data and int(np.asarray(image.convert("RGBA").getchannel("A")).min()) < 255
+    if not image.has_transparency_data:
+        return False
+    alpha = (image if image.mode in ("RGBA", "LA") else image.convert("RGBA")).getchannel("A")
+    return alpha.getextrema() != (255, 255)
 
 
 def on_white(image: Image.Image) -> Image.Image:
