@@ -16,7 +16,7 @@ from joytag.models import release, stem
 from joytag.models.architectures import count_parameters, training_flop
 from joytag.models.stem import parse_stem
 from joytag.models.timm_backbone import TimmConfig
-from joytag.models.vit import ViT, ViTConfig, add_branch, drop_tokens
+from joytag.models.vit import Block, ViT, ViTConfig, add_branch, drop_tokens
 
 STEM = "conv:c=8;ln;relu;conv:c=16,s=1;bn;gelu;conv:c=24;ln;relu;conv:c=16,s=1,k=1,p=0"
 
@@ -83,6 +83,24 @@ def test_stochastic_depth_acts_per_sample_and_only_in_training():
     image = torch.randn(1, 3, 16, 16).expand(16, -1, -1, -1)
     assert len(model(image).unique(dim=0)) > 1
     torch.testing.assert_close(*model.eval()(image[:2]).split(1))
+
+
+def test_stochastic_depth_acts_after_attention_inside_the_mlp_and_after_it():
+    """Written out for one block: each of the three is dropped per sample and rescaled."""
+    block = Block(small(stochdepth_rate=0.25)).train()
+    x, noise = torch.randn(8, 4, 16), (torch.arange(8) >> torch.arange(3)[:, None] & 1).float()
+    first, inner, last = (noise >= 0.25).view(3, 8, 1, 1) / 0.75
+    expected = x + first * block.attention(block.norm1(x)) * block.skip_init1.skip
+    hidden = inner * torch.nn.functional.gelu(block.mlp.linear1(block.norm2(expected)))
+    expected = expected + last * block.mlp.linear2(hidden) * block.skip_init2.skip
+    torch.testing.assert_close(block(x, *noise), expected)
+
+
+@pytest.mark.parametrize(("blocks", "scale"), [(1, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)])
+def test_the_number_of_blocks_chooses_the_layer_scale(blocks, scale):
+    block = Block(small(num_blocks=blocks))
+    for layer in (block.skip_init1, block.skip_init2):
+        torch.testing.assert_close(layer.skip, torch.full((16,), scale))
 
 
 @pytest.mark.parametrize("noise", [[0.9, 0.9, 0.9], [0.9, 0.1, 0.5], [0.1, 0.0, 0.2]], ids=["none", "some", "all"])
