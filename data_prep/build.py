@@ -9,11 +9,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import dataset, dedup, image_table, inputs, rejected, scan, shards
@@ -140,6 +139,9 @@ def _check_unchanged(output: Path, config: BuildSettings, fingerprints: list[str
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if recorded != fingerprints[: len(recorded)]:  # older versions did not record the lists of tags
         raise ValueError(f"{output}: its sources or lists of tags have changed since it was built; {remedy}")
+    for source in config.sources if config.images else ():
+        if outdated_scans(source, image_table.work_directory(output, source.name)):
+            raise ValueError(f"{output}: images of {source.path} have changed since it was built; {remedy}")
 
 
 def read_source(
@@ -156,31 +158,36 @@ def read_source(
 
 def scan_images(source: Source, work: image_table.WorkDirectory, config: BuildSettings, backend: Backend) -> list[Path]:
     """Scan the listed images of a source; return the scan's files, in the order of the listing."""
-    store = scan.Store(Path(config.output), config.longest_side, config.format)
-    identity = hashlib.sha256(repr((scan.VERSION, config.longest_side, config.format)).encode())
+    is_opaque = (source.transparent or KINDS[source.kind].transparent) == "refuse"
+    store = scan.Store(Path(config.output), config.longest_side, config.format, is_opaque)
+    identity = hashlib.sha256(repr((scan.VERSION, *store[1:])).encode())
     groups = range(pq.read_metadata(work.listing).num_row_groups)
     for table in map(pq.ParquetFile(work.listing).read_row_group, groups):
         identity.update(repr([table.column(name).to_pylist() for name in ("post_id", "path", "md5")]).encode())
-    if not KINDS[source.kind].images_are_final:
-        identity.update(inputs.fingerprint(source).encode())
+    has_copies = (store.directory / "images").exists()
+    for file in outdated_scans(source, work) if has_copies else work.scans():
+        file.unlink()
     parts = [scan.Part(work.listing, group, inputs.folder(source), store) for group in groups]
-    _remove_outdated(parts, work.scans())
     return shards.run(scan.scan_part, parts, work.scan, identity.hexdigest(), backend, f"{source.name}: images")
 
 
-def _remove_outdated(parts: Sequence[scan.Part], files: Sequence[Path]) -> None:
-    """Remove a scan's shards with images that were missing then and exist now: downloads take weeks."""
-    for file in files:
-        part = parts[min(int(file.stem), len(parts) - 1)]
-        try:
-            reasons = pq.read_table(file, columns=["reason"])["reason"]
-        except (OSError, pa.ArrowException):  # damaged: shards.run replaces it
-            continue
-        missing = np.flatnonzero(pc.equal(reasons, "missing").fill_null(False))
-        if len(missing):
-            paths = pq.ParquetFile(part.table).read_row_group(part.group, ["path"])["path"]
-            if any((part.folder / paths[row].as_py()).exists() for row in missing if row < len(paths)):
-                file.unlink()
+def outdated_scans(source: Source, work: image_table.WorkDirectory) -> list[Path]:
+    """Return the files of a source's scan with images that have changed or appeared since."""
+    folder, are_final, files = inputs.folder(source), KINDS[source.kind].images_are_final, work.scans()
+    if not files or not work.listing.exists():
+        return []
+    metadata = pq.read_metadata(work.listing)  # parsed once, since it may list thousands of row groups
+
+    def is_outdated(file: Path) -> bool:
+        if int(file.stem) >= metadata.num_row_groups:
+            return True
+        listing = pq.ParquetFile(work.listing, metadata=metadata)
+        return scan.is_outdated(
+            file, lambda: listing.read_row_group(int(file.stem), ["path"])["path"], folder, are_final
+        )
+
+    with ThreadPoolExecutor() as pool:  # network drives answer slowly
+        return [file for file, outdated in zip(files, pool.map(is_outdated, files), strict=True) if outdated]
 
 
 def merge_copies(images: ImageTable, files: Sequence[SourceFiles], copies: Copies) -> tuple[np.ndarray, np.ndarray]:

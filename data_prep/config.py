@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from data_prep.scan import Format
 from data_prep.sources.danbooru2021 import Images
-from data_prep.sources.registry import KINDS
+from data_prep.sources.registry import KINDS, Transparent
 from data_prep.sources.sidecar_style import AUTO
 from joytag.core.settings import Choice, Settings
 
@@ -27,6 +27,9 @@ class Source(Settings):
     separator: str = Field(default=AUTO, min_length=1)
     """What separates tags in sidecars and in texts of `jsonl`: `comma`, `semicolon`, `newline`, `space`, or the text
     between two tags. `auto` recognizes it: in each folder of sidecars, in each line of `jsonl`."""
+    transparent: Transparent | None = None
+    """Transparent images: `white` puts them on white, as tagging does; `refuse` leaves them out. null is `refuse` for
+    `danbooru2021`, as in the original build, and `white` for the other kinds."""
     min_tags: int = Field(default=0, ge=0)
     """Fewest tags of a post in the source, before aliases, implications and the blacklist; 0 accepts every post."""
 

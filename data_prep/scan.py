@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -18,7 +19,7 @@ from PIL import Image
 from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
-VERSION = 1  # increase it when the results of a scan change, so that images are scanned again
+VERSION = 2  # increase it when the results of a scan change, so that images are scanned again
 MIN_SIDE = 16  # pixels; smaller images are refused
 SHARD = 512  # images
 MAX_FILE = 1 << 30  # bytes
@@ -31,11 +32,13 @@ SCHEMA = pa.schema(
     [
         pa.field("reason", pa.string()),  # why the image is refused; null if it is usable
         pa.field("detail", pa.string()),
-        pa.field("sha256", pa.binary(32)),  # this and the columns below are null for refused images
+        pa.field("sha256", pa.binary(32)),  # this and the next columns are null for refused images
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("phash", pa.uint64()),
         pa.field("thumbnail", pa.binary(THUMBNAIL * THUMBNAIL * 3)),
+        pa.field("size", pa.int64()),  # of the file, bytes; this and the next column are null if it could not be read
+        pa.field("mtime", pa.int64()),  # nanoseconds since 1970
     ]
 )
 
@@ -54,14 +57,20 @@ class Scan(NamedTuple):
     height: int | None = None
     phash: int | None = None
     thumbnail: bytes | None = None
+    size: int | None = None
+    mtime: int | None = None
 
 
 class Store(NamedTuple):
-    """The dataset directory, longest side (pixels) and format of the training copies."""
+    """The dataset directory, the longest side (pixels) and the format of the training copies.
+
+    Transparent images are put on white, or refused if the copies must be `opaque`.
+    """
 
     directory: Path
     longest: int
     format: Format
+    opaque: bool = False
 
 
 class Part(NamedTuple):
@@ -81,20 +90,57 @@ def scan_part(part: Part) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)
 
 
-def scan(path: Path, md5: str | None, store: Store) -> Scan:
-    """Scan one image and store its copy; missing, damaged, animated and transparent images are refused."""
+def is_outdated(file: Path, read_paths: Callable[[], pa.ChunkedArray], folder: Path, are_final: bool) -> bool:
+    """Return whether images of a scan's file have changed since, or appeared: their size and time differ.
+
+    `read_paths` reads their paths below `folder`. Of images that are final, which are never replaced once they are
+    good, only refused ones are compared.
+    """
     try:
-        if path.stat().st_size > MAX_FILE:
-            return Scan("too large", f"more than {MAX_FILE} bytes")
+        scans = pq.read_table(file, columns=["reason", "size", "mtime"])
+    except (OSError, pa.ArrowException):  # damaged, or of another version: `shards.run` replaces it
+        return False
+    rows = np.arange(len(scans))
+    if are_final:
+        rows = np.flatnonzero(scans["reason"].is_valid())
+        if not len(rows):
+            return False
+    paths = read_paths()
+    if len(paths) != len(scans):
+        return True
+    columns = (column.take(rows).to_pylist() for column in (paths, scans["size"], scans["mtime"]))
+    return any((size, mtime) != _stamp(folder / path) for path, size, mtime in zip(*columns, strict=True))
+
+
+def _stamp(path: Path) -> tuple[int | None, int | None]:
+    """Return a file's size and modification time, which identify its content; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None, None
+    return status.st_size, status.st_mtime_ns
+
+
+def scan(path: Path, md5: str | None, store: Store) -> Scan:
+    """Scan one image and store its copy; missing, damaged and animated images are refused, perhaps transparent ones."""
+    size, mtime = _stamp(path)  # before reading: a file that is replaced meanwhile is outdated
+    if size is not None and size > MAX_FILE:
+        return Scan("too large", f"more than {MAX_FILE} bytes", size=size, mtime=mtime)
+    try:
         data = path.read_bytes()
     except FileNotFoundError:
         return Scan("missing")
     except OSError as error:
         return Scan("cannot be read", error.strerror)
+    return _scan(data, md5, store)._replace(size=size, mtime=mtime)
+
+
+def _scan(data: bytes, md5: str | None, store: Store) -> Scan:
+    """Scan the bytes of an image and store its copy."""
     if md5 is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         return Scan("md5 differs from the metadata")
     try:
-        reduced = images.decode_reduced(data, store.longest, still=True, opaque=True)
+        reduced = images.decode_reduced(data, store.longest, still=True, opaque=store.opaque)
         if min(reduced.size) < MIN_SIDE:
             return Scan("too small", f"{reduced.size[0]}x{reduced.size[1]}")
         hashed = reduced_phash(reduced)

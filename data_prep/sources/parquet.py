@@ -51,8 +51,9 @@ def parts(folder: Path, setting: None) -> list[Part]:
 
 
 def inputs(folder: Path) -> list[Path]:
-    """Return the files of the two splits and of the tags."""
-    return [folder / name for name in (*FILES, "tags.parquet", tag_names.FILE) if (folder / name).exists()]
+    """Return the files of the two splits and of the tags, and the description."""
+    names = (*FILES, "tags.parquet", tag_names.FILE, "dataset.json")
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def read(part: Part) -> pa.Table:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
 from data_prep.sources import danbooru2021, jsonl, parquet, sidecar
 from data_prep.sources.posts import Relations
+
+Transparent = Literal["white", "refuse"]
 
 
 class SourceKind(NamedTuple):
@@ -35,7 +37,9 @@ class SourceKind(NamedTuple):
     sidecar_suffixes: tuple[str, ...] = ()
     """The suffixes of text files beside images. The folder is searched, so the output cannot lie inside it."""
     images_are_final: bool = False
-    """An image is never replaced under its path, so new metadata does not require another scan."""
+    """A good image is never replaced under its path: only refused ones are looked at again."""
+    transparent: Transparent = "white"
+    """What is done with transparent images, unless the source says otherwise."""
     relations: Callable[[Path], Relations] | None = None
     """Reads the source's tag relations, if it has any."""
 
@@ -48,6 +52,7 @@ KINDS = {
         setting="images",
         reads_lines=True,
         images_are_final=True,
+        transparent="refuse",  # as the original build did
         relations=danbooru2021.read_relations,
     ),
     "sidecar": SourceKind(

@@ -39,7 +39,6 @@ def test_a_good_image_is_measured_and_stored(tmp_path):
     ("data", "reason"),
     [
         (encode(random_image(0), save_all=True, append_images=[random_image(1)]), "animated"),
-        (encode(Image.new("RGBA", (40, 40), (0, 0, 0, 9))), "transparent"),
         (encode(random_image(0), "JPEG")[:300], "damaged"),
         (b"hello", "not an image"),
         (b"", "not an image"),
@@ -50,6 +49,34 @@ def test_a_good_image_is_measured_and_stored(tmp_path):
 def test_a_refused_image_has_a_reason_and_is_not_stored(tmp_path, data, reason):
     assert scan_bytes(tmp_path, data).reason == reason
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("transparent", [Image.new("RGBA", (40, 40), (0, 0, 0, 9)), Image.new("LA", (40, 40), (0, 0))])
+def test_a_transparent_image_is_refused_only_if_copies_must_be_opaque(tmp_path, transparent):
+    (tmp_path / "image.png").write_bytes(encode(transparent))
+    store = scan.Store(tmp_path / "out", 32, "jpeg")
+    assert scan.scan(tmp_path / "image.png", None, store._replace(opaque=True)).reason == "transparent"
+    assert not (tmp_path / "out").exists()
+    assert scan.scan(tmp_path / "image.png", None, store).reason is None
+
+
+def test_the_copy_of_a_transparent_image_is_what_tagging_sees(tmp_path):
+    """Hidden colours, half-transparent edges: the same pixels on white, hashed and stored."""
+    pixels = np.asarray(random_image(0, 64, 48).convert("RGBA")).copy()
+    pixels[:20, :, 3], pixels[20:24, :, 3] = 0, 128
+    (tmp_path / "image.png").write_bytes(encode(Image.fromarray(pixels)))
+    tagged = images.decode(tmp_path / "image.png")
+    assert (np.asarray(tagged)[:20] == 255).all()
+    scanned = scan.scan(tmp_path / "image.png", None, scan.Store(tmp_path / "out", 64, "jpeg"))
+    assert scanned.phash == scan.phash(tagged)
+    assert scanned.sha256
+    stored = dataset.image_path(tmp_path / "out", scanned.sha256, "jpg")
+    trained = images.read_square(stored, 64).numpy().astype(int)
+    assert np.abs(trained - np.asarray(images.square(tagged, 64))).mean() < 2  # levels, of JPEG at quality 95
+    (tmp_path / "flat.png").write_bytes(encode(tagged))
+    flat = scan.scan(tmp_path / "flat.png", None, scan.Store(tmp_path / "out", 64, "jpeg"))
+    assert flat.sha256
+    assert dataset.image_path(tmp_path / "out", flat.sha256, "jpg").read_bytes() == stored.read_bytes()
 
 
 def test_an_image_with_another_md5_is_refused(tmp_path):
