@@ -27,6 +27,7 @@ from data_prep.vocabulary import Labelled, choose_tags, final_tags, print_odd, p
 from joytag.core import settings
 from joytag.core.files import remove_partials, write_text
 from joytag.core.lock import sole_writer
+from joytag.core.terminal import print
 from joytag.data import tag_names
 from joytag.data.dataset import read_description
 

@@ -22,6 +22,7 @@ from data_prep.rejected import Ledger, Reason
 from data_prep.tags import Rows
 from data_prep.vocabulary import Labelled
 from joytag.core.files import write_text
+from joytag.core.terminal import print
 from joytag.data import dataset, tag_names
 from joytag.data.tables import write_table
 

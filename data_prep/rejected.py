@@ -19,6 +19,7 @@ from data_prep.image_table import ImageTable, SourceFiles
 from data_prep.sources import json_reader
 from data_prep.sources.posts import Unreadable
 from data_prep.vocabulary import Labelled
+from joytag.core.terminal import print
 from joytag.data.tables import write_table
 
 FILE = "rejected.parquet"

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_prep.config import TagPolicy
 from data_prep.tags import Chunk, Policy, Rows, odd_names
+from joytag.core.terminal import print
 from joytag.data.tag_names import describe_unknown
 
 THREADED = 4  # chunks in threads at a time, which bounds the memory

@@ -146,6 +146,19 @@ def test_the_library_does_not_know_the_command_line(path):
             )
 
 
+@pytest.mark.parametrize("path", [*MODULES, *PREPARATION], ids=dotted)
+def test_modules_print_without_control_characters(path):
+    """By joytag.core.terminal.print: names of files and tags may hold anything."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    if any(call.func.id == "print" for call in calls if isinstance(call.func, ast.Name)):
+        froms = [
+            node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "joytag.core.terminal"
+        ]
+        imported = {alias.name for node in froms for alias in node.names}
+        assert "print" in imported or dotted(path) == "joytag.core.terminal", "import print from joytag.core.terminal"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
 def test_scripts_only_run_a_command(path):
     name = "tag" if path.stem == "predict" else path.stem

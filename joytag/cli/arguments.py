@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from joytag.core import settings_docs
 from joytag.core.settings import Settings
+from joytag.core.terminal import print
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ from data_prep.tools import benchmark as preparation
 from joytag.benchmarks import tagging, training
 from joytag.benchmarks.stored_images import TAGS
 from joytag.cli.arguments import Parser, positive
+from joytag.core.terminal import print
 
 Option = tuple[str, dict[str, Any]]  # a flag or the name of a positional argument, and argparse's options
 

@@ -15,6 +15,7 @@ from joytag.cli.arguments import Parser, PrintSettings
 from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.lock import InUse
+from joytag.core.terminal import print
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

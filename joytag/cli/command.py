@@ -17,6 +17,7 @@ from typing import NoReturn
 import joytag
 from joytag.core.errors import Exit, ExitCode
 from joytag.core.lock import InUse
+from joytag.core.terminal import print, printable
 
 COMMANDS = (
     "tag",
@@ -79,7 +80,7 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-    warnings.showwarning = lambda message, *_: print(f"{title}: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"{title}: warning: {printable(message)}", file=sys.stderr)
     try:
         action()
         sys.stdout.flush()

@@ -10,6 +10,7 @@ from data_prep.aliases import read_aliases
 from joytag.cli.arguments import Parser, fraction, names, results_directory
 from joytag.cli.command import add_remedies
 from joytag.cli.remedies import REMEDIES
+from joytag.core.terminal import print
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import contenders

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_prep.tools import copies_sheet
 from joytag.cli.arguments import Parser, positive
+from joytag.core.terminal import print
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

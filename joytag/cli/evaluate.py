@@ -10,6 +10,7 @@ from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.cli.command import add_remedies
 from joytag.cli.remedies import REMEDIES
 from joytag.core import settings
+from joytag.core.terminal import print
 from joytag.data.dataset import SPLITS, Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import analysis, runner, tag_groups

@@ -9,6 +9,7 @@ from joytag.cli.arguments import Parser
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.core import settings
 from joytag.core.errors import Diverged, ProcessLost, Stopped
+from joytag.core.terminal import print
 from joytag.data import tag_names
 from joytag.data.dataset import Dataset
 from joytag.evaluation import forgetting

@@ -7,6 +7,7 @@ from pathlib import Path
 from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.core import jsonl
 from joytag.core.files import replacing
+from joytag.core.terminal import print
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models import checkpoint

@@ -11,6 +11,7 @@ from data_prep.tools.synthetic import Generation, write
 from joytag.cli.arguments import Parser, positive
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.core.lock import sole_writer
+from joytag.core.terminal import print
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

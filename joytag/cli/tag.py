@@ -16,6 +16,7 @@ from joytag.cli.arguments import (
     tag_replacement,
     workers,
 )
+from joytag.core.terminal import print
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
 from joytag.tagging.folder import Job

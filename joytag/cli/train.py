@@ -11,6 +11,7 @@ from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.errors import GradientsDiverged, ProcessLost, Stopped, WeightsDiverged
 from joytag.core.lock import InUse
+from joytag.core.terminal import print
 from joytag.models import release
 from joytag.training import dry_run, launch
 from joytag.training.config import RunSettings

@@ -47,7 +47,7 @@ WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
 _TRANSPOSITIONS = {orientation: Image.Transpose(method) for orientation, method in enumerate((0, 3, 1, 5, 4, 6, 2), 2)}
 HALVED = 50_000_000  # pixels; larger images are halved while they are decoded, which keeps them below 1 GB of memory
-_BAND = 1 << 24  # pixels that are converted to RGB at once
+_BAND = 1 << 22  # pixels that are converted to RGB at once
 
 # A cheap filter first reduces the original to an image at least this many times larger than the copy, from which
 # bicubic resampling creates the copy. On JPEGs of 1,500 to 2,500 px the result differs by 44 dB or more from direct
@@ -198,7 +198,7 @@ def _upright(image: Image.Image, opaque: bool) -> Image.Image:
     image.load()
     if opaque and is_transparent(image):
         raise ImageError("transparent", "transparent")
-    if image.width * image.height > _BAND:
+    if factor > 1 or (image.mode != "RGB" and image.width * image.height > _BAND):
         rows = max(1, _BAND // image.width // factor) * factor
         result = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
         for top in range(0, image.height, rows):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joytag.core import progress
+from joytag.core.terminal import print, printable
 from joytag.data import folders, images
 from joytag.data.folders import Listing
 from joytag.tagging import failures
@@ -112,7 +113,7 @@ class Job:
         skipped = f", {done:,} of them already tagged" if done else ""
         others = f"; passed over: {self.passed_over}" if self.passed_over else ""
         found = f"{_count(len(self.paths), 'image')}{skipped}"
-        return f"{self.folder}: {found}; {len(self.pending):,} to tag, {self.output}{others}"
+        return f"{printable(self.folder)}: {found}; {len(self.pending):,} to tag, {self.output}{others}"
 
     def run(
         self,
@@ -178,7 +179,7 @@ class Job:
         if not is_listed:
             print(f"{self.folder / failures.FILE} is another program's, or cannot be written", file=sys.stderr)
         for line in [lines[0] + more] if is_listed else lines:
-            print(f"Not tagged: {line}", file=sys.stderr)
+            print(f"Not tagged: {printable(line)}", file=sys.stderr)
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from joytag.core import files
+from joytag.core.terminal import print, printable
 from joytag.data import images
 from joytag.tagging.captions import Captions, OptionError
 
@@ -131,7 +132,7 @@ class Printer:
 
     def write(self, image: Path, names: dict[str, float], _: Captions) -> str:
         """Implement Output."""
-        print(image)
+        print(printable(image))
         for name, score in names.items():
             print(f"  {score:.3f}  {name}")
         return ""

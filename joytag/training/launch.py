@@ -8,6 +8,7 @@ from pathlib import Path
 from joytag.core import devices, distributed
 from joytag.core.errors import Exit, ExitCode
 from joytag.core.lock import sole_writer
+from joytag.core.terminal import print
 from joytag.data import loader
 from joytag.data.dataset import Dataset
 from joytag.models import checkpoint

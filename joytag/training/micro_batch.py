@@ -11,6 +11,7 @@ import torch
 
 from joytag.core import distributed, jsonl
 from joytag.core.files import write_text
+from joytag.core.terminal import print
 from joytag.data import loader
 from joytag.training.run import Run
 from joytag.training.state import new_model, new_state, resume_fingerprint

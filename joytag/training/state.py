@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from joytag.core import distributed
 from joytag.core.errors import WeightsDiverged
 from joytag.core.settings import flatten
+from joytag.core.terminal import print
 from joytag.models import checkpoint
 from joytag.models.architectures import Model
 from joytag.models.initialization import INITIALIZATIONS

@@ -16,6 +16,7 @@ import numpy as np
 
 from joytag.core import jsonl, progress
 from joytag.core.files import write_text
+from joytag.core.terminal import print
 
 LOG = "log.jsonl"
 EVENTS = "events.jsonl"

@@ -96,6 +96,7 @@ def test_a_script_runs_in_a_process_of_its_own(tmp_path):
     [
         (ValueError("a.yaml: key:\nwrong"), ExitCode.USER_ERROR, "a.yaml: key: wrong"),
         (FileNotFoundError(2, "No such file", "x.png"), ExitCode.USER_ERROR, "x.png: No such file"),
+        (ValueError("a\x1b[31m\u202e.png: wrong"), ExitCode.USER_ERROR, r"a\x1b[31m\u202e.png: wrong"),
         (OSError("disk gone"), ExitCode.USER_ERROR, "disk gone"),
         (Exit("loss is NaN", ExitCode.DIVERGED), ExitCode.DIVERGED, "loss is NaN"),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),

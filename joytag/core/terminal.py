@@ -1,0 +1,27 @@
+"""Printing without control characters, since names of files and tags come from anywhere."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import sys
+from typing import TextIO
+
+# C0, DEL and C1 controls, line separators, overrides of the writing direction, and bytes that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_IN_TEXT = re.compile(_UNPRINTABLE.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))  # tab and line break are allowed
+
+
+def printable(name: object) -> str:
+    """Return a name in one line, with an escape for whatever a terminal would obey."""
+    return _UNPRINTABLE.sub(_escape, str(name))
+
+
+def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
+    """Print as the built-in function does, with escapes for whatever a terminal would obey but tabs and line breaks."""
+    text = _IN_TEXT.sub(_escape, " ".join(map(str, values)))
+    builtins.print(text, end=end, file=sys.stdout if file is None else file, flush=flush)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return ascii(match[0])[1:-1]

@@ -1,0 +1,30 @@
+"""Tests of joytag.core.terminal."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joytag.core import terminal
+
+OVERRIDES = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # of the writing direction
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_a_printable_name_is_one_line_without_anything_a_terminal_obeys(name):
+    shown = terminal.printable(name)
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or ord(c) in OVERRIDES]
+    assert len(shown.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("name", ["a b", "caf\u00e9", "3.05\u202fPM", "\U0001f469\u200d\U0001f467", "[red]x", "C:\\x"])
+def test_ordinary_names_stay(name, capsys):
+    assert terminal.printable(name) == name
+    terminal.print(name)
+    assert capsys.readouterr().out == f"{name}\n"
+
+
+def test_printed_text_keeps_its_lines_alone(capsys):
+    terminal.print("a\n\tb", "\x1b[31m\r\x9b\u202e\udcff", end="!")
+    assert capsys.readouterr().out == r"a" + "\n\tb " + r"\x1b[31m\r\x9b\u202e\udcff" + "!"
