@@ -123,8 +123,8 @@ def choose_validation(groups: np.ndarray, tags: Rows, sources: np.ndarray, needs
     """Return the mask of the validation images, bool [rows].
 
     `groups` (int64 [rows]) numbers images that must stay on one side, in a random order: see `shuffled`. `tags` holds
-    each image's tags, `sources` its source. Beginning with the rarest tag, groups are taken in their order until each
-    tag, then each source, has what it needs, then groups that fit until there are enough images. No group is taken
+    each image's tags, `sources` its source. Beginning with the rarest tag, groups are taken, the smallest first, until
+    each tag, then each source, has what it needs, then groups that fit until there are enough images. No group is taken
     that would leave too few images of a label in training, or bring too many into validation: a tag may get less than
     it needs, and the mask may be all False. Images with the last uses of kept tags are taken if no others are left.
     """
@@ -141,14 +141,16 @@ def _take_needed(choice: _Choice, shuffle: _Shuffle, needs: Needs, protections: 
     """Take groups, beginning with the rarest tag, until each label occurs as often as it needs."""
     need, n_tags = np.concatenate([needs.per_tag, needs.per_source]), len(needs.per_tag)
     wanted = np.minimum(np.where(need > 0, need + SPARE, 0), choice.uses)
-    first_uses = _first_uses(map(choice.labels, shuffle.chunks()), wanted)
+    sizes, first_uses = np.diff(shuffle.bounds), _first_uses(map(choice.labels, shuffle.chunks()), wanted)
     rarest_first = np.lexsort((choice.uses[:n_tags], needs.kept))
     for label in [*rarest_first, *range(n_tags, len(need))]:
         limit = needs.images if label < n_tags and needs.kept[label] else needs.most
-        for is_protected, row in product(protections, first_uses[label]):
+        positions = shuffle.position[shuffle.rows[first_uses[label]]]
+        smallest_first = positions[np.argsort(sizes[positions], kind="stable")]  # to leave room for other tags
+        for is_protected, position in product(protections, smallest_first):
             if choice.have[label] >= need[label]:
                 break
-            choice.take(shuffle.position[shuffle.rows[row]], limit, is_protected)
+            choice.take(position, limit, is_protected)
 
 
 def _take_more(choice: _Choice, sizes: np.ndarray, needs: Needs, protections: Sequence[np.ndarray]) -> None:

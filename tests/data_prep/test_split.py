@@ -101,6 +101,13 @@ def test_a_tenth_of_a_folder_is_held_out_with_its_look_alikes(n_images):
         assert not after.one_sided
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_look_alikes_of_one_tag_leave_room_for_another(seed):
+    """Ten images, of which two may be held out: not both look-alikes, or the second tag would be dropped."""
+    taken = choose([0, 0, 2, 3, 4, 5, 6, 7, 8, 9], [[0]] * 5 + [[1]] * 5, 1, [1, 1], seed)
+    assert (taken[:5].sum(), taken[5:].sum()) == (1, 1)
+
+
 def test_a_small_default_holds_out_the_share_that_is_asked_for():
     """The default minima, 5 a tag and 100 a source, once held out 29 % of a small folder."""
     labels = [[0, 1 + number % 12] for number in range(60)]
