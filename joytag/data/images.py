@@ -136,6 +136,8 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
                 # Further images of the formats left out are other views and pages, not frames.
                 if still and image.format not in ("MPO", "HEIF", "TIFF") and getattr(image, "is_animated", False):
                     raise ImageError("animated", "animated")
+                if isinstance(image, PngImageFile):  # before its pixels are read, which reading its EXIF does
+                    _scale_transparent_colour(image)
                 yield image
     except ImageError as error:
         raise ImageError(f"{name}{error}", error.kind) from None
@@ -193,8 +195,6 @@ def _upright(image: Image.Image, opaque: bool) -> Image.Image:
     if factor == 2 and image.format == "JPEG":
         image.draft(None, (-(-image.width // 2), -(-image.height // 2)))
         factor = 1
-    if isinstance(image, PngImageFile):
-        _scale_transparent_colour(image)
     image.load()
     if opaque and is_transparent(image):
         raise ImageError("transparent", "transparent")
