@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".part"  # suffix of files that are being written
@@ -34,10 +35,15 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def remove_partials(directory: Path) -> None:
-    """Remove the incomplete files of killed processes; call it only while no other process writes there."""
+def remove_partials(directory: Path, age: float = 0) -> None:
+    """Remove the incomplete files of killed processes that are at least `age` seconds old.
+
+    Without an age, call it only while no other process writes there.
+    """
     for path in directory.glob(f".{'[0-9a-f]' * 16}{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= age:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

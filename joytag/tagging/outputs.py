@@ -16,6 +16,7 @@ from joytag.core.terminal import print, printable
 from joytag.data import images
 from joytag.tagging.captions import Captions, OptionError
 
+ABANDONED = 3600  # seconds after which no process still writes a file: others may work in the same folder
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -57,6 +58,7 @@ class Sidecars:
         if not name or not name.replace("-", "").replace("_", "").isalnum() or f".{name}".lower() in images.SUFFIXES:
             raise OptionError("extension", f"{self.extension!r} cannot be used; give one like .txt, not an image's")
         self.extension = f".{name}"
+        self._folders: set[Path] = set()  # that were written to
 
     def pending(self, paths: Sequence[Path]) -> list[Path]:
         """Implement Output. Raises ValueError naming images that would share a file."""
@@ -103,6 +105,9 @@ class Sidecars:
                 text = captions.join(captions.merge(path.read_text(encoding="utf-8-sig"), names))
             else:
                 text = captions.join(names)
+            if path.parent not in self._folders:
+                self._folders.add(path.parent)
+                files.remove_partials(path.parent, ABANDONED)
             files.write_text(path, text + "\n")
         except UnicodeDecodeError:
             return f"{path}: not UTF-8 text; save it as UTF-8"

@@ -277,7 +277,7 @@ def test_a_killed_and_repeated_run_writes_the_files_of_an_uninterrupted_one(tmp_
             break
     assert kills
     assert written("killed") == expected
-    assert not list((tmp_path / "killed").glob(".*"))
+    assert not [path for path in (tmp_path / "killed").glob(".*") if path.suffix != ".part"]  # see the test of partials
 
 
 HOSTILE = ["\x1b[31mred", "\x1b]0;title\x07", "over\u202eride", "line\nbreak", "[red]markup", "c1\x9b31m", "\rreturn"]

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,16 @@ def test_images_that_vanish_or_change_while_others_are_tagged_are_listed(tagger,
     (root / "c.png").unlink()
     job.run(tagger, 0.5)
     assert failures(root).keys() == {"b.png", "c.png"}
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv"])
+def test_incomplete_files_of_killed_processes_are_removed_when_no_process_can_still_write_them(tagger, root, kind):
+    old, new = root / f".{'0' * 16}.part", root / f".{'1' * 16}.part"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 4000,) * 2)
+    plan(root, kind).run(tagger, 0.5)
+    assert list(root.glob(".*")) == [new]
 
 
 def test_a_sidecar_that_somebody_wrote_meanwhile_stays(tagger, root):
