@@ -182,6 +182,8 @@ def _pixels_of_png(data: bytes) -> bytes:
 
 def _read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    if isinstance(image, PngImageFile):  # whose EXIF may follow the pixels: their damage must not be ignored below
+        image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises errors of any type on broken EXIF, which says nothing about the pixels

@@ -359,6 +359,13 @@ def test_metadata_of_a_png_never_cost_its_pixels(tmp_path, broken):
         images.decode(path)
 
 
+def test_damaged_pixels_of_a_png_are_refused():
+    data = bytearray(encode(Image.fromarray(noise(200, 200))))
+    data[5_000:5_040] = bytes(40)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        images.decode(bytes(data))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_broken_exif_is_ignored(kind):
     data = encode(Image.fromarray(noise()), kind, exif=b"Exif\0\0garbage")
