@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -58,8 +58,8 @@ def parts(folder: Path, separator: str) -> list[Part]:
 
     Raises ValueError when no image has a sidecar, or when all folders hold sentences instead of tags.
     """
-    listed = list(_list(folder))
     listing = find_images(folder)
+    listed = list(_list(folder, listing.images))
     if not any(sidecars for _, sidecars in listed):
         others = f"; passed over: {listing.describe_passed_over()}" if listing.passed_over else ""
         raise ValueError(f"{folder}: no images with {', '.join(SUFFIXES)} sidecars here{others}")
@@ -80,7 +80,7 @@ def parts(folder: Path, separator: str) -> list[Part]:
 
 def inputs(folder: Path) -> list[Path]:
     """Return the images, then the sidecars."""
-    listed = list(_list(folder))
+    listed = list(_list(folder, find_images(folder).images))
     sidecars = dict.fromkeys(sidecar for _, its in listed for sidecar in its.values())
     return [folder / path for path in (*(path for path, _ in listed), *sidecars)]
 
@@ -91,10 +91,10 @@ def read(part: Part) -> pa.Table:
     return posts.table(_post(part.folder, root, image) for image in part.images)
 
 
-def _list(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _list(folder: Path, images: Iterable[Path]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each image and its sidecars by pattern. The case of their suffixes does not matter."""
-    images = sorted(find_images(folder).images, key=lambda image: (image.parent, image))
-    for parent, its_images in groupby(images, key=lambda image: image.parent):
+    by_folder = sorted(images, key=lambda image: (image.parent, image))
+    for parent, its_images in groupby(by_folder, key=lambda image: image.parent):
         files = {}
         with os.scandir(parent) as entries:
             for entry in entries:
@@ -130,7 +130,7 @@ def _recognize(folder: Path, listed: list[tuple[str, dict[str, str]]]) -> dict[t
         total = Evidence()
         for unit in its_units:
             total.merge(units[unit])
-        first = ascii(str(folder / its_units[0][0]))[1:-1]
+        first = repr(str(folder / its_units[0][0]))[1:-1]
         others = len(its_units) - 1
         more = f" and {others:,} more folder{'s' if others > 1 else ''}" if others else ""
         print(f"sidecars {pattern.format(name='*.*', stem='*')} of {first}{more}: {total}")

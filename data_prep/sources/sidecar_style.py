@@ -34,6 +34,7 @@ _NAMES: dict[Shape, str] = {
     "sentences": "sentences instead of tags",
     "empty": "nothing",
 }
+MAX_DEPTH = 20  # of brackets around a tag
 _MOSTLY = 0.8  # fraction of a folder's files that decides for the others
 
 _CLEAR_COMMA = re.compile(r"[，、]|,\s|\s,")  # a comma inside a tag of Danbooru has no space beside it
@@ -144,7 +145,7 @@ def _without_weights(text: str, edges: str) -> str:
     """Remove the weights of prompts: `(tag:1.2)`, `((tag))`, `[tag]`, `(one, two:1.2)`.
 
     Only brackets around whole tags are removed, those that the `edges` of a tag or other brackets enclose. Those of
-    faces such as `(o)_(o)` and `(9)` stay.
+    faces such as `(o)_(o)` and `(9)` stay. A text with deeper brackets than MAX_DEPTH is no prompt and stays.
     """
     opened: list[int] = []
     removed: set[int] = set()
@@ -152,6 +153,8 @@ def _without_weights(text: str, edges: str) -> str:
         position = match.end() - 1
         if text[position] in "([{":
             opened.append(position)
+            if len(opened) > MAX_DEPTH:
+                return text
         elif opened and text[opened[-1]] == _PAIRS[text[position]]:
             start = opened.pop()
             inside = text[start + 1 : position]

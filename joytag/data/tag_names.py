@@ -20,7 +20,7 @@ class TagListError(ValueError):
 # Characters that change no word: soft hyphen, zero-width space, word joiner, byte order mark, and marks of writing
 # direction. The joiners U+200C and U+200D have a meaning between characters: in emoji, in Persian, in Hindi.
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-_ENDS = re.compile(r"^[\s\u200c\u200d]+|[\s\u200c\u200d]+$")
+_ENDS = "\u200c\u200d" + "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 
 
 def canonical(tag: str) -> str:
@@ -29,8 +29,8 @@ def canonical(tag: str) -> str:
     Letters become lower-case and composed (Unicode NFC), invisible characters are removed, `\(` and `\)` become
     parentheses, and a run of white space and underscores becomes one underscore. Applying it twice changes nothing.
     """
-    text = _ENDS.sub("", _INVISIBLE.sub("", tag))
-    text = unicodedata.normalize("NFC", re.sub(r"\\+([()])", r"\1", text).lower())
+    text = _INVISIBLE.sub("", tag).strip(_ENDS)
+    text = unicodedata.normalize("NFC", re.sub(r"(?<!\\)\\+([()])", r"\1", text).lower())
     return re.sub(r"[\s_]+", "_", text)
 
 

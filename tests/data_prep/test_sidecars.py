@@ -119,6 +119,14 @@ def test_brackets_of_faces_and_of_names_stay(tag):
     assert recognized(f"{tag}, cat, dog") == [[canonical(tag), "cat", "dog"]]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["(" * 9**5 + ")" * 9**5, "(a," * 9**5, "()" * 9**5, "\\" * 9**5 + "x", "a" + " " * 9**5 + "b", "a_b " * 9**5],
+)
+def test_hostile_texts_take_linear_time(text):
+    assert recognized(text)
+
+
 def test_lines_of_a_booru_without_underscores_follow_the_others():
     assert recognized(*["1girl long_hair", "blue_hair hat solo"] * 5, "1girl solo") == [
         *[["1girl", "long_hair"], ["blue_hair", "hat", "solo"]] * 5,
