@@ -16,6 +16,7 @@ from data_prep.sources import posts
 from data_prep.sources.posts import Post
 from data_prep.sources.sidecar_style import AUTO, Evidence, Style, decode
 from joytag.core.terminal import print
+from joytag.core.terminal import printable
 from joytag.data.folders import find_images
 
 SUFFIXES = (".txt", ".tags", ".caption")
@@ -130,7 +131,7 @@ def _recognize(folder: Path, listed: list[tuple[str, dict[str, str]]]) -> dict[t
         total = Evidence()
         for unit in its_units:
             total.merge(units[unit])
-        first = repr(str(folder / its_units[0][0]))[1:-1]
+        first = printable(folder / its_units[0][0])
         others = len(its_units) - 1
         more = f" and {others:,} more folder{'s' if others > 1 else ''}" if others else ""
         print(f"sidecars {pattern.format(name='*.*', stem='*')} of {first}{more}: {total}")

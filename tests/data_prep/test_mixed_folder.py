@@ -14,7 +14,6 @@ def mixed(tmp_path_factory):
     return write_mixed_folder(tmp_path_factory.mktemp("mixed"))
 
 
-@pytest.mark.xfail(reason="transparent images are still refused")
 def test_every_image_is_used_with_the_tags_meant_or_named_with_its_reason(mixed, tmp_path, call: Call):
     output = tmp_path / "dataset"
     done = call("build", "--config", "folder.yaml", f"sources.0.path={mixed.folder}", f"output={output}")
