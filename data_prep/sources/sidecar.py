@@ -15,8 +15,7 @@ import pyarrow as pa
 from data_prep.sources import posts
 from data_prep.sources.posts import Post
 from data_prep.sources.sidecar_style import AUTO, Evidence, Style, decode
-from joytag.core.terminal import print
-from joytag.core.terminal import printable
+from joytag.core.terminal import print, printable
 from joytag.data.folders import find_images
 
 SUFFIXES = (".txt", ".tags", ".caption")
