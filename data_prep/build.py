@@ -234,7 +234,18 @@ def hold_out(
         held = labelled.tags.take(np.flatnonzero(validation)).uses(len(kept))
         one_sided = ~kept & ((held < needs.per_tag) | (uses - held < needs.in_training(uses)))
         if not one_sided.any():
+            _print_few_of_a_source(its_source[validation], needs.per_source, config)
             return labelled, validation
         # Without the rarest of them, groups may be free that the others need.
         labelled = labelled.without(one_sided & (uses == uses[one_sided].min()))
     return labelled, np.zeros(len(labelled.rows), dtype=bool)
+
+
+def _print_few_of_a_source(source: np.ndarray, wanted: np.ndarray, config: BuildSettings) -> None:
+    """Print the sources of which fewer images than wanted (int64 [sources]) are held out; `source` is that of each."""
+    held = np.bincount(source, minlength=len(wanted))
+    for number in np.flatnonzero(held < wanted):
+        name = config.sources[number].name
+        print(
+            f"{'':>9} validation holds {held[number]} images of {name}, not {wanted[number]}: look-alikes stay together"
+        )

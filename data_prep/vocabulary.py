@@ -80,14 +80,13 @@ class Labelled(NamedTuple):
         """Describe the tags that are not learned: a line on those below `min_count`, one on those of one side."""
         lines = []
         if self.rare:
-            examples = ", ".join(f"{name} ({count})" for name, count in islice(self.rare.items(), 5))
-            lines.append(
-                f"{len(self.rare):,} tags are used less than {min_count} times (tags.min_count), such as {examples}"
-            )
+            names = ", ".join(f"{name} ({count})" for name, count in islice(self.rare.items(), 5))
+            others = f" and {len(self.rare) - 5:,} others" if len(self.rare) > 5 else ""
+            lines.append(f"tags used less than {min_count} times (tags.min_count): {names}{others}")
         if self.one_sided:
             names = ", ".join(f"{name} ({count})" for name, count in self.one_sided.items())
             lines.append(
-                f"too few images for both training and validation (look-alikes stay together) of the tags {names}"
+                f"tags with too few images for both training and validation (look-alikes stay together): {names}"
             )
         return lines
 

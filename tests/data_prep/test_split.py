@@ -185,3 +185,14 @@ def test_rare_tags_are_found_in_all_chunks(monkeypatch):
     mask = choose(range(400), labels, 20, np.array([5, 5]))
     assert mask.sum() == 20
     assert sum(mask[number] for number in range(0, 400, 40)) >= 5
+
+
+def test_a_source_that_validation_has_too_few_images_of_is_named(capsys):
+    """The second source is one group of look-alikes, which stays in training."""
+    sources = [{"name": name, "kind": "sidecar", "path": name} for name in "ab"]
+    values = {"output": "out", "sources": sources, "tags": {"min_count": 5}, "validation": {"images": 20}}
+    group, source = np.array([*range(200), *[999] * 30]), np.repeat([0, 1], [200, 30]).astype(np.int16)
+    _, mask = hold_out(labelled_images([[0]] * 230), source, group, set(), BuildSettings.model_validate(values))
+    assert mask[:200].sum() == 20
+    assert not mask[200:].any()
+    assert "validation holds 0 images of b, not 3" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def test_images_without_a_tag_of_the_vocabulary_are_left_out(tmp_path, capsys):
     assert all(np.diff(dataset.posts(split).offsets).min() > 0 for split in SPLITS)
     assert rejected(tmp_path) == {f"{n}.png": "no tag of the vocabulary" for n in (10, 11, 12, 13)}
     output = capsys.readouterr().out
-    assert "3 tags are used less than 5 times (tags.min_count), such as dog (3), odd (1), rare (1)" in output
+    assert "tags used less than 5 times (tags.min_count): dog (3), odd (1), rare (1)" in output
     assert "4 of mine: no tag of the vocabulary, such as" in output
     assert "most posts were rejected" not in output
     description = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
@@ -61,7 +61,7 @@ def test_images_that_teach_a_release_nothing_are_refused(tmp_path):
     assert str(error.value) == (
         "sources: no image has a tag to learn; 3 of mine: no tag of the vocabulary, such as "
         f"{min(rejected(tmp_path), key=lambda path: list(rejected(tmp_path)).index(path))}; "
-        "1 tags are used less than 5 times (tags.min_count), such as my_cat (3); "
+        "tags used less than 5 times (tags.min_count): my_cat (3); "
         f"all reasons are in {listed}; add images, or lower tags.min_count"
     )
     assert set(rejected(tmp_path).values()) == {"no tag of the vocabulary"}
@@ -75,7 +75,7 @@ def test_a_new_tag_of_look_alikes_is_dropped_and_named(tmp_path, capsys):
     dataset = Dataset.open(build(config(tmp_path)))
     assert dataset.tags.names == ["noise"]
     output = capsys.readouterr().out
-    assert "(look-alikes stay together) of the tags hero (1" in output
+    assert "(look-alikes stay together): hero (1" in output
     groups = {
         split: set(pq.read_table(tmp_path / "dataset" / f"{split}.parquet")["phash"].to_pylist()) for split in SPLITS
     }
