@@ -225,5 +225,6 @@ def test_another_config_reuses_the_scan(mirror, built, tmp_path, monkeypatch):
         build(BuildSettings.model_validate(values))
     copy = tmp_path / "copy"
     copy.mkdir()
-    (copy / "work").symlink_to(built / "work")
+    for name in ("work", "images"):
+        (copy / name).symlink_to(built / name)
     build(BuildSettings.model_validate(values | {"output": str(copy)}))
