@@ -25,8 +25,8 @@ class Source(Settings):
     images: Images = "original"
     """The folder of a `danbooru2021` mirror to read images from; other kinds ignore it."""
     separator: str = Field(default=AUTO, min_length=1)
-    """What separates tags in sidecars and in texts of `jsonl`: `comma`, `semicolon`, `newline`, `space`, or the text
-    between two tags. `auto` recognizes it: in each folder of sidecars, in each line of `jsonl`."""
+    """What separates tags in sidecars and in texts of `jsonl`: `comma`, `semicolon`, `bar`, `newline`, `space`, or the
+    text between two tags. `auto` recognizes it: in each folder of sidecars, in each line of `jsonl`."""
     transparent: Transparent | None = None
     """Transparent images: `white` puts them on white, as tagging does; `refuse` leaves them out. null is `refuse` for
     `danbooru2021`, as in the original build, and `white` for the other kinds."""

@@ -12,21 +12,23 @@ from typing import Literal, NamedTuple
 from joytag.data.tag_names import is_kaomoji
 
 AUTO = "auto"  # the setting `separator` of a source
-Shape = Literal["comma", "semicolon", "newline", "space", "phrase", "sentences", "word", "empty"]
+Shape = Literal["comma", "semicolon", "bar", "newline", "space", "phrase", "sentences", "word", "empty"]
 
 # `;d` and `;_;` are faces: a semicolon that ends a tag is not at its start or after its underscore.
 _SEMICOLON = r"；|(?<=[^\s;_]);"
 _SPLIT = {
     "comma": r"[,，、\r\n]",
     "semicolon": rf"{_SEMICOLON}|;(?=\s)|[\r\n]",
+    "bar": r"\s\|\s|[\r\n]",
     "newline": r"[\r\n]",
     "space": r"\s",
 }
 # The characters that end a tag, beside which brackets around it may be those of a weight.
-_EDGES = {"comma": ",，、\r\n", "semicolon": ";；\r\n", "newline": "\r\n", "space": " \t\r\n"}
+_EDGES = {"comma": ",，、\r\n", "semicolon": ";；\r\n", "bar": "|\r\n", "newline": "\r\n", "space": " \t\r\n"}
 _NAMES: dict[Shape, str] = {
     "comma": "tags separated by commas",
     "semicolon": "tags separated by semicolons",
+    "bar": "tags separated by vertical bars",
     "newline": "one tag a line",
     "space": "tags separated by spaces",
     "phrase": "one tag of several words",
@@ -47,6 +49,7 @@ _FOREIGN_WORD = re.compile(r"(?<![^\W\d_])[^\W\d_a-zA-Z]{2,}(?![^\W\d_])|[^\W\d_
 
 _BRACKET = re.compile(r"(?<!\\)[()\[\]{}]")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
+_WORD = re.compile(r"[^\W_]{2}")
 _WEIGHT = re.compile(r"(?<=[^\s(\[{]):\s*\d*\.?\d+\s*$")
 
 
@@ -114,8 +117,12 @@ def shape_of(text: str) -> Shape:
         return "comma"
     if any("," in line.rstrip(" ,") for line in lines) and not is_spaced_list:
         return "comma"
+    if len(lines) > 1 and all(line.rstrip().endswith((",", "，", "、")) for line in lines[:-1]):
+        return "comma"
     if any(re.search(_SEMICOLON, line) for line in lines):
         return "semicolon"
+    if any(" | " in line for line in lines):
+        return "bar"
     if is_spaced_list:
         return "space"
     if len(lines) > 1:
@@ -131,7 +138,7 @@ def _is_prose(text: str, words: list[str]) -> bool:
     """Whether a text is a caption in sentences: long runs of words, with articles or full stops."""
     if 4 * sum(map(_has_underscore, words)) >= len(words):
         return False
-    pieces = [piece.split() for piece in re.split(r"[,，、;；\r\n]", text) if piece.strip()]
+    pieces = [piece.split() for piece in re.split(r"[,，、;；\r\n]|\s\|\s", text) if piece.strip()]
     has_articles = not _ARTICLES.isdisjoint(map(str.lower, words))
     has_full_stop = _FULL_STOP.search(text) is not None
     mean = len(words) / max(1, len(pieces))
@@ -161,7 +168,7 @@ def _without_weights(text: str, edges: str) -> str:
             weight = _WEIGHT.search(inside[-16:]) if text[position] == ")" else None
             before, after = text[max(0, start - 64) : start], text[position + 1 : position + 65]
             is_whole = _is_edge(before[::-1], "([{", edges) and _is_edge(after, ")]}", edges)
-            if is_whole and (weight or not is_kaomoji(inside)):
+            if is_whole and (weight or _WORD.search(inside)):
                 removed |= {start, *range(position - len(weight[0] if weight else ""), position + 1)}
     return "".join(character for position, character in enumerate(text) if position not in removed)
 
@@ -203,7 +210,7 @@ class Evidence:
         count = self.shapes
         if 2 * count["sentences"] > count.total() - count["empty"]:
             return Style(None, sentences=True)
-        others = count["comma"] + count["semicolon"] + count["newline"]
+        others = count["comma"] + count["semicolon"] + count["bar"] + count["newline"]
         for shape in ("newline", "semicolon"):  # a comma may be part of a tag here
             if count[shape] and count[shape] >= _MOSTLY * (others + count["space"]):
                 return Style(shape)

@@ -100,6 +100,9 @@ TAGS = ["1girl", "blue_hair", "saber_(fate)", "^_^", "looking_at_viewer"]
         "1girl;blue hair;saber (fate);^_^;looking at viewer;",
         "1girl\nblue hair\nsaber (fate)\n^_^\nlooking at viewer\n",
         "1girl\r\nblue_hair\r\nsaber_(fate)\r\n^_^\r\nlooking_at_viewer\r\n",
+        "1girl,\nblue hair,\nsaber (fate),\n^_^,\nlooking at viewer",
+        "1girl | blue hair | saber (fate) | ^_^ | looking at viewer",
+        "1girl | blue_hair | saber_(fate) | ^_^ | looking_at_viewer",
         "1girl blue_hair saber_(fate) ^_^ looking_at_viewer",
         "1girl blue_hair\nsaber_(fate) ^_^ looking_at_viewer",
         "1girl, (blue hair:1.2), ((saber \\(fate\\))), ^_^, [looking at viewer]",
@@ -117,6 +120,10 @@ def test_one_file_shows_its_style(text):
 )
 def test_brackets_of_faces_and_of_names_stay(tag):
     assert recognized(f"{tag}, cat, dog") == [[canonical(tag), "cat", "dog"]]
+
+
+def test_brackets_around_short_words_are_weights():
+    assert recognized("(cat:1.2), [dog], ((hat))") == [["cat", "dog", "hat"]]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +312,7 @@ def test_what_tagging_writes_is_read_with_the_same_separator(lists, style):
         assert unique(read_style.tags(text) or []) == tags
 
 
-@given(TAG_LISTS, st.sampled_from([style for style in STYLES if style.separator in (", ", "; ", "\n", " ")]))
+@given(TAG_LISTS, st.sampled_from([style for style in STYLES if style.separator in (", ", "; ", "\n", " ", " | ")]))
 @settings(deadline=None)
 def test_what_tagging_writes_is_recognized(lists, style):
     """Ten more files show the style, as in a folder that was tagged."""
