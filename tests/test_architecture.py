@@ -157,6 +157,8 @@ def test_modules_print_without_control_characters(path):
         ]
         imported = {alias.name for node in froms for alias in node.names}
         assert "print" in imported or dotted(path) == "joytag.core.terminal", "import print from joytag.core.terminal"
+    if package(dotted(path)) != "core":
+        assert not list(imports(path, {"rich.console"})), "print tables by joytag.core.terminal.show"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)

@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def run(name: str, arguments: Sequence[str] | None = None) -> None:
 def report_errors(title: str, action: Callable[[], None]) -> None:
     """Run an action. Exit, ValueError, OSError and a missing package become a line on stderr and an exit code.
 
-    Warnings become one line each.
+    Warnings become one line each. Tracebacks of other errors are printed without control characters.
     """
     rank = int(os.environ.get("RANK") or 0)
     if rank > 0:
@@ -81,6 +82,7 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     warnings.showwarning = lambda message, *_: print(f"{title}: warning: {printable(message)}", file=sys.stderr)
+    sys.excepthook = lambda *error: print("".join(traceback.format_exception(*error)), end="", file=sys.stderr)
     try:
         action()
         sys.stdout.flush()

@@ -4,13 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from data_prep.aliases import read_aliases
 from joytag.cli.arguments import Parser, fraction, names, results_directory
 from joytag.cli.command import add_remedies
 from joytag.cli.remedies import REMEDIES
-from joytag.core.terminal import print
+from joytag.core.terminal import print, show
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import contenders
@@ -81,5 +79,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images, labels = common.labels.shape[0], len(common.labels.indices)
     print(f"{labels:,} labels of {len(common.tags):,} common tags on {images:,} images")
     for table in comparison_tables(comparison):
-        Console().print(table)
+        show(table)
     print(f"Written: {options.output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")

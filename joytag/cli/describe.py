@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from data_prep.tools.describe import draw, table
 from joytag.cli.arguments import Parser
+from joytag.core.terminal import print, show
 from joytag.data import dataset
 
 
@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
     description = dataset.read_description(options.directory)
-    console = Console()
-    console.print(table(description))
+    show(table(description))
     irregularities = {name.replace("_", " "): n for name, n in description.get("relations", {}).items() if n}
-    console.print(", ".join(f"{count:,} {name}" for name, count in irregularities.items()))
-    console.print(f"{pq.read_metadata(options.directory / 'tags.parquet').num_rows:,} tags; {draw(options.directory)}")
+    print(", ".join(f"{count:,} {name}" for name, count in irregularities.items()))
+    print(f"{pq.read_metadata(options.directory / 'tags.parquet').num_rows:,} tags; {draw(options.directory)}")

@@ -4,13 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.cli.command import add_remedies
 from joytag.cli.remedies import REMEDIES
 from joytag.core import settings
-from joytag.core.terminal import print
+from joytag.core.terminal import print, show
 from joytag.data.dataset import SPLITS, Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import analysis, runner, tag_groups
@@ -91,5 +89,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataset = runner.find_dataset(predictions)
         findings = analysis.analyse(predictions, options.threshold, groups)
         evaluation.write_reports(output, findings, predictions, dataset)
-    Console().print(evaluation.metrics_table(findings))
+    show(evaluation.metrics_table(findings))
     print(f"Written: {output / 'report.html'}, metrics.json, full-metrics.txt, per_tag.csv, thresholds.csv ...")

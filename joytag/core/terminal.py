@@ -7,6 +7,9 @@ import re
 import sys
 from typing import TextIO
 
+from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
+
 # C0, DEL and C1 controls, line separators, overrides of the writing direction, and bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _IN_TEXT = re.compile(_UNPRINTABLE.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))  # tab and line break are allowed
@@ -21,6 +24,13 @@ def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: b
     """Print as the built-in function does, with escapes for whatever a terminal would obey but tabs and line breaks."""
     text = _IN_TEXT.sub(_escape, " ".join(map(str, values)))
     builtins.print(text, end=end, file=sys.stdout if file is None else file, flush=flush)
+
+
+def show(renderable: RenderableType) -> None:
+    """Print a table or another object of rich, whose texts have no markup, with the escapes of `print`."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    segments = console.render(renderable)
+    console.print(Segments(Segment(_IN_TEXT.sub(_escape, text), style) for text, style, _ in segments), end="")
 
 
 def _escape(match: re.Match[str]) -> str:

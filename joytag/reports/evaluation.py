@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Table
 
 from joytag.core.files import write_text
@@ -111,5 +110,5 @@ def metrics_table(analysis: Analysis) -> Table:
     for grouping in (analysis.sources, analysis.categories):
         for name, row in grouping.rows.items():
             tags = f"{row.tags_with_positives}/{row.tags}"
-            table.add_row(escape(name), *(format_number(getattr(row, metric)) for metric in metrics), tags)
+            table.add_row(name, *(format_number(getattr(row, metric)) for metric in metrics), tags)
     return table

@@ -116,8 +116,15 @@ def test_an_error_ends_in_one_line_and_its_exit_code(error, code, line, monkeypa
 
 
 def test_other_errors_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError):
-        command.report_errors("joytag x", lambda: print(1 / 0))
+    program = """
+from joytag.cli import command
+def fail(): raise RuntimeError("a\\x1b[31m\\u202eb")
+command.report_errors("joytag x", fail)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("RuntimeError: a\\x1b[31m\\u202eb\n")
 
 
 @pytest.mark.parametrize(

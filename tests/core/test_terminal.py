@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.table import Table
 
 from joytag.core import terminal
 
@@ -28,3 +29,16 @@ def test_ordinary_names_stay(name, capsys):
 def test_printed_text_keeps_its_lines_alone(capsys):
     terminal.print("a\n\tb", "\x1b[31m\r\x9b\u202e\udcff", end="!")
     assert capsys.readouterr().out == r"a" + "\n\tb " + r"\x1b[31m\r\x9b\u202e\udcff" + "!"
+
+
+def test_tables_have_no_markup_and_nothing_a_terminal_obeys(capsys):
+    table = Table("[red]x", title="[b]title")
+    table.add_row("a\x1b[31mb \u202e")
+    table.add_row("pip install 'joytag[heif]' :smile: [/x]")
+    terminal.show(table)
+    shown = capsys.readouterr().out
+    assert "[b]title" in shown
+    assert "[red]x" in shown
+    assert r"a\x1b[31mb \u202e" in shown
+    assert "pip install 'joytag[heif]' :smile: [/x]" in shown
+    assert not {"\x1b", "\u202e"} & {*shown}
