@@ -103,7 +103,7 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
     except ValueError as error:
         _end(title, f"{_with_notes(error)}{_build_command(error)}", ExitCode.USER_ERROR)
     except KeyboardInterrupt:
-        _end(title, "interrupted", ExitCode.INTERRUPTED)
+        _end(title, "interrupted; run the same command again", ExitCode.INTERRUPTED)
 
 
 def _build_command(error: ValueError) -> str:

@@ -62,7 +62,7 @@ def find_images(path: Path, recursive: bool = True) -> Listing:
     """List the images in a folder, with those in its subfolders if `recursive`; or the file itself if it is an image.
 
     Ignores hidden folders and those of PROGRAM_FOLDERS. Notes links to folders, which are not followed and so cannot
-    form circles, and folders that cannot be opened.
+    form circles, folders that cannot be opened, and without `recursive` all subfolders.
     """
     listing = Listing([], {})
     if not path.is_dir():
@@ -76,11 +76,14 @@ def find_images(path: Path, recursive: bool = True) -> Listing:
         parent = Path(name)
         for file in files:
             listing.add(parent / file)
+        folders[:] = [f for f in folders if not f.startswith(".") and f.lower() not in PROGRAM_FOLDERS]
+        for folder in map(parent.joinpath, folders):
+            if folder.is_symlink():  # os.walk lists links but does not enter them
+                listing.passed_over[folder] = "link to a folder"
+            elif not recursive:
+                listing.passed_over[folder] = "subfolder (search recursively)"
         if not recursive:
             break
-        folders[:] = [f for f in folders if not f.startswith(".") and f.lower() not in PROGRAM_FOLDERS]
-        links = [parent / f for f in folders if (parent / f).is_symlink()]  # os.walk lists them but does not enter them
-        listing.passed_over.update(dict.fromkeys(links, "link to a folder"))
     return Listing(sort(listing.images), listing.passed_over)
 
 

@@ -53,10 +53,8 @@ def find_images(inputs: Sequence[str], recursive: bool = False) -> Listing:
                 found.setdefault(image.absolute(), image)
     result = Listing(list(found.values()), passed_over)
     if not found:
-        deeper = not recursive and any(folders.find_images(Path(name)).images for name in inputs)
-        hint = "; they are in folders below it: search recursively" if deeper else ""
         others = f"; passed over: {result.describe_passed_over()}" if passed_over else ""
-        raise ValueError(f"{inputs[0]}: no images here ({', '.join(images.SUFFIXES)}){hint}{others}")
+        raise ValueError(f"{inputs[0]}: no images here ({', '.join(images.SUFFIXES)}){others}")
     return result
 
 

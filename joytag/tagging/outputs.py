@@ -61,10 +61,12 @@ class Sidecars:
         self._folders: set[Path] = set()  # that were written to
 
     def pending(self, paths: Sequence[Path]) -> list[Path]:
-        """Implement Output. Raises ValueError naming images that would share a file."""
+        """Implement Output. Raises ValueError naming images that would share a file, or be replaced by their tags."""
         owners: dict[str, Path] = {}
         shared = []
         for image in paths:
+            if self.path(image) == image:
+                raise ValueError(f"{image}: is a {self.extension} file, not an image")
             first = owners.setdefault(os.path.normcase(self.path(image).absolute()), image)
             if first != image:
                 shared.append(f"{first} and {image.name}")

@@ -176,10 +176,10 @@ class Table:
             text = self.path.read_bytes().decode() if self.path.exists() else ""
             return CsvRows(text) if self.path.suffix == ".csv" else JsonRows(text)
         except UnicodeDecodeError:
-            reason = "not UTF-8 text; save it as such"
+            reason = "not UTF-8 text; save it as UTF-8"
         except (ValueError, csv.Error) as error:
             reason = str(error)
-        raise ValueError(f"{self.path}: cannot be extended: {reason}; mend it, or move it to another folder")
+        raise ValueError(f"{self.path}: cannot be extended: {reason}; correct it, or move it to another folder")
 
 
 def relative_name(image: Path, folder: Path) -> str:

@@ -99,7 +99,7 @@ def test_a_script_runs_in_a_process_of_its_own(tmp_path):
         (ValueError("a\x1b[31m\u202e.png: wrong"), ExitCode.USER_ERROR, r"a\x1b[31m\u202e.png: wrong"),
         (OSError("disk gone"), ExitCode.USER_ERROR, "disk gone"),
         (Exit("loss is NaN", ExitCode.DIVERGED), ExitCode.DIVERGED, "loss is NaN"),
-        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted; run the same command again"),
     ],
     ids=lambda value: type(value).__name__,
 )

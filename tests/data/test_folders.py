@@ -42,6 +42,14 @@ def test_images_of_a_folder_are_found_by_suffix(tmp_path):
     assert find_images(tmp_path).passed_over == {}
 
 
+def test_subfolders_that_are_not_searched_are_named(tmp_path):
+    touch(tmp_path, "b.png", "a/c.jpeg", "a/d/e.jpeg", ".git/f.png", "@eaDir/g.png")
+    (tmp_path / "link").symlink_to("a")
+    expected = {tmp_path / "a": "subfolder (search recursively)", tmp_path / "link": "link to a folder"}
+    assert find_images(tmp_path, recursive=False).passed_over == expected
+    assert find_images(tmp_path).passed_over == {tmp_path / "link": "link to a folder"}
+
+
 def test_images_are_listed_in_natural_order(tmp_path):
     names = ["1.png", "2.png", "10.png", "a2/1.png", "a10/1.png", "B.png", "c" + "9" * 200 + ".png"]
     touch(tmp_path, *reversed(names))

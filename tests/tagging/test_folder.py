@@ -188,6 +188,14 @@ def test_images_are_found_by_file_folder_and_pattern(images, monkeypatch):
         found(str(images / "empty"))
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_text_file_named_as_an_image_is_refused_and_kept(tmp_path, overwrite):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes")
+    with pytest.raises(ValueError, match=r"notes\.txt: is a \.txt file, not an image"):
+        Job.plan([str(notes)], False, "txt", CaptionStyle(), overwrite=overwrite)
+
+
 def test_file_names_may_be_very_long_and_not_utf8(tagger, tmp_path):
     good = tmp_path / "x.png"
     Image.new("RGB", (8, 8), "red").save(good)

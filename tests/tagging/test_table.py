@@ -181,7 +181,7 @@ FOREIGN = [
 def test_a_foreign_or_damaged_table_is_refused_and_stays(root, kind, table, reason, overwrite):
     (root / f"tags.{kind}").write_bytes(table)
     with pytest.raises(
-        ValueError, match=rf"tags\.{kind}: cannot be extended: .*{reason}.*; mend it, or move it"
+        ValueError, match=rf"tags\.{kind}: cannot be extended: .*{reason}.*; correct it, or move it"
     ) as error:
         Job.plan([str(root)], True, kind, CaptionStyle(), overwrite=overwrite)
     assert "\n" not in str(error.value)
