@@ -49,7 +49,10 @@ def _old_tags(before: Path, after: Path, dataset: Dataset, tags: list[str], thre
         return f"old tags: micro F1 {first:.3f} -> {last:.3f} on {len(scores)} validation images of {own.directory}"
     scores, _ = score(before, dataset, ["validation", "train"], tags, device)
     later_scores, _ = score(after, dataset, ["validation", "train"], tags, device)
-    agreement = averages(later_scores, metrics.predicted(scores, threshold), threshold)["micro_f1"]
+    own_tags = metrics.predicted(scores, threshold)
+    if not own_tags.nnz:
+        return f"old tags: not measured; the original model finds none on {len(scores)} of your images"
+    agreement = averages(later_scores, own_tags, threshold)["micro_f1"]
     return f"old tags: micro F1 {agreement:.3f} against the original model's own tags, on {len(scores)} of your images"
 
 

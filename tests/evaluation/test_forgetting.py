@@ -79,6 +79,11 @@ def test_without_the_releases_dataset_the_measure_is_agreement(releases, dataset
     assert numbers(forgetting.summary(before, after, dataset, 0.4, "cpu").splitlines()[0])[0] < 1
 
 
+def test_no_agreement_is_reported_where_the_original_model_finds_no_tag(releases, dataset_directory):
+    lines = forgetting.summary(releases[0], releases[1], Dataset.open(dataset_directory), 0.9999, "cpu")
+    assert lines.splitlines()[0] == "old tags: not measured; the original model finds none on 62 of your images"
+
+
 @pytest.mark.parametrize("damage", ["moved", "other tags", "truncated", "without images", "images removed"])
 def test_an_unusable_dataset_counts_as_not_at_hand(releases, own, tmp_path, damage):
     copy = tmp_path / "copy"
