@@ -34,6 +34,10 @@ from joytag.data.dataset import read_description
 FINGERPRINTS = "sources.json"  # in work/
 
 
+class Outdated(ValueError):
+    """A dataset exists, but the config, the sources or the lists of tags have changed since it was built."""
+
+
 class NothingLeft(ValueError):
     """No image of the sources has a tag to learn; `rejected.parquet` has the reasons.
 
@@ -48,7 +52,7 @@ class NothingLeft(ValueError):
             *labelled.not_learned(min_count),
             f"all reasons are in {output / rejected.FILE}",
         ]
-        remedy = "add images, or lower tags.min_count" if self.rare or self.one_sided else "add images"
+        remedy = "add images, or lower tags.min_count" if self.rare else "add images"
         super().__init__(f"sources: no image has a tag to learn; {'; '.join(why)}; {remedy}")
 
 
@@ -132,17 +136,16 @@ def _read_tag_lists(policy: TagPolicy) -> tuple[list[str], list[str]]:
 
 
 def _check_unchanged(output: Path, config: BuildSettings, fingerprints: list[str]) -> None:
-    """Raise ValueError when this config would build another dataset than the existing one."""
-    remedy = f"remove {output / 'dataset.json'} to build it again (the scan is kept), or change `output:`"
+    """Raise Outdated when this config would build another dataset than the existing one."""
     if read_description(output).get("config") != config.model_dump():
-        raise ValueError(f"{output}: holds a dataset of another config; {remedy}")
+        raise Outdated(f"{output}: holds a dataset of another config")
     path = output / "work" / FINGERPRINTS
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if recorded != fingerprints[: len(recorded)]:  # older versions did not record the lists of tags
-        raise ValueError(f"{output}: its sources or lists of tags have changed since it was built; {remedy}")
+        raise Outdated(f"{output}: its sources or lists of tags have changed since it was built")
     for source in config.sources if config.images else ():
         if outdated_scans(source, image_table.work_directory(output, source.name)):
-            raise ValueError(f"{output}: images of {source.path} have changed since it was built; {remedy}")
+            raise Outdated(f"{output}: images of {source.path} have changed since it was built")
 
 
 def read_source(

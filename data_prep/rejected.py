@@ -169,5 +169,5 @@ def _rejected_images(
         elif is_unlabelled[row]:
             reason, detail = "no tag of the vocabulary", None
         else:
-            reason, detail = f"fewer than {min_tags} tags", None
+            reason, detail = "no tag" if min_tags == 1 else f"fewer than {min_tags} tags", None
         yield Rejected(int(images.source[row]), int(images.post_id[row]), paths[i], None, None, reason, detail)

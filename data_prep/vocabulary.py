@@ -82,7 +82,7 @@ class Labelled(NamedTuple):
         if self.rare:
             names = ", ".join(f"{name} ({count})" for name, count in islice(self.rare.items(), 5))
             others = f" and {len(self.rare) - 5:,} others" if len(self.rare) > 5 else ""
-            lines.append(f"tags used less than {min_count} times (tags.min_count): {names}{others}")
+            lines.append(f"tags used fewer than {min_count} times (tags.min_count): {names}{others}")
         if self.one_sided:
             names = ", ".join(f"{name} ({count})" for name, count in self.one_sided.items())
             lines.append(

@@ -44,6 +44,10 @@ class Part(NamedTuple):
     images: list[Image]
 
 
+class NoSidecars(ValueError):
+    """Raised for a folder without any image that has a sidecar."""
+
+
 class Unusable(Exception):
     """A sidecar that cannot be used: the reason, and the detail."""
 
@@ -56,13 +60,13 @@ class Unusable(Exception):
 def parts(folder: Path, separator: str) -> list[Part]:
     """Divide the images below a folder; recognize and print the style of each folder's sidecars, if it is not set.
 
-    Raises ValueError when no image has a sidecar, or when all folders hold sentences instead of tags.
+    Raises NoSidecars when no image has a sidecar, ValueError when all folders hold sentences instead of tags.
     """
     listing = find_images(folder)
     listed = list(_list(folder, listing.images))
     if not any(sidecars for _, sidecars in listed):
         others = f"; passed over: {listing.describe_passed_over()}" if listing.passed_over else ""
-        raise ValueError(f"{folder}: no images with {', '.join(SUFFIXES)} sidecars here{others}")
+        raise NoSidecars(f"{folder}: no images with {', '.join(SUFFIXES)} sidecars here{others}")
     styles = _recognize(folder, listed) if separator == AUTO else defaultdict(lambda: Style(separator))
     images = [
         Image(path.relative_to(folder).as_posix(), passed_over=why) for path, why in sorted(listing.passed_over.items())
@@ -71,10 +75,11 @@ def parts(folder: Path, separator: str) -> list[Part]:
         units = [(sidecar, styles[_unit(path, pattern)]) for pattern, sidecar in sidecars.items()]
         best = min(units, key=lambda unit: unit[1].sentences, default=(None, None))
         images.append(Image(path, *best))
-    several = sum(len(sidecars) > 1 for _, sidecars in listed)
+    several = [path for path, sidecars in listed if len(sidecars) > 1]
     if several:
         names = ", ".join(pattern.format(name="a.png", stem="a") for pattern in PATTERNS)
-        print(f"{several:>9,} images: several sidecars; the first of {names} that holds tags counts")
+        example = f"such as {several[0]}; the first of {names} that holds tags counts"
+        print(f"{len(several):>9,} images: several sidecars, {example}")
     return [Part(folder, images[start : start + PART]) for start in range(0, len(images), PART)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from data_prep.build import build
+from data_prep.build import Outdated, build
 from data_prep.config import BuildSettings
 from data_prep.inputs import MissingSource
 from data_prep.shards import Backend
@@ -16,6 +16,11 @@ from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.lock import InUse
 from joytag.core.terminal import print
+
+REMEDIES: dict[type[Exception], str] = {
+    InUse: "set it with output=DIR",
+    Outdated: "remove its dataset.json to build it again (the scan is kept), or set output=DIR",
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     config = settings.load(BuildSettings, settings.find(options.config, "data"), options.overrides)
     try:
-        with add_remedies({InUse: "set it with output=DIR"}):
+        with add_remedies(REMEDIES):
             output = build(config, options.backend)
     except MissingSource as error:
         is_emoji = Path(error.path).name in ("openmoji", "twemoji")

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.build import BuildSettings, build
+from data_prep.build import BuildSettings, Outdated, build
+from data_prep.sources.sidecar import NoSidecars
 from joytag.cli.arguments import Parser
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.core import settings
@@ -23,6 +24,8 @@ REMEDIES = {
     **OUTPUT_REMEDIES,
     Stopped: "run the same command again to continue",
     ProcessLost: "run the same command again to continue",
+    Outdated: "start anew with another --output",
+    NoSidecars: "write them first: joytag tag",
     Diverged: "start again with another --output and a lower optimizer.lr",
 }
 
@@ -42,7 +45,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a YAML file (default: %(default)s, with samples and rate that follow from the number of images)",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if not options.images.is_dir():
+        raise ValueError(f"{options.images}: no such folder")
+    for text in options.overrides:
+        if "=" not in text:
+            raise ValueError(f"{text}: give one folder, which is searched with its subfolders")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build_settings(options: argparse.Namespace, model: Path) -> BuildSettings:
-    """Return the settings of the dataset."""
-    base = settings.load(BuildSettings, settings.find("folder.yaml", "data"))
+    """Return the settings of the dataset. Raises SettingsError."""
+    overrides = [text for text in options.overrides if _is_of_dataset(text)]
+    base = settings.load(BuildSettings, settings.find("folder.yaml", "data"), overrides)
     source = base.sources[0].model_copy(update={"path": str(options.images)})
     tags = base.tags.model_copy(update={"keep": None if options.only_new_tags else str(model / tag_names.FILE)})
     return base.model_copy(update={"output": str(options.output / DATASET), "sources": [source], "tags": tags})
@@ -75,7 +85,13 @@ def build_settings(options: argparse.Namespace, model: Path) -> BuildSettings:
 
 def run_settings(options: argparse.Namespace, model: Path, chosen: list[str]) -> RunSettings:
     """Return the settings of the run; those on the command line win over the `chosen` ones. Raises SettingsError."""
-    config = settings.load(RunSettings, settings.find(options.config), [*chosen, *options.overrides])
+    overrides = [text for text in options.overrides if not _is_of_dataset(text)]
+    config = settings.load(RunSettings, settings.find(options.config), [*chosen, *overrides])
     data = config.data.model_copy(update={"directory": str(options.output / DATASET)})
     paths = {"output": str(options.output), "init_from": str(model), "data": data}
     return config.model_copy(update=paths).fitted_to(release.read_config(model))
+
+
+def _is_of_dataset(override: str) -> bool:
+    section = override.partition("=")[0].partition(".")[0]
+    return section in BuildSettings.model_fields and section not in RunSettings.model_fields

@@ -3,12 +3,24 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from commands import assert_one_line
 from paths import TINY
 from PIL import Image
 
 from joytag.cli import finetune
+
+
+@pytest.fixture
+def labelled_folder(image_folder) -> Path:
+    """A folder of four images without tags, and twelve with one of two tags."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(image_folder / f"{number}.png")
+        (image_folder / f"{number}.txt").write_text("gradient" if number % 2 else "ramp")
+    return image_folder
 
 
 def test_a_mistake_ends_in_one_line(call, image_folder, tmp_path):
@@ -21,9 +33,35 @@ def test_a_mistake_ends_in_one_line(call, image_folder, tmp_path):
     assert_one_line(call("finetune", tmp_path, "--model", tmp_path / "no", "--output", tmp_path / "o"), "no such")
 
 
+def test_what_is_no_setting_and_a_file_instead_of_a_folder_are_refused(call, image_folder, tmp_path):
+    flags = ("--model", TINY, "--output", tmp_path / "o")
+    assert_one_line(call("finetune", image_folder, tmp_path, *flags), f"{tmp_path}: give one folder")
+    assert_one_line(call("finetune", tmp_path / "gone", *flags), f"finetune: {tmp_path / 'gone'}: no such folder")
+    assert_one_line(call("finetune", image_folder, *flags, "tags.min_cuont=3"), "did you mean tags.min_count?")
+    done = call("finetune", image_folder, *flags)
+    assert_one_line(done, "sidecars here; write them first: joytag tag")
+
+
+def test_settings_of_the_dataset_are_set_on_the_same_command_line(tmp_path):
+    overrides = ["tags.min_count=3", "optimizer.lr=0.5", "sources.0.separator=space"]
+    options = finetune.parse([str(tmp_path), "--model", str(TINY), "--output", "run", *overrides])
+    dataset, run = finetune.build_settings(options, TINY), finetune.run_settings(options, TINY, [])
+    assert dataset.tags.min_count == 3
+    assert dataset.sources[0].separator == "space"
+    assert dataset.sources[0].path == str(tmp_path)
+    assert run.optimizer.lr == 0.5
+
+
+def test_labels_that_changed_since_an_interruption_need_a_new_run(call, labelled_folder, tmp_path):
+    command = [str(labelled_folder), "--model", str(TINY), "--output", str(tmp_path / "run"), "tracking.wandb=disabled"]
+    finetune.build(finetune.build_settings(finetune.parse(command), TINY))
+    (labelled_folder / "0.txt").write_text("gradient")
+    assert_one_line(call("finetune", *command), "have changed since it was built; start anew with another --output")
+
+
 def test_settings_of_the_command_line_win_over_chosen_ones(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    options = finetune.parse(["images", "--model", str(TINY), "--output", "run", "optimizer.lr=0.5"])
+    options = finetune.parse([".", "--model", str(TINY), "--output", "run", "optimizer.lr=0.5"])
     config = finetune.run_settings(options, TINY, ["stages.0.samples=5000", "optimizer.lr=0.25"])
     assert config.stages[0].samples == 5_000
     assert config.optimizer.lr == 0.5
@@ -31,16 +69,11 @@ def test_settings_of_the_command_line_win_over_chosen_ones(monkeypatch, tmp_path
     assert config.data.directory == str(Path("run/dataset"))
 
 
-def test_a_config_of_ones_own_is_used_as_it_is(call, image_folder, tmp_path):
+def test_a_config_of_ones_own_is_used_as_it_is(call, labelled_folder, tmp_path):
     values = {"output": "x", "init_from": "x", "data": {"directory": "x", "augment": "none"}, "batch_size": 8}
     values |= {"stages": [{"samples": 16}], "optimizer": {"lr": 0.125}, "tracking": {"wandb": "disabled"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(image_folder / f"{number}.png")
-        (image_folder / f"{number}.txt").write_text("gradient" if number % 2 else "ramp")
     flags = ("--model", TINY, "--output", tmp_path / "run", "--config", "mine.yaml")
-    done = call("finetune", image_folder, *flags)
+    done = call("finetune", labelled_folder, *flags)
     assert done.returncode == 0, done.stderr
     assert "training images: 16 samples, peak rate 0.125, retain 0\n" in done.stdout

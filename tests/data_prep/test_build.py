@@ -244,7 +244,7 @@ def test_a_dataset_of_another_config_is_not_overwritten(built):
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("tags", {"min_count": 1000}, r"used less than 1000 times \(tags\.min_count\): animal"),
+        ("tags", {"min_count": 1000}, r"used fewer than 1000 times \(tags\.min_count\): animal"),
         ("validation", {"images": 500}, r"validation\.images: 500 cannot be held out of 56 images in 55 groups"),
     ],
 )
@@ -272,9 +272,7 @@ def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     build(config)
     (folder / "4.txt").write_text("cat")
     random_image(4).save(folder / "4.png")
-    with pytest.raises(
-        ValueError, match=r"its sources or lists of tags have changed since it was built; remove .*dataset\.json"
-    ):
+    with pytest.raises(ValueError, match=r"its sources or lists of tags have changed since it was built"):
         build(config)
     (tmp_path / "out" / "dataset.json").unlink()
     build(config)
@@ -319,7 +317,7 @@ def test_a_dataset_whose_lists_of_tags_have_changed_is_refused(tmp_path, setting
     build(config)
     build(config)
     names.write_text("dog")
-    with pytest.raises(ValueError, match=r"its sources or lists of tags have changed since it was built; remove"):
+    with pytest.raises(ValueError, match=r"its sources or lists of tags have changed since it was built"):
         build(config)
 
 

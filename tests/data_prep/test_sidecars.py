@@ -243,7 +243,10 @@ def test_of_several_sidecars_the_first_that_holds_tags_counts(tmp_path, capsys):
     )
     write(tmp_path / "prose", {"c.txt": "A photo of a cat and a dog.", "c.tags": "cat, dog"})
     assert read(tmp_path) == {"a.png": ["cat", "dog"], "b.png": ["hat", "sun"], "prose/c.png": ["cat", "dog"]}
-    assert "3 images: several sidecars; the first of a.png.txt, a.txt, a.tags, a.caption" in capsys.readouterr().out
+    assert (
+        "3 images: several sidecars, such as a.png; the first of a.png.txt, a.txt, a.tags, a.caption"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_folder_of_sentences_is_refused_in_a_line(tmp_path, capsys):
