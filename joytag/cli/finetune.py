@@ -46,8 +46,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the config's")
     options = parser.parse_intermixed_args(arguments)
-    if not options.images.is_dir():
-        raise ValueError(f"{options.images}: no such folder")
     for text in options.overrides:
         if "=" not in text:
             raise ValueError(f"{text}: give one folder, which is searched with its subfolders")
@@ -60,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     released = options.output / release.DIRECTORY
     if released.exists():
         raise ValueError(f"{options.output}: holds a finished run; choose another --output, or remove it")
+    if not options.images.is_dir():
+        raise ValueError(f"{options.images}: no such folder")
     model = release.locate(options.model)
     run_settings(options, model, [])  # a mistake ends here, before anything is written
     with add_remedies(REMEDIES):
