@@ -39,6 +39,10 @@ if pillow_heif is not None:
     SUFFIXES += HEIF_SUFFIXES
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit stays on
 
+# Pillow warns of metadata, which is ignored, and of large images, which `_opened` refuses. One filter for the process:
+# `warnings.catch_warnings` in the threads that decode would drop the warnings of others.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # CLIP's channel statistics, which the released model was trained with.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -127,21 +131,18 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
     """Open an image; errors, also those of the `with` block, become ImageError."""
     name = "" if isinstance(source, bytes) else f"{os.fspath(source)}: "
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _open(source) as image:
-                if image.width * image.height > MAX_PIXELS:  # other threads change the filters of warnings
-                    raise Image.DecompressionBombError
-                # Further images of the formats left out are other views and pages, not frames.
-                if still and image.format not in ("MPO", "HEIF", "TIFF") and getattr(image, "is_animated", False):
-                    raise ImageError("animated", "animated")
-                if isinstance(image, PngImageFile):  # before its pixels are read, which reading its EXIF does
-                    _scale_transparent_colour(image)
-                yield image
+        with _open(source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            # Further images of the formats left out are other views and pages, not frames.
+            if still and image.format not in ("MPO", "HEIF", "TIFF") and getattr(image, "is_animated", False):
+                raise ImageError("animated", "animated")
+            if isinstance(image, PngImageFile):  # before its pixels are read, which reading its EXIF does
+                _scale_transparent_colour(image)
+            yield image
     except ImageError as error:
         raise ImageError(f"{name}{error}", error.kind) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise ImageError(f"{name}larger than {MAX_PIXELS} pixels", "too large") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}not an image in one of the formats {', '.join(FORMATS)}", "not an image") from None

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -416,3 +417,17 @@ def test_an_image_of_88_megapixels_takes_less_than_1_gb(tmp_path, mode):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"""
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(shown) * 1024 < 1e9
+
+
+def test_decoding_does_not_touch_the_filters_of_warnings(tmp_path, monkeypatch):
+    filters, opened = list(warnings.filters), []
+    open_image = Image.open
+
+    def recorded(*arguments, **options):
+        opened.append(list(warnings.filters))
+        return open_image(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", recorded)
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    images.decode(tmp_path / "a.png")
+    assert opened == [filters]  # they belong to all threads of the process

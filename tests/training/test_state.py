@@ -41,7 +41,7 @@ def test_truncated_normals_have_their_standard_deviations(run_values):
     wide = {"d_model": 64, "mlp_dim": 256, "num_blocks": 1, "cnn_stem": stem, "use_sine": False}
     changes = {"model": run_values["model"] | wide | {"init": "truncated_normal"}, "stages": run_values["stages"][:1]}
     model = initial_state(build_run(run_values, **changes)).model
-    deviations = {name: float(p.std()) for name, p in model.named_parameters() if p.dim() > 1}
+    deviations = {name: float(p.detach().std()) for name, p in model.named_parameters() if p.dim() > 1}
     assert deviations.pop("patch_embeddings.conv.0.weight") == pytest.approx((2 / (3 * 2 * 2)) ** 0.5, rel=0.1)
     assert deviations.pop("patch_embeddings.conv.1.weight") == pytest.approx((2 / (64 * 2 * 2)) ** 0.5, rel=0.1)
     assert {"head.weight", "pos_embedding.embedding.weight", "blocks.0.mlp.linear1.weight"} < deviations.keys()
