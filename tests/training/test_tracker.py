@@ -103,6 +103,22 @@ def test_a_failure_of_wandb_changes_neither_weights_nor_log(
     assert lines[0] == lines[1]
 
 
+def train_with_interruption(run, monkeypatch):
+    """Train, fail before the step after 112 samples, and resume from the newest checkpoint."""
+    step = training_step.train_step
+
+    def failing_step(state, *rest):
+        if state.samples == 112:
+            raise KeyError
+        return step(state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", failing_step)
+        with pytest.raises(KeyError):
+            trainer.train(run, None)
+    trainer.train(run, checkpoint.newest(run.root))
+
+
 def test_a_resumed_run_continues_its_wandb_run_and_shows_images(run_values, tmp_path, monkeypatch, alone):
     started, logged = [], []
 
@@ -117,19 +133,9 @@ def test_a_resumed_run_continues_its_wandb_run_and_shows_images(run_values, tmp_
         started.append(options)
         return Recorder()
 
-    def failing_step(state, *rest):
-        if state.samples == 112:
-            raise KeyError
-        return step(state, *rest)
-
     monkeypatch.setattr(wandb, "init", init)
     run = tracked_run(run_values, tmp_path / "run", "online")
-    step = training_step.train_step
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", failing_step)
-        with pytest.raises(KeyError):
-            trainer.train(run, None)
-    trainer.train(run, checkpoint.newest(run.root))
+    train_with_interruption(run, monkeypatch)
     assert started[0]["id"] == started[1]["id"]
     assert started[0]["resume"] == "allow"
     assert {step for step, metrics in logged if "loss" in metrics} >= {16, 96, 104, 112, 184}
@@ -145,18 +151,7 @@ def test_a_run_is_recorded_for_tensorboard(run_values, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = build_run(run_values, tracking={"wandb": "disabled", "tensorboard": True})
-
-    def failing_step(state, *rest):
-        if state.samples == 112:
-            raise KeyError
-        return step(state, *rest)
-
-    step = training_step.train_step
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", failing_step)
-        with pytest.raises(KeyError):
-            trainer.train(run, None)
-    trainer.train(run, checkpoint.newest(run.root))
+    train_with_interruption(run, monkeypatch)
     directory = Path(run.config.output)
     events = EventAccumulator(str(directory / "tensorboard"), {"images": 0}).Reload()
     lines = jsonl.read(directory / "log.jsonl")
