@@ -67,16 +67,15 @@ def build(config: BuildSettings, backend: Backend = "local") -> Path:
     blacklist, keep = _read_tag_lists(config.tags)
     fingerprints = [inputs.fingerprint(source) for source in config.sources]
     fingerprints.append(hashlib.sha256(json.dumps([blacklist, keep]).encode()).hexdigest())
-    if (output / "dataset.json").exists():
-        _check_unchanged(output, config, fingerprints)
-        print(f"{output} is up to date")
+    if _is_built(output, config, fingerprints):
         return output
     if not (output / "work").exists() and (others := [name for name in dataset.FILES if (output / name).exists()]):
         raise ValueError(
             f"output: {output / others[0]}: not of a build here; choose another folder, or remove the file"
         )
     with sole_writer(output):
-        run_stages(config, backend, blacklist, keep, fingerprints)
+        if not _is_built(output, config, fingerprints):  # by a process that ended just now
+            run_stages(config, backend, blacklist, keep, fingerprints)
     return output
 
 
@@ -135,8 +134,10 @@ def _read_tag_lists(policy: TagPolicy) -> tuple[list[str], list[str]]:
         raise ValueError(f"tags.keep: {error}") from None
 
 
-def _check_unchanged(output: Path, config: BuildSettings, fingerprints: list[str]) -> None:
-    """Raise Outdated when this config would build another dataset than the existing one."""
+def _is_built(output: Path, config: BuildSettings, fingerprints: list[str]) -> bool:
+    """Whether the dataset exists. Raises Outdated when this config would build another one than the existing one."""
+    if not (output / "dataset.json").exists():
+        return False
     if read_description(output).get("config") != config.model_dump():
         raise Outdated(f"{output}: holds a dataset of another config")
     path = output / "work" / FINGERPRINTS
@@ -146,6 +147,8 @@ def _check_unchanged(output: Path, config: BuildSettings, fingerprints: list[str
     for source in config.sources if config.images else ():
         if outdated_scans(source, image_table.work_directory(output, source.name)):
             raise Outdated(f"{output}: images of {source.path} have changed since it was built")
+    print(f"{output} is up to date")
+    return True
 
 
 def read_source(

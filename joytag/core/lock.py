@@ -33,16 +33,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
     anything is written, and OSError when the directory cannot be written or its file system has no locks.
     """
     is_new = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(directory / LOCK)
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except filelock.Timeout:
-        raise InUse(
-            f"{directory}: {_owner(directory)} writes there; wait until it ends, or choose another output directory"
-        ) from None
-    except OSError as error:
-        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(directory)) from None
+    lock = _acquire(directory)
     try:
         files.remove_partials(directory)
         files.write_text(directory / OWNER, _description())
@@ -55,6 +46,23 @@ def sole_writer(directory: Path) -> Iterator[None]:
         if is_new:
             with suppress(OSError):  # it has content
                 directory.rmdir()
+
+
+def _acquire(directory: Path, attempts: int = 3) -> filelock.BaseFileLock:
+    """Create a directory if it is missing, and take its lock. Raises as `sole_writer` does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(directory / LOCK)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except filelock.Timeout:
+        raise InUse(
+            f"{directory}: {_owner(directory)} writes there; wait until it ends, or choose another output directory"
+        ) from None
+    except OSError as error:
+        if attempts > 1 and not directory.exists():  # its owner has ended just now and removed it
+            return _acquire(directory, attempts - 1)
+        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(directory)) from None
+    return lock
 
 
 @contextmanager

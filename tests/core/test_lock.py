@@ -54,6 +54,19 @@ def test_the_next_writer_may_begin_when_the_owner_has_ended(owner, tmp_path):
         pass
 
 
+def test_an_owner_may_remove_the_directory_before_the_next_writer_has_the_lock(tmp_path, monkeypatch):
+    directory, system_open = tmp_path / "out", os.open
+
+    def open_late(*arguments, **options):
+        monkeypatch.undo()
+        directory.rmdir()
+        return system_open(*arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_late)
+    with sole_writer(directory):
+        assert (directory / lock.OWNER).exists()
+
+
 def test_a_killed_owner_does_not_block_the_next(owner, tmp_path):
     process, _ = owner
     left = tmp_path / "out" / f".{'0' * 16}.part"

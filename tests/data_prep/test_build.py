@@ -11,6 +11,7 @@ from mirror import encode, md5, random_image, relation, write_mirror
 from paths import ROOT
 from PIL import Image
 
+import data_prep.build
 from data_prep import scan
 from data_prep.build import build
 from data_prep.config import BuildSettings
@@ -223,6 +224,29 @@ def test_every_image_of_a_dataset_exists_and_is_small(built):
         for row in dataset.posts(split).hashes:
             with Image.open(dataset.image_path(row.tobytes())) as image:
                 assert max(image.size) <= config.longest_side
+
+
+def test_a_dataset_that_another_process_has_just_built_is_never_built_again(tmp_path, monkeypatch):
+    (source := tmp_path / "source").mkdir()
+    for number in range(6):
+        (source / f"{number}.png").write_bytes(encode(random_image(number)))
+        (source / f"{number}.txt").write_text("cat")
+    values = {
+        "output": str(tmp_path / "out"),
+        "sources": [{"name": "a", "kind": "sidecar", "path": str(source)}],
+        "tags": {"min_count": 1, "min_tags": 1},
+        "validation": {"images": 1},
+    }
+    sole_writer = data_prep.build.sole_writer
+
+    def sole_writer_later(directory: Path):
+        monkeypatch.undo()
+        build(BuildSettings.model_validate(values | {"format": "webp"}))
+        return sole_writer(directory)
+
+    monkeypatch.setattr(data_prep.build, "sole_writer", sole_writer_later)
+    with pytest.raises(ValueError, match="holds a dataset of another config"):
+        build(BuildSettings.model_validate(values))
 
 
 def test_a_second_build_changes_nothing(built, capsys):
