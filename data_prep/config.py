@@ -10,7 +10,7 @@ from data_prep.scan import Format
 from data_prep.sources.danbooru2021 import Images
 from data_prep.sources.registry import KINDS, Transparent
 from data_prep.sources.sidecar_style import AUTO
-from joytag.core.settings import Choice, Settings
+from joytag.core.settings import Choice, PathText, Settings
 
 
 class Source(Settings):
@@ -20,7 +20,7 @@ class Source(Settings):
     """Lower-case letters, digits, `_` and `-`; metrics are also reported by this name."""
     kind: Annotated[str, Choice(KINDS)]
     """The format of the source; docs/datasets.md describes each format."""
-    path: str
+    path: PathText
     """The source's folder or file; docs/datasets.md says which."""
     images: Images = "original"
     """The folder of a `danbooru2021` mirror to read images from; other kinds ignore it."""
@@ -57,9 +57,9 @@ class TagPolicy(Settings):
     without any tag of the vocabulary are always left out."""
     blacklist: list[str] = []
     """Tags to drop: names, or patterns such as `bad_*_id`."""
-    blacklist_files: list[str] = []
+    blacklist_files: list[PathText] = []
     """Text files of tags to drop, one name or pattern a line, `#` before a comment."""
-    keep: str | None = None
+    keep: PathText | None = None
     """The `top_tags.txt` of a release; its tags stay in the vocabulary even if they are rare here."""
 
 
@@ -81,7 +81,7 @@ class Validation(Settings):
 class BuildSettings(Settings):
     """Settings of a dataset: a file in configs/data/."""
 
-    output: str
+    output: PathText
     """The dataset directory to write."""
     sources: list[Source] = Field(min_length=1)
     images: bool = True

@@ -20,6 +20,17 @@ def file_hash(path: Path) -> str:
 
 
 @contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name a file in an OSError that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a hidden name beside it, and rename that to `path` when the block succeeds.
 
@@ -28,8 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
     # Of fixed length: the file's own name plus a suffix may be longer than the file system allows.
     partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
     try:
-        yield partial
-        partial.replace(path)
+        with named_errors(path):
+            yield partial
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from joytag.core.files import named_errors
+
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the objects in a file, [] when the file does not exist.
@@ -29,7 +31,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Append an object, on a line of its own even when the line before is incomplete."""
-    with path.open("ab+") as file:
+    with named_errors(path), path.open("ab+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         separator = "" if file.read(1) in (b"", b"\n") else "\n"

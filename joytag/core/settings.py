@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 PACKAGE = Path(__file__).parents[1]  # holds a copy of configs/
@@ -32,6 +33,7 @@ class Settings(BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # a shell leaves `~` in `key=~/x` to the program
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError):
         raise SettingsError(f"{key}: {text!r} is not a YAML value") from None
+    if isinstance(value, str) and text.lstrip()[:1] not in ("'", '"'):
+        value = text.strip()  # what looks like a comment belongs to it: output=runs/try #2
     *parents, last = key.split(".")
     target: Any = values
     for depth, part in enumerate(parents):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, Strict, model_validator
 
 from joytag.core import settings
-from joytag.core.settings import Choice, Settings
+from joytag.core.settings import Choice, PathText, Settings
 from joytag.data.augment import SPACES
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models.architectures import Config
@@ -31,7 +31,7 @@ BRANCHING = settings.MayChange("in a run that branches off into another output")
 class Data(Settings):
     """The images, how they are loaded and how they are augmented."""
 
-    directory: Annotated[str, AS_NAMES]
+    directory: Annotated[PathText, AS_NAMES]
     """A dataset directory, built by `joytag build`."""
     tags: Annotated[PositiveInt | None, RESUMING] = None
     """Number of tags, for a dry run without the dataset; null reads it from the dataset."""
@@ -147,9 +147,9 @@ class Tracking(Settings):
 class RunSettings(Settings):
     """A training run: a file in configs/."""
 
-    output: Annotated[str, RESUMING]
+    output: Annotated[PathText, RESUMING]
     """The run's directory."""
-    init_from: Annotated[str | None, AS_NAMES] = None
+    init_from: Annotated[PathText | None, AS_NAMES] = None
     """A release to take weights from, a directory or a hub id; tags are matched by name. Null: random weights."""
     seed: int = Field(default=0, ge=0)
     """Seed of initial weights, order, augmentation, mixup and stochastic depth."""

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 from pathlib import Path
 
@@ -60,3 +61,11 @@ def test_partial_files_of_killed_processes_are_removed_and_nothing_else(tmp_path
     left.write_text("left by a killed process")
     files.remove_partials(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "file.txt"])
+
+
+def test_an_error_without_a_file_names_the_file_that_was_written(tmp_path):
+    full = pytest.raises(OSError, match=r"No space left on device: '.*file\.txt'")
+    with full, files.replacing(tmp_path / "file.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError, match="'gone'"), files.replacing(tmp_path / "file.txt"):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "gone")

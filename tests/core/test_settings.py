@@ -12,7 +12,7 @@ from pydantic import Field
 
 from data_prep.build import BuildSettings
 from joytag.core import settings
-from joytag.core.settings import Choice, Settings, SettingsError
+from joytag.core.settings import Choice, PathText, Settings, SettingsError
 from joytag.training.config import RunSettings
 
 CONFIGS = ROOT / "configs"
@@ -218,6 +218,18 @@ def test_overrides_reach_into_sections_and_lists_in_order(write):
         name="b=c", inner=Inner(rate=1e-6), rows=[Row(size=1), Row(size=220_000)], words=["z", "y"], count=6
     )
     assert settings.load(Example, path, overrides) == expected
+
+
+@pytest.mark.parametrize(("text", "value"), [("runs/try #2", "runs/try #2"), ("'a #b'", "a #b"), ("~/x", "HOME/x")])
+def test_an_override_with_a_path_means_what_a_shell_means(write, monkeypatch, text, value):
+    class Paths(Settings):
+        """A path."""
+
+        output: PathText
+
+    monkeypatch.setenv("HOME", "HOME")
+    monkeypatch.setenv("USERPROFILE", "HOME")
+    assert settings.load(Paths, write("output: a"), [f"output={text}"]).output == value
 
 
 def test_an_override_replaces_a_whole_section_or_list(write):
