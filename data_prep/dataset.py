@@ -22,7 +22,7 @@ from data_prep.rejected import Ledger, Reason
 from data_prep.tags import Rows
 from data_prep.vocabulary import Labelled
 from joytag.core.files import write_text
-from joytag.core.terminal import print
+from joytag.core.terminal import plural, print
 from joytag.data import dataset, tag_names
 from joytag.data.tables import write_table
 
@@ -82,8 +82,8 @@ def write(output: Path, content: Content, ledger: Ledger) -> None:
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
         tables = _split_tables(content, np.flatnonzero(chosen), index, paths)
         write_table(tables, dataset.POSTS_SCHEMA.append(dataset.PATH), output / f"{split}.parquet")
-        print(f"{chosen.sum():>9,} images: {split}")
-    print(f"{n_tags:>9,} tags")
+        print(f"{chosen.sum():>9,} {plural(chosen.sum(), 'image')}: {split}")
+    print(f"{n_tags:>9,} {plural(n_tags, 'tag')}")
 
 
 def _counts(content: Content, n_sources: int) -> np.ndarray:

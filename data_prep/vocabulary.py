@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.config import TagPolicy
 from data_prep.tags import Chunk, Policy, Rows, odd_names
-from joytag.core.terminal import print
+from joytag.core.terminal import plural, print
 from joytag.data.tag_names import describe_unknown
 
 THREADED = 4  # chunks in threads at a time, which bounds the memory
@@ -118,7 +118,7 @@ def print_odd(raw: list[str]) -> None:
     for fault, names in odd_names(raw).items():
         if names:
             examples = ", ".join(repr(name if len(name) <= 100 else f"{name[:100]}...") for name in names[:3])
-            print(f"{len(names):>9,} tags: {fault}, such as {examples}")
+            print(f"{len(names):>9,} {plural(len(names), 'tag')}: {fault}, such as {examples}")
 
 
 def print_unknown(blacklist: list[str], known: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from data_prep.sources import posts
 from data_prep.sources.posts import Post
 from data_prep.sources.sidecar_style import AUTO, Evidence, Style, decode
-from joytag.core.terminal import print, printable
+from joytag.core.terminal import plural, print, printable
 from joytag.data.folders import find_images
 
 SUFFIXES = (".txt", ".tags", ".caption")
@@ -79,7 +79,7 @@ def parts(folder: Path, separator: str) -> list[Part]:
     if several:
         names = ", ".join(pattern.format(name="a.png", stem="a") for pattern in PATTERNS)
         example = f"such as {several[0]}; the first of {names} that holds tags counts"
-        print(f"{len(several):>9,} images: several sidecars, {example}")
+        print(f"{len(several):>9,} {plural(len(several), 'image')}: several sidecars, {example}")
     return [Part(folder, images[start : start + PART]) for start in range(0, len(images), PART)]
 
 
@@ -137,7 +137,7 @@ def _recognize(folder: Path, listed: list[tuple[str, dict[str, str]]]) -> dict[t
             total.merge(units[unit])
         first = printable(folder / its_units[0][0])
         others = len(its_units) - 1
-        more = f" and {others:,} more folder{'s' if others > 1 else ''}" if others else ""
+        more = f" and {others:,} more {plural(others, 'folder')}" if others else ""
         print(f"sidecars {pattern.format(name='*.*', stem='*')} of {first}{more}: {total}")
     if all(style.sentences for style in styles.values()):
         raise ValueError(f"{folder}: its sidecars hold sentences instead of tags; use tags, or set `separator`")

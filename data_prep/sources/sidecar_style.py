@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal, NamedTuple
 
+from joytag.core.terminal import plural
 from joytag.data.tag_names import is_kaomoji
 
 AUTO = "auto"  # the setting `separator` of a source
@@ -231,4 +232,4 @@ class Evidence:
         found += [f"{name} in {count:,}" for name, count in self.encodings.items() if name != "UTF-8"]
         example = f" ({self.sentences!r})" if self.sentences else ""
         doubt = "; if that is wrong, set `separator` of the source" if self.shapes["phrase"] else ""
-        return f"{self.shapes.total():,} files: {', '.join(found)}{example}{doubt}"
+        return f"{self.shapes.total():,} {plural(self.shapes.total(), 'file')}: {', '.join(found)}{example}{doubt}"

@@ -10,7 +10,7 @@ from joytag.cli.arguments import Parser
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.core import settings
 from joytag.core.errors import Diverged, ProcessLost, Stopped
-from joytag.core.terminal import print
+from joytag.core.terminal import plural, print
 from joytag.data import tag_names
 from joytag.data.dataset import Dataset
 from joytag.evaluation import forgetting
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = transfer.chosen_settings(images, release.read_config(model)) if options.config == CONFIG else []
         config = run_settings(options, model, chosen)
         samples, rate = sum(stage.samples for stage in config.stages), config.optimizer.lr
-        print(f"{images} training images: {samples:,} samples, peak rate {rate:g}, retain {config.retain:g}")
+        schedule = f"{samples:,} samples, peak rate {rate:g}, retain {config.retain:g}"
+        print(f"{images:,} training {plural(images, 'image')}: {schedule}")
         launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
     print(forgetting.summary(model, released, dataset, config.threshold, config.device))
     print(f"Next: joytag tag --model {released} IMAGES")

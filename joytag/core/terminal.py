@@ -20,6 +20,11 @@ def printable(name: object) -> str:
     return _UNPRINTABLE.sub(_escape, str(name))
 
 
+def plural(number: int, noun: str) -> str:
+    """Return the form of a regular noun that follows a number: 1 image, 2 images."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """Print as the built-in function does, with escapes for whatever a terminal would obey but tabs and line breaks."""
     text = _IN_TEXT.sub(_escape, " ".join(map(str, values)))

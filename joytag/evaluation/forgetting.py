@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.core import devices
+from joytag.core.terminal import plural
 from joytag.data import loader
 from joytag.data.dataset import Dataset, DatasetError
 from joytag.evaluation import metrics, predictions
@@ -36,7 +37,7 @@ def summary(before: Path, after: Path, dataset: Dataset, threshold: float, devic
         scores, labels = score(after, dataset, ["validation"], new, device)
         names = ", ".join(new[:NAMES]) + (" ..." if len(new) > NAMES else "")
         f1 = averages(scores, labels, threshold)["macro_f1"]
-        lines.append(f"new tags: macro F1 {f1:.3f} on {len(scores)} held-out images ({names})")
+        lines.append(f"new tags: macro F1 {f1:.3f} on {len(scores)} held-out {plural(len(scores), 'image')} ({names})")
     return "\n".join(lines)
 
 
@@ -46,7 +47,8 @@ def _old_tags(before: Path, after: Path, dataset: Dataset, tags: list[str], thre
         scores, labels = score(before, own, ["validation"], tags, device)
         later_scores, _ = score(after, own, ["validation"], tags, device)
         first, last = (averages(s, labels, threshold)["micro_f1"] for s in (scores, later_scores))
-        return f"old tags: micro F1 {first:.3f} -> {last:.3f} on {len(scores)} validation images of {own.directory}"
+        images = f"{len(scores)} validation {plural(len(scores), 'image')} of {own.directory}"
+        return f"old tags: micro F1 {first:.3f} -> {last:.3f} on {images}"
     scores, _ = score(before, dataset, ["validation", "train"], tags, device)
     later_scores, _ = score(after, dataset, ["validation", "train"], tags, device)
     own_tags = metrics.predicted(scores, threshold)

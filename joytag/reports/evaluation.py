@@ -94,7 +94,10 @@ def summarize(path: Path) -> str:
 
 
 def metrics_table(analysis: Analysis) -> Table:
-    """A terminal table of averages at the fixed threshold: all images with 95 % intervals, sources, categories."""
+    """A terminal table of averages at the fixed threshold: all images with 95 % intervals, sources, categories.
+
+    An undefined average is a dash, so that the table is at most 80 characters wide.
+    """
     metrics = [f"{kind}_{name}" for kind in ("micro", "macro") for name in ("precision", "recall", "f1")] + ["map"]
     title = f"Threshold {analysis.facts.threshold:g}"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
@@ -104,11 +107,15 @@ def metrics_table(analysis: Analysis) -> Table:
     headline = {**analysis.headline["fixed"], **analysis.headline["ranking"]}
     intervals = [headline[name] for name in metrics]
     tags = f"{analysis.facts.tags_with_positives}/{analysis.facts.tags}"
-    table.add_row("all", *(format_number(interval.value) for interval in intervals), tags)
+    table.add_row("all", *(_short(interval.value) for interval in intervals), tags)
     half_widths = ("" if math.isnan(i.value) else f"±{(i.high - i.low) / 2:.3f}" for i in intervals)
     table.add_row("", *half_widths, style="dim")
     for grouping in (analysis.sources, analysis.categories):
         for name, row in grouping.rows.items():
             tags = f"{row.tags_with_positives}/{row.tags}"
-            table.add_row(name, *(format_number(getattr(row, metric)) for metric in metrics), tags)
+            table.add_row(name, *(_short(getattr(row, metric)) for metric in metrics), tags)
     return table
+
+
+def _short(value: float) -> str:
+    return "–" if math.isnan(value) else format_number(value)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joytag.core import progress
-from joytag.core.terminal import print, printable
+from joytag.core.terminal import plural, print, printable
 from joytag.data import folders, images
 from joytag.data.folders import Listing
 from joytag.tagging import failures
@@ -110,7 +110,7 @@ class Job:
         done = len(self.paths) - len(self.pending)
         skipped = f", {done:,} of them already tagged" if done else ""
         others = f"; passed over: {self.passed_over}" if self.passed_over else ""
-        found = f"{_count(len(self.paths), 'image')}{skipped}"
+        found = f"{len(self.paths):,} {plural(len(self.paths), 'image')}{skipped}"
         return f"{printable(self.folder)}: {found}; {len(self.pending):,} to tag, {self.output}{others}"
 
     def run(
@@ -152,9 +152,9 @@ class Job:
             self._report(failed, is_listed)
         if not isinstance(self.output, Printer):
             tagged, seconds = len(self.pending) - len(failed), time.perf_counter() - start
-            print(f"{_count(tagged, 'image')} tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
+            print(f"{tagged:,} {plural(tagged, 'image')} tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
             if untagged:
-                print(f"{_count(untagged, 'image')} without a tag above the threshold")
+                print(f"{untagged:,} {plural(untagged, 'image')} without a tag above the threshold")
             if failed and is_listed:
                 print(f"{len(failed):,} not tagged, listed in {self.folder / failures.FILE}")
             if self.passed_over:
@@ -173,12 +173,9 @@ class Job:
         lines = [f"{image}: {reason}" for image, reason in failed.items()]
         more = f" (and {len(lines) - 1:,} more)" if len(lines) > 1 else ""
         if len(failed) == len(self.paths):
-            raise ValueError(lines[0] + more)
+            in_file = more and is_listed and not isinstance(self.output, Printer)
+            raise ValueError(lines[0] + more + (f"; all are in {self.folder / failures.FILE}" if in_file else ""))
         if not is_listed:
             print(f"{self.folder / failures.FILE} is another program's, or cannot be written", file=sys.stderr)
         for line in [lines[0] + more] if is_listed else lines:
             print(f"Not tagged: {printable(line)}", file=sys.stderr)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from joytag.core.terminal import plural
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models.architectures import Config, Model
 
@@ -24,7 +25,7 @@ class CarriedTags(NamedTuple):
 
     def summary(self) -> str:
         """The numbers in one line, and the first names of new and dropped tags on lines of their own."""
-        lines = [", ".join(f"{len(tags):,} tags {fate}" for fate, tags in self._asdict().items())]
+        lines = [", ".join(f"{len(tags):,} {plural(len(tags), 'tag')} {fate}" for fate, tags in self._asdict().items())]
         for fate, tags in (("new", self.new), ("dropped", self.dropped)):
             if tags:
                 lines.append(f"  {fate}: {', '.join(tags[:10])}{' ...' if len(tags) > 10 else ''}")

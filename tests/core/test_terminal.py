@@ -19,6 +19,10 @@ def test_a_printable_name_is_one_line_without_anything_a_terminal_obeys(name):
     assert len(shown.splitlines()) <= 1
 
 
+def test_a_noun_follows_its_number():
+    assert [terminal.plural(number, "image") for number in (0, 1, 2)] == ["images", "image", "images"]
+
+
 @pytest.mark.parametrize("name", ["a b", "caf\u00e9", "3.05\u202fPM", "\U0001f469\u200d\U0001f467", "[red]x", "C:\\x"])
 def test_ordinary_names_stay(name, capsys):
     assert terminal.printable(name) == name

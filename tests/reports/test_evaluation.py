@@ -1,5 +1,6 @@
 """The reports of an evaluation: what each file contains, and that undefined metrics break none."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -14,6 +15,7 @@ import pytest
 from full_metrics_file import read_full_metrics
 from scipy.sparse import csc_array
 
+from joytag.core import terminal
 from joytag.evaluation.analysis import analyse
 from joytag.evaluation.per_tag import COLUMNS
 from joytag.evaluation.predictions import Predictions
@@ -153,4 +155,18 @@ def test_the_terminal_table_has_rows_for_all_images_sources_and_categories():
     assert rows[0] == ["all", "", "danbooru", "photographs", *analyses.CATEGORIES]
     value = analysis.headline["fixed"]["macro_f1"].value
     assert rows[6][:2] == [f"{value:.3f}", "±0.010"]
-    assert rows[7][3] == "undefined"
+    assert rows[7][3] == "–"
+
+
+def test_the_terminal_table_fits_80_columns_and_keeps_its_words_whole_when_metrics_are_undefined(monkeypatch, capsys):
+    analysis = analyses.analysis(80)
+    row = copy.copy(next(iter(analysis.categories.rows.values())))
+    for field in dataclasses.fields(row):
+        if isinstance(getattr(row, field.name), float):
+            object.__setattr__(row, field.name, math.nan)
+    analysis.categories.rows["copyright"] = row
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal.show(evaluation.metrics_table(analysis))
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines)
+    assert next(line for line in lines if "copyright" in line).split()[1:-1] == ["–"] * 7

@@ -93,6 +93,15 @@ def test_tagged_images_are_skipped_and_failed_ones_tried_again(tagger, images):
     assert not (images / "failed.jsonl").exists()
 
 
+def test_when_no_image_can_be_used_the_error_names_the_list(tagger, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("hello")
+    with pytest.raises(ValueError, match=r"a\.png: not an image .* \(and 1 more\); all are in .*failed\.jsonl$"):
+        tag(tagger, tmp_path)
+    with pytest.raises(ValueError, match=r"\(and 1 more\)$"):
+        tag(tagger, tmp_path, "print")
+
+
 def test_failures_of_other_images_remain_listed(tagger, images):
     tag(tagger, images)
     Job.plan([str(images / "b.png")], False, "txt", CaptionStyle(), overwrite=True).run(tagger, 0.5)

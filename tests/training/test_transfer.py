@@ -58,7 +58,7 @@ def test_rows_are_carried_over_by_name():
     model.head.bias.data.copy_(bias)
     carried = transfer.carry_over(model, ["c", "new", "a", "other"], source, tags)
     assert carried == (["c", "a"], ["new", "other"], ["b"])
-    assert carried.summary() == "2 tags kept, 2 tags new, 1 tags dropped\n  new: new, other\n  dropped: b"
+    assert carried.summary() == "2 tags kept, 2 tags new, 1 tag dropped\n  new: new, other\n  dropped: b"
     assert torch.equal(model.head.weight[[0, 2]], source.head.weight[[2, 0]])
     assert torch.equal(model.head.bias[[0, 2]], source.head.bias[[2, 0]])
     assert not model.head.weight[[1, 3]].any()
@@ -125,7 +125,7 @@ def test_optimizers_use_the_rates_of_the_groups(name):
 def test_a_run_starts_with_the_outputs_of_its_release(fine_tuned, source, capsys):
     _, model, _ = source
     state = initial_state(open_run(fine_tuned()))
-    assert "2 tags kept, 4 tags new, 1 tags dropped" in capsys.readouterr().out
+    assert "2 tags kept, 4 tags new, 1 tag dropped" in capsys.readouterr().out
     images = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
         logits = state.model.eval()(images)
