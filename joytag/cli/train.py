@@ -23,7 +23,7 @@ REMEDIES = {
     GradientsDiverged: "--resume auto continues after them, --resume PATH output=DIR branches off an older checkpoint, "
     "perhaps with a lower optimizer.lr",
     InUse: "set it with output=DIR",
-    launch.HasCheckpoints: "add --resume auto, or output=DIR for a new run",
+    launch.HasCheckpoints: "continue it with --resume auto, or set output=DIR for a new run",
     dry_run.RatesError: "or measure again with joytag benchmark all",
 }
 

@@ -20,7 +20,7 @@ from joytag.training.trainer import train
 
 
 class HasCheckpoints(ValueError):
-    """Raised when a new run would overwrite the checkpoints or the release in its directory."""
+    """Raised when a run would overwrite the checkpoints or the release in its directory."""
 
 
 def start(config: RunSettings, resume: str | None) -> None:
@@ -55,15 +55,15 @@ def start(config: RunSettings, resume: str | None) -> None:
 
 
 def starting_point(run: Run, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from, if any; a job that was restarted resumes from the newest.
+    """Return the checkpoint to resume from, if any; a job that was restarted resumes from its own newest.
 
-    Raises HasCheckpoints when a new run would overwrite checkpoints, ValueError when there are newer ones or when
-    another program's log is in the run's directory.
+    Raises HasCheckpoints when the run's directory holds checkpoints, or newer ones than the one to resume from, and
+    ValueError when another program's log is there.
     """
     tracker.check_logs(Path(run.config.output))
-    if resume == "auto" or (resume is None and distributed.was_restarted()):
-        return checkpoint.newest(run.root)
     checkpoints = checkpoint.checkpoints(run.root)
+    if resume == "auto" or (checkpoints and distributed.was_restarted()):
+        return checkpoint.newest(run.root)
     if resume is None:
         if checkpoints:
             raise HasCheckpoints(f"{run.root}: holds checkpoints")
@@ -71,5 +71,5 @@ def starting_point(run: Run, resume: str | None) -> Path | None:
             raise HasCheckpoints(f"{run.release}: holds a finished run")
         return None
     if checkpoints and checkpoints[-1].name > Path(resume).name:
-        raise ValueError(f"{run.root}: holds newer checkpoints than {resume}; set another output for a new run")
+        raise HasCheckpoints(f"{run.root}: holds newer checkpoints than {resume}")
     return Path(resume)

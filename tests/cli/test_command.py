@@ -134,7 +134,7 @@ command.report_errors("joytag x", fail)
         (train.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; continue with --resume auto"),
         (train.REMEDIES, WeightsDiverged("not finite"), "not finite; branch off one with --resume PATH output=DIR"),
         (train.REMEDIES, GradientsDiverged("3 steps"), "3 steps; --resume auto continues after them, --resume PATH"),
-        (train.REMEDIES, launch.HasCheckpoints("runs/x: holds"), "runs/x: holds; add --resume auto, or output=DIR"),
+        (train.REMEDIES, launch.HasCheckpoints("runs/x: holds"), "runs/x: holds; continue it with --resume auto, or set output=DIR"),
         (train.REMEDIES, ValueError("seed: wrong"), "seed: wrong"),
         (finetune.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; run the same command again to continue"),
         (finetune.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; run the same command again to continue"),

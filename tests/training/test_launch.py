@@ -21,12 +21,30 @@ def test_a_restarted_job_resumes_from_its_newest_checkpoint(run_values, monkeypa
     assert launch.starting_point(run, None) == checkpoint.newest(run.root)
 
 
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_restarted_branch_resumes_from_its_own_newest_checkpoint(run_values, monkeypatch, tmp_path, name):
+    run = build_run(run_values)
+    trainer.train(run, None)
+    older = checkpoint.checkpoints(run.root)[0]
+    branch = build_run(run_values, output=str(tmp_path / "branch"), optimizer={"lr": 0.001})
+    monkeypatch.setenv(name, "1")
+    assert launch.starting_point(branch, str(older)) == older, "the branch has no checkpoint yet"
+    trainer.train(branch, older)
+    newest = checkpoint.newest(branch.root)
+    assert newest is not None
+    assert newest.name > older.name
+    assert launch.starting_point(branch, str(older)) == newest
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(launch.HasCheckpoints, match="holds newer checkpoints than"):
+        launch.starting_point(branch, str(older))
+
+
 def test_resuming_from_an_older_checkpoint_is_refused(run_values, tmp_path):
     run = build_run(run_values)
     trainer.train(run, None)
     older, newer = checkpoint.checkpoints(run.root)[-2:]
     assert launch.starting_point(run, str(newer)) == newer
-    with pytest.raises(ValueError, match="holds newer checkpoints than"):
+    with pytest.raises(launch.HasCheckpoints, match="holds newer checkpoints than"):
         launch.starting_point(run, str(older))
     assert launch.starting_point(build_run(run_values, output=str(tmp_path / "other")), str(older)) == older
 
