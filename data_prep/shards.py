@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from joytag.core import jsonl, progress
 from joytag.core.files import file_hash, write_text
+from joytag.core.signals import starting_processes
 from joytag.data import tables
 
 Backend = Literal["local", "ray"]
@@ -83,7 +84,8 @@ def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
     # Spawned: forking a process that runs threads, as DuckDB and Arrow do, may hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
         try:
-            futures = [pool.submit(task, job) for job in jobs]
+            with starting_processes():
+                futures = [pool.submit(task, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:

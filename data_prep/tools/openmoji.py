@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from joytag.core import files, progress
+from joytag.core.signals import starting_processes
 from joytag.data.images import decode
 
 TABLE = Path(__file__).with_name("openmoji.csv")
@@ -107,7 +108,8 @@ def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         files.remove_partials(directory)
     with ProcessPoolExecutor() as pool:
-        done = pool.map(partial(render, size=size), jobs, chunksize=64)
+        with starting_processes():
+            done = pool.map(partial(render, size=size), jobs, chunksize=64)
         for _ in progress.track(done, title, len(jobs), "images"):
             pass
 

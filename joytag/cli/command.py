@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import joytag
@@ -34,6 +37,7 @@ COMMANDS = (
     "synthetic",
     "benchmark",
 )
+INTERRUPTED = "interrupted; run the same command again"
 
 
 def main() -> None:
@@ -67,7 +71,23 @@ def overview() -> str:
 
 def run(name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a command with its arguments, by default this process's. Ends the process if the command fails."""
-    report_errors(f"joytag {name}", lambda: importlib.import_module(f"joytag.cli.{name}").main(arguments))
+    title = f"joytag {name}"
+    report_errors(title, lambda: _load(name, title).main(arguments))
+
+
+def _load(name: str, title: str) -> ModuleType:
+    """Import the module of a command. Ctrl-C ends the process at once: an import could swallow KeyboardInterrupt."""
+
+    def end(*_: object) -> None:
+        print(f"{title}: {INTERRUPTED}", file=sys.stderr, flush=True)
+        os._exit(ExitCode.INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not in a background job, which a shell starts without Ctrl-C
+        signal.signal(signal.SIGINT, end)
+    module = importlib.import_module(f"joytag.cli.{name}")
+    signal.signal(signal.SIGINT, before)
+    return module
 
 
 def report_errors(title: str, action: Callable[[], None]) -> None:
@@ -99,11 +119,28 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
             raise
         _end(title, missing(package), ExitCode.USER_ERROR)
     except OSError as error:
-        _end(title, f"{error.filename}: {error.strerror}" if error.filename else str(error), ExitCode.USER_ERROR)
+        _end(title, describe(error), ExitCode.USER_ERROR)
     except ValueError as error:
         _end(title, f"{_with_notes(error)}{_build_command(error)}", ExitCode.USER_ERROR)
     except KeyboardInterrupt:
-        _end(title, "interrupted; run the same command again", ExitCode.INTERRUPTED)
+        _end(title, INTERRUPTED, ExitCode.INTERRUPTED)
+
+
+OS_REMEDIES = {
+    errno.EACCES: "check its owner and permissions",
+    errno.EDQUOT: "free some of your quota there, or choose another disk",
+    errno.EIO: "check the disk and its connection",
+    errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers",
+    errno.ENOSPC: "free some space there, or choose another disk",
+    errno.EPERM: "check its owner and permissions",
+    errno.EROFS: "choose a directory that can be written",
+}
+
+
+def describe(error: OSError) -> str:
+    """Return the file of an error, the reason and, if one is known, the remedy."""
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return "; ".join([reason, *([OS_REMEDIES[error.errno]] if error.errno in OS_REMEDIES else [])])
 
 
 def _build_command(error: ValueError) -> str:

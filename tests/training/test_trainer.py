@@ -127,6 +127,21 @@ def test_a_run_stopped_by_a_signal_resumes_bit_identical(run_values, tmp_path, m
     )
 
 
+def test_ctrl_c_ends_the_first_step_at_once_since_nothing_is_lost(run_values, monkeypatch):
+    run = build_run(run_values)
+    with monkeypatch.context() as patch:
+        interrupt_at(1, training_step, "batch_loss", signal.SIGINT, patch)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(run, None)
+    assert not checkpoint.checkpoints(run.root)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        interrupt_at(1, training_step, "batch_loss", signal.SIGTERM, patch)
+        with pytest.raises(Stopped, match="stopped after 8 samples"):
+            trainer.train(run, None)
+    assert newest_checkpoint(run).name == f"{8:012d}"
+
+
 @pytest.mark.parametrize("augment", ["trivial", "none"])
 def test_a_stage_uses_the_configured_augmentation(run_values, augment):
     run = build_run(run_values, data=run_values["data"] | {"augment": augment})
