@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import scipy.fft
 from PIL import Image
 
+from joytag.core.files import naming
 from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
@@ -207,8 +208,9 @@ def _write(data: bytes, store: Store, sha256: bytes) -> None:
     for file in (path, unfinished):
         file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        with naming(path, unfinished):
+            unfinished.write_bytes(data)
+            unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from joytag.core import jsonl, progress
-from joytag.core.files import file_hash, write_text
+from joytag.core.files import file_hash, naming, write_text
 from joytag.core.signals import starting_processes
 from joytag.data import tables
 
@@ -44,9 +44,10 @@ def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backen
     finished = (_ray if backend == "ray" else _local)(partial(_publish, work), jobs)
     with (directory / MANIFEST).open("a", encoding="utf-8") as manifest:
         for name, digest in progress.track(finished, title, len(jobs), "shards"):
-            manifest.write(json.dumps({"file": name, "sha256": digest}) + "\n")
-            manifest.flush()
-            os.fsync(manifest.fileno())
+            with naming(directory / MANIFEST):
+                manifest.write(json.dumps({"file": name, "sha256": digest}) + "\n")
+                manifest.flush()
+                os.fsync(manifest.fileno())
     return files
 
 

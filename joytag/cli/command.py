@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import errno
 import importlib
 import io
 import os
@@ -19,7 +18,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import joytag
-from joytag.core.errors import Exit, ExitCode
+from joytag.core.errors import Exit, ExitCode, describe
 from joytag.core.lock import InUse
 from joytag.core.terminal import print, printable
 
@@ -124,23 +123,6 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
         _end(title, f"{_with_notes(error)}{_build_command(error)}", ExitCode.USER_ERROR)
     except KeyboardInterrupt:
         _end(title, INTERRUPTED, ExitCode.INTERRUPTED)
-
-
-OS_REMEDIES = {
-    errno.EACCES: "check its owner and permissions",
-    errno.EDQUOT: "free some of your quota there, or choose another disk",
-    errno.EIO: "check the disk and its connection",
-    errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers",
-    errno.ENOSPC: "free some space there, or choose another disk",
-    errno.EPERM: "check its owner and permissions",
-    errno.EROFS: "choose a directory that can be written",
-}
-
-
-def describe(error: OSError) -> str:
-    """Return the file of an error, the reason and, if one is known, the remedy."""
-    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    return "; ".join([reason, *([OS_REMEDIES[error.errno]] if error.errno in OS_REMEDIES else [])])
 
 
 def _build_command(error: ValueError) -> str:

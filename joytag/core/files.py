@@ -20,16 +20,29 @@ def file_hash(path: Path) -> str:
 
 
 @contextmanager
+def naming(path: Path, alias: Path | None = None) -> Iterator[None]:
+    """Name `path` in an OSError of a `with` block that names no file, as writing raises it, or names `alias`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(alias)):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a hidden name beside it, and rename that to `path` when the block succeeds.
 
-    The name is different for every call, so that processes that write the same file do not mix their content.
+    The name is different for every call, so that processes that write the same file do not mix their content. Raises
+    OSError that names `path`.
     """
     # Of fixed length: the file's own name plus a suffix may be longer than the file system allows.
     partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
     try:
-        yield partial
-        partial.replace(path)
+        with naming(path, partial):
+            yield partial
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from joytag.core import devices
+from joytag.core import devices, distributed
 from joytag.core.errors import Exit
 from joytag.core.rng import Purpose, generator
 from joytag.data import augment
@@ -31,6 +31,7 @@ from joytag.data.images import ImageError, read_square
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # undecodable images in a row before loading fails
 PREFETCH = 2  # batches that each decoding process prepares ahead
+HELD = PREFETCH + 1  # batches of each decoding process in memory: one that it loads, the others wait or are in use
 SHARED = Path("/dev/shm")  # Linux's file system for memory that processes share
 
 
@@ -122,14 +123,10 @@ class ImageDataset(Dataset[Batch]):
         shape = (number, self.size, self.size, 3)
         if number == 0 or get_worker_info() is None:
             return torch.empty(shape, dtype=torch.uint8)
-        buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
+        buffer = self._buffers.pop(0) if len(self._buffers) == HELD else torch.empty(0)
         if len(buffer) < number:
             buffer = torch.empty(shape, dtype=torch.uint8)
-            if SHARED.is_dir() and shutil.disk_usage(SHARED).free < buffer.nbytes:  # using it would kill the process
-                raise records.DatasetError(
-                    f"{SHARED}: no space for a batch of {buffer.nbytes / 1e6:.0f} MB; give the container more "
-                    "(docker run --shm-size 16g), or lower data.workers or micro_batch"
-                )
+            _require_shared_memory(buffer.nbytes)
             buffer.share_memory_()
         self._buffers.append(buffer)
         return buffer[:number]
@@ -153,6 +150,21 @@ class ImageDataset(Dataset[Batch]):
             row = int(rng.integers(len(self.posts)))
         raise records.DatasetError(
             f"{bad[-1][1]}; {MAX_SUBSTITUTES - 1} other images cannot be read either; is the disk mounted?"
+        )
+
+
+def check_shared_memory(batches: int, images: int, size: int, n_tags: int) -> None:
+    """Raise DatasetError when batches of this many images, with their labels, do not fit in the shared memory."""
+    _require_shared_memory(batches * images * (3 * size**2 + n_tags))
+
+
+def _require_shared_memory(need: int) -> None:
+    """Raise DatasetError when less than `need` bytes are free: a process that then writes is killed (SIGBUS)."""
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else need
+    if free < need:
+        raise records.DatasetError(
+            f"{SHARED}: loading needs {need / 1e6:,.1f} MB of shared memory, but has {free / 1e6:,.1f} MB; give the "
+            f"container more (docker run --shm-size {-(-2 * need // 10**9)}g), or lower data.workers (0 needs none)"
         )
 
 
@@ -298,7 +310,7 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 def default_workers(device: torch.device) -> int:
     """Return 0 on a CPU, which training keeps busy; else this process's share of the cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return 0 if device.type == "cpu" else max(1, min(16, cores // distributed.local_size()))
 
 
 class _KeySampler:

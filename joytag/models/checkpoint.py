@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from joytag.core.errors import describe
 from joytag.core.files import file_hash, sync
 from joytag.models import release
 from joytag.models.architectures import Model
@@ -55,9 +56,10 @@ def save(
     try:
         _write(partial, model, tags, loss_type, tensors, values)
         partial.replace(final)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)  # free the disk for the next attempt
-        raise CheckpointError(f"{final}: cannot be written ({error}); earlier checkpoints are kept") from None
+        error.filename = str(final)  # of its files only the hidden names are known
+        raise CheckpointError(f"{describe(error)}; earlier checkpoints are kept") from None
     sync(root)
     for old in _superfluous(checkpoints(root), keep_last, keep_every):
         # Renamed first, so that no incomplete checkpoint has a valid name.
@@ -70,7 +72,7 @@ def _write(
 ) -> None:
     release.save(directory, model, tags, loss_type)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, directory / STATE_TENSORS)
+    release.save_tensors(contiguous, directory / STATE_TENSORS)
     (directory / STATE_VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     files = sorted(path for path in directory.iterdir())
     lines = [f"{file_hash(path)}  {path.name}\n" for path in files]

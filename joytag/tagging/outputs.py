@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from joytag.core import files
+from joytag.core.errors import describe
 from joytag.core.terminal import print, printable
 from joytag.data import images
 from joytag.tagging.captions import Captions, OptionError
@@ -116,7 +117,7 @@ class Sidecars:
         except OSError as error:
             if error.errno in FULL_DISK:
                 raise
-            return f"{path}: {error.strerror}"
+            return describe(error)
         return ""
 
     def finish(self) -> None:

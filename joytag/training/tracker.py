@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from joytag.core import jsonl, progress
+from joytag.core.errors import describe
 from joytag.core.files import write_text
 from joytag.core.terminal import print
 
@@ -128,7 +129,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     try:
         jsonl.append(path, line)
     except OSError as error:
-        warnings.warn(f"{path}: cannot be written ({error}); the run goes on", stacklevel=2)
+        warnings.warn(f"{describe(error)}; the run goes on", stacklevel=2)
 
 
 class Wandb:

@@ -241,7 +241,7 @@ def test_too_little_shared_memory_is_reported_before_a_process_dies(dataset_dire
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
     monkeypatch.setattr(data, "SHARED", dataset_directory)
     images = data.ImageDataset(Dataset.open(dataset_directory), "train", 48)
-    with pytest.raises(DatasetError, match=r"no space for a batch of 0 MB; .*--shm-size"):
+    with pytest.raises(DatasetError, match=r"needs 0.0 MB of shared memory, but has 0.0 MB; .*--shm-size"):
         list(data.batches(images, [[(0, 0), (0, 1)]], 1, pin=False))
     assert len(list(data.batches(images, [[(0, 0)]], 0, pin=False))) == 1, (
         "without processes no shared memory is needed"

@@ -108,7 +108,6 @@ STEPS = [
     (os, "fsync"),
     (os, "unlink"),
     (shutil, "rmtree"),
-    (checkpoint, "save_file"),
     (release, "save_file"),
     (pathlib.Path, "write_text"),
     (pathlib.Path, "mkdir"),
