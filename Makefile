@@ -6,7 +6,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-faults check-finetune check-data format docs clean
+.PHONY: help install quickstart test test-portable test-faults check-finetune check-data format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -21,6 +21,9 @@ test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+test-portable: .venv/installed-dev  ## run what must pass on Windows and macOS, without what only Unix has: ten minutes
+	PYTHONPATH=tests/helpers/without_unix PYTHONIOENCODING=cp1252 $(BIN)/pytest -m portable
 
 check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
 	$(BIN)/pytest -m slow -s tests/training/test_transfer_case.py

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import scipy.fft
 from PIL import Image
 
-from joytag.core.files import naming
+from joytag.core.files import naming, rename
 from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
@@ -210,7 +210,7 @@ def _write(data: bytes, store: Store, sha256: bytes) -> None:
     try:
         with naming(path, unfinished):
             unfinished.write_bytes(data)
-            unfinished.replace(path)
+            rename(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

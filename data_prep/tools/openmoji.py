@@ -212,7 +212,7 @@ def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
         sidecars[png.with_suffix(".txt")] = ", ".join(sorted(tag for tag in tags if not is_meta(tag)))
     render_all(jobs, size, "Twemoji ")
     for path, text in sidecars.items():
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def package_directory(package: str, inside: str) -> Path:

@@ -42,10 +42,25 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path, partial):
             yield partial
-            partial.replace(path)
+            rename(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or a directory; a file at `target` is replaced.
+
+    Waits a second at most while another program, such as a virus scanner, has one of them open, which Windows refuses.
+    """
+    for patience in (0.05, 0.2, 0.75):
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(patience)
+        else:
+            return
+    source.replace(target)
 
 
 def remove_partials(directory: Path, age: float = 0) -> None:
@@ -67,8 +82,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file to disk, or a directory where the system can open one: Windows cannot."""
+    is_directory = path.is_dir()
+    if is_directory and not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)  # Windows flushes no file opened to read
     try:
         os.fsync(descriptor)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -257,13 +258,24 @@ def _end_workers(loaded: Iterator[Any]) -> None:
 
 @contextmanager
 def _alarm(seconds: int) -> Iterator[None]:
-    """Raise RuntimeError after some seconds (0: never). DataLoader's own timeout misses workers that hang half-way."""
+    """Raise RuntimeError after some seconds (0: never). DataLoader's own timeout misses workers that hang half-way.
+
+    Windows has no alarms: there the decoding processes are killed, after which DataLoader raises the error.
+    """
 
     def ring(*_: object) -> None:
         raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
 
     if not seconds:
         yield
+        return
+    if not hasattr(signal, "SIGALRM"):
+        timer = threading.Timer(seconds, lambda: _kill(active_children()))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
         return
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -275,8 +287,11 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    """Give the process its own group: a terminal's Ctrl-C then reaches only the parent, which finishes its step."""
-    os.setpgid(0, 0)
+    """Keep a terminal's Ctrl-C from the process, by a group of its own: the parent alone finishes its step."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     devices.keep_memory()
 
 
@@ -299,12 +314,14 @@ def worker_errors() -> Iterator[None]:
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
     """Kill processes, without the error that torch's signal handler would raise for each of them."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    has_handler = hasattr(signal, "SIGCHLD")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if has_handler else None
     for process in processes:
         process.kill()
     for process in processes:
         process.join(1)
-    signal.signal(signal.SIGCHLD, before)
+    if has_handler:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def default_workers(device: torch.device) -> int:

@@ -8,6 +8,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -226,7 +227,9 @@ def _has_account() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    home = Path.home()
+    paths = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]  # on Windows
+    for path in paths:
+        with suppress(OSError, netrc.NetrcParseError):
+            return netrc.netrc(path).authenticators(host or "") is not None
+    return False

@@ -23,6 +23,7 @@ from joytag.core.files import file_hash
 from joytag.models import release
 from joytag.training.state import initial_state
 
+pytest.importorskip("fcntl")  # Unix has it
 CONTEXT = multiprocessing.get_context("fork")
 # They hold times and paths.
 DATED = {

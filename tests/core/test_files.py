@@ -2,6 +2,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from requirements import needs_unix
 
 from joytag.core import files
 
@@ -11,6 +12,7 @@ def write_repeatedly(path: Path, letter: str) -> None:
         files.write_text(path, letter * 100_000)
 
 
+@needs_unix
 def test_processes_that_write_the_same_file_never_mix_their_content(tmp_path):
     path = tmp_path / "file.txt"
     files.write_text(path, "a" * 100_000)

@@ -7,12 +7,16 @@ import sys
 
 import pytest
 from paths import ROOT
+from requirements import needs_unix
 
 from joytag.core.signals import Interrupts, starting_processes
 
+pytestmark = needs_unix  # on Windows a signal sent to a process ends it
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
-def test_a_signal_is_recorded_as_its_exit_code(number, code):
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)])
+def test_a_signal_is_recorded_as_its_exit_code(name, code):
+    number = signal.Signals[name]
     before = signal.getsignal(number)
     with Interrupts() as interrupts:
         assert interrupts.code == 0

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from requirements import needs_unix
 
 from joytag.data import folders, images
 from joytag.data.folders import find_images
@@ -125,6 +126,7 @@ def test_folders_that_cannot_be_opened_are_named(tmp_path, monkeypatch):
     assert reasons(tmp_path) == {"private": "folder cannot be opened (Permission denied)"}
 
 
+@needs_unix
 def test_other_kinds_of_files_are_ignored(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()

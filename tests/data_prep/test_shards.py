@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from paths import ROOT
-from requirements import require_ray
+from requirements import needs_unix, require_ray
 
 from data_prep import shards
 from joytag.cli.command import missing
@@ -127,8 +127,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_no_worker_outlives_its_parent(tmp_path, number, code):
+@needs_unix
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGKILL", -9)])
+def test_no_worker_outlives_its_parent(tmp_path, name, code):
+    number = signal.Signals[name]
     (tmp_path / "slow.py").write_text(SLOW)
     command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

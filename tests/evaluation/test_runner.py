@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -316,6 +315,7 @@ def test_undecodable_images_are_left_out_and_listed(dataset, run, whole, tmp_pat
 @pytest.mark.parametrize("moment", ["begin", "write", "finish"])
 def test_an_evaluation_stopped_by_a_full_disk_resumes(run, whole, tmp_path, monkeypatch, moment):
     """A limit on file sizes, set before a step, simulates the full disk; scores.npy takes 12,140 bytes."""
+    resource = pytest.importorskip("resource")
     step = getattr(predictions_writer.PredictionsWriter, moment)
 
     def cramped(*arguments):

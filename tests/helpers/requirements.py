@@ -7,7 +7,9 @@ import pytest
 
 from joytag.models import int8
 
-# Hardware is the exception: no installation provides it.
+# Hardware and the system are exceptions: no installation provides them.
+IS_UNIX = hasattr(os, "fork")
+needs_unix = pytest.mark.skipif(not IS_UNIX, reason="needs Unix")
 needs_vnni = pytest.mark.skipif(not int8.supported(), reason="needs a CPU with VNNI")
 
 

@@ -24,6 +24,7 @@ from joytag.tagging.captions import CaptionStyle
 from joytag.tagging.folder import Job, find_images
 from joytag.tagging.tagger import Tagger
 
+pytest.importorskip("fcntl")  # Unix has it
 CONTEXT = multiprocessing.get_context("fork")
 
 
