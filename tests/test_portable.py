@@ -1,6 +1,5 @@
 """Other systems: without what only Unix has, with the rules of Windows for open files, names and text."""
 
-import importlib
 import json
 import os
 import pkgutil
@@ -69,7 +68,13 @@ def test_tagging_finetuning_and_evaluating_work_without_unix(tmp_path, images):
     run = tmp_path / "run"
     assert "日本" in (run / "release" / "top_tags.txt").read_text(encoding="utf-8").split("\n")
     assert json.loads((run / "release" / "metrics.json").read_text(encoding="utf-8"))
-    written = [*run.rglob("*.json"), *run.rglob("*.jsonl"), *run.rglob("*.txt"), *run.rglob("*.csv"), *images.glob("*.txt")]
+    written = [
+        *run.rglob("*.json"),
+        *run.rglob("*.jsonl"),
+        *run.rglob("*.txt"),
+        *run.rglob("*.csv"),
+        *images.glob("*.txt"),
+    ]
     written += run.rglob("MANIFEST.sha256")
     assert [path for path in written if path.suffix != ".csv" and b"\r" in path.read_bytes()] == []
 
@@ -93,4 +98,12 @@ for action in (lambda: __import__("resource"), lambda: os.open(".", os.O_RDONLY)
         done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True)
     finally:
         path.unlink()
-    assert done.stdout.split() == "False False spawn False ModuleNotFoundError PermissionError OSError".split(), done.stderr
+    assert done.stdout.split() == [
+        "False",
+        "False",
+        "spawn",
+        "False",
+        "ModuleNotFoundError",
+        "PermissionError",
+        "OSError",
+    ], done.stderr

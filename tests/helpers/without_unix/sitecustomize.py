@@ -7,6 +7,7 @@ what they need on the system that they run on.
 import builtins
 import errno
 import fcntl
+import importlib
 import io
 import multiprocessing
 import os
@@ -134,10 +135,20 @@ def _stat(path: object, *rest: object, before=os.stat, **options: object) -> os.
     return before(path, *rest, **options)
 
 
-def _import(name: str, *rest: object, before=builtins.__import__, **options: object):
-    frame = sys._getframe().f_back  # None: Python's own start
+def _refuse(name: str) -> None:
+    """Raise ModuleNotFoundError for a hidden module, if this project's code or `pytest.importorskip` imports it."""
+    frame = sys._getframe(1).f_back  # None while Python starts
     if name in HIDDEN_MODULES and frame and (_is_ours(frame) or frame.f_code.co_name == "importorskip"):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _import(name: str, *rest: object, before=builtins.__import__, **options: object):
+    _refuse(name)
+    return before(name, *rest, **options)
+
+
+def _import_module(name: str, *rest: object, before=importlib.import_module, **options: object):
+    _refuse(name)
     return before(name, *rest, **options)
 
 
@@ -164,6 +175,7 @@ def apply() -> None:
         (io, "open", _open),
         (builtins, "open", _open),
         (builtins, "__import__", _import),
+        (importlib, "import_module", _import_module),
         (multiprocessing, "get_context", _get_context),
     )
     for owner, name, function in functions:
