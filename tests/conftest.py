@@ -132,6 +132,32 @@ def call(monkeypatch, capsys, tmp_path) -> Call:
 
 
 @pytest.fixture
+def ignoring_case(monkeypatch) -> None:
+    """Let names that differ in case mean one file where they are looked up, as on Windows and macOS."""
+
+    def patch(name: str) -> None:
+        before = getattr(os, name)
+
+        def look_up(path, *rest, **options):
+            try:
+                return before(path, *rest, **options)
+            except FileNotFoundError:
+                found = Path(os.sep)
+                for part in Path(path).absolute().parts[1:]:
+                    with os.scandir(found) as entries:
+                        same = [entry.name for entry in entries if entry.name.casefold() == part.casefold()]
+                    if not same:
+                        raise
+                    found /= same[0]
+                return before(found, *rest, **options)
+
+        monkeypatch.setattr(os, name, look_up)
+
+    for name in ("stat", "lstat"):
+        patch(name)
+
+
+@pytest.fixture
 def offline(tmp_path) -> Call:
     """Run a command in a process of its own, without network and with another home directory."""
     (tmp_path / "site").mkdir()

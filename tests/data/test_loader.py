@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -246,3 +247,25 @@ def test_too_little_shared_memory_is_reported_before_a_process_dies(dataset_dire
     assert len(list(data.batches(images, [[(0, 0)]], 0, pin=False))) == 1, (
         "without processes no shared memory is needed"
     )
+
+
+class Hanging(data.ImageDataset):
+    """A dataset whose second batch never comes."""
+
+    def __getitems__(self, keys):
+        if keys[0][1] == 1:
+            time.sleep(60)
+        return super().__getitems__(keys)
+
+
+@pytest.mark.parametrize("alarms", [True, False])
+def test_a_process_that_hangs_is_reported(dataset_directory, monkeypatch, alarms):
+    if not alarms:  # as on Windows
+        for name in ("SIGALRM", "SIGCHLD"):
+            monkeypatch.delattr(signal, name, raising=False)
+    images = Hanging(Dataset.open(dataset_directory), "train", 16)
+    loaded = data.batches(images, [[(0, 0)], [(0, 1)]], 1, pin=False, timeout=2)
+    next(loaded)
+    with pytest.raises(data.WorkerLost, match=r"lower data\.workers"), data.worker_errors():
+        next(loaded)
+    assert not active_children()

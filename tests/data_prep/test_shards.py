@@ -53,6 +53,16 @@ def test_results_come_in_the_order_of_the_parts_and_from_several_processes(tmp_p
     assert os.getpid() not in pids
 
 
+def test_no_more_processes_start_than_windows_can_wait_for(tmp_path, monkeypatch):
+    def start(workers, *_):
+        raise ValueError(f"{workers} processes")
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", start)
+    with pytest.raises(ValueError, match="61 processes"):
+        run(tmp_path, parts=range(200))
+
+
 def test_finished_shards_are_not_run_again(tmp_path):
     run(tmp_path)
     before = times(tmp_path)

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return files | {"provenance": json.dumps(provenance).encode()}
 
 
-def start(action: Callable[[], object], processes: int, errors: Path) -> list[ForkProcess]:
+def start(action: Callable[[], object], processes: int, errors: Path) -> list[BaseProcess]:
     """Run an action in forks of this process, with the environment of torchrun; forks need no imports."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -116,7 +116,7 @@ def start(action: Callable[[], object], processes: int, errors: Path) -> list[Fo
         report_errors(Path(sys.argv[0]).stem, run_action)
 
     context = multiprocessing.get_context("fork")
-    started = [context.Process(target=rank, args=(number,)) for number in range(processes)]
+    started: list[BaseProcess] = [context.Process(target=rank, args=(number,)) for number in range(processes)]
     for process in started:
         process.start()
     return started

@@ -17,6 +17,7 @@ from paths import ROOT
 from PIL import Image
 from requirements import IS_UNIX, needs_unix
 
+from joytag.data import folders
 from joytag.tagging import folder
 from joytag.tagging.captions import CaptionStyle
 from joytag.tagging.folder import Job
@@ -139,6 +140,25 @@ def test_later_images_are_added_to_a_table(tagger, images, kind):
     tag(tagger, images, kind, overwrite=True)
     assert rows().keys() == {*NAMES, "later.png"}
     assert not list(images.glob(".tags*"))
+
+
+def test_sidecars_that_differ_in_case_are_one_file_where_the_system_ignores_case(tmp_path, request):
+    for name in ("Hat.png", "hat.jpg"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    if not folders.ignores_case(tmp_path / "Hat.png"):
+        Job.plan([str(tmp_path)], False, "txt", CaptionStyle())
+        request.getfixturevalue("ignoring_case")
+    with pytest.raises(ValueError, match=r"hat\.jpg and Hat\.png: would share one \.txt file"):
+        Job.plan([str(tmp_path)], False, "txt", CaptionStyle())
+
+
+def test_images_on_two_drives_are_refused_in_a_line(images, monkeypatch):
+    def refuse(_):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr(os.path, "commonpath", refuse)
+    with pytest.raises(ValueError, match=r"b\.png and .*c\.PNG: have no common folder; tag them one after another$"):
+        Job.plan([str(images / "b.png"), str(images / "deep/c.PNG")], False, "txt", CaptionStyle())
 
 
 def test_images_that_would_share_a_sidecar_are_reported_first(tagger, images):
