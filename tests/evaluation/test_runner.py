@@ -115,6 +115,7 @@ def start(action: Callable[[], object], processes: int, errors: Path) -> list[Ba
         }
         report_errors(Path(sys.argv[0]).stem, run_action)
 
+    pytest.importorskip("fcntl")  # Unix has it
     context = multiprocessing.get_context("fork")
     started: list[BaseProcess] = [context.Process(target=rank, args=(number,)) for number in range(processes)]
     for process in started:

@@ -251,7 +251,7 @@ def test_an_interruption_keeps_results_and_lists_failures(images):
         def stream(self, paths, *_):
             def results():
                 for path in paths:
-                    if path.name == "new\nline.png":
+                    if path.name == "日本語.webp":
                         raise KeyboardInterrupt
                     yield Result(error="bad") if path.suffix == ".jpg" else Result({"a": 0.9})
 
