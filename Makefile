@@ -6,7 +6,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-faults check-finetune check-data format docs clean
+.PHONY: help install quickstart test test-portable test-faults check-finetune check-data format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,6 +22,9 @@ test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+test-portable: .venv/installed-dev  ## run what must pass on Windows and macOS, without what only Unix has: ten minutes
+	PYTHONPATH=tests/helpers/without_unix PYTHONIOENCODING=cp1252 $(BIN)/pytest -m portable
+
 check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
 	$(BIN)/pytest -m slow -s tests/training/test_transfer_case.py
 
@@ -29,8 +32,8 @@ check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in 
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
 	$(BIN)/pytest -m slow tests/data_prep/test_synthetic.py tests/data_prep/test_shards.py
 
-test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes: a quarter of an hour
-	$(BIN)/pytest -m faults tests/training/test_faults.py
+test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes, fill disks: a quarter of an hour
+	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .

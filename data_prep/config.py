@@ -12,6 +12,8 @@ from data_prep.sources.registry import KINDS, Transparent
 from data_prep.sources.sidecar_style import AUTO
 from joytag.core.settings import Choice, PathText, Settings
 
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+
 
 class Source(Settings):
     """The sources of images and tags, in the order of their numbers in the dataset."""
@@ -99,6 +101,8 @@ class BuildSettings(Settings):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError("sources: two have the same name")
+        if reserved := RESERVED.intersection(names):  # each has a folder of its name
+            raise ValueError(f"sources: none may be called {min(reserved)}, a name that Windows reserves")
         if "all" in names:
             raise ValueError("sources: none may be called all, the name that metrics use for all sources together")
         return self

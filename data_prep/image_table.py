@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_prep import scan
 from data_prep.tags import Chunk, Rows
+from joytag.core.errors import system_error
 from joytag.data import tables
 
 LISTING = pa.schema(
@@ -65,11 +66,19 @@ class SourceFiles(NamedTuple):
 def write_listing(files: Sequence[Path], path: Path) -> None:
     """List the usable posts in files of `posts.SCHEMA`: a table of LISTING by id, one row group per shard of the scan.
 
-    If several posts have the same id, the first by md5, path and position is listed.
+    If several posts have the same id, the first by md5, path and position is listed. Raises OSError.
     """
+    spill = path.parent / "spill"
+    try:
+        _write_listing(files, path, spill)
+    except duckdb.IOException as error:
+        raise system_error(error, spill) from None
+
+
+def _write_listing(files: Sequence[Path], path: Path, spill: Path) -> None:
     with duckdb.connect() as db:
         db.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
-        db.execute("SET temp_directory = ?", [str(path.parent / "spill")])
+        db.execute("SET temp_directory = ?", [str(spill)])
         names = [str(file) for file in files]
         # A post's shard is the number of its file, which is joined by the file's name.
         numbered = pa.table({"name": names, "shard": pa.array(range(len(names)), pa.int32())})

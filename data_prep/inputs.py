@@ -50,8 +50,10 @@ def check(sources: Sequence[Source], output: Path) -> None:
         path, kind = Path(source.path), KINDS[source.kind]
         if not (path.is_file() if kind.path_is_file else path.is_dir()):
             raise MissingSource(number, source.path, "file" if kind.path_is_file else "folder")
-        is_inside = output.resolve().is_relative_to(path.resolve())
-        if (is_inside and kind.sidecar_suffixes) or output.resolve() == path.resolve():
+        # Compared as files, since names may differ in case on Windows and macOS.
+        is_same = output.exists() and output.samefile(path)
+        is_inside = any(parent.exists() and parent.samefile(path) for parent in output.resolve().parents)
+        if is_same or (is_inside and kind.sidecar_suffixes):
             raise ValueError(f"output: {output}: inside the source {source.path}; choose a folder outside it")
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import scipy.fft
 from PIL import Image
 
-from joytag.core.files import named_errors
+from joytag.core.files import naming, rename
 from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
@@ -208,9 +208,9 @@ def _write(data: bytes, store: Store, sha256: bytes) -> None:
     for file in (path, unfinished):
         file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with named_errors(path):
+        with naming(path, unfinished):
             unfinished.write_bytes(data)
-            unfinished.replace(path)
+            rename(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

@@ -19,13 +19,15 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from joytag.core import jsonl, progress
-from joytag.core.files import file_hash, write_text
+from joytag.core.files import file_hash, naming, write_text
+from joytag.core.signals import starting_processes
 from joytag.data import tables
 
 Backend = Literal["local", "ray"]
 Work = Callable[[Any], pa.Table]  # a module's function, and a part that can be pickled
 
 MANIFEST = "manifest.jsonl"
+MAX_WORKERS = 61  # that Windows can wait for
 
 
 def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backend: Backend, title: str) -> list[Path]:
@@ -41,11 +43,12 @@ def run(work: Work, parts: Sequence[Any], directory: Path, identity: str, backen
     done = _finished(directory, identity)
     jobs = [(part, file) for part, file in zip(parts, files, strict=True) if file.name not in done]
     finished = (_ray if backend == "ray" else _local)(partial(_publish, work), jobs)
-    with (directory / MANIFEST).open("a", encoding="utf-8") as manifest:
+    with (directory / MANIFEST).open("a", encoding="utf-8", newline="\n") as manifest:
         for name, digest in progress.track(finished, title, len(jobs), "shards"):
-            manifest.write(json.dumps({"file": name, "sha256": digest}) + "\n")
-            manifest.flush()
-            os.fsync(manifest.fileno())
+            with naming(directory / MANIFEST):
+                manifest.write(json.dumps({"file": name, "sha256": digest}) + "\n")
+                manifest.flush()
+                os.fsync(manifest.fileno())
     return files
 
 
@@ -76,14 +79,15 @@ def _publish(work: Work, job: tuple[Any, Path]) -> tuple[str, str]:
 
 def _local(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
     """Yield results in the order in which processes on this machine finish them."""
-    workers = min(os.cpu_count() or 1, len(jobs))
+    workers = min(os.cpu_count() or 1, len(jobs), MAX_WORKERS)
     if workers <= 1:
         yield from map(task, jobs)
         return
     # Spawned: forking a process that runs threads, as DuckDB and Arrow do, may hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
         try:
-            futures = [pool.submit(task, job) for job in jobs]
+            with starting_processes():
+                futures = [pool.submit(task, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:

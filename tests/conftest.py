@@ -23,13 +23,31 @@ from joytag.training.config import RunSettings
 NO_NETWORK = """
 import socket
 def refuse(self, address, connect=socket.socket.connect):
-    if self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"):
+    if self.family == getattr(socket, "AF_UNIX", None) or address[0] in ("127.0.0.1", "::1", "localhost"):
         return connect(self, address)
     raise OSError("network unreachable")
 socket.socket.connect = refuse
 """
 
 IMAGES = {"train": 50, "validation": 12}
+
+# Folders and files whose tests must pass on every system: tagging, fine-tuning, evaluating, and what these need.
+PORTABLE = """
+    core data evaluation models tagging test_portable.py
+    data_prep/test_build.py data_prep/test_mixed_folder.py data_prep/test_scan.py data_prep/test_sidecars.py
+    training/test_monitor.py training/test_resume.py training/test_transfer.py
+    cli/test_command.py cli/test_compare.py cli/test_evaluate.py cli/test_finetune.py cli/test_journeys.py
+    cli/test_show.py cli/test_tag.py
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of PORTABLE, but not those that take minutes."""
+    portable = [ROOT / "tests" / name for name in PORTABLE.split()]
+    for item in items:
+        is_long = item.get_closest_marker("slow") or item.get_closest_marker("faults")
+        if not is_long and any(item.path.is_relative_to(path) for path in portable):
+            item.add_marker("portable")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,12 +132,38 @@ def call(monkeypatch, capsys, tmp_path) -> Call:
 
 
 @pytest.fixture
+def ignoring_case(monkeypatch) -> None:
+    """Let names that differ in case mean one file where they are looked up, as on Windows and macOS."""
+
+    def patch(name: str) -> None:
+        before = getattr(os, name)
+
+        def look_up(path, *rest, **options):
+            try:
+                return before(path, *rest, **options)
+            except FileNotFoundError:
+                found = Path(os.sep)
+                for part in Path(path).absolute().parts[1:]:
+                    with os.scandir(found) as entries:
+                        same = [entry.name for entry in entries if entry.name.casefold() == part.casefold()]
+                    if not same:
+                        raise
+                    found /= same[0]
+                return before(found, *rest, **options)
+
+        monkeypatch.setattr(os, name, look_up)
+
+    for name in ("stat", "lstat"):
+        patch(name)
+
+
+@pytest.fixture
 def offline(tmp_path) -> Call:
     """Run a command in a process of its own, without network and with another home directory."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
     environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
 
     def run(name: str, *arguments: object) -> Done:

@@ -49,7 +49,7 @@ def wheel(tmp_path_factory) -> Path:
     copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("joytag", "data_prep", "configs"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     done = python(BUILD, output, cwd=copy, path=copy)
     assert done.returncode == 0, done.stderr

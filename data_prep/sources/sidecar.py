@@ -16,7 +16,7 @@ from data_prep.sources import posts
 from data_prep.sources.posts import Post
 from data_prep.sources.sidecar_style import AUTO, Evidence, Style, decode
 from joytag.core.terminal import plural, print, printable
-from joytag.data.folders import find_images
+from joytag.data.folders import find_images, ignores_case
 
 SUFFIXES = (".txt", ".tags", ".caption")
 # The sidecars of `a.png`. Of several, the first that does not hold sentences counts.
@@ -97,17 +97,22 @@ def read(part: Part) -> pa.Table:
 
 
 def _list(folder: Path, images: Iterable[Path]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each image and its sidecars by pattern. The case of their suffixes does not matter."""
+    """Yield each image and its sidecars by pattern.
+
+    The case of their suffixes does not matter, nor that of their names where the file system ignores it.
+    """
     by_folder = sorted(images, key=lambda image: (image.parent, image))
-    for parent, its_images in groupby(by_folder, key=lambda image: image.parent):
+    for parent, group in groupby(by_folder, key=lambda image: image.parent):
+        its_images = list(group)
+        fold = str.casefold if ignores_case(its_images[0]) else str
         files = {}
         with os.scandir(parent) as entries:
             for entry in entries:
                 name = PurePosixPath(entry.name)
                 if name.suffix.lower() in SUFFIXES and entry.is_file():
-                    files[name.stem + name.suffix.lower()] = entry.name
+                    files[fold(name.stem + name.suffix.lower())] = entry.name
         for image in its_images:
-            names = {pattern: pattern.format(name=image.name, stem=image.stem) for pattern in PATTERNS}
+            names = {pattern: fold(pattern.format(name=image.name, stem=image.stem)) for pattern in PATTERNS}
             below = parent.relative_to(folder)
             sidecars = {p: (below / files[name]).as_posix() for p, name in names.items() if name in files}
             yield image.relative_to(folder).as_posix(), sidecars

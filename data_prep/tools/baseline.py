@@ -34,7 +34,11 @@ def read_posts(mirror: Path) -> dict[int, set[str]]:
 
 def read_pairs(mirror: Path, kind: str) -> list[tuple[str, str]]:
     """Read the active rows of a mirror; `kind` is `aliases` or `implications`."""
-    rows = [json.loads(line) for path in (mirror / "metadata").glob(f"tag_{kind}0*.json") for line in path.open()]
+    rows = [
+        json.loads(line)
+        for path in (mirror / "metadata").glob(f"tag_{kind}0*.json")
+        for line in path.open(encoding="utf-8")
+    ]
     return [(row["antecedent_name"], row["consequent_name"]) for row in rows if row["status"] == "active"]
 
 
@@ -87,7 +91,7 @@ def build(mirror: Path, output: Path, min_count: int = 1200, min_tags: int = 5, 
     order = sorted(vocabulary, key=lambda name: (-counts[name], name))
     index = {name: i for i, name in enumerate(order)}
     output.mkdir(parents=True, exist_ok=True)
-    (output / "top_tags.txt").write_text("\n".join(order), encoding="utf-8")
+    (output / "top_tags.txt").write_text("\n".join(order), encoding="utf-8", newline="\n")
     table = pa.table({"index": range(len(order)), "name": order, "count": [counts[name] for name in order]})
     pq.write_table(table, output / "tags.parquet")
     for split in ("train", "validation"):

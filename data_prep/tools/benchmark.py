@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -244,6 +243,8 @@ def grouping(count: int, few: int) -> str:
         start = time.perf_counter()
         groups = dedup.look_alikes(hashes, radius).max() + 1
         seconds = time.perf_counter() - start
+        import resource  # here, since Windows has none
+
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         start = time.perf_counter()
         expected = all_pairs(small, radius)

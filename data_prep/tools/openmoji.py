@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from joytag.core import files, progress
+from joytag.core.signals import starting_processes
 from joytag.data.images import decode
 
 TABLE = Path(__file__).with_name("openmoji.csv")
@@ -107,7 +108,8 @@ def render_all(jobs: list[tuple[Path, Path]], size: int, title: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         files.remove_partials(directory)
     with ProcessPoolExecutor() as pool:
-        done = pool.map(partial(render, size=size), jobs, chunksize=64)
+        with starting_processes():
+            done = pool.map(partial(render, size=size), jobs, chunksize=64)
         for _ in progress.track(done, title, len(jobs), "images"):
             pass
 
@@ -210,7 +212,7 @@ def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
         sidecars[png.with_suffix(".txt")] = ", ".join(sorted(tag for tag in tags if not is_meta(tag)))
     render_all(jobs, size, "Twemoji ")
     for path, text in sidecars.items():
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def package_directory(package: str, inside: str) -> Path:

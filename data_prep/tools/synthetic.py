@@ -23,6 +23,7 @@ import numpy as np
 from data_prep.tools.synthetic_images import COPIES, FAULTS, NEAR_COPIES, PLAIN, VARIANTS, file_of
 from joytag.core import progress
 from joytag.core.files import write_text
+from joytag.core.signals import starting_processes
 
 Generation = Literal["2021", "2020", "mixed"]
 FILES = 12  # files of posts
@@ -96,7 +97,9 @@ def write(directory: Path, posts: int, *, images: bool = True, generation: Gener
     (directory / "metadata").mkdir(parents=True, exist_ok=True)
     key = Key()
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for part in progress.track(pool.map(write_posts, jobs), "Posts", len(jobs), "files"):
+        with starting_processes():
+            parts = pool.map(write_posts, jobs)
+        for part in progress.track(parts, "Posts", len(jobs), "files"):
             key.add(part)
     write_tags(directory / "metadata", world(n_tags))
     write_text(directory / "answers.json", json.dumps(asdict(key), indent=1) + "\n")

@@ -7,16 +7,18 @@ import difflib
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import joytag
-from joytag.core.errors import Exit, ExitCode
+from joytag.core.errors import Exit, ExitCode, describe
 from joytag.core.lock import InUse
 from joytag.core.terminal import print, printable
 
@@ -34,6 +36,7 @@ COMMANDS = (
     "synthetic",
     "benchmark",
 )
+INTERRUPTED = "interrupted; run the same command again"
 
 
 def main() -> None:
@@ -67,7 +70,23 @@ def overview() -> str:
 
 def run(name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a command with its arguments, by default this process's. Ends the process if the command fails."""
-    report_errors(f"joytag {name}", lambda: importlib.import_module(f"joytag.cli.{name}").main(arguments))
+    title = f"joytag {name}"
+    report_errors(title, lambda: _load(name, title).main(arguments))
+
+
+def _load(name: str, title: str) -> ModuleType:
+    """Import the module of a command. Ctrl-C ends the process at once: an import could swallow KeyboardInterrupt."""
+
+    def end(*_: object) -> None:
+        print(f"{title}: {INTERRUPTED}", file=sys.stderr, flush=True)
+        os._exit(ExitCode.INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not in a background job, which a shell starts without Ctrl-C
+        signal.signal(signal.SIGINT, end)
+    module = importlib.import_module(f"joytag.cli.{name}")
+    signal.signal(signal.SIGINT, before)
+    return module
 
 
 def report_errors(title: str, action: Callable[[], None]) -> None:
@@ -99,11 +118,11 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
             raise
         _end(title, missing(package), ExitCode.USER_ERROR)
     except OSError as error:
-        _end(title, f"{error.filename}: {error.strerror}" if error.filename else str(error), ExitCode.USER_ERROR)
+        _end(title, describe(error), ExitCode.USER_ERROR)
     except ValueError as error:
         _end(title, f"{_with_notes(error)}{_build_command(error)}", ExitCode.USER_ERROR)
     except KeyboardInterrupt:
-        _end(title, "interrupted; run the same command again", ExitCode.INTERRUPTED)
+        _end(title, INTERRUPTED, ExitCode.INTERRUPTED)
 
 
 def _build_command(error: ValueError) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.errors import GradientsDiverged, ProcessLost, Stopped, WeightsDiverged
 from joytag.core.lock import InUse
-from joytag.core.terminal import print
+from joytag.core.terminal import print, quote
 from joytag.models import release
 from joytag.training import dry_run, launch
 from joytag.training.config import RunSettings
@@ -23,7 +22,7 @@ REMEDIES = {
     GradientsDiverged: "--resume auto continues after them, --resume PATH output=DIR branches off an older checkpoint, "
     "perhaps with a lower optimizer.lr",
     InUse: "set it with output=DIR",
-    launch.HasCheckpoints: "add --resume auto, or output=DIR for a new run",
+    launch.HasCheckpoints: "continue it with --resume auto, or set output=DIR for a new run",
     dry_run.RatesError: "or measure again with joytag benchmark all",
 }
 
@@ -56,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         launch.start(config, options.resume)
     if int(os.environ.get("RANK") or 0) == 0:  # of the processes that torchrun started, one speaks
-        model, data = (
-            shlex.quote(str(path)) for path in (Path(config.output) / release.DIRECTORY, config.data.directory)
-        )
+        model, data = quote(Path(config.output) / release.DIRECTORY), quote(config.data.directory)
         print(f"""Next, measure the model, or tag images of your own:
   joytag evaluate --model {model} --data {data}
   joytag tag --model {model} IMAGES""")

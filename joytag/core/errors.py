@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -14,6 +18,29 @@ class ExitCode(IntEnum):
     DIVERGED = 3  # gradients or weights are no longer finite
     REQUEUE = 75  # stopped by SIGTERM or SIGUSR1, state saved; "try again later" in sysexits.h
     INTERRUPTED = 130  # stopped by Ctrl-C; shells use the same code
+
+
+REMEDIES = {  # for errors of the operating system
+    errno.EACCES: "check its owner and permissions",
+    errno.EDQUOT: "free some of your quota there, or choose another disk",
+    errno.EIO: "check the disk and its connection",
+    errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers",
+    errno.ENOSPC: "free some space there, or choose another disk",
+    errno.EPERM: "check its owner and permissions",
+    errno.EROFS: "choose a directory that can be written",
+}
+
+
+def describe(error: OSError) -> str:
+    """Return the file of an error, the reason and, if one is known, the remedy."""
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return "; ".join([reason, *([REMEDIES[error.errno]] if error.errno in REMEDIES else [])])
+
+
+def system_error(error: Exception, path: Path) -> OSError:
+    """Return the OSError for a file that another library has raised as an error of its own, with errno in its text."""
+    found = re.search(r'(?:os error |"errno":")(\d+)', str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else OSError(f"{path}: {error}")
 
 
 class Exit(Exception):

@@ -20,31 +20,47 @@ def file_hash(path: Path) -> str:
 
 
 @contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Name a file in an OSError that names none, such as that of a full disk."""
+def naming(path: Path, alias: Path | None = None) -> Iterator[None]:
+    """Name `path` in an OSError of a `with` block that names no file, as writing raises it, or names `alias`."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        if error.filename in (None, str(alias)):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a hidden name beside it, and rename that to `path` when the block succeeds.
 
-    The name is different for every call, so that processes that write the same file do not mix their content.
+    The name is different for every call, so that processes that write the same file do not mix their content. Raises
+    OSError that names `path`.
     """
     # Of fixed length: the file's own name plus a suffix may be longer than the file system allows.
     partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
     try:
-        with named_errors(path):
+        with naming(path, partial):
             yield partial
-            partial.replace(path)
+            rename(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or a directory; a file at `target` is replaced.
+
+    Waits a second at most while another program, such as a virus scanner, has one of them open, which Windows refuses.
+    """
+    for patience in (0.05, 0.2, 0.75):
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(patience)
+        else:
+            return
+    source.replace(target)
 
 
 def remove_partials(directory: Path, age: float = 0) -> None:
@@ -66,8 +82,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file to disk, or a directory where the system can open one: Windows cannot."""
+    is_directory = path.is_dir()
+    if is_directory and not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)  # Windows flushes no file opened to read
     try:
         os.fsync(descriptor)
     finally:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from joytag.core.files import named_errors
+from joytag.core.files import naming
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -30,8 +30,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append an object, on a line of its own even when the line before is incomplete."""
-    with named_errors(path), path.open("ab+") as file:
+    """Append an object, on a line of its own even when the line before is incomplete. Raises OSError naming `path`."""
+    with naming(path), path.open("ab+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         separator = "" if file.read(1) in (b"", b"\n") else "\n"

@@ -14,7 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-PACKAGE = Path(__file__).parents[1]  # holds a copy of configs/
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent  # has configs/: installed, or a checkout
 
 
 class SettingsError(ValueError):
@@ -117,12 +118,12 @@ def find(name: str | Path, folder: str = "") -> Path:
     SettingsError naming the nearest file when there is none.
     """
     directory = Path("configs", folder)
-    for root in (Path(), PACKAGE):
+    for root in (Path(), SHIPPED):
         for candidate in (root / name, root / directory / name, root / directory / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
     pattern = f"*{Path(name).suffix or '.yaml'}"
-    paths = {path.relative_to(top) for top in (directory, PACKAGE / directory) for path in top.rglob(pattern)}
+    paths = {path.relative_to(top) for top in (directory, SHIPPED / directory) for path in top.rglob(pattern)}
     known = sorted(path.as_posix() for path in paths)
     raise SettingsError(f"{name}: no such file, nor in {directory.as_posix()}/{_nearest(str(name), known)}")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from joytag.core.errors import ExitCode
@@ -18,11 +19,12 @@ class Interrupts:
     """Record the signals of CODES within a `with` block: `code` is the exit code that they ask for, 0 without any.
 
     After a first Ctrl-C, a second one ends the process at once. So does any signal while `hopeless()` is true, when no
-    step can finish. After an exception the handlers stay, so that no signal disturbs the end of the process.
+    step can finish. A Ctrl-C raises KeyboardInterrupt while `idle()` is true, when there is nothing to save. After an
+    exception the handlers stay, so that no signal disturbs the end of the process.
     """
 
-    def __init__(self, hopeless: Callable[[], bool] = lambda: False) -> None:
-        self.code, self.hopeless = 0, hopeless
+    def __init__(self, hopeless: Callable[[], bool] = lambda: False, idle: Callable[[], bool] = lambda: False) -> None:
+        self.code, self.hopeless, self.idle = 0, hopeless, idle
 
     def __enter__(self) -> Interrupts:
         self._before = {number: signal.signal(number, self._record) for number in CODES}
@@ -39,3 +41,18 @@ class Interrupts:
             os._exit(self.code)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if self.idle():
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def starting_processes() -> Iterator[None]:
+    """Ignore Ctrl-C in a `with` block and, on Unix, in the processes that it starts until they end.
+
+    A terminal sends Ctrl-C to all processes; those that still import their modules would print tracebacks.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

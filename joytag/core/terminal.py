@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import os
 import re
+import shlex
+import subprocess
 import sys
 from typing import TextIO
 
@@ -29,6 +32,11 @@ def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: b
     """Print as the built-in function does, with escapes for whatever a terminal would obey but tabs and line breaks."""
     text = _IN_TEXT.sub(_escape, " ".join(map(str, values)))
     builtins.print(text, end=end, file=sys.stdout if file is None else file, flush=flush)
+
+
+def quote(argument: object) -> str:
+    """Return an argument as one word of a command line of this system."""
+    return subprocess.list2cmdline([str(argument)]) if os.name == "nt" else shlex.quote(str(argument))
 
 
 def show(renderable: RenderableType) -> None:

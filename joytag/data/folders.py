@@ -87,6 +87,15 @@ def find_images(path: Path, recursive: bool = True) -> Listing:
     return Listing(sort(listing.images), listing.passed_over)
 
 
+def ignores_case(image: Path) -> bool:
+    """Whether names that differ in case mean one file, where an existing image is: usual on Windows and macOS."""
+    other = image.with_suffix(image.suffix.swapcase())
+    try:
+        return os.path.samestat(image.lstat(), other.lstat())
+    except OSError:
+        return False
+
+
 def sort(paths: Iterable[Path]) -> list[Path]:
     """Return paths in natural order: 2.png before 10.png."""
     return sorted(paths, key=_natural)

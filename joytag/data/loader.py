@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from joytag.core import devices
+from joytag.core import devices, distributed
 from joytag.core.errors import Exit
 from joytag.core.rng import Purpose, generator
 from joytag.data import augment
@@ -31,6 +32,7 @@ from joytag.data.images import ImageError, read_square
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # undecodable images in a row before loading fails
 PREFETCH = 2  # batches that each decoding process prepares ahead
+HELD = PREFETCH + 1  # batches of each decoding process in memory: one that it loads, the others wait or are in use
 SHARED = Path("/dev/shm")  # Linux's file system for memory that processes share
 
 
@@ -122,14 +124,10 @@ class ImageDataset(Dataset[Batch]):
         shape = (number, self.size, self.size, 3)
         if number == 0 or get_worker_info() is None:
             return torch.empty(shape, dtype=torch.uint8)
-        buffer = self._buffers.pop(0) if len(self._buffers) > PREFETCH else torch.empty(0)
+        buffer = self._buffers.pop(0) if len(self._buffers) == HELD else torch.empty(0)
         if len(buffer) < number:
             buffer = torch.empty(shape, dtype=torch.uint8)
-            if SHARED.is_dir() and shutil.disk_usage(SHARED).free < buffer.nbytes:  # using it would kill the process
-                raise records.DatasetError(
-                    f"{SHARED}: no space for a batch of {buffer.nbytes / 1e6:.0f} MB; give the container more "
-                    "(docker run --shm-size 16g), or lower data.workers or micro_batch"
-                )
+            _require_shared_memory(buffer.nbytes)
             buffer.share_memory_()
         self._buffers.append(buffer)
         return buffer[:number]
@@ -153,6 +151,21 @@ class ImageDataset(Dataset[Batch]):
             row = int(rng.integers(len(self.posts)))
         raise records.DatasetError(
             f"{bad[-1][1]}; {MAX_SUBSTITUTES - 1} other images cannot be read either; is the disk mounted?"
+        )
+
+
+def check_shared_memory(batches: int, images: int, size: int, n_tags: int) -> None:
+    """Raise DatasetError when batches of this many images, with their labels, do not fit in the shared memory."""
+    _require_shared_memory(batches * images * (3 * size**2 + n_tags))
+
+
+def _require_shared_memory(need: int) -> None:
+    """Raise DatasetError when less than `need` bytes are free: a process that then writes is killed (SIGBUS)."""
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else need
+    if free < need:
+        raise records.DatasetError(
+            f"{SHARED}: loading needs {need / 1e6:,.1f} MB of shared memory, but has {free / 1e6:,.1f} MB; give the "
+            f"container more (docker run --shm-size {-(-2 * need // 10**9)}g), or lower data.workers (0 needs none)"
         )
 
 
@@ -245,13 +258,24 @@ def _end_workers(loaded: Iterator[Any]) -> None:
 
 @contextmanager
 def _alarm(seconds: int) -> Iterator[None]:
-    """Raise RuntimeError after some seconds (0: never). DataLoader's own timeout misses workers that hang half-way."""
+    """Raise RuntimeError after some seconds (0: never). DataLoader's own timeout misses workers that hang half-way.
+
+    Windows has no alarms: there the decoding processes are killed, after which DataLoader raises the error.
+    """
 
     def ring(*_: object) -> None:
         raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
 
     if not seconds:
         yield
+        return
+    if not hasattr(signal, "SIGALRM"):
+        timer = threading.Timer(seconds, lambda: _kill(active_children()))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
         return
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -263,8 +287,11 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    """Give the process its own group: a terminal's Ctrl-C then reaches only the parent, which finishes its step."""
-    os.setpgid(0, 0)
+    """Keep a terminal's Ctrl-C from the process, by a group of its own: the parent alone finishes its step."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     devices.keep_memory()
 
 
@@ -287,18 +314,20 @@ def worker_errors() -> Iterator[None]:
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
     """Kill processes, without the error that torch's signal handler would raise for each of them."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    has_handler = hasattr(signal, "SIGCHLD")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if has_handler else None
     for process in processes:
         process.kill()
     for process in processes:
         process.join(1)
-    signal.signal(signal.SIGCHLD, before)
+    if has_handler:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def default_workers(device: torch.device) -> int:
     """Return 0 on a CPU, which training keeps busy; else this process's share of the cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return 0 if device.type == "cpu" else max(1, min(16, cores // distributed.local_size()))
 
 
 class _KeySampler:

@@ -21,7 +21,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     Raises TableError when the file cannot be read, or when a column is missing, holds nulls or is of another type.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pa.OSFile(str(path)) as source, pq.ParquetFile(source) as file:  # closed even if it cannot be parsed
             table = file.read([name for name in schema.names if name in file.schema_arrow.names])
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path}: cannot be read ({error})") from None

@@ -196,7 +196,7 @@ class PredictionsWriter:
         free = shutil.disk_usage(self._work).free
         if free < 2 * size:  # finishing makes a copy
             raise OutputError(
-                f"{self.directory}: needs {2 * size / 1e6:,.0f} MB, but the disk has {free / 1e6:,.0f} MB free; "
+                f"{self.directory}: needs {2 * size / 1e6:,.1f} MB, but the disk has {free / 1e6:,.1f} MB free; "
                 "free some space, or choose another output directory"
             )
         with self._scores.open("wb") as file:

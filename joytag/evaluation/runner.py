@@ -109,6 +109,8 @@ def predict_release(
     writer = predictions_writer.PredictionsWriter(directory, len(image_dataset), len(names), batch)
     if workers is None:
         workers = loader.default_workers(device)
+    held = min(workers * loader.HELD * distributed.local_size(), -(-len(image_dataset) // batch))
+    loader.check_shared_memory(held, batch, config.image_size, len(names))
     try:
         with loader.worker_errors(), distributed.process_group(device, TIMEOUT), ExitStack() as stack:
             if distributed.run_on_rank_zero(lambda: provenance["model_files"]) != provenance["model_files"]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from joytag.core.files import file_hash, sync
+from joytag.core.errors import describe
+from joytag.core.files import file_hash, rename, sync
 from joytag.models import release
 from joytag.models.architectures import Model
 
@@ -49,19 +50,24 @@ def save(
     if final.exists():
         if is_intact(final):
             return final
-        final.rename(root / f".{final.name}.damaged")
+        rename(final, root / f".{final.name}.damaged")
     for left in root.glob(".[0-9]*"):
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # on Windows another program may still read it
     try:
         _write(partial, model, tags, loss_type, tensors, values)
-        partial.replace(final)
-    except (OSError, SafetensorError) as error:
+        rename(partial, final)
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)  # free the disk for the next attempt
-        raise CheckpointError(f"{final}: cannot be written ({error}); earlier checkpoints are kept") from None
+        error.filename = str(final)  # of its files only the hidden names are known
+        raise CheckpointError(f"{describe(error)}; earlier checkpoints are kept") from None
     sync(root)
     for old in _superfluous(checkpoints(root), keep_last, keep_every):
         # Renamed first, so that no incomplete checkpoint has a valid name.
-        shutil.rmtree(old.rename(root / f".{old.name}.old"))
+        try:
+            rename(old, root / f".{old.name}.old")
+            shutil.rmtree(root / f".{old.name}.old")
+        except PermissionError as error:  # Windows, while another program reads it
+            warnings.warn(f"{old}: cannot be removed now ({error.strerror}); the next checkpoint tries", stacklevel=2)
     return final
 
 
@@ -70,11 +76,11 @@ def _write(
 ) -> None:
     release.save(directory, model, tags, loss_type)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, directory / STATE_TENSORS)
-    (directory / STATE_VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    release.save_tensors(contiguous, directory / STATE_TENSORS)
+    (directory / STATE_VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
     files = sorted(path for path in directory.iterdir())
     lines = [f"{file_hash(path)}  {path.name}\n" for path in files]
-    (directory / MANIFEST).write_text("".join(lines), encoding="utf-8")
+    (directory / MANIFEST).write_text("".join(lines), encoding="utf-8", newline="\n")
     for path in [*files, directory / MANIFEST, directory]:
         sync(path)
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from joytag.core import files
+from joytag.core.errors import system_error
 from joytag.data import tag_names
 from joytag.models.architectures import ARCHITECTURES, Config, Model
 
@@ -59,8 +60,16 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None
     if POSITIONS in state:
         state[POSITION_IDS] = torch.arange(len(state[POSITIONS])).unsqueeze(0)
     with files.replacing(directory / WEIGHTS) as partial:
-        save_file(state, partial)
+        save_tensors(state, partial)
         shutil.copymode(directory / CONFIG, partial)  # safetensors creates files that only their owner may read
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors, contiguous and in CPU memory, to a safetensors file. Raises OSError."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise system_error(error, path) from None
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

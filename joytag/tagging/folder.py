@@ -59,10 +59,16 @@ def find_images(inputs: Sequence[str], recursive: bool = False) -> Listing:
 
 
 def common_folder(inputs: Sequence[str], paths: Sequence[Path]) -> Path:
-    """Return the folder for files about all images: the only input if it is a folder, else the closest common one."""
+    """Return the folder for files about all images: the only input if it is a folder, else the closest common one.
+
+    Raises ValueError when they have none, as on two drives of Windows.
+    """
     if len(inputs) == 1 and Path(inputs[0]).is_dir():
         return Path(inputs[0])
-    return Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+    try:
+        return Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+    except ValueError:
+        raise ValueError(f"{paths[0]} and {paths[-1]}: have no common folder; tag them one after another") from None
 
 
 @dataclass(frozen=True)

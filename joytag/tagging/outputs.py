@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from joytag.core import files
+from joytag.core.errors import describe
 from joytag.core.terminal import print, printable
-from joytag.data import images
+from joytag.data import folders, images
 from joytag.tagging.captions import Captions, OptionError
 
 ABANDONED = 3600  # seconds after which no process still writes a file: others may work in the same folder
@@ -62,12 +63,14 @@ class Sidecars:
 
     def pending(self, paths: Sequence[Path]) -> list[Path]:
         """Implement Output. Raises ValueError naming images that would share a file, or be replaced by their tags."""
-        owners: dict[str, Path] = {}
+        owners: dict[Path, Path] = {}
         shared = []
+        folds = {folder: folders.ignores_case(image) for folder, image in {path.parent: path for path in paths}.items()}
         for image in paths:
             if self.path(image) == image:
                 raise ValueError(f"{image}: is a {self.extension} file, not an image")
-            first = owners.setdefault(os.path.normcase(self.path(image).absolute()), image)
+            path = self.path(image).absolute()
+            first = owners.setdefault(path.with_name(path.name.casefold()) if folds[image.parent] else path, image)
             if first != image:
                 shared.append(f"{first} and {image.name}")
         if shared:
@@ -116,7 +119,7 @@ class Sidecars:
         except OSError as error:
             if error.errno in FULL_DISK:
                 raise
-            return f"{path}: {error.strerror}"
+            return describe(error)
         return ""
 
     def finish(self) -> None:

@@ -246,6 +246,18 @@ class RunSettings(Settings):
             n_tags=n_tags, image_size=image_size, **self.model.model_dump(exclude={"timm", *TRAINING_ONLY})
         )
 
+    def checkpoint_bytes(self, n_tags: int) -> int:
+        """Return the size of a checkpoint, float32: weights, their average, and two moments of those that train.
+
+        Numbers beside the parameters, such as the statistics of BatchNorm, are left out.
+        """
+        with torch.device("meta"):
+            model = self.architecture(n_tags, self.plan()[0].image_size).build()
+        if self.model.freeze is not None:
+            model.freeze(self.model.freeze)
+        copies = 1 if self.average is None else 2
+        return 4 * sum(p.numel() * (copies + 2 * p.requires_grad) for p in model.parameters())
+
     def fitted_to(self, released: Config) -> RunSettings:
         """Fill in the architecture and the image sizes that these settings leave to `init_from`'s release.
 

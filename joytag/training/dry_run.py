@@ -97,7 +97,7 @@ def describe(config: RunSettings, rates: Rates | None = None) -> str:
     lines = [] if rates is None else _describe_time(config, n_tags, rates)
     lines += [
         f"Parameters             {parameters:,} with {n_tags:,} tags",
-        f"Checkpoint             about {12 * parameters:,} bytes (weights and two moments, float32)",
+        f"Checkpoint             about {config.checkpoint_bytes(n_tags):,} bytes (weights and optimizer, float32)",
     ]
     for number in range(len(stages)):
         lines += _describe_stage(number, config, n_tags)

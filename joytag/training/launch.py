@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from joytag.core.terminal import print
 from joytag.data import loader
 from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
-from joytag.training import micro_batch, tracker
+from joytag.training import micro_batch, schedule, tracker
 from joytag.training.config import RunSettings
 from joytag.training.run import Run
 from joytag.training.state import load_state
@@ -20,7 +21,7 @@ from joytag.training.trainer import train
 
 
 class HasCheckpoints(ValueError):
-    """Raised when a new run would overwrite the checkpoints or the release in its directory."""
+    """Raised when a run would overwrite the checkpoints or the release in its directory."""
 
 
 def start(config: RunSettings, resume: str | None) -> None:
@@ -28,8 +29,9 @@ def start(config: RunSettings, resume: str | None) -> None:
 
     Only says so when the run is finished already.
 
-    Raises ValueError, before anything is written, when dataset, device or checkpoint cannot be used or when another
-    process writes to the run's directory (InUse); Exit when the run ends before its last stage does.
+    Raises ValueError, before anything is written, when dataset, device or checkpoint cannot be used, when disk or
+    shared memory are too small, or when another process writes to the run's directory (InUse); Exit when the run ends
+    before its last stage does.
     """
     dataset = Dataset.open(Path(config.data.directory))
     device = devices.pick_device(config.device)
@@ -46,8 +48,11 @@ def start(config: RunSettings, resume: str | None) -> None:
             if distributed.rank() == 0:
                 print(f"{run.release}: the run is finished; nothing to do")
             return
+        distributed.run_on_rank_zero(lambda: check_disk(run, checkpoint_path))
+        run = micro_batch.resolve(run)
+        distributed.run_on_rank_zero(lambda: check_shared_memory(run))
         try:
-            train(micro_batch.resolve(run), checkpoint_path)
+            train(run, checkpoint_path)
         except Exit as end:
             if end.code != ExitCode.FAILED:  # all processes end; the launcher kills the others when the first is gone
                 distributed.barrier()
@@ -55,15 +60,15 @@ def start(config: RunSettings, resume: str | None) -> None:
 
 
 def starting_point(run: Run, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from, if any; a job that was restarted resumes from the newest.
+    """Return the checkpoint to resume from, if any; a job that was restarted resumes from its own newest.
 
-    Raises HasCheckpoints when a new run would overwrite checkpoints, ValueError when there are newer ones or when
-    another program's log is in the run's directory.
+    Raises HasCheckpoints when the run's directory holds checkpoints, or newer ones than the one to resume from, and
+    ValueError when another program's log is there.
     """
     tracker.check_logs(Path(run.config.output))
-    if resume == "auto" or (resume is None and distributed.was_restarted()):
-        return checkpoint.newest(run.root)
     checkpoints = checkpoint.checkpoints(run.root)
+    if resume == "auto" or (checkpoints and distributed.was_restarted()):
+        return checkpoint.newest(run.root)
     if resume is None:
         if checkpoints:
             raise HasCheckpoints(f"{run.root}: holds checkpoints")
@@ -71,5 +76,31 @@ def starting_point(run: Run, resume: str | None) -> Path | None:
             raise HasCheckpoints(f"{run.release}: holds a finished run")
         return None
     if checkpoints and checkpoints[-1].name > Path(resume).name:
-        raise ValueError(f"{run.root}: holds newer checkpoints than {resume}; set another output for a new run")
+        raise HasCheckpoints(f"{run.root}: holds newer checkpoints than {resume}")
     return Path(resume)
+
+
+def check_disk(run: Run, resume: Path | None) -> None:
+    """Raise ValueError when the checkpoints to come would not fit on the disk; quotas are not known.
+
+    One is written before the oldest is removed.
+    """
+    config = run.config
+    left = schedule.total(run.stages) - (0 if resume is None else int(resume.name))
+    saves = max(1, -(-left // config.every.checkpoint))
+    number = max(1, min(saves, config.keep_last + 1 - len(checkpoint.checkpoints(run.root))))
+    need = number * config.checkpoint_bytes(len(run.dataset.tags))
+    disk = shutil.disk_usage(config.output)
+    if disk.total and disk.free < need:  # some network file systems report no sizes
+        raise ValueError(
+            f"{run.root}: needs {need / 1e6:,.1f} MB for {number} checkpoint{'s' if number > 1 else ''} more, but the "
+            f"disk has {disk.free / 1e6:,.1f} MB free; free some space, choose another output, or lower keep_last"
+        )
+
+
+def check_shared_memory(run: Run) -> None:
+    """Raise ValueError when batches of training and, beside them, of validation do not fit in the shared memory."""
+    held = run.workers * loader.HELD * distributed.local_size()
+    batches = held + min(held, -(-len(run.dataset.posts("validation")) // run.micro_batch))
+    size = max(stage.image_size for stage in run.stages)
+    loader.check_shared_memory(batches, run.micro_batch, size, len(run.dataset.tags))

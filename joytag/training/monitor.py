@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -40,7 +39,8 @@ def peak_flops(device: torch.device) -> float | None:
 class Meter:
     """Measures samples per second, the share of time spent waiting for data, memory, and model FLOP utilization.
 
-    `flop` is the cost of a sample; the utilization is left out where the device's peak is unknown.
+    `flop` is the cost of a sample; the utilization is left out where the device's peak is unknown, and so is a CPU's
+    memory on Windows.
     """
 
     def __init__(self, device: torch.device, flop: int, processes: int) -> None:
@@ -69,13 +69,18 @@ class Meter:
     def metrics(self) -> dict[str, float]:
         """Return what was measured since the last call: samples_per_s, data_wait, memory_gb, mfu."""
         rate = self.samples / self.elapsed
-        metrics = {"samples_per_s": rate, "data_wait": self.waited / self.elapsed, "memory_gb": self._memory()}
+        metrics = {"samples_per_s": rate, "data_wait": self.waited / self.elapsed} | self._memory()
         if self.utilization is not None:
             metrics["mfu"] = rate * self.utilization
         self.elapsed, self.waited, self.samples = 0.0, 0.0, 0
         return metrics
 
-    def _memory(self) -> float:
+    def _memory(self) -> dict[str, float]:
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+            return {"memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
+        try:
+            import resource
+        except ModuleNotFoundError:  # on Windows
+            return {}
+        unit = 1e9 if sys.platform == "darwin" else 1e6
+        return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}

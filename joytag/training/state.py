@@ -108,8 +108,8 @@ def initial_state(run: Run) -> TrainState:
 def save_state(state: TrainState, run: Run, required: bool) -> None:
     """Write a checkpoint, on rank 0; call it on all ranks.
 
-    Raises CheckpointError when it cannot be written and is `required`; otherwise only warns. Raises WeightsDiverged,
-    on all ranks, when a weight is not finite.
+    Raises CheckpointError when it cannot be written and is `required`, or the run's first; otherwise only warns. Raises
+    WeightsDiverged, on all ranks, when a weight is not finite.
     """
     if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
         raise WeightsDiverged(
@@ -134,7 +134,9 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             checkpoint.save(run.root, state.drawn, state.released, tags, run.loss_type, tensors, values, *keep)
         except checkpoint.CheckpointError as error:
             failure = str(error)
-    if distributed.sums([bool(failure)])[0]:
+            required |= not checkpoint.checkpoints(run.root)  # a run that could never save would train for nothing
+    failed, required = distributed.broadcast((bool(failure), required))
+    if failed:
         if required:
             raise checkpoint.CheckpointError(failure or "rank 0 could not save a checkpoint")
         if failure:

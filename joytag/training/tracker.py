@@ -8,6 +8,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from joytag.core import jsonl, progress
+from joytag.core.errors import describe
 from joytag.core.files import write_text
 from joytag.core.terminal import print
 
@@ -128,7 +130,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     try:
         jsonl.append(path, line)
     except OSError as error:
-        warnings.warn(f"{path}: cannot be written ({error}); the run goes on", stacklevel=2)
+        warnings.warn(f"{describe(error)}; the run goes on", stacklevel=2)
 
 
 class Wandb:
@@ -225,7 +227,9 @@ def _has_account() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    home = Path.home()
+    paths = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]  # on Windows
+    for path in paths:
+        with suppress(OSError, netrc.NetrcParseError):
+            return netrc.netrc(path).authenticators(host or "") is not None
+    return False

@@ -28,11 +28,14 @@ from joytag.training.validation import show_samples, validate
 def train(run: Run, resume: Path | None) -> TrainState:
     """Train to the end of the last stage, from a checkpoint or from the start, and write a release directory.
 
-    Raises Stopped when a signal asks to stop, after saving a checkpoint; Diverged when gradients or weights do.
+    Raises Stopped when a signal asks to stop, after saving a checkpoint; KeyboardInterrupt at Ctrl-C before the first
+    step, which may compile for minutes; Diverged when gradients or weights do.
     """
     config, tags = run.config, run.dataset.tags.names
     state = load_state(resume, run) if resume else initial_state(run)
-    with Interrupts(distributed.failed) as interrupts, start_tracker(run, state.samples) as tracker:
+    start, alone = state.drawn, distributed.world_size() == 1
+    interrupts = Interrupts(distributed.failed, lambda: alone and state.drawn == start)
+    with interrupts, start_tracker(run, state.samples) as tracker:
         take_steps(state, run, tracker, interrupts)
         if config.retain:
             transfer.retain(state.released, tags, *run.load_source(), config.retain)

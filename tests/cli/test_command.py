@@ -98,6 +98,13 @@ def test_a_script_runs_in_a_process_of_its_own(tmp_path):
         (FileNotFoundError(2, "No such file", "x.png"), ExitCode.USER_ERROR, "x.png: No such file"),
         (ValueError("a\x1b[31m\u202e.png: wrong"), ExitCode.USER_ERROR, r"a\x1b[31m\u202e.png: wrong"),
         (OSError("disk gone"), ExitCode.USER_ERROR, "disk gone"),
+        (
+            OSError(28, "No space", "x"),
+            ExitCode.USER_ERROR,
+            "x: No space; free some space there, or choose another disk",
+        ),
+        (OSError(13, "Denied", "x"), ExitCode.USER_ERROR, "x: Denied; check its owner and permissions"),
+        (OSError(30, "Read-only", "x"), ExitCode.USER_ERROR, "x: Read-only; choose a directory that can be written"),
         (Exit("loss is NaN", ExitCode.DIVERGED), ExitCode.DIVERGED, "loss is NaN"),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted; run the same command again"),
     ],
@@ -113,6 +120,23 @@ def test_an_error_ends_in_one_line_and_its_exit_code(error, code, line, monkeypa
         command.report_errors("joytag x", fail)
     assert end.value.code == code
     assert capsys.readouterr().err == f"joytag x: {line}\n"
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_in_one_line_even_if_the_import_swallows_it():
+    program = """
+import importlib, os, signal
+from joytag.cli import command
+def load(name):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        raise ImportError("swallowed")
+importlib.import_module = load
+command.run("tag", [])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == ExitCode.INTERRUPTED
+    assert done.stderr == "joytag tag: interrupted; run the same command again\n"
 
 
 def test_other_errors_keep_their_traceback():
@@ -134,7 +158,11 @@ command.report_errors("joytag x", fail)
         (train.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; continue with --resume auto"),
         (train.REMEDIES, WeightsDiverged("not finite"), "not finite; branch off one with --resume PATH output=DIR"),
         (train.REMEDIES, GradientsDiverged("3 steps"), "3 steps; --resume auto continues after them, --resume PATH"),
-        (train.REMEDIES, launch.HasCheckpoints("runs/x: holds"), "runs/x: holds; add --resume auto, or output=DIR"),
+        (
+            train.REMEDIES,
+            launch.HasCheckpoints("runs/x: holds"),
+            "runs/x: holds; continue it with --resume auto",
+        ),
         (train.REMEDIES, ValueError("seed: wrong"), "seed: wrong"),
         (finetune.REMEDIES, Stopped("stopped", ExitCode.REQUEUE), "stopped; run the same command again to continue"),
         (finetune.REMEDIES, ProcessLost("rank 1 is gone"), "rank 1 is gone; run the same command again to continue"),

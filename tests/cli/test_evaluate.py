@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import assert_one_line
 from paths import ROOT, TINY
+from requirements import needs_unix
 from training_runs import build_run, newest_checkpoint
 
 from joytag.models import release
@@ -130,6 +131,7 @@ def test_a_run_is_evaluated_by_its_release(call, untrained, dataset_directory, t
     assert_one_line(call("evaluate", "--model", tmp_path / "none", "--data", dataset_directory), "none", "missing")
 
 
+@needs_unix
 def test_torchrun_shares_an_evaluation(call, untrained, dataset_directory, tmp_path):
     flags = ("--model", untrained, "--data", dataset_directory, "--batch-size", "4")
     done = call("evaluate", *flags, "--output", tmp_path / "alone")

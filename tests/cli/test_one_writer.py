@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from joytag.core.files import file_hash
 from joytag.models import release
 from joytag.training.state import initial_state
 
+pytest.importorskip("fcntl")  # Unix has it
 CONTEXT = multiprocessing.get_context("fork")
 # They hold times and paths.
 DATED = {
@@ -79,15 +80,15 @@ def job(request, run_values, dataset_directory, tmp_path) -> tuple[str, Job]:
     return request.param, jobs[request.param]
 
 
-Start = Callable[[str, Job, Path], ForkProcess]
+Start = Callable[[str, Job, Path], BaseProcess]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Run a command that waits in the middle of its work until `output.go` exists; returns when it waits."""
-    processes: list[ForkProcess] = []
+    processes: list[BaseProcess] = []
 
-    def begin(name: str, job: Job, output: Path) -> ForkProcess:
+    def begin(name: str, job: Job, output: Path) -> BaseProcess:
         reached, go = output.with_suffix(".reached"), output.with_suffix(".go")
 
         def run() -> None:

@@ -1,5 +1,4 @@
 import errno
-import fcntl
 import multiprocessing
 import os
 import re
@@ -13,6 +12,7 @@ import pytest
 from joytag.core import files, lock
 from joytag.core.lock import InUse, sole_editor, sole_writer, unfinished
 
+fcntl = pytest.importorskip("fcntl")  # Unix has it
 CONTEXT = multiprocessing.get_context("fork")
 
 

@@ -13,6 +13,11 @@ class Terminal(io.StringIO):
         return True
 
 
+class WesternConsole(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def watch(monkeypatch):
     """Return a function that replaces stderr by a terminal; pytest replaces stderr before each test, too."""
@@ -66,3 +71,13 @@ def test_redirected_output_stays_out_of_the_terminal(watch, capsys):
         print(item)
     assert capsys.readouterr().out == "a line for the pipe\n"
     assert "pipe" not in terminal.getvalue()
+
+
+def test_a_western_console_shows_a_bar(watch, monkeypatch):
+    watch()
+    console = WesternConsole(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stderr", console)
+    assert list(progress.track("abc", "Tag", 3, "images")) == ["a", "b", "c"]
+    console.flush()
+    console.seek(0)
+    assert "3/3" in console.read()

@@ -294,7 +294,7 @@ def test_the_error_for_a_missing_config_names_the_nearest(write, tmp_path, monke
     write("", "configs/mine.yaml")
     write("", "configs/data/raw.yaml")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "PACKAGE", tmp_path / "installed")
+    monkeypatch.setattr(settings, "SHIPPED", tmp_path / "installed")
     for name, folder, hint in (
         ("mien.yaml", "", "nor in configs/; did you mean mine.yaml?"),
         ("data/rwa", "", "nor in configs/; did you mean data/raw.yaml?"),

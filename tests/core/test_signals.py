@@ -7,12 +7,16 @@ import sys
 
 import pytest
 from paths import ROOT
+from requirements import needs_unix
 
-from joytag.core.signals import Interrupts
+from joytag.core.signals import Interrupts, starting_processes
+
+pytestmark = needs_unix  # on Windows a signal sent to a process ends it
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
-def test_a_signal_is_recorded_as_its_exit_code(number, code):
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)])
+def test_a_signal_is_recorded_as_its_exit_code(name, code):
+    number = signal.Signals[name]
     before = signal.getsignal(number)
     with Interrupts() as interrupts:
         assert interrupts.code == 0
@@ -21,10 +25,20 @@ def test_a_signal_is_recorded_as_its_exit_code(number, code):
     assert signal.getsignal(number) is before
 
 
+def test_ctrl_c_interrupts_what_has_nothing_to_save():
+    interrupts = Interrupts(idle=lambda: True)
+    with pytest.raises(KeyboardInterrupt), interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.code == 130
+    with Interrupts(idle=lambda: True) as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert interrupts.code == 75
+
+
 def test_a_second_ctrl_c_ends_the_process_at_once():
     program = """
 import os, signal
-from joytag.core.signals import Interrupts
+from joytag.core.signals import Interrupts, starting_processes
 with Interrupts():
     os.kill(os.getpid(), signal.SIGINT)
     print("still there", flush=True)
@@ -39,7 +53,7 @@ with Interrupts():
 def test_a_signal_ends_the_process_at_once_when_no_step_can_finish():
     program = """
 import os, signal
-from joytag.core.signals import Interrupts
+from joytag.core.signals import Interrupts, starting_processes
 with Interrupts(hopeless=lambda: True):
     os.kill(os.getpid(), signal.SIGTERM)
     print("too late", flush=True)
@@ -47,3 +61,12 @@ with Interrupts(hopeless=lambda: True):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 75
     assert not done.stdout
+
+
+def test_a_process_ignores_ctrl_c_from_its_start():
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('still there')"
+    with starting_processes():
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.communicate()[0] == "still there\n"
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

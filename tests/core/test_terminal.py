@@ -1,5 +1,6 @@
 """Tests of joytag.core.terminal."""
 
+import os
 import unicodedata
 
 import pytest
@@ -46,3 +47,11 @@ def test_tables_have_no_markup_and_nothing_a_terminal_obeys(capsys):
     assert r"a\x1b[31mb \u202e" in shown
     assert "pip install 'joytag[heif]' :smile: [/x]" in shown
     assert not {"\x1b", "\u202e"} & {*shown}
+
+
+def test_a_path_is_quoted_as_the_system_needs_it(monkeypatch):
+    assert terminal.quote("my run") == "'my run'"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        assert terminal.quote("C:\\my run") == '"C:\\my run"'
+        assert terminal.quote("C:\\run") == "C:\\run"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from requirements import needs_linux, needs_unix
 
 from joytag.data import folders, images
 from joytag.data.folders import find_images
@@ -125,7 +126,21 @@ def test_folders_that_cannot_be_opened_are_named(tmp_path, monkeypatch):
     assert reasons(tmp_path) == {"private": "folder cannot be opened (Permission denied)"}
 
 
+@needs_unix
 def test_other_kinds_of_files_are_ignored(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     assert find_images(tmp_path) == ([], {})
+
+
+def test_a_file_system_that_ignores_case_is_recognized(tmp_path, ignoring_case):
+    (tmp_path / "a.png").touch()
+    assert folders.ignores_case(tmp_path / "a.png")
+
+
+@needs_linux
+def test_a_file_system_with_case_is_recognized(tmp_path):
+    (tmp_path / "a.png").touch()
+    assert not folders.ignores_case(tmp_path / "a.png")
+    (tmp_path / "a.PNG").symlink_to(tmp_path / "a.png")
+    assert not folders.ignores_case(tmp_path / "a.png")

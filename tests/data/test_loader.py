@@ -3,11 +3,14 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from requirements import needs_linux
 
 from joytag.data import augment
 from joytag.data import loader as data
@@ -29,6 +33,13 @@ def read(images: data.ImageDataset, wanted: list[data.Key]) -> data.Batch:
     batch = images.__getitems__(wanted)
     assert isinstance(batch, data.Batch)
     return batch
+
+
+def running() -> list[BaseProcess]:
+    """The decoding processes that are left; one that is terminated while it starts may take a second to end."""
+    for process in active_children():
+        process.join(5)
+    return active_children()
 
 
 def keys(rows=10, start=0, stop=48, batch=8, micro=4, rank=0, world=1, seed=0, stage=0):
@@ -117,16 +128,33 @@ def test_deferred_augmentation_gives_the_same_images(dataset_directory):
     assert torch.equal(images, now.images)
 
 
+@dataclass(frozen=True)
+class Incomplete(Dataset):
+    """A dataset without the files of some images, given by their sha256; decoding processes can receive it."""
+
+    gone: frozenset[bytes] = frozenset()
+
+    @classmethod
+    def of(cls, dataset: Dataset, rows: Iterable[int]) -> Dataset:
+        """A dataset without the files of some rows of its training split."""
+        hashes = dataset.posts("train").hashes
+        values = {field.name: getattr(dataset, field.name) for field in fields(Dataset)}
+        return cls(**values, gone=frozenset(hashes[row].tobytes() for row in rows))
+
+    def image_path(self, sha256: bytes) -> Path:
+        return Path("gone.jpg") if sha256 in self.gone else super().image_path(sha256)
+
+
 @pytest.fixture
-def without_three(dataset_directory, monkeypatch) -> Dataset:
+def without_three(dataset_directory) -> Dataset:
     """The dataset without the files of training images 2, 3 and 5."""
-    dataset = Dataset.open(dataset_directory)
-    gone = {dataset.posts("train").hashes[row].tobytes() for row in (2, 3, 5)}
-    there = Dataset.image_path
-    monkeypatch.setattr(
-        Dataset, "image_path", lambda self, hash: Path("gone.jpg") if hash in gone else there(self, hash)
-    )
-    return dataset
+    return Incomplete.of(Dataset.open(dataset_directory), (2, 3, 5))
+
+
+@pytest.fixture
+def without_images(dataset_directory) -> Dataset:
+    """The dataset without any file of a training image."""
+    return Incomplete.of(Dataset.open(dataset_directory), range(50))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -160,11 +188,9 @@ def test_a_bad_image_is_left_out_of_an_evaluation(without_three, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_a_dataset_without_its_images_fails(dataset_directory, workers, monkeypatch):
-    dataset = Dataset.open(dataset_directory)
-    monkeypatch.setattr(Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
+def test_loading_a_dataset_without_its_images_fails(without_images, workers):
     with pytest.raises(DatasetError, match=r"^gone\.jpg: no such file; 99 other images cannot be read either"):
-        list(data.batches(data.ImageDataset(dataset, "train", 16, (0, 0)), [[(0, 0)]], workers, pin=False))
+        list(data.batches(data.ImageDataset(without_images, "train", 16, (0, 0)), [[(0, 0)]], workers, pin=False))
 
 
 def test_a_dataset_built_without_images_cannot_be_loaded(dataset_directory):
@@ -209,13 +235,11 @@ def test_a_killed_process_is_reported_once(dataset_directory, ignored_errors):
     assert not ignored_errors
 
 
-def test_an_error_ends_the_decoding_processes(dataset_directory, monkeypatch):
-    dataset = Dataset.open(dataset_directory)
-    monkeypatch.setattr(Dataset, "image_path", lambda self, sha256: Path("gone.jpg"))
-    loaded = data.batches(data.ImageDataset(dataset, "train", 16, (0, 0)), [[(0, 0)]] * 9, 2, pin=False)
+def test_an_error_ends_the_decoding_processes(without_images):
+    loaded = data.batches(data.ImageDataset(without_images, "train", 16, (0, 0)), [[(0, 0)]] * 9, 2, pin=False)
     with pytest.raises(DatasetError):
         next(loaded)
-    assert not active_children()
+    assert not running()
 
 
 def test_a_loader_that_is_closed_ends_its_processes(dataset_directory):
@@ -223,26 +247,48 @@ def test_a_loader_that_is_closed_ends_its_processes(dataset_directory):
     loaded = data.batches(images, [[(0, row)] for row in range(50)], 2, pin=False)
     next(loaded)
     loaded.close()
-    assert not active_children()
+    assert not running()
 
 
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
     gpu = torch.device("cuda")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
     assert (data.default_workers(gpu), data.default_workers(torch.device("cpu"))) == (12, 0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "32")
     assert data.default_workers(gpu) == 3
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(128))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(128), raising=False)
     assert data.default_workers(gpu) == 16
 
 
+@needs_linux
 def test_too_little_shared_memory_is_reported_before_a_process_dies(dataset_directory, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
     monkeypatch.setattr(data, "SHARED", dataset_directory)
     images = data.ImageDataset(Dataset.open(dataset_directory), "train", 48)
-    with pytest.raises(DatasetError, match=r"no space for a batch of 0 MB; .*--shm-size"):
+    with pytest.raises(DatasetError, match=r"needs 0.0 MB of shared memory, but has 0.0 MB; .*--shm-size"):
         list(data.batches(images, [[(0, 0), (0, 1)]], 1, pin=False))
     assert len(list(data.batches(images, [[(0, 0)]], 0, pin=False))) == 1, (
         "without processes no shared memory is needed"
     )
+
+
+class Hanging(data.ImageDataset):
+    """A dataset whose second batch never comes."""
+
+    def __getitems__(self, keys):
+        if keys[0][1] == 1:
+            time.sleep(60)
+        return super().__getitems__(keys)
+
+
+@pytest.mark.parametrize("alarms", [True, False])
+def test_a_process_that_hangs_is_reported(dataset_directory, monkeypatch, alarms):
+    if not alarms and hasattr(signal, "SIGALRM"):  # Windows has neither
+        for name in ("SIGALRM", "SIGCHLD"):
+            monkeypatch.delattr(signal, name)
+    images = Hanging(Dataset.open(dataset_directory), "train", 16)
+    loaded = data.batches(images, [[(0, 0)], [(0, 1)]], 1, pin=False, timeout=2)
+    with pytest.raises(data.WorkerLost, match=r"lower data\.workers"), data.worker_errors():
+        list(loaded)
+    assert not running()

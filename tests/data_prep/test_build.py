@@ -287,6 +287,14 @@ def test_two_sources_with_the_same_name_are_refused(built):
         BuildSettings.model_validate(values | {"sources": [values["sources"][1]] * 2})
 
 
+@pytest.mark.parametrize("name", ["con", "aux", "lpt1"])
+def test_a_source_whose_folder_windows_could_not_create_is_refused(built, name):
+    config, _ = built
+    values = config.model_dump()
+    with pytest.raises(ValueError, match=f"none may be called {name}, a name that Windows reserves"):
+        BuildSettings.model_validate(values | {"sources": [values["sources"][1] | {"name": name}]})
+
+
 def test_a_dataset_whose_sources_have_changed_is_refused(tmp_path):
     (folder := tmp_path / "images").mkdir()
     for number in range(4):
@@ -444,14 +452,14 @@ def test_hostile_rows_are_listed_and_write_no_file_outside_the_output(tmp_path):
         names = [name for name in strange if len(name) < 1000]
         lines.append({"id": str(number), "md5": md5(data), "file_ext": "png", "tag_string": " ".join(names)})
     write_mirror(mirror, posts=lines)
-    (tmp_path / "aux").mkdir()
+    (tmp_path / "side").mkdir()
     for number in range(20, 24):
-        random_image(number).save(tmp_path / "aux" / f"{number}.png")
-        (tmp_path / "aux" / f"{number}.txt").write_text("🦊, " + ("w" * 500_000 if number > 21 else "a b"))
+        random_image(number).save(tmp_path / "side" / f"{number}.png")
+        (tmp_path / "side" / f"{number}.txt").write_text("🦊, " + ("w" * 500_000 if number > 21 else "a b"), "utf-8")
     before = set(tmp_path.rglob("*"))
     sources = [
         {"name": "mirror", "kind": "danbooru2021", "path": str(mirror)},
-        {"name": "aux", "kind": "sidecar", "path": str(tmp_path / "aux")},
+        {"name": "side", "kind": "sidecar", "path": str(tmp_path / "side")},
     ]
     config = small_build(output, *sources, held_out=2)
     dataset = Dataset.open(build(config.model_copy(update={"longest_side": 32})))

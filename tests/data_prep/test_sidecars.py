@@ -14,6 +14,7 @@ from data_prep.config import Source
 from data_prep.sources.posts import unique
 from data_prep.sources.sidecar_style import Evidence, Style, decode
 from data_prep.tags import Policy
+from joytag.data.folders import ignores_case
 from joytag.data.tag_names import canonical
 from joytag.tagging.captions import Captions, CaptionStyle
 
@@ -247,6 +248,24 @@ def test_of_several_sidecars_the_first_that_holds_tags_counts(tmp_path, capsys):
         "3 images: several sidecars, such as a.png; the first of a.png.txt, a.txt, a.tags, a.caption"
         in capsys.readouterr().out
     )
+
+
+def test_sidecars_are_found_as_the_file_system_finds_them(tmp_path, request):
+    """Where it ignores case, `HAT.txt` is the sidecar of `hat.png`."""
+    write(tmp_path, {"hat.txt": "hat, solo", "dog.txt": "dog, solo"})
+    (tmp_path / "hat.txt").rename(tmp_path / "HAT.txt")
+    if not ignores_case(tmp_path / "hat.png"):
+        assert read(tmp_path) == {"hat.png": "without sidecar", "dog.png": ["dog", "solo"]}
+        request.getfixturevalue("ignoring_case")
+    assert read(tmp_path) == {"hat.png": ["hat", "solo"], "dog.png": ["dog", "solo"]}
+
+
+def test_an_output_inside_the_source_is_refused_in_any_case(tmp_path, ignoring_case):
+    source = Source(name="x", kind="sidecar", path=str(write(tmp_path / "Art", {"a.txt": "hat, solo"})))
+    for output in ("Art", "art", "art/dataset", "ART/new/dataset"):
+        with pytest.raises(ValueError, match=r"output: .* inside the source"):
+            inputs.check([source], tmp_path / output)
+    inputs.check([source], tmp_path / "art2")
 
 
 def test_a_folder_of_sentences_is_refused_in_a_line(tmp_path, capsys):

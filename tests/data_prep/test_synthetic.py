@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -192,6 +191,7 @@ def test_a_killed_build_continues_to_the_same_dataset(mirror, built, tmp_path):
 
 def test_a_full_disk_is_reported_in_one_line_and_leaves_no_incomplete_file(mirror, built, tmp_path):
     """A limit on file sizes replaces the full disk."""
+    resource = pytest.importorskip("resource")
     done = subprocess.run(
         command(mirror[0], tmp_path / "out"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),

@@ -207,7 +207,7 @@ def test_a_disk_that_is_too_small_is_reported_at_the_start(tmp_path, monkeypatch
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
     writer = PredictionsWriter(tmp_path / "predictions", 500_000, 5_813, 64)
-    with pytest.raises(PredictionsError, match=r"needs 11,626 MB, but the disk has 2,000 MB free; free some space"):
+    with pytest.raises(PredictionsError, match=r"needs 11,626.0 MB, but the disk has 2,000.0 MB free; free some space"):
         writer.begin(FACTS)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12 * 10**9))
     writer.begin(FACTS)

@@ -3,14 +3,13 @@
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return files | {"provenance": json.dumps(provenance).encode()}
 
 
-def start(action: Callable[[], object], processes: int, errors: Path) -> list[ForkProcess]:
+def start(action: Callable[[], object], processes: int, errors: Path) -> list[BaseProcess]:
     """Run an action in forks of this process, with the environment of torchrun; forks need no imports."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -116,8 +115,9 @@ def start(action: Callable[[], object], processes: int, errors: Path) -> list[Fo
         }
         report_errors(Path(sys.argv[0]).stem, run_action)
 
+    pytest.importorskip("fcntl")  # Unix has it
     context = multiprocessing.get_context("fork")
-    started = [context.Process(target=rank, args=(number,)) for number in range(processes)]
+    started: list[BaseProcess] = [context.Process(target=rank, args=(number,)) for number in range(processes)]
     for process in started:
         process.start()
     return started
@@ -316,6 +316,7 @@ def test_undecodable_images_are_left_out_and_listed(dataset, run, whole, tmp_pat
 @pytest.mark.parametrize("moment", ["begin", "write", "finish"])
 def test_an_evaluation_stopped_by_a_full_disk_resumes(run, whole, tmp_path, monkeypatch, moment):
     """A limit on file sizes, set before a step, simulates the full disk; scores.npy takes 12,140 bytes."""
+    resource = pytest.importorskip("resource")
     step = getattr(predictions_writer.PredictionsWriter, moment)
 
     def cramped(*arguments):

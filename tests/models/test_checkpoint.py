@@ -81,6 +81,24 @@ def test_only_the_newest_are_kept(tmp_path):
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [f"{24:012d}", f"{32:012d}"]
 
 
+def test_an_old_checkpoint_that_another_program_reads_is_removed_later(tmp_path, monkeypatch):
+    for samples in (1, 2):
+        save(tmp_path, samples, keep_last=1)
+
+    def refuse(source, target):
+        if target.name.endswith(".old"):
+            raise PermissionError(13, "is being used by another process")
+        source.replace(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "rename", refuse)
+        with pytest.warns(UserWarning, match="000000000002: cannot be removed now"):
+            save(tmp_path, 3, keep_last=1)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["000000000002", "000000000003"]
+    save(tmp_path, 4, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000004"]
+
+
 def test_the_first_of_each_interval_is_kept(tmp_path):
     for samples in range(8, 100, 8):
         save(tmp_path, samples, keep_last=1, keep_every=30)
@@ -108,7 +126,6 @@ STEPS = [
     (os, "fsync"),
     (os, "unlink"),
     (shutil, "rmtree"),
-    (checkpoint, "save_file"),
     (release, "save_file"),
     (pathlib.Path, "write_text"),
     (pathlib.Path, "mkdir"),

@@ -124,7 +124,7 @@ def test_separators_that_occur_within_tags_are_refused():
 
 def test_thresholds_are_read_from_json(tmp_path):
     path = tmp_path / "thresholds.json"
-    path.write_text("\ufeff" + json.dumps({"b c": 0.9, "a": 0.1}))
+    path.write_text(json.dumps({"b c": 0.9, "a": 0.1}), encoding="utf-8-sig")
     expected = np.array([0.1, 0.9, 0.4], dtype=np.float32)
     np.testing.assert_array_equal(read_thresholds(path, ["a", "b_c", "d"], 0.4), expected)
     np.testing.assert_array_equal(read_thresholds(None, ["a", "b"], 0.3), np.full(2, 0.3, dtype=np.float32))

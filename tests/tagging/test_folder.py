@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 from paths import ROOT
 from PIL import Image
+from requirements import IS_UNIX, needs_unix
 
+from joytag.data import folders
 from joytag.tagging import folder
 from joytag.tagging.captions import CaptionStyle
 from joytag.tagging.folder import Job
 from joytag.tagging.tagger import Result, Tagger
 
 TINY = ROOT / "tests" / "fixtures" / "release_tiny"
-NAMES = ["b.png", "a b.jpg", 'q\'s "x".png', "new\nline.png", "日本語.webp", "[bold]x.png", "deep/c.PNG", "a.b.gif"]
+NAMES = ["b.png", "a b.jpg", "q's x.png", "日本語.webp", "[bold]x.png", "deep/c.PNG", "a.b.gif"]
+NAMES += ['"x".png', "new\nline.png"] if IS_UNIX else []
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def tagger() -> Tagger:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """A folder with eight good images, one of them in a subfolder, two bad ones and a text."""
+    """A folder with the good images of NAMES, one of them in a subfolder, two bad ones and a text."""
     rng = np.random.default_rng(0)
     root = tmp_path / "images"
     (root / "deep").mkdir(parents=True)
@@ -70,7 +73,7 @@ def test_good_images_get_a_sidecar_and_bad_ones_are_listed_with_the_reason(tagge
     assert failures(images).keys() == {"text.png", "cut.jpg"}
     assert "not an image" in failures(images)["text.png"]
     shown = capsys.readouterr()
-    assert "8 images tagged" in shown.out
+    assert f"{len(NAMES)} images tagged" in shown.out
     assert "2 not tagged, listed in" in shown.out
     assert shown.err.startswith("Not tagged: ")
     assert "(and 1 more)" in shown.err
@@ -146,6 +149,25 @@ def test_later_images_are_added_to_a_table(tagger, images, kind):
     tag(tagger, images, kind, overwrite=True)
     assert rows().keys() == {*NAMES, "later.png"}
     assert not list(images.glob(".tags*"))
+
+
+def test_sidecars_that_differ_in_case_are_one_file_where_the_system_ignores_case(tmp_path, request):
+    for name in ("Hat.png", "hat.jpg"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    if not folders.ignores_case(tmp_path / "Hat.png"):
+        Job.plan([str(tmp_path)], False, "txt", CaptionStyle())
+        request.getfixturevalue("ignoring_case")
+    with pytest.raises(ValueError, match=r"hat\.jpg and Hat\.png: would share one \.txt file"):
+        Job.plan([str(tmp_path)], False, "txt", CaptionStyle())
+
+
+def test_images_on_two_drives_are_refused_in_a_line(images, monkeypatch):
+    def refuse(_):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr(os.path, "commonpath", refuse)
+    with pytest.raises(ValueError, match=r"b\.png and .*c\.PNG: have no common folder; tag them one after another$"):
+        Job.plan([str(images / "b.png"), str(images / "deep/c.PNG")], False, "txt", CaptionStyle())
 
 
 def test_images_that_would_share_a_sidecar_are_reported_first(tagger, images):
@@ -238,7 +260,7 @@ def test_an_interruption_keeps_results_and_lists_failures(images):
         def stream(self, paths, *_):
             def results():
                 for path in paths:
-                    if path.name == "new\nline.png":
+                    if path.name == "日本語.webp":
                         raise KeyboardInterrupt
                     yield Result(error="bad") if path.suffix == ".jpg" else Result({"a": 0.9})
 
@@ -250,6 +272,7 @@ def test_an_interruption_keeps_results_and_lists_failures(images):
     assert set(texts(images).values()) == {b"a\n"}
 
 
+@needs_unix
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_a_killed_and_repeated_run_writes_the_files_of_an_uninterrupted_one(tmp_path, kind):
     """Sends SIGKILL at random moments until a run finishes; files are complete at every moment."""
@@ -300,6 +323,7 @@ def test_a_killed_and_repeated_run_writes_the_files_of_an_uninterrupted_one(tmp_
 HOSTILE = ["\x1b[31mred", "\x1b]0;title\x07", "over\u202eride", "line\nbreak", "[red]markup", "c1\x9b31m", "\rreturn"]
 
 
+@needs_unix
 def test_no_file_name_reaches_the_terminal_unescaped(tmp_path):
     """Names of images, of bad images, of the folder, and in the error when nothing could be tagged."""
     root = tmp_path / "f\x1b[1mo"

@@ -18,12 +18,13 @@ from paths import TINY
 from PIL import Image
 
 from joytag.cli import command
-from joytag.core import files
+from joytag.core import errors, files
 from joytag.tagging import tagger as tagger_module
 from joytag.tagging.captions import CaptionStyle
 from joytag.tagging.folder import Job, find_images
 from joytag.tagging.tagger import Tagger
 
+pytest.importorskip("fcntl")  # Unix has it
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -90,7 +91,8 @@ def test_a_subfolder_that_cannot_be_written_concerns_its_images_alone(tagger, ro
 
     monkeypatch.setattr(files, "write_text", refuse)
     plan(root, append=append).run(tagger, 0.5)
-    assert failures(root) == {"sub/d.png": f"{root / 'sub' / 'd.txt'}: {os.strerror(number)}"}
+    reason = f"{os.strerror(number)}; {errors.REMEDIES[number]}"
+    assert failures(root) == {"sub/d.png": f"{root / 'sub' / 'd.txt'}: {reason}"}
     assert tagged(root) == {"a", "b", "c"}
 
 
@@ -106,7 +108,7 @@ def test_an_unreadable_sidecar_concerns_its_image_alone(tagger, root, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", refuse)
         plan(root, append=True).run(tagger, 0.5)
-    assert failures(root) == {"b.png": f"{root / 'b.txt'}: Permission denied"}
+    assert failures(root) == {"b.png": f"{root / 'b.txt'}: Permission denied; check its owner and permissions"}
     assert (root / "b.txt").read_text() == "mine"
 
 

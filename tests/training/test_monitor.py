@@ -1,5 +1,7 @@
 """Throughput, data wait and memory of a run."""
 
+import sys
+
 import torch
 
 from joytag.training.monitor import Meter
@@ -15,5 +17,13 @@ def test_a_meter_measures_the_wait_for_data(monkeypatch):
         next(now)
     metrics = meter.metrics()
     assert (metrics["samples_per_s"], metrics["data_wait"]) == (3.0, 0.3)
-    assert metrics["memory_gb"] > 0
+    assert "memory_gb" not in metrics or metrics["memory_gb"] > 0
     assert "mfu" not in metrics
+
+
+def test_memory_is_left_out_where_it_cannot_be_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    meter = Meter(torch.device("cpu"), 10, 1)
+    with meter.step(30):
+        pass
+    assert meter.metrics().keys() == {"samples_per_s", "data_wait"}

@@ -229,3 +229,11 @@ def test_an_account_is_known_from_the_environment_or_a_login(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert tracker._has_account() == expected
+
+
+def test_a_login_on_windows_is_found(tmp_path, monkeypatch, alone):
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert not tracker._has_account()
+    (tmp_path / "_netrc").write_text("machine api.wandb.ai login user password k\n")
+    assert tracker._has_account()

@@ -12,6 +12,7 @@ import torch
 import yaml
 from commands import HANG
 from paths import ROOT
+from requirements import needs_unix
 from safetensors.torch import load_file
 from training_runs import assert_equal_weights, build_run, newest_checkpoint, open_run, read_log, read_losses, weights
 
@@ -100,19 +101,19 @@ MOMENTS = {  # (module, function, number of the call) that the signal interrupts
     "save": (checkpoint, "_write", 2, 32),
     "end of a save": (checkpoint, "sync", 9, 32),
 }
-SIGNALS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+SIGNALS = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}
 
 
+@needs_unix
 @pytest.mark.parametrize(
-    ("moment", "number"),
-    [*((moment, signal.SIGTERM) for moment in MOMENTS), ("step", signal.SIGUSR1), ("step", signal.SIGINT)],
+    ("moment", "number"), [*((moment, "SIGTERM") for moment in MOMENTS), ("step", "SIGUSR1"), ("step", "SIGINT")]
 )
 def test_a_run_stopped_by_a_signal_resumes_bit_identical(run_values, tmp_path, monkeypatch, moment, number):
     owner, name, call, samples = MOMENTS[moment]
     whole = trainer.train(build_run(run_values, output=str(tmp_path / "whole")), None)
     run = build_run(run_values)
     with monkeypatch.context() as patch:
-        interrupt_at(call, owner, name, number, patch)
+        interrupt_at(call, owner, name, signal.Signals[number], patch)
         with pytest.raises(Stopped, match="as requested") as end:
             trainer.train(run, None)
     assert end.value.code == SIGNALS[number]
@@ -125,6 +126,21 @@ def test_a_run_stopped_by_a_signal_resumes_bit_identical(run_values, tmp_path, m
     assert lines == [48, 96, 104, 144, 184], (
         "each validation is logged once; an interrupted one is repeated after the resume"
     )
+
+
+def test_ctrl_c_ends_the_first_step_at_once_since_nothing_is_lost(run_values, monkeypatch):
+    run = build_run(run_values)
+    with monkeypatch.context() as patch:
+        interrupt_at(1, training_step, "batch_loss", signal.SIGINT, patch)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(run, None)
+    assert not checkpoint.checkpoints(run.root)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        interrupt_at(1, training_step, "batch_loss", signal.SIGTERM, patch)
+        with pytest.raises(Stopped, match="stopped after 8 samples"):
+            trainer.train(run, None)
+    assert newest_checkpoint(run).name == f"{8:012d}"
 
 
 @pytest.mark.parametrize("augment", ["trivial", "none"])
