@@ -24,7 +24,7 @@ REMEDIES = {
     **OUTPUT_REMEDIES,
     Stopped: "run the same command again to continue",
     ProcessLost: "run the same command again to continue",
-    Outdated: "start anew with another --output",
+    Outdated: "start again with another --output",
     NoSidecars: "write them first: joytag tag",
     Diverged: "start again with another --output and a lower optimizer.lr",
 }

@@ -92,7 +92,7 @@ def _add_spelling(group: argparse._ArgumentGroup) -> None:
     add("--always-first", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
     text = "the same, but split by the separator, and with the last tag first, as in sd-scripts"
     add("--always_first_tags", default="", metavar="TAG,TAG", help=text)
-    text = r"rename a tag; NEW is written as it is; may be given several times; \= is an equals sign within a tag"
+    text = r"rename a tag; NEW is written unchanged; may be given several times; \= is an equals sign within a tag"
     add("--replace", type=replacement, action="append", default=[], metavar="OLD=NEW", help=text)
     text = r"the same, as in sd-scripts; \, and \; are part of a tag"
     add("--tag_replacement", type=tag_replacement, default=[], metavar="OLD,NEW;OLD,NEW", help=text)

@@ -22,7 +22,7 @@ BOM = "\ufeff"  # spreadsheets write it
 
 
 class Rows(Protocol):
-    """The rows of a table. What people add, columns and rows of their own, stays as it is."""
+    """The rows of a table. Columns and rows that people add are kept unchanged."""
 
     def names(self) -> list[str]:
         """Return the file name of each row."""
@@ -154,7 +154,7 @@ class Table:
                 pass
 
     def _merge(self) -> None:
-        """Add the new rows to the table as it is now: somebody may have edited it."""
+        """Add the new rows to the current table, which somebody may have edited during the run."""
         new = {row[COLUMNS[0]]: row for row in jsonl.read(self._new)}
         if not new:
             return

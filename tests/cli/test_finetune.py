@@ -56,7 +56,7 @@ def test_labels_that_changed_since_an_interruption_need_a_new_run(call, labelled
     command = [str(labelled_folder), "--model", str(TINY), "--output", str(tmp_path / "run"), "tracking.wandb=disabled"]
     finetune.build(finetune.build_settings(finetune.parse(command), TINY))
     (labelled_folder / "0.txt").write_text("gradient")
-    assert_one_line(call("finetune", *command), "have changed since it was built; start anew with another --output")
+    assert_one_line(call("finetune", *command), "have changed since it was built; start again with another --output")
 
 
 def test_settings_of_the_command_line_win_over_chosen_ones(monkeypatch, tmp_path):
