@@ -15,7 +15,7 @@ from joytag.cli.arguments import Parser, PrintSettings
 from joytag.cli.command import add_remedies
 from joytag.core import settings
 from joytag.core.lock import InUse
-from joytag.core.terminal import print
+from joytag.core.terminal import print, quote
 
 REMEDIES: dict[type[Exception], str] = {
     InUse: "set it with output=DIR",
@@ -47,4 +47,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MissingSource as error:
         is_emoji = Path(error.path).name in ("openmoji", "twemoji")
         raise ValueError(f"{error}; create it with: joytag openmoji" if is_emoji else str(error)) from None
-    print(f"Next: joytag describe {output}")
+    print(f"Next: joytag describe {quote(output)}")

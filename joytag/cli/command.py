@@ -20,7 +20,7 @@ from typing import NoReturn
 import joytag
 from joytag.core.errors import Exit, ExitCode, describe
 from joytag.core.lock import InUse
-from joytag.core.terminal import print, printable
+from joytag.core.terminal import print, printable, quote
 
 COMMANDS = (
     "tag",
@@ -138,7 +138,7 @@ def _build_command(error: ValueError) -> str:
             config = settings.find(f"{error.directory.name}.yaml", "data")
         except settings.SettingsError:
             config = Path("CONFIG")
-    return f" with: joytag build --config {config}"
+    return f" with: joytag build --config {quote(config)}"
 
 
 OUTPUT_REMEDIES: dict[type[Exception], str] = {InUse: "set it with --output"}  # of commands with this flag

@@ -10,13 +10,14 @@ from joytag.cli.arguments import Parser
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.core import settings
 from joytag.core.errors import Diverged, ProcessLost, Stopped
-from joytag.core.terminal import plural, print
+from joytag.core.terminal import plural, print, quote
 from joytag.data import tag_names
 from joytag.data.dataset import Dataset
 from joytag.evaluation import forgetting
 from joytag.models import checkpoint, release
 from joytag.training import launch, transfer
 from joytag.training.config import RunSettings
+from joytag.training.state import RunChanged
 
 CONFIG = "finetune.yaml"
 DATASET = "dataset"  # in the run's directory
@@ -24,6 +25,7 @@ REMEDIES = {
     **OUTPUT_REMEDIES,
     Stopped: "run the same command again to continue",
     ProcessLost: "run the same command again to continue",
+    RunChanged: "change them back to continue, or start again with another --output",
     Outdated: "start again with another --output",
     NoSidecars: "write them first: joytag tag",
     Diverged: "start again with another --output and a lower optimizer.lr",
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{images:,} training {plural(images, 'image')}: {schedule}")
         launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
     print(forgetting.summary(model, released, dataset, config.threshold, config.device))
-    print(f"Next: joytag tag --model {released} IMAGES")
+    print(f"Next: joytag tag --model {quote(released)} IMAGES")
 
 
 def build_settings(options: argparse.Namespace, model: Path) -> BuildSettings:

@@ -7,7 +7,7 @@ from pathlib import Path
 from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.core import jsonl
 from joytag.core.files import replacing
-from joytag.core.terminal import print
+from joytag.core.terminal import print, quote
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models import checkpoint
@@ -71,8 +71,8 @@ def describe_release(model: Path, data: Path, image: Path) -> None:
   {model}/full-metrics.txt   precision, recall and F1 of every tag
   {model}/                   the model: {", ".join(FILES)}""")
     else:
-        print(f"\nNext, measure the model:\n  joytag evaluate --model {model} --data {data}")
+        print(f"\nNext, measure the model:\n  joytag evaluate --model {quote(model)} --data {quote(data)}")
     print(f"""
 Next, tag this image or a folder of your own:
-  joytag tag --model {model} --output print {image}
+  joytag tag --model {quote(model)} --output print {quote(image)}
 or change the recipe and train again: see "Train and measure" in README.md.""")

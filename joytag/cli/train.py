@@ -14,6 +14,7 @@ from joytag.core.terminal import print, quote
 from joytag.models import release
 from joytag.training import dry_run, launch
 from joytag.training.config import RunSettings
+from joytag.training.state import NeedsBranch, RunChanged
 
 REMEDIES = {
     Stopped: "continue with --resume auto",
@@ -22,6 +23,8 @@ REMEDIES = {
     GradientsDiverged: "--resume auto continues after them, --resume PATH output=DIR branches off an older checkpoint, "
     "perhaps with a lower optimizer.lr",
     InUse: "set it with output=DIR",
+    NeedsBranch: "set another output to branch off",
+    RunChanged: "change them back, or start a new run in another output",
     launch.HasCheckpoints: "continue it with --resume auto, or set output=DIR for a new run",
     dry_run.RatesError: "or measure again with joytag benchmark all",
 }

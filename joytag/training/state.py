@@ -27,6 +27,14 @@ from joytag.training.run import Run
 FIRST_SCALE = 2.0**26
 
 
+class RunChanged(ValueError):
+    """Raised for a checkpoint of a run whose settings, images or labels were others; each is named."""
+
+
+class NeedsBranch(RunChanged):
+    """Raised when only settings differ that a run may change that branches off."""
+
+
 @dataclass
 class TrainState:
     """All that a run needs to resume."""
@@ -178,7 +186,7 @@ def load_state(path: Path, run: Run) -> TrainState:
 
 
 def _check_fingerprint(path: Path, values: dict[str, Any], run: Run) -> None:
-    """Raise ValueError, naming all that differs, when a checkpoint is of another run than this one would resume."""
+    """Raise RunChanged, naming all that differs, when a checkpoint is of another run than this one would resume."""
     now, before = resume_fingerprint(run), values.get("resume_fingerprint")
     if not isinstance(before, dict) or before.keys() != now.keys():
         raise ValueError(
@@ -191,10 +199,10 @@ def _check_fingerprint(path: Path, values: dict[str, Any], run: Run) -> None:
     if not contents and in_branch.issuperset(keys):
         if path.parent.resolve() != run.root.resolve():
             return
-        remedy = "set another output to branch off"
+        kind: type[RunChanged] = NeedsBranch
     else:
-        remedy = "change them back, or start a new run in another output"
+        kind = RunChanged
     differences = [f"{key}: was {old.get(key, absent)} there, is {new.get(key, absent)} now" for key in keys]
     differences += [f"{key}: its content was another" for key in contents]
     if differences:
-        raise ValueError(f"{path}: {', '.join(differences)}; {remedy}")
+        raise kind(f"{path}: {', '.join(differences)}")

@@ -4,6 +4,7 @@ import pytest
 
 from joytag.cli.command import report_errors, run
 from joytag.core.errors import ExitCode
+from joytag.core.terminal import quote
 from joytag.data.dataset import CONFIG, Dataset
 
 
@@ -16,10 +17,12 @@ def message(directory, capsys) -> str:
 
 
 def test_a_dataset_of_another_version_is_built_from_its_own_config(tmp_path, capsys):
-    (tmp_path / "dataset.json").write_text('{"version": 0}')
-    (tmp_path / CONFIG).touch()
-    expected = f"remove the file and build the dataset again with: joytag build --config {tmp_path / CONFIG}\n"
-    assert message(tmp_path, capsys).endswith(expected)
+    directory = tmp_path / "my dataset"
+    directory.mkdir()
+    (directory / "dataset.json").write_text('{"version": 0}')
+    (directory / CONFIG).touch()
+    expected = f"build the dataset again with: joytag build --config {quote(directory / CONFIG)}\n"
+    assert message(directory, capsys).endswith(f"remove the file and {expected}")
 
 
 @pytest.mark.parametrize(("name", "config"), [("openmoji", "configs/data/openmoji.yaml"), ("nowhere", "CONFIG")])

@@ -10,6 +10,9 @@ from paths import TINY
 from PIL import Image
 
 from joytag.cli import finetune
+from joytag.core.errors import ExitCode, Stopped
+from joytag.training import trainer
+from joytag.training.state import save_state
 
 
 @pytest.fixture
@@ -57,6 +60,22 @@ def test_labels_that_changed_since_an_interruption_need_a_new_run(call, labelled
     finetune.build(finetune.build_settings(finetune.parse(command), TINY))
     (labelled_folder / "0.txt").write_text("gradient")
     assert_one_line(call("finetune", *command), "have changed since it was built; start again with another --output")
+
+
+def test_changed_settings_of_an_interrupted_run_are_named_with_the_flag_that_helps(
+    call, labelled_folder, tmp_path, monkeypatch
+):
+    def save_and_stop(state, run, *_):
+        save_state(state, run, required=True)
+        raise Stopped("stopped", ExitCode.REQUEUE)
+
+    command = ["finetune", labelled_folder, "--model", TINY, "--output", tmp_path / "run", "tracking.wandb=disabled"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "take_steps", save_and_stop)
+        assert call(*command).returncode == ExitCode.REQUEUE
+    for change in ("optimizer.lr=0.5", "seed=1"):
+        done = call(*command, change)
+        assert_one_line(done, "now; change them back to continue, or start again with another --output\n")
 
 
 def test_settings_of_the_command_line_win_over_chosen_ones(monkeypatch, tmp_path):

@@ -12,6 +12,8 @@ from commands import assert_one_line
 from paths import TINY
 from PIL import Image
 
+from joytag.core.terminal import quote
+
 
 def test_a_small_run_goes_from_config_to_tags_without_network(call, offline, run_values, dataset_directory, tmp_path):
     run, config = Path(run_values["output"]), tmp_path / "small.yaml"
@@ -72,13 +74,14 @@ def test_tag_fine_tune_and_tag_again(call, image_folder, tmp_path):
         Image.fromarray(pixels).save(image_folder / f"{number}.png")
         (image_folder / f"{number}.txt").write_text("noise, grainy texture")
     assert call("tag", "--model", TINY, image_folder, "--append").returncode == 0
-    run = tmp_path / "mine"
+    run = tmp_path / "my run"
     short = ("stages.0.samples=64", "batch_size=16", "tracking.wandb=disabled")
     done = call("finetune", image_folder, "--model", TINY, "--output", run, *short)
     assert done.returncode == 0, done.stderr
     assert "23 tags kept, 2 tags new, 0 tags dropped" in done.stdout
     assert re.search(r"^\d+ training images: 64 samples, peak rate [\d.]+, retain 0.5$", done.stdout, re.MULTILINE)
     last = done.stdout.splitlines()[-3:]
+    assert last[2] == f"Next: joytag tag --model {quote(run / 'release')} IMAGES"
     assert re.match(r"old tags: micro F1 (nan|\d\.\d+) against the original model's own tags, on \d+ of your", last[0])
     assert re.match(r"new tags: macro F1 \d\.\d+ on \d+ held-out images \((noise|grainy_texture), ", last[1])
     assert {"noise", "grainy_texture"} <= set((run / "release" / "top_tags.txt").read_text().split("\n"))

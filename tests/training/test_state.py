@@ -13,7 +13,7 @@ from joytag.models import checkpoint, inference
 from joytag.models.vit import ViT, ViTConfig
 from joytag.training import trainer
 from joytag.training.losses import focal
-from joytag.training.state import fresh_optimizer, initial_state, load_state, save_state
+from joytag.training.state import NeedsBranch, fresh_optimizer, initial_state, load_state, save_state
 
 
 def test_a_new_model_predicts_the_frequencies_of_the_tags(run_values):
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_vocabulary_model_or_recipe_is_refused(run_value
         load_state(path, wider)
     with pytest.raises(ValueError, match=r"optimizer\.weight_decay: was 0\.05 there, is 0\.5 now"):
         load_state(path, build_run(run_values, optimizer={"weight_decay": 0.5}))
-    with pytest.raises(ValueError, match=r"lr: was 0\.004 there, is 0\.002 now; set another output to branch off"):
+    with pytest.raises(NeedsBranch, match=r"lr: was 0\.004 there, is 0\.002 now"):
         load_state(path, build_run(run_values, optimizer={"lr": 0.002}))
     branch = build_run(run_values, optimizer={"lr": 0.002}, output=run_values["output"] + "-slower")
     assert load_state(path, branch).samples == 184
