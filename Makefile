@@ -43,8 +43,11 @@ docs: .venv/installed  ## write the reference of all settings, for readers and f
 	$(BIN)/joytag train --settings > docs/configuration.md
 	echo >> docs/configuration.md
 	$(BIN)/joytag build --settings >> docs/configuration.md
+	echo >> docs/configuration.md
+	$(BIN)/joytag sweep --settings >> docs/configuration.md
 	$(BIN)/joytag train --settings json > configs/schema.json
 	$(BIN)/joytag build --settings json > configs/data/schema.json
+	$(BIN)/joytag sweep --settings json > configs/sweeps/schema.json
 
 clean:  ## remove the environment, the embedded dataset and its run
 	rm -rf .venv data/raw/openmoji data/raw/twemoji $(DATA) $(RUN)

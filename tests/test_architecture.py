@@ -20,11 +20,12 @@ PACKAGES = (  # a package imports only packages above it
     "training",
     "tagging",
     "reports",
+    "sweeps",
     "benchmarks",
     "cli",
 )
 OPEN_TO_DATA_PREP = {"core", "data"}
-MAY_NAME_RUN_SETTINGS = {"training", "benchmarks", "cli"}
+MAY_NAME_RUN_SETTINGS = {"training", "sweeps", "benchmarks", "cli"}
 MODULES = sorted((ROOT / "joytag").rglob("*.py"))
 PREPARATION = sorted((ROOT / "data_prep").rglob("*.py"))
 

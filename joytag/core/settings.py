@@ -132,9 +132,10 @@ def load(schema: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> 
     """Read a YAML file, its chain of `base:` files and `key=value` overrides into `schema`.
 
     A `base:` path is relative to the file that names it; mappings merge key by key, all else is
-    replaced. Raises SettingsError with the file, the full key and the nearest valid one.
+    replaced. In a schema with a setting `base`, it is that. Raises SettingsError with the file, the full key and the
+    nearest valid one.
     """
-    values = read(path)
+    values = _parse(path) if "base" in schema.model_fields else read(path)
     for override in overrides:
         _override(values, override)
     return validate(schema, values, str(path))
@@ -152,6 +153,17 @@ def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the mapping in a YAML file with its `base:` files merged in, not validated."""
     if path.resolve() in _above:
         raise SettingsError(f"{path}: base: the files include each other")
+    values = _parse(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise SettingsError(f"{path}: base: no such file: {base}")
+    return _merge(read(path.parent / base, (*_above, path.resolve())), values)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises SettingsError."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except SettingsError as error:
@@ -164,12 +176,7 @@ def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str) or not (path.parent / base).is_file():
-        raise SettingsError(f"{path}: base: no such file: {base}")
-    return _merge(read(path.parent / base, (*_above, path.resolve())), values)
+    return values
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

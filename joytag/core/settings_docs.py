@@ -10,7 +10,7 @@ from typing import Any
 from joytag.core.settings import Settings
 
 WIDTH = 110
-NAMES = {"integer": "whole number", "string": "text", "boolean": "true or false"}  # of JSON types
+NAMES = {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "mapping"}  # of JSON types
 
 
 def json_schema(schema: type[Settings]) -> dict[str, Any]:
@@ -70,6 +70,8 @@ def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) ->
             nested[f"{prefix}{name}"] = value, value
         elif "$ref" in value.get("items", {}):
             nested[f"{prefix}{name}.N"] = value, value["items"]
+        elif "$ref" in value.get("anyOf", [{}])[0]:  # or null
+            nested[f"{prefix}{name}"] = value, value["anyOf"][0]
         else:
             items.append(_item(f"{prefix}{name}", value, name in section.get("required", ())))
     if items:
@@ -77,8 +79,10 @@ def _sections(document: dict[str, Any], section: dict[str, Any], prefix: str) ->
     for key, (value, reference) in nested.items():
         definition = _definition(document, reference)
         text = f"{definition['description']}{_may_change(value)}"
-        if reference is not value:
+        if key.endswith(".N"):
             text = f"{value.get('description', '')} {text} A list: `N` is 0 for the first item."
+        elif reference is not value:
+            text = f"{text} {value['description']}"
         yield f"## {key.removesuffix('.N')}"
         yield _wrap(text)
         yield from _sections(document, definition, f"{key}.")

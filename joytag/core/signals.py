@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +16,27 @@ from joytag.core.errors import ExitCode
 CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.REQUEUE}
 if hasattr(signal, "SIGUSR1"):  # Slurm sends it before a job's time limit; Windows has none
     CODES[signal.SIGUSR1] = ExitCode.REQUEUE
+
+LIFELINE = "JOYTAG_LIFELINE"  # in the environment: this process ends with the one that started it
+_LIBC = None if sys.platform == "win32" else ctypes.CDLL(None)  # loaded here: after a fork nothing may be loaded
+
+
+def die_with_parent() -> bool:
+    """Have the system kill this process as soon as the thread that started it ends; returns whether it can (Linux)."""
+    prctl = getattr(_LIBC, "prctl", None)
+    return prctl is not None and prctl(1, signal.SIGKILL) == 0  # 1: PR_SET_PDEATHSIG
+
+
+def obey_lifeline() -> None:
+    """End this process with the one that started it, if LIFELINE is set; without `die_with_parent`, when stdin ends."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(ExitCode.FAILED)
+
+    if LIFELINE in os.environ and not die_with_parent():
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class Interrupts:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from joytag.core import devices, distributed
+from joytag.core import devices, distributed, signals
 from joytag.core.errors import Exit
 from joytag.core.rng import Purpose, generator
 from joytag.data import augment
@@ -287,7 +287,11 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    """Keep a terminal's Ctrl-C from the process, by a group of its own: the parent alone finishes its step."""
+    """Keep a terminal's Ctrl-C from the process, by a group of its own: the parent alone finishes its step.
+
+    On Linux it ends at once with a parent that is killed; elsewhere torch notices within seconds.
+    """
+    signals.die_with_parent()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     else:

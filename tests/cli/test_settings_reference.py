@@ -10,15 +10,20 @@ from data_prep.config import BuildSettings
 from joytag.cli import command
 from joytag.cli.arguments import settings_reference
 from joytag.core.settings import Settings
+from joytag.sweeps.config import SweepSettings
 from joytag.training.config import RunSettings
 
 REMEDY = "is not current; run: make docs"
-SCHEMAS: dict[str, type[Settings]] = {"configs": RunSettings, "configs/data": BuildSettings}
+SCHEMAS: dict[str, type[Settings]] = {
+    "configs": RunSettings,
+    "configs/data": BuildSettings,
+    "configs/sweeps": SweepSettings,
+}
 
 
 def test_the_settings_documentation_is_current():
-    halves = [settings_reference(schema, "markdown") for schema in SCHEMAS.values()]
-    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == "\n".join(halves), REMEDY
+    parts = [settings_reference(schema, "markdown") for schema in SCHEMAS.values()]
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == "\n".join(parts), REMEDY
 
 
 @pytest.mark.parametrize("schema", SCHEMAS.values())
@@ -43,7 +48,9 @@ def test_a_config_names_its_schema_and_uses_only_keys_of_it(path):
     assert set(yaml.safe_load(text)) <= set(schema["properties"])
 
 
-@pytest.mark.parametrize(("name", "schema"), [("train", RunSettings), ("build", BuildSettings)])
+@pytest.mark.parametrize(
+    ("name", "schema"), [("train", RunSettings), ("build", BuildSettings), ("sweep", SweepSettings)]
+)
 def test_a_command_prints_its_settings(name, schema, capsys):
     for arguments, form in (["--settings"], "markdown"), (["--settings", "json"], "json"):
         with pytest.raises(SystemExit) as ended:

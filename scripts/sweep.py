@@ -1,0 +1,6 @@
+"""`joytag sweep`."""
+
+from joytag.cli.command import run
+
+if __name__ == "__main__":
+    run("sweep")
