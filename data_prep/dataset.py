@@ -84,6 +84,8 @@ def write(output: Path, content: Content, ledger: Ledger) -> None:
         write_table(tables, dataset.POSTS_SCHEMA.append(dataset.PATH), output / f"{split}.parquet")
         print(f"{chosen.sum():>9,} {plural(chosen.sum(), 'image')}: {split}")
     print(f"{n_tags:>9,} {plural(n_tags, 'tag')}")
+    if lacking := dataset.TagTable.read(output / "tags.parquet").describe_lacking():
+        print(f"{'':>9} {lacking}")
 
 
 def _counts(content: Content, n_sources: int) -> np.ndarray:

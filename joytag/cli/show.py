@@ -16,6 +16,7 @@ from joytag.reports import evaluation
 from joytag.reports.contact_sheet import draw_validation_sample
 from joytag.reports.training_plots import plot_curves
 from joytag.tagging.tagger import Tagger
+from joytag.training.state import recorded_dataset
 from joytag.training.tracker import LOG
 
 
@@ -24,7 +25,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="joytag show", description=__doc__)
     add = parser.add_argument
     add("--run", required=True, type=results_directory, help="a run's directory")
-    add("--data", required=True, type=Path, help="a dataset directory")
+    add("--data", type=Path, help="a dataset directory (default: the run's, if it still has a checkpoint)")
     add("--images", type=positive, default=15, help="images on the contact sheet (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed that chooses the images (default: %(default)s)")
     add(
@@ -50,14 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if model is None:
         print("No contact sheet: the run has not saved a checkpoint yet")
         return
-    sample = draw_validation_sample(
-        Tagger.load(model), Dataset.open(options.data), options.images, options.seed, options.threshold
-    )
+    data = options.data or recorded_dataset(run)
+    if data is None:
+        raise ValueError(f"{run}: no checkpoint there names a dataset that exists; add --data")
+    dataset = Dataset.open(data)
+    sample = draw_validation_sample(Tagger.load(model), dataset, options.images, options.seed, options.threshold)
     with replacing(run / "contact-sheet.png") as partial:
         sample.sheet.save(partial, "PNG")
     print(f"Written: {run}/contact-sheet.png, validation images tagged by {model}")
     if model.parent != run / checkpoint.DIRECTORY:
-        describe_release(model, options.data, sample.best)
+        describe_release(model, data, sample.best)
 
 
 def describe_release(model: Path, data: Path, image: Path) -> None:

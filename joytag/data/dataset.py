@@ -87,6 +87,22 @@ class TagTable:
     def __len__(self) -> int:
         return len(self.names)
 
+    def describe_lacking(self) -> str:
+        """Name some tags that training or validation has no images of, in one line; "" without any."""
+        held = self.totals - self.counts
+        lacking = {
+            "any image": self.totals == 0,
+            "a training image": (self.counts == 0) & (held > 0),
+            "a validation image": (held == 0) & (self.counts > 0),
+        }
+        parts = []
+        for lack, is_lacking in lacking.items():
+            rows = np.flatnonzero(is_lacking).tolist()
+            if rows:
+                names = ", ".join(self.names[row] for row in rows[:3])
+                parts.append(f"{len(rows):,} without {lack} ({names}{', ...' if len(rows) > 3 else ''})")
+        return f"of {len(self):,} tags: {', '.join(parts)}" if parts else ""
+
     @classmethod
     def read(cls, path: Path, schema: pa.Schema = TAGS_SCHEMA) -> TagTable:
         """Read a `tags.parquet`, which has the columns of a schema. Raises TableError."""

@@ -51,6 +51,9 @@ def start(config: RunSettings, resume: str | None) -> None:
         distributed.run_on_rank_zero(lambda: check_disk(run, checkpoint_path))
         run = micro_batch.resolve(run)
         distributed.run_on_rank_zero(lambda: check_shared_memory(run))
+        # A teacher knows what its tags look like without images.
+        if distributed.rank() == 0 and not config.distill and (lacking := dataset.tags.describe_lacking()):
+            print(f"{dataset.directory}: {lacking}")
         try:
             train(run, checkpoint_path)
         except Exit as end:

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 from commands import assert_one_line
+from datasets import make_dataset
 from training_runs import build_run, newest_checkpoint
 
 from joytag.core import jsonl
+from joytag.core.terminal import quote
 from joytag.models import release
 from joytag.training.state import initial_state, save_state
 
 
 @pytest.fixture
-def show(call, run_values, dataset_directory):
+def show(call, run_values, dataset_directory, tmp_path):
+    run_values["output"] = str(tmp_path / "a run")
+
     def run():
         done = call("show", "--run", run_values["output"], "--data", dataset_directory)
         assert done.returncode == 0, done.stderr
@@ -48,11 +52,27 @@ def test_show_works_at_any_time(show, call, run_values, dataset_directory):
     shutil.rmtree(directory / "checkpoints")
     text = show()  # finished, not evaluated
     assert sheet.exists()
-    assert f"joytag evaluate --model {directory}/release" in text
-    assert f"joytag tag --model {directory}/release" in text
+    assert f"joytag evaluate --model {quote(directory / 'release')} --data {quote(dataset_directory)}\n" in text
+    assert f"joytag tag --model {quote(directory / 'release')} --output print " in text
 
     (directory / "log.jsonl").unlink()  # a copy of the release alone
     assert "No curves" in show()
+
+
+def test_a_run_knows_its_dataset(call, run_values, tmp_path):
+    run_values["data"]["directory"] = str(make_dataset(tmp_path / "data", {"train": 20, "validation": 4}))
+    run = build_run(run_values)
+    state = initial_state(run)
+    save_state(state, run, required=True)
+    done = call("show", "--run", run.config.output)
+    assert f"tagged by {newest_checkpoint(run)}" in done.stdout, done.stderr
+    release.save(run.release, state.model, run.dataset.tags.names, "focal2")
+    assert f"--data {quote(tmp_path / 'data')}\n" in call("show", "--run", run.config.output).stdout
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert_one_line(call("show", "--run", run.config.output), f"{run.config.output}: ", "add --data")
+    assert call("show", "--run", run.config.output, "--data", tmp_path / "moved").returncode == 0
+    shutil.rmtree(run.root)
+    assert_one_line(call("show", "--run", run.config.output), f"{run.config.output}: ", "add --data")
 
 
 def test_show_refuses_what_is_not_a_run(call, dataset_directory, tmp_path):

@@ -68,6 +68,17 @@ def test_images_that_teach_a_release_nothing_are_refused(tmp_path):
     assert not (tmp_path / "dataset" / "dataset.json").exists()
 
 
+def test_kept_tags_without_images_on_one_side_are_named(tmp_path, capsys):
+    write(tmp_path / "images", {f"{n}": "cat, known" if n == 0 else "cat" for n in range(14)})
+    (tmp_path / "top_tags.txt").write_text("known\ncat\na\nb\nc\nd")
+    directory = build(config(tmp_path, f"tags.keep={tmp_path / 'top_tags.txt'}"))
+    line = "of 6 tags: 4 without any image (a, b, c, ...), 1 without a validation image (known)\n"
+    assert f"{'':>9} {line}" in capsys.readouterr().out
+    tags = Dataset.open(directory).tags
+    held = {name: total - trained for name, total, trained in zip(tags.names, tags.totals, tags.counts, strict=True)}
+    assert held == {"cat": 1, "known": 0, "a": 0, "b": 0, "c": 0, "d": 0}
+
+
 def test_a_new_tag_of_look_alikes_is_dropped_and_named(tmp_path, capsys):
     write(tmp_path / "images", {f"{n}": "noise" for n in range(40)})
     write(tmp_path / "images", {f"hero{n}": "hero, noise" for n in range(12)}, alike=True)

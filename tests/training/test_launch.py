@@ -4,10 +4,14 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import make_dataset
+from paths import TINY
 from training_runs import build_run
 
-from joytag.data import loader
+from joytag.data import dataset, loader, tables
 from joytag.models import checkpoint
 from joytag.training import launch, trainer
 
@@ -137,3 +141,24 @@ def test_too_little_shared_memory_is_known_before_the_first_step(run_values, mon
     launch.check_shared_memory(build_run(run_values))
     monkeypatch.setattr(loader, "SHARED", tmp_path / "absent")
     launch.check_shared_memory(build_run(run_values, data=data))
+
+
+def test_tags_without_images_of_a_split_are_named_at_the_start_unless_they_are_distilled(
+    run_values, tmp_path, monkeypatch, capsys
+):
+    directory = make_dataset(tmp_path / "data", {"train": 50, "validation": 12})
+    tags = pq.read_table(directory / "tags.parquet").to_pydict()
+    assert min(tags["count_train"]) > 0
+    for row, split in ((1, "train"), (3, "train"), (4, "validation")):
+        tags["count"][row] -= tags[f"count_{split}"][row]
+        tags[f"count_{split}"][row] = 0
+    tags["count"][3], tags["count_validation"][3] = 1, 1
+    tags["count"][1], tags["count_validation"][1] = 0, 0
+    tables.write_table(pa.table(tags), dataset.TAGS_SCHEMA, directory / "tags.parquet")
+    monkeypatch.setattr(launch, "train", lambda *_: None)
+    run_values["data"]["directory"] = str(directory)
+    launch.start(build_run(run_values).config, None)
+    expected = "1 without any image (tag_1), 1 without a training image (tag_3), 1 without a validation image (tag_4)"
+    assert f"{directory}: of 6 tags: {expected}\n" in capsys.readouterr().out
+    launch.start(build_run(run_values, distill=True, init_from=str(TINY)).config, None)
+    assert "without" not in capsys.readouterr().out
