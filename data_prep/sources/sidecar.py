@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from data_prep.sources import posts
 from data_prep.sources.posts import Post
-from data_prep.sources.sidecar_style import AUTO, Evidence, Style, decode
+from data_prep.sources.sidecar_style import AUTO, Evidence, Style
 from joytag.core.terminal import plural, print, printable
+from joytag.data.encodings import decode
 from joytag.data.folders import find_images, ignores_case
 
 SUFFIXES = (".txt", ".tags", ".caption")

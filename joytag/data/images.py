@@ -153,15 +153,17 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
 
 
 def _open(source: bytes | str | os.PathLike[str]) -> Image.Image:
-    """Open an image; a PNG whose metadata Pillow refuses is opened without them."""
+    """Open an image; a PNG or a JPEG whose metadata Pillow refuses is opened without them."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         return Image.open(file, formats=FORMATS)
     except (ValueError, SyntaxError, UnidentifiedImageError):
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        if not data.startswith(_PNG):
-            raise
-    return Image.open(io.BytesIO(_pixels_of_png(data)), formats=["PNG"])
+        if data.startswith(_PNG):
+            return Image.open(io.BytesIO(_pixels_of_png(data)), formats=["PNG"])
+        if data.startswith(_JPEG):
+            return Image.open(io.BytesIO(_pixels_of_jpeg(data)), formats=["JPEG"])
+        raise
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -179,6 +181,23 @@ def _pixels_of_png(data: bytes) -> bytes:
             kept.append(data[offset:end])
         offset = end
     return b"".join(kept)
+
+
+_JPEG = b"\xff\xd8\xff"
+_APPLICATION = range(0xE0, 0xF0)  # markers of metadata
+
+
+def _pixels_of_jpeg(data: bytes) -> bytes:
+    """Return a JPEG without its metadata, but with its EXIF and the colours that a sound Adobe segment names."""
+    kept, offset = [data[:2]], 2
+    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] not in (0xDA, 0xFF):  # pixels, padding
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4])
+        marker, content = data[offset + 1], data[offset + 4 : end]
+        is_adobe = marker == 0xEE and len(content) >= 12
+        if marker not in _APPLICATION or is_adobe or content.startswith(b"Exif\0"):
+            kept.append(data[offset:end])
+        offset = end
+    return b"".join([*kept, data[offset:]])
 
 
 def _read_orientation(image: Image.Image) -> int:

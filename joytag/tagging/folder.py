@@ -161,6 +161,9 @@ class Job:
             print(f"{tagged:,} {plural(tagged, 'image')} tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
             if untagged:
                 print(f"{untagged:,} {plural(untagged, 'image')} without a tag above the threshold")
+            if isinstance(self.output, Sidecars) and self.output.converted:
+                converted = self.output.converted
+                print(f"{converted:,} {plural(converted, 'text')} in UTF-16 or Windows-1252, now UTF-8")
             if failed and is_listed:
                 print(f"{len(failed):,} not tagged, listed in {self.folder / failures.FILE}")
             if self.passed_over:

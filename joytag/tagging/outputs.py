@@ -15,6 +15,7 @@ from joytag.core import files
 from joytag.core.errors import describe
 from joytag.core.terminal import print, printable
 from joytag.data import folders, images
+from joytag.data.encodings import decode
 from joytag.tagging.captions import Captions, OptionError
 
 ABANDONED = 3600  # seconds after which no process still writes a file: others may work in the same folder
@@ -45,8 +46,8 @@ class Sidecars:
     """A file beside each image: a text of names, or with `scores` JSON, `{"tags": {name: score}}`.
 
     An image that has such a file is done, unless `overwrite`. `append` merges into existing texts; doing so twice
-    changes nothing. Texts end with a line break, so that none is empty: sd-scripts' trainer refuses empty files. Raises
-    OptionError for an extension that is an image's.
+    changes nothing. Texts in other encodings become UTF-8. Texts end with a line break, so that none is empty:
+    sd-scripts' trainer refuses empty files. Raises OptionError for an extension that is an image's.
     """
 
     extension: str
@@ -60,6 +61,7 @@ class Sidecars:
             raise OptionError("extension", f"{self.extension!r} cannot be used; give one like .txt, not an image's")
         self.extension = f".{name}"
         self._folders: set[Path] = set()  # that were written to
+        self.converted = 0  # texts that were in another encoding
 
     def pending(self, paths: Sequence[Path]) -> list[Path]:
         """Implement Output. Raises ValueError naming images that would share a file, or be replaced by their tags."""
@@ -101,21 +103,24 @@ class Sidecars:
         path = self.path(image)
         if self._is_done(image):
             return ""
+        encoding = "UTF-8"
         try:
             if path.exists() and not path.is_file():
                 return f"{path}: is not a file"
             if self.scores:
                 text = json.dumps({"tags": rounded(names)}, indent=1)
             elif self.append and path.exists():
-                text = captions.join(captions.merge(path.read_text(encoding="utf-8-sig"), names))
+                before, encoding = decode(path.read_bytes())
+                text = captions.join(captions.merge(before, names))
             else:
                 text = captions.join(names)
             if path.parent not in self._folders:
                 self._folders.add(path.parent)
                 files.remove_partials(path.parent, ABANDONED)
             files.write_text(path, text + "\n")
-        except UnicodeDecodeError:
-            return f"{path}: not UTF-8 text; save it as UTF-8"
+            self.converted += encoding != "UTF-8"
+        except ValueError as error:
+            return f"{path}: {error}"
         except OSError as error:
             if error.errno in FULL_DISK:
                 raise

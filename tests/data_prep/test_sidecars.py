@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from data_prep import inputs
 from data_prep.config import Source
 from data_prep.sources.posts import unique
-from data_prep.sources.sidecar_style import Evidence, Style, decode
+from data_prep.sources.sidecar_style import Evidence, Style
 from data_prep.tags import Policy
+from joytag.data.encodings import decode
 from joytag.data.folders import ignores_case
 from joytag.data.tag_names import canonical
 from joytag.tagging.captions import Captions, CaptionStyle

@@ -124,6 +124,20 @@ def test_appending_twice_changes_nothing(tagger, images):
         assert "not UTF-8" in failures(images)["a b.jpg"]
 
 
+def test_texts_in_other_encodings_are_kept_as_utf_8_and_counted(tagger, images, capsys):
+    own = {"b": ("naïve art, “mine”", "cp1252"), "a b": ("黒髪, naïve art", "utf-16")}
+    for name, (text, encoding) in own.items():
+        (images / f"{name}.txt").write_bytes(text.encode(encoding))
+    tag(tagger, images, append=True)
+    for name, (text, _) in own.items():
+        assert (images / f"{name}.txt").read_text(encoding="utf-8").startswith(f"{text}, ")
+    assert "2 texts in UTF-16 or Windows-1252, now UTF-8\n" in capsys.readouterr().out
+    before = texts(images)
+    tag(tagger, images, append=True)
+    assert texts(images) == before
+    assert "Windows-1252" not in capsys.readouterr().out
+
+
 def test_json_sidecars_hold_scores(tagger, images):
     tag(tagger, images, "json")
     expected = {name: round(score, 4) for name, score in tagger(images / "b.png", 0.5).tags.items()}
