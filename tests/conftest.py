@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from commands import Call, Done
 from datasets import make_dataset
 from paths import ROOT
@@ -17,6 +19,8 @@ from taggers import predict_taggers, write_taggers
 
 from joytag.cli import command
 from joytag.core import signals
+from joytag.sweeps import runners
+from joytag.sweeps.config import Sweep
 from joytag.training.config import RunSettings
 
 # Loaded at start by `offline`: only this machine can be reached.
@@ -182,3 +186,27 @@ def image_folder(tmp_path) -> Path:
     for colour in ("red", "green", "blue", "white"):
         Image.new("RGB", (30, 20), colour).save(folder / f"{colour}.png")
     return folder
+
+
+@pytest.fixture
+def write_sweep(run_values, tmp_path) -> Callable[..., Path]:
+    """Write a sweep over the miniature run, two rates and two seeds unless changed, and return its file."""
+
+    def write(**changes) -> Path:
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(run_values))
+        values = {"base": "base.yaml", "output": str(tmp_path / "sweep"), "seeds": 2}
+        values |= {"axes": {"optimizer.lr": [0.01, 0.02]}}
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def cheap_sweep(monkeypatch, write_sweep, tmp_path) -> Callable[..., Sweep]:
+    """Let trials be cheap ones, see `cheap_trial`, and return a sweep of them."""
+    monkeypatch.setitem(runners.MODULES, "joytag", "cheap_trial")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")]))
+    monkeypatch.setenv("ENOUGH", str(tmp_path / "enough"))
+    return lambda **changes: Sweep(write_sweep(**changes))

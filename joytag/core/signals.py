@@ -21,10 +21,16 @@ LIFELINE = "JOYTAG_LIFELINE"  # in the environment: this process ends with the o
 _LIBC = None if sys.platform == "win32" else ctypes.CDLL(None)  # loaded here: after a fork nothing may be loaded
 
 
-def die_with_parent() -> bool:
-    """Have the system kill this process as soon as the thread that started it ends; returns whether it can (Linux)."""
+def die_with_parent(parent: int | None = None) -> bool:
+    """Have the system kill this process as soon as the thread that started it ends; returns whether it can (Linux).
+
+    If `parent`, the number of the process that started it, has ended already, this process ends here.
+    """
     prctl = getattr(_LIBC, "prctl", None)
-    return prctl is not None and prctl(1, signal.SIGKILL) == 0  # 1: PR_SET_PDEATHSIG
+    obeys = prctl is not None and prctl(1, signal.SIGKILL) == 0  # 1: PR_SET_PDEATHSIG
+    if parent is not None and os.getppid() != parent:
+        os._exit(ExitCode.FAILED)
+    return obeys
 
 
 def obey_lifeline() -> None:

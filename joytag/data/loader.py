@@ -11,7 +11,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from joytag.core import devices, distributed, signals
-from joytag.core.errors import Exit
+from joytag.core.errors import Exit, ExitCode
 from joytag.core.rng import Purpose, generator
 from joytag.data import augment
 from joytag.data import dataset as records
@@ -292,6 +292,9 @@ def _start_worker(_: int) -> None:
     On Linux it ends at once with a parent that is killed; elsewhere torch notices within seconds.
     """
     signals.die_with_parent()
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():  # it was killed before the call
+        os._exit(ExitCode.FAILED)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     else:

@@ -34,44 +34,25 @@ NOT_LOGGED = ("micro_precision", "micro_recall")  # metrics without a curve
 CONFIRMING = 1000  # the first fresh seed, counted from the base's
 DIGITS = 4  # of the numbers of a grid, so that a wider grid repeats them exactly
 Label = str | float  # of an axis' choice: a number within a range, else text
-Ends = Annotated[tuple[float, float], Strict(False)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Range(Settings):
-    """Numbers from a low to a high end, which are included."""
+    """Numbers from a low to a high end, evenly spaced in their logarithm."""
 
-    log: Ends | None = None
-    """The ends; the numbers are evenly spaced in their logarithm."""
-    linear: Ends | None = None
-    """The ends; the numbers are evenly spaced."""
+    log: Annotated[tuple[Positive, Positive], Strict(False)]
+    """The low and the high end, which are included."""
     points: int | None = Field(default=None, ge=2)
     """How many numbers a grid takes."""
 
-    @model_validator(mode="after")
-    def _check_ends(self) -> Self:
-        if (self.log is None) == (self.linear is None):
-            raise ValueError("log: give the two ends either as log or as linear")
-        low, high = self.ends
-        if low >= high or (self.log and low <= 0):
-            raise ValueError(f"{'log' if self.log else 'linear'}: the low end must be below the high one, log above 0")
-        return self
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The low and the high end."""
-        return self.log or self.linear or (0, 0)
-
     def at(self, share: float) -> float:
         """Return the number at a share of the way from the low to the high end, to DIGITS digits."""
-        low, high = self.ends
-        value = low * (high / low) ** share if self.log else low + (high - low) * share
-        return float(f"{value:.{DIGITS}g}")
+        low, high = self.log
+        return float(f"{low * (high / low) ** share:.{DIGITS}g}")
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, list):
-        return "values"
-    return "range" if isinstance(value, Range) or value.keys() & Range.model_fields else "variants"
+    return "values" if isinstance(value, list) else "range" if "log" in dict(value) else "variants"
 
 
 def _check_axis(value: Any) -> Any:
@@ -111,8 +92,8 @@ class SweepSettings(Settings):
     """A sweep: a file in configs/sweeps/.
 
     An axis is a setting of the run with a list of values, such as `[0.0, 0.1]`, or with a range, such as `{log: [0.001,
-    0.1], points: 5}` or `{linear: [0, 1], points: 5}`, of which a grid takes so many points; or it is a name with
-    variants, such as `{cnn: {}, patch: {model.cnn_stem: null}}`.
+    0.1], points: 5}`, of which a grid takes so many points; or it is a name with variants of a few settings each, such
+    as `{cnn: {}, patch: {model.cnn_stem: null}}`.
     """
 
     base: PathText
@@ -145,8 +126,8 @@ class SweepSettings(Settings):
         if (self.search == "grid") != (self.trials is None):
             raise ValueError(f"trials: {'a grid has them all' if self.trials else f'needed by search {self.search}'}")
         for name, axis in self.axes.items():
-            if self.search == "grid" and isinstance(axis, Range) and axis.points is None:
-                raise ValueError(f"axes.{name}.points: needed by search grid")
+            if isinstance(axis, Range) and (axis.log[0] >= axis.log[1] or (self.search == "grid" and not axis.points)):
+                raise ValueError(f"axes.{name}: give log, a low and a high end, and for search grid points")
         for number, values in enumerate(self.zip):
             if len({len(items) for items in values.values()}) > 1:
                 raise ValueError(f"zip.{number}: the lists have different lengths")
@@ -178,8 +159,7 @@ class Axis:
         """Whether a label lies within the axis."""
         if self.range is None:
             return label in self.choices
-        low, high = self.range.ends
-        return isinstance(label, float) and low <= label <= high
+        return isinstance(label, float) and self.range.log[0] <= label <= self.range.log[1]
 
     @property
     def keys(self) -> set[str]:
@@ -275,6 +255,11 @@ class Sweep:
         except SettingsError as error:
             raise SettingsError(" ".join([f"{self.path}:", *(f"{text}:" for text in overrides), str(error)])) from None
         return config
+
+    @property
+    def samples(self) -> int:
+        """The samples of a run of the base."""
+        return sum(stage.samples for stage in self.base.plan())
 
     def seeds(self, phase: Literal["search", "confirm"]) -> list[int]:
         """Return the seeds of a phase; no seed is in both."""

@@ -17,9 +17,9 @@ ATTEMPTS = 3  # of a trial that fails, in one call
 class Ledger:
     """The rows of `ledger.jsonl` in a sweep's directory; only the process that holds the directory's lock appends.
 
-    Events: `called` (the sweep began or went on), `proposed` (a sampler chose a point), `started`, `interrupted`,
-    `failed` (an attempt), `ended`, once a trial, with `outcome` done, diverged or stopped and the metric's `value`, and
-    `lost` (someone has removed what an ended trial had written).
+    Events: `called` (the sweep began or went on), `planned` (points that came together), `proposed` (a sampler chose a
+    point), `started`, `interrupted`, `failed` (an attempt), `ended`, once a trial, with `outcome` done, diverged or
+    stopped and the metric's `value`, and `lost` (someone has removed what an ended trial had written).
     """
 
     def __init__(self, directory: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -24,23 +23,6 @@ from joytag.core.terminal import printable
 
 MODULES = {"joytag": "joytag", "torchrun": "torch.distributed.run"}  # of the programs that a command begins with
 RETRIES = 100  # of a task whose node dies
-
-
-class Runner(Protocol):
-    """A trial that runs."""
-
-    def poll(self) -> int | None:
-        """Return the exit code of the first command that fails, 0 when all succeeded, None while one runs."""
-
-    def stop(self) -> None:
-        """Ask the trial to save and end."""
-
-    @property
-    def reason(self) -> str:
-        """The last line of output."""
-
-
-Start = Callable[[Sequence[Sequence[str]], Mapping[str, str], Path], Runner]
 
 
 class Local:
@@ -54,7 +36,7 @@ class Local:
 
     def _begin(self) -> None:
         program, *arguments = self.left.pop(0)
-        unix: dict[str, Any] = {"start_new_session": True, "preexec_fn": signals.die_with_parent}
+        unix: dict[str, Any] = {"start_new_session": True, "preexec_fn": partial(signals.die_with_parent, os.getpid())}
         self.process = subprocess.Popen(
             [sys.executable, "-m", MODULES[program], *arguments],
             env={**os.environ, **self.environment, signals.LIFELINE: "1"},
@@ -92,9 +74,9 @@ class Local:
 
     def stop(self) -> None:
         """Ask the trial to save and end."""
-        self.stopping = True
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
+        if not self.stopping:
+            self.stopping = True
+            self.process.terminate()
 
     @property
     def reason(self) -> str:
@@ -120,6 +102,7 @@ class Remote:
         task: Any = ray.remote(_run).options(**resources, max_retries=RETRIES)
         self.task = task.remote(commands, environment, log.absolute(), Path.cwd())
         self.end: tuple[int, str] | None = None
+        self.stopping = False
 
     def poll(self) -> int | None:
         """Return the exit code once all is over."""
@@ -136,12 +119,17 @@ class Remote:
         """Ask the trial to save and end."""
         import ray
 
-        ray.cancel(self.task)
+        if not self.stopping:
+            self.stopping = True
+            ray.cancel(self.task)
 
     @property
     def reason(self) -> str:
         """The last line of output."""
         return "" if self.end is None else str(self.end[1])
+
+
+Start = Callable[[Sequence[Sequence[str]], Mapping[str, str], Path], Local | Remote]
 
 
 def _run(commands: Sequence[Sequence[str]], environment: Mapping[str, str], log: Path, cwd: Path) -> tuple[int, str]:

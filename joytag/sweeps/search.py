@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from joytag.core.rng import Purpose, generator
@@ -91,32 +89,8 @@ def distributions(axes: Sequence[Axis]) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     return {
-        axis.name: FloatDistribution(*axis.range.ends, log=axis.range.log is not None)
+        axis.name: FloatDistribution(*axis.range.log, log=True)
         if axis.range
         else CategoricalDistribution(list(axis.choices))
         for axis in axes
     }
-
-
-def export_optuna(path: Path, name: str, axes: Sequence[Axis], points: Sequence[tuple[Labels, float, Any]]) -> None:
-    """Write points, each with its metric (NaN: none yet) and its description, as a new journal for optuna-dashboard."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    path.unlink(missing_ok=True)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(path))), study_name=name, direction="maximize"
-    )
-    known = distributions(axes)
-    for labels, value, attributes in points:
-        done = not math.isnan(value)
-        study.add_trial(
-            optuna.create_trial(
-                state=optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.RUNNING,
-                value=value if done else None,
-                params=dict(labels),
-                distributions={key: known[key] for key in labels},
-                user_attrs=attributes,
-            )
-        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +24,9 @@ from joytag.core.signals import Interrupts
 from joytag.core.terminal import plural, print
 from joytag.models import checkpoint
 from joytag.sweeps.config import SAMPLERS, Sweep, Trial
+from joytag.sweeps.early_stopping import Curve, decide
 from joytag.sweeps.ledger import Ledger
-from joytag.sweeps.runners import Runner, Start
+from joytag.sweeps.runners import Local, Remote, Start
 from joytag.sweeps.search import Labels, Proposer, draw, grid
 from joytag.training.tracker import LOG
 
@@ -41,11 +44,8 @@ def points(sweep: Sweep, ledger: Ledger) -> list[Labels]:
     if sweep.settings.search == "grid":
         return grid(sweep.axes, sweep.base.seed)
     if sweep.settings.search == "random":
-        distinct: dict[str, Labels] = {}
-        for labels in (draw(sweep.axes, sweep.base.seed, number) for number in range(20 * count)):
-            if len(distinct) < count:
-                distinct.setdefault(sweep.trials(labels, [0])[0].point, labels)
-        return list(distinct.values())
+        drawn = (draw(sweep.axes, sweep.base.seed, number) for number in range(20 * count))
+        return list({sweep.trials(labels, [0])[0].point: labels for labels in drawn}.values())[:count]
     return [row["labels"] for row in ledger.events("proposed") if sweep.has(row["labels"])][:count]
 
 
@@ -80,7 +80,7 @@ class Running:
 
     trial: Trial
     slot: Mapping[str, str]
-    runner: Runner
+    runner: Local | Remote
     lock: ExitStack
     since: float = field(default_factory=time.time)
 
@@ -95,10 +95,10 @@ def run(sweep: Sweep, slots: Sequence[Mapping[str, str]], start: Start) -> None:
         Supervisor(sweep, slots, start, show).run(interrupts)
 
 
-def run_one(trial: Trial, slot: Mapping[str, str], start: Start, group: str) -> None:
+def run_one(trial: Trial, slot: Mapping[str, str], group: str) -> None:
     """Run a single trial without the ledger; the sweep takes it for done later. Raises InUse, and Exit if it fails."""
     with sole_editor(trial.directory), Interrupts() as interrupts:
-        runner = start(trial.commands, {**slot, GROUP: group}, trial.directory.with_suffix(".log"))
+        runner = Local(trial.commands, {**slot, GROUP: group}, trial.directory.with_suffix(".log"))
         while (code := runner.poll()) is None:
             if interrupts.code:
                 runner.stop()
@@ -114,6 +114,7 @@ class Supervisor:
         self, sweep: Sweep, slots: Sequence[Mapping[str, str]], start: Start, show: Callable[[Table], None]
     ) -> None:
         self.sweep, self.start, self.show, self.ledger = sweep, start, show, Ledger(sweep.output)
+        self.held: set[str] = set()  # trials that wait at a rung
         self.free, self.running, self.elsewhere = list(slots), list[Running](), dict[str, float]()
         self.slots, self.full, self.planned, search = len(slots), "", 0, sweep.settings.search
         self.proposer = Proposer(search, sweep.axes, sweep.base.seed) if search in SAMPLERS else None
@@ -124,34 +125,82 @@ class Supervisor:
                 self.ledger.append("lost", trial.id)
 
     def run(self, interrupts: Interrupts) -> None:
-        """Run until all is over, or something asks to stop."""
+        """Run until all is over, or something asks to stop. Raises ValueError, Stopped or Exit unless all is well."""
         looked = 0.0
-        try:
-            while not interrupts.code and not self.full:
-                for running in [*self.running]:
-                    if (code := running.runner.poll()) is not None:
-                        self._finish(running, code)
-                self._replan()
-                if time.time() - looked > LOOK:
-                    looked = time.time()
-                    self._look()
-                if not self._begin() and not self.running and not self.elsewhere:
-                    break
-                time.sleep(POLL)
-        finally:
-            self._end()
+        while True:
+            for running in [*self.running]:
+                if (code := running.runner.poll()) is not None:
+                    self._finish(running, code)
+            self._replan()
+            if interrupts.code or self.full:
+                for running in self.running:
+                    running.runner.stop()
+            else:
+                self._begin()
+            if not self.running and (interrupts.code or self.full or not self._waiting()):
+                break
+            if time.time() - looked > LOOK:
+                looked = time.time()
+                self._halve()
+                self.show(self._table())
+            time.sleep(POLL)
         self._report(interrupts.code)
 
     def _replan(self) -> None:
         """Bring the list of trials and the sampler up to date with the ledger."""
         if len(self.ledger.rows) != self.planned:
-            self.planned, self.trials = len(self.ledger.rows), plan(self.sweep, self.ledger)
+            self.trials = plan(self.sweep, self.ledger)
+            known = {point for row in self.ledger.events("planned") for point in row["points"]}
+            if new := [p for p in dict.fromkeys(t.point for t in self.trials if t.phase == "search") if p not in known]:
+                self._record("planned", points=new)
+            self.planned = len(self.ledger.rows)
             if self.proposer:
                 self.proposer.feed(self.ledger.rows, self._runs)
+            self._halve()
 
     def _runs(self, labels: Labels) -> list[str]:
         seeds = self.sweep.seeds("search")
         return [trial.id for trial in self.sweep.trials(labels, seeds)] if self.sweep.has(labels) else []
+
+    def _halve(self) -> None:
+        """End the points that lose at a rung, and let those wait there that are to be compared with others."""
+        settings = self.sweep.settings.stop_early
+        if settings is None:
+            return
+        search = [trial for trial in self.trials if trial.phase == "search"]
+        curves, total = {trial.id: self._curve(trial) for trial in search}, self.sweep.samples
+        points: dict[str, dict[int, Curve]] = {}
+        for trial in search:
+            points.setdefault(trial.point, {})[trial.seed] = curves[trial.id]
+        planned = [row["points"] for row in self.ledger.events("planned")]
+        cohorts = [{point: points[point] for point in row if point in points} for row in planned]
+        decisions = decide(cohorts, [rung * total for rung in settings.rungs], settings.keep)
+        lost = {row["trial"] for row in self.ledger.events("ended") if row["outcome"] == "stopped"}
+        stopped = {**decisions.stopped, **{trial.point: None for trial in search if trial.id in lost}}
+        for trial in search:
+            if trial.point in stopped and self.ledger.end(trial.id) is None:
+                seen = [value for _, value in curves[trial.id] if not math.isnan(value)]
+                reason = f"lost at {stopped[trial.point] or 0:,.0f} samples"
+                self._record("ended", trial.id, outcome="stopped", value=seen[-1] if seen else None, reason=reason)
+                print(f"{trial.id}  stopped   {reason}")
+        self.held = {
+            trial.id
+            for trial in search
+            if trial.point in decisions.waiting
+            and decisions.waiting[trial.point] <= (curves[trial.id] or [(0, 0)])[-1][0] < total
+        }
+        for running in self.running:
+            if running.trial.id in self.held or self.ledger.end(running.trial.id):
+                running.runner.stop()
+
+    def _curve(self, trial: Trial) -> list[tuple[float, float]]:
+        """Return a trial's metric by samples, which becomes NaN when it diverges, fails or loses."""
+        key, state = f"val_{self.sweep.settings.metric}", self.ledger.state(trial.id)
+        curve = [(row["samples"], row[key]) for row in jsonl.read(trial.directory / LOG) if key in row]
+        if state not in ("pending", "running"):
+            end = max(self.sweep.samples, *(samples + 1 for samples, _ in curve), 1)
+            curve.append((end, curve[-1][1] if state == "done" and curve else math.nan))
+        return curve
 
     def _record(self, event: str, trial: str | None = None, **details: Any) -> None:
         """Append to the ledger; where that fails, the sweep stops, and the next call looks at the trial again."""
@@ -160,49 +209,34 @@ class Supervisor:
         except OSError as error:
             self.full = describe(error)
 
-    def _begin(self) -> bool:
-        """Start what fits into the free slots; returns whether a trial was started."""
-        began = False
-        while self.free and not self.full:
-            trial = self._next()
-            if trial is None:
-                break
-            began = self._start(trial) or began
-        return began
-
-    def _next(self) -> Trial | None:
-        """Return the next trial to start, proposing a point if there is none and the search goes on."""
-        busy = {running.trial.id for running in self.running}
-        now, waiting = time.time(), []
-        for trial in self.trials:
-            if trial.id not in busy and not self.ledger.is_over(trial.id) and now >= self.elsewhere.get(trial.id, 0):
-                waiting.append((len(self.ledger.failures(trial.id)), trial))
-        if waiting:
-            return min(waiting, key=lambda pair: pair[0])[1]
-        if self.proposer and len(self.proposer.trials) < (self.sweep.settings.trials or 0):
+    def _waiting(self) -> list[Trial]:
+        """Return the trials that are to start, in their order; those that failed before come last."""
+        busy = {running.trial.id for running in self.running} | self.held
+        waiting = [trial for trial in self.trials if trial.id not in busy and not self.ledger.is_over(trial.id)]
+        if not waiting and self.proposer and len(self.proposer.trials) < (self.sweep.settings.trials or 0):
             self._record("proposed", labels=self.proposer.propose())
             self._replan()
-            return self._next()
-        return None
+            return self._waiting()
+        return sorted(waiting, key=lambda trial: len(self.ledger.failures(trial.id)))
 
-    def _start(self, trial: Trial) -> bool:
-        """Start a trial in a free slot, unless another process runs it."""
-        lock = ExitStack()
-        try:
-            lock.enter_context(sole_editor(trial.directory))
-        except InUse as error:
-            if trial.id not in self.elsewhere:
-                print(f"{trial.id}  {error}")
-            self.elsewhere[trial.id] = time.time() + ELSEWHERE
-            return False
-        self.elsewhere.pop(trial.id, None)
-        slot = self.free.pop(0)
-        self._record("started", trial.id, phase=trial.phase, settings=trial.describe())
-        environment = {**slot, GROUP: self.sweep.name}
-        runner = self.start(trial.commands, environment, trial.directory.with_suffix(".log"))
-        self.running.append(Running(trial, slot, runner, lock))
-        print(f"{trial.id}  started   {trial.describe()}", flush=True)
-        return True
+    def _begin(self) -> None:
+        """Start trials in the free slots, except those that another process runs."""
+        for trial in self._waiting() if self.free else []:
+            lock = ExitStack()
+            if not self.free or time.time() < self.elsewhere.get(trial.id, 0):
+                continue
+            try:
+                lock.enter_context(sole_editor(trial.directory))
+            except InUse as error:
+                if trial.id not in self.elsewhere:
+                    print(f"{trial.id}  {error}")
+                self.elsewhere[trial.id] = time.time() + ELSEWHERE
+                continue
+            self._record("started", trial.id, phase=trial.phase, settings=trial.describe())
+            print(f"{trial.id}  started   {trial.describe()}", flush=True)
+            environment = {**(slot := self.free.pop(0)), GROUP: self.sweep.name}
+            runner = self.start(trial.commands, environment, trial.directory.with_suffix(".log"))
+            self.running.append(Running(trial, slot, runner, lock))
 
     def _finish(self, running: Running, code: int) -> None:
         """Record how a trial ended, and free its slot."""
@@ -211,6 +245,7 @@ class Supervisor:
         running.lock.close()
         trial, reason, row = running.trial, running.runner.reason, dict[str, Any]()
         if self.ledger.end(trial.id):  # it was stopped early
+            self._prune()
             return
         event, value = "failed", None
         if code == 0:
@@ -223,7 +258,7 @@ class Supervisor:
             event, row = "ended", {"outcome": "diverged", "value": None, "reason": reason}
         elif DISK_FULL.search(reason):
             event, self.full = "interrupted", reason
-        elif code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED):
+        elif code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED, -signal.SIGTERM):
             event = "interrupted"
         row = row or {"reason": reason}
         said = f"{self.sweep.settings.metric} {value:.4f}" if value is not None else reason
@@ -244,36 +279,21 @@ class Supervisor:
                 for trial in runs:
                     shutil.rmtree(trial.directory / checkpoint.DIRECTORY, ignore_errors=True)
 
-    def _end(self) -> None:
-        """Ask all that runs to save, and wait for it."""
-        for running in self.running:
-            running.runner.stop()
-        while self.running:
-            for running in [*self.running]:
-                if (code := running.runner.poll()) is not None:
-                    self._finish(running, ExitCode.REQUEUE if code < 0 else code)
-            time.sleep(POLL)
-
-    def _look(self) -> None:
-        """Show how far the trials are."""
-        over = [trial for trial in self.trials if self.ledger.is_over(trial.id)]
-        seconds = [row["seconds"] for row in self.ledger.events("ended") if row["outcome"] == "done"]
-        left = (len(self.trials) - len(over)) * statistics.mean(seconds) / self.slots / 60 if seconds else None
-        title = f"{self.sweep.name}: {len(self.running)} running, {len(over)} of {len(self.trials)} over"
-        if values := [(self.ledger.value(trial.id), trial.describe()) for trial in over]:
-            title += ", best {:.4f} ({})".format(*max(values))
-        table = Table(box=SIMPLE, title=title + (f", about {left:.0f} min left" if left is not None else ""))
-        for name in ("trial", "settings", "samples", self.sweep.settings.metric):
-            table.add_column(name)
-        for running in self.running:
-            log = jsonl.read(running.trial.directory / LOG)
-            curve = [row[key] for row in log if (key := f"val_{self.sweep.settings.metric}") in row]
-            samples = f"{log[-1]['samples']:,}" if log else ""
-            table.add_row(running.trial.id, running.trial.describe(), samples, f"{curve[-1]:.4f}" if curve else "")
-        self.show(table)
+    def _table(self) -> Table:
+        """Return how far the trials are."""
+        over, metric = [trial for trial in self.trials if self.ledger.is_over(trial.id)], self.sweep.settings.metric
+        seconds = [row["seconds"] for row in self.ledger.events("ended") if "seconds" in row]
+        left = (len(self.trials) - len(over)) * statistics.mean(seconds or [0]) / self.slots / 60
+        value, name = max(((self.ledger.value(trial.id), trial.describe()) for trial in over), default=(0, ""))
+        title = f"{self.sweep.name}: {len(over)} of {len(self.trials)} trials over, best {value:.4f} {name}"
+        table = Table("trial", "settings", "samples", metric, box=SIMPLE, title=f"{title}, about {left:.0f} min left")
+        for trial in (running.trial for running in self.running):
+            samples, value = (self._curve(trial) or [(0, 0)])[-1]
+            table.add_row(trial.id, trial.describe(), f"{samples:,}", f"{value:.4f}")
+        return table
 
     def _report(self, code: int) -> None:
-        """Say how it ended. Raises ValueError, Stopped or Exit unless all is well."""
+        """Raise ValueError, Stopped or Exit unless all is well."""
         over = sum(self.ledger.is_over(trial.id) for trial in self.trials)
         if self.full:
             raise ValueError(f"{self.sweep.output}: stopped, nothing is lost: {self.full}")

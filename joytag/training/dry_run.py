@@ -104,14 +104,26 @@ def describe(config: RunSettings, rates: Rates | None = None) -> str:
     return "\n".join([*lines, "", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)])
 
 
+def cost(config: RunSettings, n_tags: int, rates: Rates | None) -> tuple[float, float | None]:
+    """Return the FLOP of a run, and its hours on the machine with these rates, None without rates."""
+    flop, hours = 0.0, None if rates is None else 0.0
+    for stage in config.plan():
+        step = training_flop(config.architecture(n_tags, stage.image_size), stage.image_size)
+        flop += step * stage.samples
+        if rates is not None and hours is not None:
+            workers = rates.workers if config.data.workers is None else config.data.workers
+            hours += (max if workers else sum)(_hours(stage.samples, stage.image_size, step, workers, rates))
+    return flop, hours
+
+
 def _describe_time(config: RunSettings, n_tags: int, rates: Rates) -> list[str]:
     """Describe how long the run takes on the machine with these rates, in all and stage by stage."""
-    workers, total, lines = rates.workers if config.data.workers is None else config.data.workers, 0.0, []
+    workers, lines = rates.workers if config.data.workers is None else config.data.workers, []
     for number, stage in enumerate(config.plan()):
         flop = training_flop(config.architecture(n_tags, stage.image_size), stage.image_size)
         sizes = stage.samples, stage.image_size, flop, workers, rates
-        total += (max if workers else sum)(_hours(*sizes))
         lines.append(f"  stage {number:<15}{stage_time(*sizes)}")
+    total = cost(config, n_tags, rates)[1] or 0.0
     return [f"Time here              {_time(total)} ({rates.machine}, measured {rates.date}, {RATES})", *lines]
 
 
