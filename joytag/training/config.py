@@ -12,7 +12,6 @@ from joytag.core.settings import Choice, PathText, Settings
 from joytag.data.augment import SPACES
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models.architectures import Config
-from joytag.models.initialization import INITIALIZATIONS
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViTConfig, ViTOptions
 from joytag.training import schedule
@@ -51,20 +50,17 @@ class Model(Settings, ViTOptions):
     """The architecture, without what data and stages determine.
 
     With `init_from` its defaults are the release's. With `timm` the model is that backbone, and only
-    `stochdepth_rate` and `init` can be chosen.
+    `stochdepth_rate` can be chosen.
     """
 
     timm: str | None = None
     """A backbone from timm.list_models() instead of our vision transformer; null: none."""
     freeze: int | None = Field(default=None, ge=0)
     """Keep the weights of the stem and of this many blocks; null trains everything, 0 freezes the stem alone."""
-    init: Annotated[str, Choice(INITIALIZATIONS)] = "truncated_normal"
-    """Initial weights: torch's own, as in the original, or truncated normals; with `timm` those of the head."""
 
 
-TRAINING_ONLY = {"freeze", "init"}  # the settings of the model that are not part of its architecture
-ARCHITECTURE = [name for name in Model.model_fields if name not in TRAINING_ONLY]
-TIMM = {"timm", "stochdepth_rate", *TRAINING_ONLY}  # the settings that apply to a timm backbone
+ARCHITECTURE = [name for name in Model.model_fields if name != "freeze"]
+TIMM = {"timm", "stochdepth_rate", "freeze"}  # the settings that apply to a timm backbone
 
 
 class Stage(Settings):
@@ -242,9 +238,7 @@ class RunSettings(Settings):
         """Return the architecture at an image size. Raises ValueError, naming the field, when it cannot be built."""
         if self.model.timm is not None:
             return TimmConfig(n_tags, self.model.timm, image_size, self.model.stochdepth_rate)
-        return ViTConfig(
-            n_tags=n_tags, image_size=image_size, **self.model.model_dump(exclude={"timm", *TRAINING_ONLY})
-        )
+        return ViTConfig(n_tags=n_tags, image_size=image_size, **self.model.model_dump(exclude={"timm", "freeze"}))
 
     def checkpoint_bytes(self, n_tags: int) -> int:
         """Return the size of a checkpoint, float32: weights, their average, and two moments of those that train.

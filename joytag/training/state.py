@@ -17,7 +17,6 @@ from joytag.core.settings import flatten
 from joytag.core.terminal import print
 from joytag.models import checkpoint
 from joytag.models.architectures import Model
-from joytag.models.initialization import INITIALIZATIONS
 from joytag.training import optimizers, transfer
 from joytag.training.config import AS_NAMES, BRANCHING, RESUMING
 from joytag.training.run import Run
@@ -82,14 +81,11 @@ def fresh_optimizer(model: Model, run: Run) -> tuple[torch.optim.Optimizer, torc
 
 
 def new_model(run: Run) -> Model:
-    """Create the model with random weights, the same for the same seed."""
+    """Create the model with its layers' own random weights, as in the original; the same for the same seed."""
     torch.manual_seed(run.config.seed)
-    settings = run.config.model
     model = run.config.architecture(len(run.dataset.tags), run.stages[0].image_size).build()
-    initialized = model if settings.timm is None else model.head  # a backbone has its own initial weights
-    initialized.apply(INITIALIZATIONS[settings.init])
-    if settings.freeze is not None:
-        model.freeze(settings.freeze)
+    if run.config.model.freeze is not None:
+        model.freeze(run.config.model.freeze)
     return model.to(run.device)
 
 
