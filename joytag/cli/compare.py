@@ -1,6 +1,7 @@
 """Compare taggers on the same images: which is better, by how much, on which tags, and what is noise."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import contenders
 from joytag.evaluation.comparison import compare
+from joytag.evaluation.contenders import TaggerEntry
 from joytag.evaluation.intersection import intersect
 from joytag.models import wd_onnx
-from joytag.reports.comparison import comparison_tables, write_reports
+from joytag.reports.comparison import REPORT, comparison_tables, write_reports
+
+DEFAULT_OUTPUT = Path("runs/comparison")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,8 +43,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--output",
         type=results_directory,
-        default=Path("runs/comparison"),
-        help="directory for reports and new predictions (default: %(default)s)",
+        help="directory for reports and new predictions "
+        f"(default: {DEFAULT_OUTPUT}, unless another comparison is there)",
     )
     add(
         "--threshold",
@@ -67,17 +71,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     taggers = contenders.open_taggers(options.taggers, options.threshold, options.device)
     aliases = None if options.aliases is None else read_aliases(options.aliases)
     dataset = None if options.data is None else Dataset.open(options.data)
+    output = options.output or default_output(taggers, options.data)
     with add_remedies(REMEDIES):
         predicted = [
-            contenders.predict(tagger, dataset, options.output, options.device, options.precision) for tagger in taggers
+            contenders.predict(tagger, dataset, output, options.device, options.precision) for tagger in taggers
         ]
         common = intersect(taggers, predicted, dataset, aliases)
         comparison = compare(common.contenders, common.labels, common.tags, common.facts)
-        write_reports(options.output, comparison)
+        write_reports(output, comparison)
     for tagger in taggers:
         print(f"{tagger.letter}: {tagger.name} ({tagger.kind}, {tagger.path})")
     images, labels = common.labels.shape[0], len(common.labels.indices)
     print(f"{labels:,} labels of {len(common.tags):,} common tags on {images:,} images")
     for table in comparison_tables(comparison):
         show(table)
-    print(f"Written: {options.output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")
+    print(f"Written: {output / 'compare.html'}, compare.json, per_tag.csv, per_tag.parquet")
+
+
+def default_output(taggers: Sequence[TaggerEntry], data: Path | None) -> Path:
+    """Return DEFAULT_OUTPUT. Raises ValueError when it holds the reports of another comparison."""
+    path = DEFAULT_OUTPUT / REPORT
+    if path.exists():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        before = {(tagger["name"], tagger["threshold"]) for tagger in report["taggers"].values()}
+        is_same = before == {(tagger.name, tagger.threshold) for tagger in taggers}
+        if not is_same or str(data or report["facts"]["labels"]) != report["facts"]["labels"]:
+            names = " and ".join(f"{name} at {threshold:g}" for name, threshold in sorted(before))
+            raise ValueError(f"{path}: is about {names}, on {report['facts']['labels']}; set another --output")
+    return DEFAULT_OUTPUT

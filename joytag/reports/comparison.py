@@ -17,6 +17,8 @@ from joytag.reports import comparison_html
 from joytag.reports.formats import format_number
 from joytag.reports.writers import write_csv, write_json
 
+REPORT = "compare.json"
+
 
 def write_reports(directory: Path, comparison: Comparison) -> None:
     """Write compare.html, compare.json, per_tag.parquet and per_tag.csv.
@@ -27,7 +29,7 @@ def write_reports(directory: Path, comparison: Comparison) -> None:
         write_table(comparison.per_tag, comparison.per_tag.schema, directory / "per_tag.parquet")
         write_csv(directory / "per_tag.csv", comparison.per_tag)
         write_text(directory / "compare.html", comparison_html.render_page(comparison))
-        write_json(directory / "compare.json", _contents(comparison))
+        write_json(directory / REPORT, _contents(comparison))
 
 
 def _contents(comparison: Comparison) -> dict[str, Any]:

@@ -62,6 +62,23 @@ def test_a_better_tagger_wins_and_noise_is_called_noise(call, taggers, tmp_path)
     }
 
 
+def test_another_comparison_does_not_replace_the_default_one(call, taggers, predicted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = (predicted["early"], predicted["late"])
+    assert call(*command)[0] == 0
+    assert call(*command)[0] == 0
+    report = tmp_path / "runs" / "comparison" / "compare.json"
+    before = report.read_bytes()
+    first, second = sorted(directory.name for directory in command)
+    for other in ((predicted["early"], predicted["wd"]), (*command, "--threshold", "0.3")):
+        code, _, err = call(*other)
+        assert code == 2
+        assert f"compare.json: is about {first} at 0.4 and {second} at 0.4, on " in err
+        assert err.endswith("; set another --output\n")
+    assert report.read_bytes() == before
+    assert call(*command, "--threshold", "0.3", "--output", "runs/comparison")[0] == 0
+
+
 def test_finished_predictions_are_reused(call, taggers, tmp_path, monkeypatch):
     command = (taggers / "early", taggers / "wd", "--data", taggers / "data", "--output", tmp_path)
     assert call(*command)[0] == 0
