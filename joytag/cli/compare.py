@@ -89,13 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def default_output(taggers: Sequence[TaggerEntry], data: Path | None) -> Path:
-    """Return DEFAULT_OUTPUT. Raises ValueError when it holds the reports of another comparison."""
+    """Return DEFAULT_OUTPUT. Raises ValueError when it holds the reports of another comparison, or unknown ones."""
     path = DEFAULT_OUTPUT / REPORT
-    if path.exists():
+    if not path.exists():
+        return DEFAULT_OUTPUT
+    try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        before = {(tagger["name"], tagger["threshold"]) for tagger in report["taggers"].values()}
-        is_same = before == {(tagger.name, tagger.threshold) for tagger in taggers}
-        if not is_same or str(data or report["facts"]["labels"]) != report["facts"]["labels"]:
-            names = " and ".join(f"{name} at {threshold:g}" for name, threshold in sorted(before))
-            raise ValueError(f"{path}: is about {names}, on {report['facts']['labels']}; set another --output")
+        labels = str(report["facts"]["labels"])
+        before = sorted((tagger["name"], float(tagger["threshold"])) for tagger in report["taggers"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{path}: not the report of a comparison; set another --output, or move the file") from None
+    if before != sorted((tagger.name, tagger.threshold) for tagger in taggers) or str(data or labels) != labels:
+        names = " and ".join(f"{name} at {threshold:g}" for name, threshold in before)
+        raise ValueError(f"{path}: is about {names}, on {labels}; set another --output")
     return DEFAULT_OUTPUT

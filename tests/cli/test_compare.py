@@ -79,6 +79,21 @@ def test_another_comparison_does_not_replace_the_default_one(call, taggers, pred
     assert call(*command, "--threshold", "0.3", "--output", "runs/comparison")[0] == 0
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"facts": {"labels": "x"}, "taggers": {"A": {}}}', "{"])
+def test_a_file_that_is_no_comparison_is_not_replaced(call, predicted, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    report = tmp_path / "runs" / "comparison" / "compare.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(content)
+    code, _, err = call(predicted["early"], predicted["late"])
+    assert code == 2
+    assert err == (
+        f"joytag compare: {report.relative_to(tmp_path)}: not the report of a comparison; set another --output, or "
+        "move the file\n"
+    )
+    assert report.read_text() == content
+
+
 def test_finished_predictions_are_reused(call, taggers, tmp_path, monkeypatch):
     command = (taggers / "early", taggers / "wd", "--data", taggers / "data", "--output", tmp_path)
     assert call(*command)[0] == 0
