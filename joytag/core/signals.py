@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ if hasattr(signal, "SIGUSR1"):  # Slurm sends it before a job's time limit; Wind
     CODES[signal.SIGUSR1] = ExitCode.REQUEUE
 
 LIFELINE = "JOYTAG_LIFELINE"  # in the environment: this process ends with the one that started it
-_LIBC = None if sys.platform == "win32" else ctypes.CDLL(None)  # loaded here: after a fork nothing may be loaded
+# Linux' call that sets what happens to this process; found here, since after a fork no library may be loaded.
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None) if hasattr(signal, "SIGKILL") else None
 
 
 def die_with_parent(parent: int | None = None) -> bool:
@@ -26,8 +26,7 @@ def die_with_parent(parent: int | None = None) -> bool:
 
     If `parent`, the number of the process that started it, has ended already, this process ends here.
     """
-    prctl = getattr(_LIBC, "prctl", None)
-    obeys = prctl is not None and prctl(1, signal.SIGKILL) == 0  # 1: PR_SET_PDEATHSIG
+    obeys = _PRCTL is not None and _PRCTL(1, signal.SIGKILL) == 0  # 1: PR_SET_PDEATHSIG
     if parent is not None and os.getppid() != parent:
         os._exit(ExitCode.FAILED)
     return obeys
