@@ -38,7 +38,7 @@ class Local:
         program, *arguments = self.left.pop(0)
         unix: dict[str, Any] = {"start_new_session": True, "preexec_fn": partial(signals.die_with_parent, os.getpid())}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", MODULES[program], *arguments],
+            [sys.executable, "-m", MODULES.get(program, program), *arguments],
             env={**os.environ, **self.environment, signals.LIFELINE: "1"},
             stdin=subprocess.PIPE,  # which ends with this process
             stdout=subprocess.PIPE,
@@ -100,7 +100,7 @@ class Remote:
         import ray  # here, since it is an optional package
 
         task: Any = ray.remote(_run).options(**resources, max_retries=RETRIES)
-        self.task = task.remote(commands, environment, log.absolute(), Path.cwd())
+        self.task = task.remote([[MODULES[c[0]], *c[1:]] for c in commands], environment, log.absolute(), Path.cwd())
         self.end: tuple[int, str] | None = None
         self.stopping = False
 
