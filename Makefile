@@ -33,7 +33,7 @@ check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in 
 	$(BIN)/pytest -m slow tests/data_prep/test_synthetic.py tests/data_prep/test_shards.py
 
 test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes, fill disks: a quarter of an hour
-	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py
+	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py tests/sweeps
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
