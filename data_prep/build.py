@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep import dataset, dedup, image_table, inputs, rejected, scan, shards
+from data_prep import dataset, dedup, families, image_table, inputs, rejected, scan, shards
 from data_prep.config import BuildSettings, Copies, Source, TagPolicy
 from data_prep.image_table import ImageTable, SourceFiles
 from data_prep.rejected import Reason
@@ -94,7 +94,8 @@ def run_stages(
         for source, its_parts, fingerprint in zip(config.sources, parts, fingerprints[:-1], strict=True)
     ]
     images = image_table.load(files)
-    keeper, group = merge_copies(images, files, config.copies)
+    keeper, alike = merge_copies(images, files, config.copies)
+    family = find_families(images, files, keeper, alike, config)
     relations, unreadable = inputs.relations(config.sources)
     policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated], keep)
     raw = image_table.raw_tags(files, images)
@@ -103,7 +104,7 @@ def run_stages(
     print_unknown(blacklist, [*raw[1], *related])
     categories = policy.categories(raw[1], relations.categories)
     labelled = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
-    labelled, validation = hold_out(labelled, images.source, group, set(keep), config)
+    labelled, validation = hold_out(labelled, images.source, family, set(keep), config)
 
     for line in labelled.not_learned(config.tags.min_count):
         print(f"{'':>9} {line}")
@@ -114,14 +115,14 @@ def run_stages(
     if not validation.any():
         raise ValueError(
             f"validation.images: {config.validation.images} cannot be held out of {len(validation):,} images in "
-            f"{len(np.unique(group[labelled.rows])):,} groups of look-alikes; add images or change it "
+            f"{len(np.unique(family[labelled.rows])):,} families; add images or change it "
             f"(rejected images are in {output / rejected.FILE})"
         )
-    content = dataset.Content(images, labelled, validation, categories)
+    content = dataset.Content(images, labelled, validation, categories, family)
     dataset.write(output, content, ledger)
     write_text(output / "work" / FINGERPRINTS, json.dumps(fingerprints))
     irregular = survey(relations.aliases, relations.implications, relations.categories)
-    dataset.describe(output, config, content, reasons, irregular)
+    dataset.describe(output, config, content, ledger, reasons, irregular)
 
 
 def _read_tag_lists(policy: TagPolicy) -> tuple[list[str], list[str]]:
@@ -199,36 +200,63 @@ def outdated_scans(source: Source, work: image_table.WorkDirectory) -> list[Path
 
 def merge_copies(images: ImageTable, files: Sequence[SourceFiles], copies: Copies) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each image, the row of the copy that is kept (-1 if unusable), and its group of look-alikes."""
-    keeper, group = np.full(len(images), -1), np.arange(len(images))
+    keeper, alike = np.full(len(images), -1), look_alikes(images, files, copies.radius)
     usable = np.flatnonzero(images.usable)
     if not any(its.scan for its in files):
-        return usable, group
+        return usable, alike
     first, phash = dedup.same_files(images.sha256[usable]), images.phash[usable]
-    group[usable] = dedup.look_alikes(phash, copies.radius)
-    candidates = usable[dedup.candidates(first, phash, group[usable])]
+    candidates = usable[dedup.candidates(first, phash, alike[usable])]
     kept = dedup.keepers(
         first,
         phash,
-        group[usable],
+        alike[usable],
         images.area[usable],
         image_table.thumbnails(files, candidates),
         copies.radius,
         copies.max_difference,
     )
     keeper[usable] = usable[kept]
-    return keeper, group
+    return keeper, alike
+
+
+def look_alikes(images: ImageTable, files: Sequence[SourceFiles], radius: int) -> np.ndarray:
+    """Return the group of look-alikes of each image, int64 [images]; unusable and unscanned images look like no other.
+
+    Groups are numbered from 0, those of usable images first.
+    """
+    alike = np.arange(len(images))
+    if any(its.scan for its in files):
+        alike[images.usable] = dedup.look_alikes(images.phash[images.usable], radius)
+        alike[~images.usable] = np.arange((~images.usable).sum()) + alike[images.usable].max(initial=-1) + 1
+    return alike
+
+
+def find_families(
+    images: ImageTable, files: Sequence[SourceFiles], keeper: np.ndarray, alike: np.ndarray, config: BuildSettings
+) -> np.ndarray:
+    """Return each image's family, int64 [images], over the ties of the settings.
+
+    `keeper` and `alike` are the results of `merge_copies`.
+    """
+    ties, radius = config.validation.families, config.validation.radius
+    if families.LOOK_ALIKES not in ties:
+        alike = np.arange(len(images))
+    elif radius > config.copies.radius:
+        alike = look_alikes(images, files, radius)
+    tied = [families.read(its.posts, ties) for its in files]
+    return families.join(images.source, images.post_id, alike, keeper, tied)
 
 
 def hold_out(
-    labelled: Labelled, source: np.ndarray, group: np.ndarray, keep: set[str], config: BuildSettings
+    labelled: Labelled, source: np.ndarray, family: np.ndarray, keep: set[str], config: BuildSettings
 ) -> tuple[Labelled, np.ndarray]:
     """Choose the validation images, bool [rows]; drop the tags that both sides cannot hold enough of.
 
-    `source` and `group` are those of all images. Tags in `keep` are never dropped. The groups are shuffled with
+    `source` and `family` are those of all images. Tags in `keep` are never dropped. The families are shuffled with
     those of unlabelled images, so that the choice hardly depends on the vocabulary.
     """
-    with_tags, order = np.concatenate([labelled.rows, labelled.unlabelled]), np.empty_like(group)
-    order[with_tags] = shuffled(group[with_tags], config.validation.seed)
+    with_tags, order = np.concatenate([labelled.rows, labelled.unlabelled]), np.empty_like(family)
+    order[with_tags] = shuffled(family[with_tags], config.validation.seed)
     while len(labelled.rows):
         kept = np.array([name in keep for name in labelled.vocabulary])
         its_source, uses = source[labelled.rows], labelled.tags.uses(len(kept))
@@ -242,7 +270,7 @@ def hold_out(
         if not one_sided.any():
             _print_few_of_a_source(its_source[validation], needs.per_source, config)
             return labelled, validation
-        # Without the rarest of them, groups may be free that the others need.
+        # Without the rarest of them, families may be free that the others need.
         labelled = labelled.without(one_sided & (uses == uses[one_sided].min()))
     return labelled, np.zeros(len(labelled.rows), dtype=bool)
 
@@ -252,6 +280,4 @@ def _print_few_of_a_source(source: np.ndarray, wanted: np.ndarray, config: Build
     held = np.bincount(source, minlength=len(wanted))
     for number in np.flatnonzero(held < wanted):
         name = config.sources[number].name
-        print(
-            f"{'':>9} validation holds {held[number]} images of {name}, not {wanted[number]}: look-alikes stay together"
-        )
+        print(f"{'':>9} validation holds {held[number]} images of {name}, not {wanted[number]}: families stay together")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from data_prep.families import TIES
 from data_prep.scan import Format
 from data_prep.sources.danbooru2021 import Images
 from data_prep.sources.registry import KINDS, Transparent
@@ -32,15 +33,18 @@ class Source(Settings):
     transparent: Transparent | None = None
     """Transparent images: `white` puts them on white, as tagging does; `refuse` leaves them out. null is `refuse` for
     `danbooru2021`, as in the original build, and `white` for the other kinds."""
+    family: str | None = Field(default=None, min_length=1)
+    """What names an image's family, which stays on one side of the split: in `jsonl` and `parquet` a column of texts or
+    whole numbers, in `sidecar` a regular expression over paths such as `(\\d+)_p\\d+`, of which the groups, or without
+    any the whole match, are the name. An image without a name has no such family. `danbooru2021` ignores it."""
     min_tags: int = Field(default=0, ge=0)
     """Fewest tags of a post in the source, before aliases, implications and the blacklist; 0 accepts every post."""
 
 
 class Copies(Settings):
-    """When two images count as copies, and which look-alikes stay on one side of the split.
+    """When two images count as copies.
 
-    Of several copies the largest is kept, with the tags of all. Images within `radius`, copies or not, are never
-    divided between training and validation.
+    Of several copies the largest is kept, with the tags of all.
     """
 
     radius: int = Field(default=0, ge=0, le=8)
@@ -66,7 +70,7 @@ class TagPolicy(Settings):
 
 
 class Validation(Settings):
-    """Which images are held out."""
+    """Which images are held out, and which stay together."""
 
     images: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 32_768
     """Number of images to hold out, or a fraction of all images. More are held out only for `min_per_tag` and
@@ -76,8 +80,18 @@ class Validation(Settings):
     keeps at least half of what a random choice would leave there. A tag that cannot have both is dropped and named."""
     min_per_source: int = Field(default=100, ge=0)
     """Fewest held-out images of each source, but at most a tenth of its images, or the fraction that `images` is."""
+    families: list[Annotated[str, Choice(TIES)]] = [*TIES]
+    """What ties images into families, which are never divided between training and validation: `parent_id` and
+    `pixiv_id` of a mirror's posts, the setting `family` of a source, and `look_alikes`. Ties add up, also over posts
+    that are not in the dataset. Copies always belong together."""
+    radius: int = Field(default=0, ge=0, le=8)
+    """Largest distance of the pHashes of `look_alikes`, bits; at least `copies.radius` counts."""
     seed: int = Field(default=0, ge=0)
     """Seed of the random choice."""
+
+    def wanted(self, n_images: int) -> int:
+        """Return how many of a number of images should be held out."""
+        return max(1, round(self.images * n_images)) if isinstance(self.images, float) else self.images
 
 
 class BuildSettings(Settings):

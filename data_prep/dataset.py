@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from data_prep import inputs, rejected, scan
+from data_prep import families, inputs, rejected, scan
 from data_prep.config import BuildSettings
 from data_prep.image_table import ImageTable
 from data_prep.rejected import Ledger, Reason
+from data_prep.split import giants
 from data_prep.tags import Rows
 from data_prep.vocabulary import Labelled
 from joytag.core.files import write_text
@@ -36,13 +37,14 @@ LIBRARIES = ("duckdb", "imagehash", "numpy", "pillow", "pyarrow", "scipy")
 class Content:
     """The images and tags of a dataset: `validation` (bool [labelled.rows]) marks held-out images.
 
-    `categories` is by tag name.
+    `categories` is by tag name. `family` (int64 [images]) is that of each image.
     """
 
     images: ImageTable
     labelled: Labelled
     validation: np.ndarray
     categories: dict[str, int]
+    family: np.ndarray
 
 
 class SourceCounts(TypedDict):
@@ -52,6 +54,22 @@ class SourceCounts(TypedDict):
     rejected: dict[str, int]
     train: int
     validation: int
+
+
+class FamilyCounts(TypedDict):
+    """The families of a dataset, counted in its own images.
+
+    `several` families have more than one image, together `images`; `largest` is the size of the largest. `giants`
+    are the sizes of those that always stay in training, by an image of theirs. `relatives` is the share of validation
+    images, of each source, that would have a relative in training if they had been drawn one by one.
+    """
+
+    families: int
+    several: int
+    images: int
+    largest: int
+    giants: dict[str, int]
+    relatives: dict[str, float]
 
 
 def write(output: Path, content: Content, ledger: Ledger) -> None:
@@ -125,13 +143,21 @@ def _split_tables(
 
 
 def describe(
-    output: Path, config: BuildSettings, content: Content, reasons: Sequence[Reason], irregular: dict[str, int]
+    output: Path,
+    config: BuildSettings,
+    content: Content,
+    ledger: Ledger,
+    reasons: Sequence[Reason],
+    irregular: dict[str, int],
 ) -> None:
     """Write `config.yaml`, then `dataset.json`, whose presence means that the dataset is complete.
 
     `irregular` counts the irregularities of the tag relations.
     """
     labelled = content.labelled
+    counts = count_families(content, config, ledger.paths())
+    for name, size in counts["giants"].items():
+        print(f"{size:>9,} images in training: a family too large for validation, such as {name}")
     description = {
         "sources": [source.name for source in config.sources],
         "extension": scan.extension(config.format) if config.images else "none",
@@ -140,6 +166,7 @@ def describe(
             "rare": dict(islice(labelled.rare.items(), NAMED)),
             "one_sided": dict(islice(labelled.one_sided.items(), NAMED)),
         },
+        "families": counts,
         "relations": irregular,
         "config": config.model_dump(),
         "inputs": {source.name: inputs.content_hashes(source) for source in config.sources},
@@ -149,6 +176,26 @@ def describe(
     write_text(output / dataset.CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
     dataset.write_description(output, description)
     print(f"Dataset: {output}")
+
+
+def count_families(content: Content, config: BuildSettings, paths: pa.ChunkedArray) -> FamilyCounts:
+    """Count the families of a dataset; `paths` are those of all images."""
+    rows = content.labelled.rows
+    source, sources = content.images.source[rows], [source.name for source in config.sources]
+    _, first, number, sizes = np.unique(
+        content.family[rows], return_index=True, return_inverse=True, return_counts=True
+    )
+    chance = families.with_relatives(sizes, int(content.validation.sum()))[number]
+    too_large = np.flatnonzero(giants(sizes, config.validation.wanted(len(rows))))
+    names = {i: f"{sources[source[first[i]]]}/{paths[int(rows[first[i]])]}" for i in too_large[:NAMED]}
+    return FamilyCounts(
+        families=len(sizes),
+        several=int((sizes > 1).sum()),
+        images=int(sizes[sizes > 1].sum()),
+        largest=int(sizes.max(initial=0)),
+        giants={name: int(sizes[i]) for i, name in names.items()},
+        relatives={name: float(chance[source == i].mean()) for i, name in enumerate(sources) if (source == i).any()},
+    )
 
 
 def _count_posts(content: Content, reasons: Sequence[Reason], sources: Sequence[str]) -> dict[str, SourceCounts]:

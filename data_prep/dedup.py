@@ -42,10 +42,22 @@ def look_alikes(phash: np.ndarray, radius: int) -> np.ndarray:
     if radius == 0:
         return number
     for pairs in _batches(_pairs(hashes, radius, label)):
-        graph = coo_array((np.ones(pairs.shape[1], dtype=bool), label[pairs]), shape=(len(hashes), len(hashes)))
-        label[:] = connected_components(graph, directed=False)[1][label]
-    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse][number]
+        label[:] = components(label[pairs], len(hashes))[label]
+    return label[number]
+
+
+def components(pairs: np.ndarray, nodes: int) -> np.ndarray:
+    """Return each node's connected component, int64 [nodes]; components are numbered by their least node.
+
+    `pairs` (int64 [2, pairs]) are numbers of nodes.
+    """
+    graph = coo_array((np.ones(pairs.shape[1], dtype=bool), pairs), shape=(nodes, nodes))
+    count, label = connected_components(graph, directed=False)
+    least = np.empty(count, dtype=np.int64)
+    least[label[::-1]] = np.arange(nodes)[::-1]  # of several values the last is assigned
+    rank = np.empty(count, dtype=np.int64)
+    rank[np.argsort(least)] = np.arange(count)
+    return rank[label]
 
 
 def _pairs(hashes: np.ndarray, radius: int, label: np.ndarray) -> Iterator[np.ndarray]:

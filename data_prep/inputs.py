@@ -65,7 +65,7 @@ def folder(source: Source) -> Path:
 def parts(source: Source) -> list[Part]:
     """Divide a source into parts. Raises ValueError when it has no posts."""
     kind = KINDS[source.kind]
-    its_parts = kind.parts(Path(source.path), getattr(source, kind.setting) if kind.setting else None)
+    its_parts = kind.parts(Path(source.path), *(getattr(source, name) for name in kind.settings))
     if not its_parts:
         raise ValueError(f"{source.path}: holds no posts")
     return [Part(source.kind, part, source.min_tags) for part in its_parts]

@@ -1,4 +1,4 @@
-"""Choose the validation images at random, with every tag and source represented and look-alikes together."""
+"""Choose the validation images at random, with every tag and source represented and families together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from data_prep.tags import Rows
 
 CHUNK = 1 << 15  # images whose labels are in memory together
 MOST = 0.2  # largest share of the images in validation, unless more are asked for
+GIANT = 100  # images of the largest group that can always be held out, or more: a tenth of those to hold out
 SPARE = 64  # images of a label to try in addition to those that it needs
 
 
@@ -46,6 +47,16 @@ class _Shuffle(NamedTuple):
         return self.rows[self.bounds[position] : self.bounds[position + 1]]
 
 
+def giants(sizes: np.ndarray, images: int) -> np.ndarray:
+    """Return which groups always stay in training, bool [groups]: those that would be much of the validation images.
+
+    `sizes` (int64 [groups]) are in images, of which `images` are to be held out. If most images are in such groups,
+    none of these is giant.
+    """
+    is_giant = sizes > max(GIANT, images // 10)
+    return is_giant & (2 * sizes[is_giant].sum() <= sizes.sum())
+
+
 class Needs(NamedTuple):
     """What each side of a split should hold.
 
@@ -70,7 +81,7 @@ class Needs(NamedTuple):
         """
         n_images = int(by_source.sum())
         is_share = isinstance(wanted.images, float)
-        images = max(1, round(wanted.images * n_images)) if is_share else int(wanted.images)
+        images = wanted.wanted(n_images)
         shares = (min(wanted.images, MOST), min(wanted.images, 0.1)) if is_share else (MOST, 0.1)
         per_tag = np.minimum(wanted.min_per_tag, np.maximum(1, (shares[0] * uses).astype(np.int64)))
         per_tag[kept & (uses < min_count)] = 0
@@ -98,6 +109,7 @@ class _Choice:
         self._shuffle, self._tags, self._sources, self._n_tags = shuffle, tags, sources, len(needs.per_tag)
         self.uses = np.concatenate([tags.uses(self._n_tags), np.bincount(sources, minlength=len(needs.per_source))])
         self._spare = self.uses - needs.in_training(self.uses)
+        self._is_giant = giants(np.diff(shuffle.bounds), needs.images)
         self.taken = np.zeros(len(shuffle.bounds) - 1, dtype=bool)
         self.have = np.zeros(len(self.uses), dtype=np.int64)
         self.size = 0
@@ -108,9 +120,12 @@ class _Choice:
         return _joined(self._tags.take(rows), its_source)
 
     def take(self, position: int, limit: int, is_protected: np.ndarray) -> None:
-        """Take a group, unless there would be more than `limit` images or too few of a protected label in training."""
+        """Take a group, unless it is giant or leaves too few images of a protected label in training.
+
+        Nor is it taken if there would be more than `limit` images.
+        """
         members = self._shuffle.members(position)
-        if self.taken[position] or self.size + len(members) > limit:
+        if self.taken[position] or self._is_giant[position] or self.size + len(members) > limit:
             return
         labels, counts = np.unique(self.labels(members).tags, return_counts=True)
         if not (is_protected[labels] & (self.have[labels] + counts > self._spare[labels])).any():

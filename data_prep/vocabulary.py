@@ -85,9 +85,7 @@ class Labelled(NamedTuple):
             lines.append(f"tags used fewer than {min_count} times (tags.min_count): {names}{others}")
         if self.one_sided:
             names = ", ".join(f"{name} ({count})" for name, count in self.one_sided.items())
-            lines.append(
-                f"tags with too few images for both training and validation (look-alikes stay together): {names}"
-            )
+            lines.append(f"tags with too few images for both training and validation (families stay together): {names}")
         return lines
 
 

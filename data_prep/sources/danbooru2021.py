@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -38,6 +37,8 @@ class _Post(msgspec.Struct, gc=False):
     file_ext: str | None = None
     tag_string: str | None = None
     tags: list[_Tag] | None = None
+    parent_id: Any = None  # of any type, since a post whose ties cannot be read is as good as others
+    pixiv_id: Any = None
 
 
 class _Relation(msgspec.Struct, gc=False):
@@ -68,8 +69,23 @@ def inputs(mirror: Path) -> list[Path]:
 
 
 def read(part: Part) -> pa.Table:
-    """Read the posts of a part."""
-    return posts.table_of_lines(json_reader.read(part.lines, _Post), partial(_post, images=part.images))
+    """Read the posts of a part, with their ties to others, which refused posts have, too."""
+
+    def convert(row: _Post, offset: int) -> Post:
+        return _post(row, offset, part.images)._replace(
+            parent_id=_tied_to(row.parent_id), pixiv_id=_tied_to(row.pixiv_id)
+        )
+
+    return posts.table_of_lines(json_reader.read(part.lines, _Post), convert)
+
+
+def _tied_to(number: Any) -> int | None:
+    """Return the number of a parent or a work, or None if it is 0, empty or not a number."""
+    try:
+        tied_to = int(number) if isinstance(number, str | int) else 0
+    except ValueError:
+        return None
+    return tied_to if 0 < tied_to < 1 << 63 else None
 
 
 def _post(row: _Post, offset: int, images: Images) -> Post:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -26,17 +26,23 @@ class _Row(msgspec.Struct, gc=False):
 
 
 class Part(NamedTuple):
-    """A byte range of the file, the folder that its paths start from, and how a text separates tags."""
+    """A byte range of the file, the folder of its paths, how a text separates tags, and the key of families."""
 
     lines: json_reader.Part
     root: Path
     style: Style
+    family: str | None
 
 
-def parts(file: Path, separator: str) -> list[Part]:
-    """Divide the file; its paths are relative to its own folder. A text separates tags as set, or as it shows."""
+def parts(file: Path, separator: str, family: str | None) -> list[Part]:
+    """Divide the file; its paths are relative to its own folder. A text separates tags as set, or as it shows.
+
+    `family` is the key of the column that names families. Raises ValueError when it is another column's.
+    """
+    if family in _Row.__struct_fields__:
+        raise ValueError(f"{file}: family: the column {family} has another meaning; name the families in their own")
     style = Style(None if separator == AUTO else separator)
-    return [Part(lines, file.parent.resolve(), style) for lines in json_reader.parts(file)]
+    return [Part(lines, file.parent.resolve(), style, family) for lines in json_reader.parts(file)]
 
 
 def inputs(file: Path) -> list[Path]:
@@ -46,14 +52,21 @@ def inputs(file: Path) -> list[Path]:
 
 def read(part: Part) -> pa.Table:
     """Read the posts of a part; a post's id is derived from its path."""
-    return posts.table_of_lines(json_reader.read(part.lines, _Row), partial(_post, root=part.root, style=part.style))
+    row = _Row if part.family is None else _row_with(part.family)
+    return posts.table_of_lines(json_reader.read(part.lines, row), partial(_post, root=part.root, style=part.style))
+
+
+def _row_with(column: str) -> Any:
+    """Return _Row with `family`, of any type, which is read from a column."""
+    return msgspec.defstruct("_Row", [("family", Any, None)], bases=(_Row,), rename={"family": column}, gc=False)
 
 
 def _post(row: _Row, offset: int, root: Path, style: Style) -> Post:
     path = row.path or row.file_name
     if not posts.is_inside(path) or not posts.is_storable(path):
         return Post(offset=offset, reason="bad row", detail=f"path: {path[:80]!a} is not below the file's folder")
-    post = Post(posts.path_id(path), path, offset=offset)
+    family = posts.family_id(getattr(row, "family", None))
+    post = Post(posts.path_id(path), path, offset=offset, family=family)
     if not (root / path).resolve().is_relative_to(root):
         return post._replace(reason="link out of the folder")
     tags = row.text if row.tags is None else row.tags

@@ -23,16 +23,25 @@ TYPES: dict[str, Callable[[pa.DataType], bool]] = {
 }
 
 
+def _is_name(type_: pa.DataType) -> bool:
+    return pa.types.is_integer(type_) or pa.types.is_string(type_) or pa.types.is_large_string(type_)
+
+
 class Part(NamedTuple):
-    """A row group of one split's file."""
+    """A row group of one split's file, and the column that names families."""
 
     folder: Path
     file: str
     group: int
+    family: str | None
 
 
-def parts(folder: Path, setting: None) -> list[Part]:
-    """Return the row groups of both splits. Raises ValueError when a file or a column is missing."""
+def parts(folder: Path, family: str | None) -> list[Part]:
+    """Return the row groups of both splits; `family` is a column of both that names families.
+
+    Raises ValueError when a file or a column is missing.
+    """
+    columns = TYPES if family is None else TYPES | {family: _is_name}
     row_groups: list[Part] = []
     for name in FILES:
         try:
@@ -40,12 +49,12 @@ def parts(folder: Path, setting: None) -> list[Part]:
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{folder / name}: cannot be read ({error}); every dataset directory has it") from None
         types = {field.name: field.type for field in file.schema_arrow}
-        for column, is_right in TYPES.items():
+        for column, is_right in columns.items():
             if column not in types:
                 raise ValueError(f"{folder / name}: {column}: column missing")
             if not is_right(types[column]):
                 raise ValueError(f"{folder / name}: {column}: this column of a dataset is never {types[column]}")
-        row_groups += [Part(folder, name, group) for group in range(file.num_row_groups)]
+        row_groups += [Part(folder, name, group, family) for group in range(file.num_row_groups)]
     _read_layout(folder)
     return row_groups
 
@@ -63,8 +72,12 @@ def read(part: Part) -> pa.Table:
     """
     layout = _read_layout(part.folder)
     group = pq.ParquetFile(part.folder / part.file).read_row_group(part.group)
-    columns = (group.column(name).to_pylist() for name in ("post_id", "tags", "hash"))
-    return posts.table(_post(layout, *row) for row in zip(*columns, strict=True))
+    columns = (group.column(name).to_pylist() for name in TYPES)
+    families = [None] * len(group) if part.family is None else group.column(part.family).to_pylist()
+    return posts.table(
+        _post(layout, *row)._replace(family=posts.family_id(family))
+        for family, row in zip(families, zip(*columns, strict=True), strict=True)
+    )
 
 
 def read_relations(folder: Path) -> Relations:

@@ -25,8 +25,13 @@ SCHEMA = pa.schema(
         pa.field("offset", pa.int64()),  # of the row in its text file, bytes; null in other formats
         pa.field("reason", pa.string()),  # why the post is refused; null if it is usable
         pa.field("detail", pa.string()),
+        # What ties the post to others, whether it is usable or not; null if nothing does.
+        pa.field("parent_id", pa.int64()),  # the `post_id` of the post that this one is a variant of
+        pa.field("pixiv_id", pa.int64()),  # the number of the pixiv work that it is a page of, in every source
+        pa.field("family", pa.int64()),  # what the source's setting `family` finds, see `family_id`
     ]
 )
+TIES = tuple(SCHEMA.names[-3:])
 
 
 class Post(NamedTuple):
@@ -39,6 +44,9 @@ class Post(NamedTuple):
     offset: int | None = None
     reason: str | None = None
     detail: str | None = None
+    parent_id: int | None = None
+    pixiv_id: int | None = None
+    family: int | None = None
 
 
 class Unreadable(NamedTuple):
@@ -83,6 +91,12 @@ def table_of_lines(lines: Iterable[Line[RowT]], convert: Callable[[RowT, int], P
 def path_id(path: str) -> int:
     """Derive a stable id, 0 to 2^63 - 1, from a relative path with forward slashes."""
     return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
+
+
+def family_id(name: object) -> int | None:
+    """Return the number of the family of a name, a text or a whole number, or None if it is empty or neither."""
+    is_name = isinstance(name, str | int) and not isinstance(name, bool) and name != ""
+    return path_id(ascii(str(name))) if is_name else None
 
 
 def is_inside(path: str) -> bool:

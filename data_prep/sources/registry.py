@@ -21,19 +21,19 @@ Transparent = Literal["white", "refuse"]
 class SourceKind(NamedTuple):
     """The functions of a kind's module, and how the kind differs from the others.
 
-    `parts(path, setting)` returns picklable values; `setting` is None for most kinds.
+    `parts(path, *settings)` returns picklable values.
     `read(part)` returns a table of `posts.SCHEMA`. `inputs(path)` returns existing files.
     """
 
-    parts: Callable[[Path, Any], Sequence[Any]]
+    parts: Callable[..., Sequence[Any]]
     read: Callable[[Any], pa.Table]
     inputs: Callable[[Path], list[Path]]
     path_is_file: bool = False
     """A source is a file, and the paths of its images are relative to that file's folder."""
     reads_lines: bool = False
     """A post is a line of a text file; `lines` of a part, a `json_reader.Part`, is the range of the file."""
-    setting: str | None = None
-    """The setting of a source that this kind reads and others ignore."""
+    settings: tuple[str, ...] = ()
+    """The settings of a source that this kind reads and others ignore."""
     sidecar_suffixes: tuple[str, ...] = ()
     """The suffixes of text files beside images. The folder is searched, so the output cannot lie inside it."""
     images_are_final: bool = False
@@ -49,17 +49,23 @@ KINDS = {
         danbooru2021.parts,
         danbooru2021.read,
         danbooru2021.inputs,
-        setting="images",
+        settings=("images",),
         reads_lines=True,
         images_are_final=True,
         transparent="refuse",  # as the original build did
         relations=danbooru2021.read_relations,
     ),
     "sidecar": SourceKind(
-        sidecar.parts, sidecar.read, sidecar.inputs, setting="separator", sidecar_suffixes=sidecar.SUFFIXES
+        sidecar.parts,
+        sidecar.read,
+        sidecar.inputs,
+        settings=("separator", "family"),
+        sidecar_suffixes=sidecar.SUFFIXES,
     ),
     "jsonl": SourceKind(
-        jsonl.parts, jsonl.read, jsonl.inputs, path_is_file=True, reads_lines=True, setting="separator"
+        jsonl.parts, jsonl.read, jsonl.inputs, path_is_file=True, reads_lines=True, settings=("separator", "family")
     ),
-    "parquet": SourceKind(parquet.parts, parquet.read, parquet.inputs, relations=parquet.read_relations),
+    "parquet": SourceKind(
+        parquet.parts, parquet.read, parquet.inputs, settings=("family",), relations=parquet.read_relations
+    ),
 }

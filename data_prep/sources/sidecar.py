@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -39,10 +40,11 @@ class Image(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Images below a folder."""
+    """Images below a folder, and the pattern of their paths that names families."""
 
     folder: Path
     images: list[Image]
+    family: re.Pattern[str] | None
 
 
 class NoSidecars(ValueError):
@@ -58,11 +60,16 @@ class Unusable(Exception):
         self.detail = detail
 
 
-def parts(folder: Path, separator: str) -> list[Part]:
+def parts(folder: Path, separator: str, family: str | None) -> list[Part]:
     """Divide the images below a folder; recognize and print the style of each folder's sidecars, if it is not set.
 
-    Raises NoSidecars when no image has a sidecar, ValueError when all folders hold sentences instead of tags.
+    `family` is a regular expression over paths, see `_family`. Raises NoSidecars when no image has a sidecar,
+    ValueError when all folders hold sentences instead of tags, or when `family` is none.
     """
+    try:
+        pattern = None if family is None else re.compile(family)
+    except re.error as error:
+        raise ValueError(f"{folder}: family: {family!r} is not a regular expression ({error})") from None
     listing = find_images(folder)
     listed = list(_list(folder, listing.images))
     if not any(sidecars for _, sidecars in listed):
@@ -81,7 +88,7 @@ def parts(folder: Path, separator: str) -> list[Part]:
         names = ", ".join(pattern.format(name="a.png", stem="a") for pattern in PATTERNS)
         example = f"such as {several[0]}; the first of {names} that holds tags counts"
         print(f"{len(several):>9,} {plural(len(several), 'image')}: several sidecars, {example}")
-    return [Part(folder, images[start : start + PART]) for start in range(0, len(images), PART)]
+    return [Part(folder, images[start : start + PART], pattern) for start in range(0, len(images), PART)]
 
 
 def inputs(folder: Path) -> list[Path]:
@@ -94,7 +101,18 @@ def inputs(folder: Path) -> list[Path]:
 def read(part: Part) -> pa.Table:
     """Read the posts of a part. A post's id is derived from its path, so it does not change when images are added."""
     root = part.folder.resolve()
-    return posts.table(_post(part.folder, root, image) for image in part.images)
+    return posts.table(
+        _post(part.folder, root, image)._replace(family=_family(image.path, part.family)) for image in part.images
+    )
+
+
+def _family(path: str, pattern: re.Pattern[str] | None) -> int | None:
+    """Return the number of the family that the groups of a pattern name, or its whole match if it has no groups."""
+    match = None if pattern is None else pattern.search(path)
+    if match is None:
+        return None
+    names = match.groups("") if match.re.groups else (match[0],)
+    return posts.family_id("\0".join(names) if any(names) else "")
 
 
 def _list(folder: Path, images: Iterable[Path]) -> Iterator[tuple[str, dict[str, str]]]:

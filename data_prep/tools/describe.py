@@ -49,6 +49,20 @@ def table(description: dict[str, Any]) -> Table:
     return result
 
 
+def families(description: dict[str, Any]) -> list[str]:
+    """Return lines on the families of a dataset; none for datasets of builds that did not count them."""
+    counts = description.get("families")
+    if counts is None:
+        return []
+    images, several = (f"{counts[name]:,}" for name in ("images", "several"))
+    shares = ", ".join(f"{share:.1%} of {source}" for source, share in counts["relatives"].items())
+    return [
+        f"{counts['families']:,} families: {several} of several images ({images}), at most {counts['largest']:,}",
+        f"without families these validation images would have a relative in training: {shares}",
+        *(f"in training for its {size:,} images: the family of {name}" for name, size in counts["giants"].items()),
+    ]
+
+
 def draw(directory: Path) -> Path:
     """Draw `dataset.png` into a dataset directory, and return its path."""
     path = directory / "dataset.png"

@@ -1,4 +1,4 @@
-"""A synthetic Danbooru 2021 mirror of any size, with the faults of real ones, and an answer key.
+"""A synthetic Danbooru 2021 mirror of any size, with the faults and families of real ones, and an answer key.
 
 The key, `answers.json`, lists what a build must find: see `Key`.
 """
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from data_prep.tools.synthetic_families import ties_of
 from data_prep.tools.synthetic_images import COPIES, FAULTS, NEAR_COPIES, PLAIN, VARIANTS, file_of
 from joytag.core import progress
 from joytag.core.files import write_text
@@ -39,7 +40,8 @@ class Key:
 
     `rejected` maps a reason to ids; `lines` maps a reason to (file, line) of rows without a usable id; `copies` maps an
     id to that of the copy that is kept. `recoloured` and `retouched` are pairs that are not copies; those of the
-    latter have similar colours, and pHashes that differ in 1 to 3 bits.
+    latter have similar colours, and pHashes that differ in 1 to 3 bits. `families` are the posts with an id that other
+    ties than looks join, by the kind and number of the family.
     """
 
     posts: int = 0  # rows in the files of posts, good or bad
@@ -48,6 +50,7 @@ class Key:
     copies: dict[int, int] = field(default_factory=dict)
     recoloured: list[tuple[int, int]] = field(default_factory=list)
     retouched: list[tuple[int, int]] = field(default_factory=list)
+    families: dict[str, list[int]] = field(default_factory=dict)
     deleted: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
 
@@ -57,6 +60,8 @@ class Key:
             self.rejected.setdefault(reason, []).extend(ids)
         for reason, lines in other.lines.items():
             self.lines.setdefault(reason, []).extend(lines)
+        for family, ids in other.families.items():
+            self.families.setdefault(family, []).extend(ids)
         self.copies |= other.copies
         self.recoloured += other.recoloured
         self.retouched += other.retouched
@@ -74,12 +79,13 @@ class World(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One file of posts, with ids from `first` to `last` - 1, and the settings of the mirror."""
+    """One file of posts, with ids from `first` to `last` - 1 of all `posts`, and the settings of the mirror."""
 
     directory: Path
     number: int
     first: int
     last: int
+    posts: int
     n_tags: int
     generation: Generation
     images: bool
@@ -91,7 +97,7 @@ def write(directory: Path, posts: int, *, images: bool = True, generation: Gener
     n_tags = max(400, min(498_000, posts // 10))
     edges = np.linspace(1, posts + 1, FILES + 1).astype(int)
     jobs = [
-        Job(directory, i, int(low), int(high), n_tags, generation, images, seed)
+        Job(directory, i, int(low), int(high), posts, n_tags, generation, images, seed)
         for i, (low, high) in enumerate(itertools.pairwise(edges))
     ]
     (directory / "metadata").mkdir(parents=True, exist_ok=True)
@@ -162,7 +168,7 @@ def write_posts(job: Job) -> Key:
     """Write one file of posts, and their images; return its part of the key."""
     tags, key = world(job.n_tags), Key()
     rng = np.random.default_rng((job.seed, job.number))
-    ids = _some_ids(rng, job.first, job.last)
+    ids = _some_ids(rng, job)
     drawn = _draw_tags(rng, tags, len(ids))
     old = job.generation == "2020" or (job.generation == "mixed" and job.number % 3 == 2)
     encoder = msgspec.json.Encoder()
@@ -176,9 +182,15 @@ def write_posts(job: Job) -> Key:
             line += 1
 
         for post_id, ranks, file_fields in zip(ids, drawn, _files(job, ids, rng, key), strict=True):
-            row = _row(post_id, ranks, tags, old, file_fields)
+            ties = ties_of(post_id, job.posts)
+            row = _row(post_id, ranks, tags, old, file_fields | ties.fields)
+            row = {name: value for name, value in row.items() if name not in ties.lacks}
             key.deleted += row["is_deleted"]
             emit(encoder.encode(row))
+            if ties.lacks:
+                key.lines.setdefault("without id or md5", []).append((f"metadata/{path.name}", line))
+            if ties.family and "id" in row:
+                key.families.setdefault(ties.family, []).append(post_id)
             if post_id % 499 == 0:
                 reason, data = _bad_line(post_id // 499, row, encoder)
                 emit(data)
@@ -190,10 +202,12 @@ def write_posts(job: Job) -> Key:
     return key
 
 
-def _some_ids(rng: np.random.Generator, first: int, last: int) -> list[int]:
-    """Draw ids of a range, in random order as in an export; one in forty is missing."""
-    ids = np.arange(first, last)
-    return rng.permutation(ids[rng.random(len(ids)) > 0.025]).tolist()
+def _some_ids(rng: np.random.Generator, job: Job) -> list[int]:
+    """Draw ids of a file, in random order as in an export; one in forty is missing, and posts that should be."""
+    ids = np.arange(job.first, job.last)
+    ties = [ties_of(post_id, job.posts) for post_id in ids.tolist()]
+    has_row = (rng.random(len(ids)) > 0.025) | [its.family is not None for its in ties]
+    return rng.permutation(ids[has_row & [not its.missing for its in ties]]).tolist()
 
 
 def _draw_tags(rng: np.random.Generator, tags: World, posts: int) -> Iterator[list[int]]:
@@ -259,6 +273,9 @@ def _files(job: Job, ids: list[int], rng: np.random.Generator, key: Key) -> Iter
     drawn = rng.choice(len(kinds) + 1, len(ids), p=[*weights, 1 - weights.sum()])
     free: list[int] = []  # plain images that no other post is derived from yet
     for post_id, number in zip(ids, drawn, strict=True):
+        if ties_of(post_id, job.posts).lacks:  # banned
+            yield {"file_ext": "jpg"}
+            continue
         kind = [*kinds, PLAIN][number]
         original = free.pop() if kind in (*COPIES, *NEAR_COPIES) and free else None
         data, extension, kind = file_of(kind, post_id, original)

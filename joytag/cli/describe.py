@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_prep.tools.describe import draw, table
+from data_prep.tools.describe import draw, families, table
 from joytag.cli.arguments import Parser
 from joytag.core.terminal import print, show
 from joytag.data import dataset
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     description = dataset.read_description(options.directory)
     show(table(description))
+    for line in families(description):
+        print(line)
     irregularities = {name.replace("_", " "): n for name, n in description.get("relations", {}).items() if n}
     print(", ".join(f"{count:,} {name}" for name, count in irregularities.items()))
     print(f"{pq.read_metadata(options.directory / 'tags.parquet').num_rows:,} tags; {draw(options.directory)}")

@@ -269,7 +269,7 @@ def test_a_dataset_of_another_config_is_not_overwritten(built):
     ("section", "changes", "message"),
     [
         ("tags", {"min_count": 1000}, r"used fewer than 1000 times \(tags\.min_count\): animal"),
-        ("validation", {"images": 500}, r"validation\.images: 500 cannot be held out of 56 images in 55 groups"),
+        ("validation", {"images": 500}, r"validation\.images: 500 cannot be held out of 56 images in 55 families"),
     ],
 )
 def test_a_build_that_cannot_succeed_leaves_no_dataset(built, tmp_path, section, changes, message):

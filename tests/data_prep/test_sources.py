@@ -402,9 +402,7 @@ def test_a_new_kind_needs_only_a_row_of_the_registry(tmp_path, monkeypatch):
     def read_part(part: str) -> pa.Table:
         return posts.table([posts.Post(posts.path_id(part), part, tags=Path(part).stem)])
 
-    listed = SourceKind(
-        lambda path, images: path.read_text().split(), read_part, lambda path: [path], path_is_file=True
-    )
+    listed = SourceKind(lambda path: path.read_text().split(), read_part, lambda path: [path], path_is_file=True)
     monkeypatch.setitem(KINDS, "list", listed)
     assert [(row["path"], row["tags"]) for row in read(tmp_path / "list", "list")] == [
         ("cat.png", ["cat"]),

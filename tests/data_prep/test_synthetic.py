@@ -20,10 +20,10 @@ import yaml
 from paths import ROOT
 from requirements import require_ray
 
-from data_prep import shards
+from data_prep import families, shards
 from data_prep.build import build
 from data_prep.config import BuildSettings
-from data_prep.tools import baseline, synthetic
+from data_prep.tools import baseline, synthetic, synthetic_families
 from joytag.data import dataset
 
 OUTPUTS = ("train.parquet", "validation.parquet", "tags.parquet", "top_tags.txt", "rejected.parquet")
@@ -228,3 +228,116 @@ def test_another_config_reuses_the_scan(mirror, built, tmp_path, monkeypatch):
     for name in ("work", "images"):
         (copy / name).symlink_to(built / name)
     build(BuildSettings.model_validate(values | {"output": str(copy)}))
+
+
+# Families
+
+
+def recounted_families(mirror: Path, looks: dict[int, int], copies: dict[int, int]) -> dict[object, object]:
+    """The family of each post, by a union-find over dicts that shares no code with the build.
+
+    `looks` are the pHashes of usable images.
+    """
+    above: dict[object, object] = {}
+
+    def top(node: object) -> object:
+        while above.setdefault(node, node) != node:
+            above[node] = above[above[node]]
+            node = above[node]
+        return node
+
+    def number(value: object) -> int:
+        return int(value) if isinstance(value, str) and value.isdigit() else 0
+
+    for path in sorted((mirror / "metadata").glob("posts*.json")):
+        for count, line in enumerate(path.read_bytes().split(b"\n")):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(row, dict):
+                continue
+            post = number(row.get("id")) or (path.name, count)
+            if parent := number(row.get("parent_id")):
+                above[top(post)] = top(parent)
+            if work := number(row.get("pixiv_id")):
+                above[top(post)] = top(f"work {work}")
+    for post, phash in looks.items():
+        above[top(post)] = top(f"pHash {phash}")
+    for copy, kept in copies.items():
+        above[top(copy)] = top(kept)
+    return {node: top(node) for node in list(above)}
+
+
+def scanned_hashes(output: Path) -> dict[int, int]:
+    """The pHash of each usable image."""
+    work = output / "work" / "danbooru2021"
+    posts = pq.read_table(work / "images.parquet")["post_id"].to_pylist()
+    hashes = [value for path in sorted((work / "scan").glob("*.parquet")) for value in pq.read_table(path)["phash"]]
+    pairs = zip(posts, (value.as_py() for value in hashes), strict=True)
+    return {post: phash for post, phash in pairs if phash is not None}
+
+
+def sides(output: Path) -> dict[int, str]:
+    return {row["post_id"]: split for split in dataset.SPLITS for row in rows(output, split)}
+
+
+def test_planted_families_stay_on_one_side(mirror, built):
+    side, of_kind = sides(built), defaultdict(list)
+    for family, ids in mirror[1].families.items():
+        its_sides = [side[i] for i in ids if i in side]
+        assert len(set(its_sides)) <= 1, family
+        if len(its_sides) > 1:
+            of_kind[family.rstrip(" 0123456789")].append(its_sides[0])
+    assert set(of_kind) == {"giant", *(kind.name for kind in synthetic_families.KINDS.values())}
+    assert of_kind.pop("giant") == ["train"]
+    for kind, its in of_kind.items():
+        assert set(its) == set(dataset.SPLITS), kind
+
+
+def test_a_plain_recount_finds_the_same_families(mirror, built):
+    folder, key = mirror
+    family, side = recounted_families(folder, scanned_hashes(built), key.copies), sides(built)
+    members: dict[object, list[int]] = defaultdict(list)
+    for post in side:
+        members[family.get(post, post)].append(post)
+    assert not [posts for posts in members.values() if len({side[post] for post in posts}) > 1]
+    planted = {frozenset(family[i] for i in ids) for ids in key.families.values()}
+    assert all(len(families) == 1 for families in planted)
+
+    several = [posts for posts in members.values() if len(posts) > 1]
+    counts = json.loads((built / "dataset.json").read_text())["families"]
+    largest = max(several, key=len)
+    assert set(largest) >= {post for post in key.families["giant"] if post in side}
+    path = pq.read_table(built / "train.parquet", columns=["post_id", "path"]).to_pylist()
+    name = next(row["path"] for row in path if row["post_id"] == min(largest))
+    assert counts["giants"] == {f"danbooru2021/{name}": len(largest)}
+    assert (counts["families"], counts["several"], counts["images"], counts["largest"]) == (
+        len(members),
+        len(several),
+        sum(map(len, several)),
+        len(largest),
+    )
+
+
+@pytest.mark.parametrize("tie", ["parent_id", "pixiv_id", "look_alikes"])
+def test_each_tie_can_be_switched_off(mirror, built, tmp_path, tie):
+    """Without a tie some families are divided, which all others together would have kept whole."""
+    ties = [name for name in families.TIES if name != tie]
+    changed = settings(mirror[0], tmp_path / "out", validation={"images": 400, "families": ties})
+    (tmp_path / "out").mkdir()
+    for name in ("work", "images"):
+        (tmp_path / "out" / name).symlink_to(built / name)
+    output = build(changed)
+    whole, fewer = (json.loads((path / "dataset.json").read_text())["families"] for path in (built, output))
+    assert fewer["families"] > whole["families"]
+    side = sides(output)
+    pairs = {
+        "parent_id": [ids[:2] for name, ids in mirror[1].families.items() if name.startswith("children ")],
+        "pixiv_id": [ids[:2] for name, ids in mirror[1].families.items() if name.startswith("pages ")],
+        "look_alikes": mirror[1].recoloured,
+    }
+    divided = {
+        name: any({side.get(a), side.get(b)} == set(dataset.SPLITS) for a, b in its) for name, its in pairs.items()
+    }
+    assert divided == {name: name == tie for name in pairs}

@@ -86,7 +86,7 @@ def test_a_new_tag_of_look_alikes_is_dropped_and_named(tmp_path, capsys):
     dataset = Dataset.open(build(config(tmp_path)))
     assert dataset.tags.names == ["noise"]
     output = capsys.readouterr().out
-    assert "(look-alikes stay together): hero (1" in output
+    assert "(families stay together): hero (1" in output
     groups = {
         split: set(pq.read_table(tmp_path / "dataset" / f"{split}.parquet")["phash"].to_pylist()) for split in SPLITS
     }
