@@ -36,9 +36,9 @@ def join(
 ) -> np.ndarray:
     """Return each image's family, int64 [images]: the connected components of look-alikes, copies and tied posts.
 
-    Images are sorted by `sources` and `post_ids`. `alike` (int64 [images]) numbers the groups of look-alikes from 0, `keeper` (int64 [images]) is the row of the copy
-    that is kept or -1, and `tied` holds the result of `read` for each source. Families are numbered by the least of
-    their `alike`, so without other ties they are these groups.
+    Images are sorted by `sources` and `post_ids`. `alike` (int64 [images]) numbers their groups of look-alikes from 0,
+    `keeper` (int64 [images]) is the row of the copy that is kept or -1, and `tied` holds the result of `read` for each
+    source. Families are numbered by the least of their `alike`, so without other ties they are these groups.
     """
     groups = nodes = int(alike.max(initial=-1)) + 1
     copies = np.flatnonzero((keeper >= 0) & (keeper != np.arange(len(keeper))))

@@ -82,7 +82,7 @@ def read(part: Part) -> pa.Table:
 def _tied_to(number: Any) -> int | None:
     """Return the number of a parent or a work, or None if it is 0, empty or not a number."""
     try:
-        tied_to = int(number) if isinstance(number, str | int) else 0
+        tied_to = int(number) if isinstance(number, str | int) and not isinstance(number, bool) else 0
     except ValueError:
         return None
     return tied_to if 0 < tied_to < 1 << 63 else None

@@ -43,6 +43,8 @@ def test_the_command_prints_the_counts_and_draws_plots(dataset):
     command = [sys.executable, "-m", "joytag", "describe", str(dataset)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"COLUMNS": "80", "PATH": ""})
     assert done.returncode == 0, done.stderr
+    assert "12 families: 1 of several images (2), at most 2\n" in done.stdout
+    assert "would have a relative in training: 14.1% of mine\n" in done.stdout
     cells = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in done.stdout.splitlines() if "│" in line}
     assert cells == {"in the sources": "15", "copy": "1", "not an image": "1", "train": "11", "validation": "2"}
     with Image.open(dataset / "dataset.png") as drawn:
@@ -104,6 +106,17 @@ def test_the_sheet_shows_copies_and_images_that_are_kept(dataset):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(dataset / "copies.png")
+
+
+def test_families_are_described_if_they_were_counted():
+    assert describe.families({}) == []
+    counts = {"families": 9, "several": 1, "images": 4000, "largest": 4000, "giants": {"a/b.png": 4000}}
+    text = describe.families({"families": counts | {"relatives": {"a": 0.5, "b": 0.0}}})
+    assert text == [
+        "9 families: 1 of several images (4,000), at most 4,000",
+        "without families these validation images would have a relative in training: 50.0% of a, 0.0% of b",
+        "in training for its 4,000 images: the family of a/b.png",
+    ]
 
 
 def test_a_sheet_of_a_dataset_without_its_config_is_refused(dataset_directory, tmp_path):
