@@ -114,7 +114,7 @@ def test_a_build_without_a_usable_image_lists_the_reasons_first(tmp_path):
 
 def test_a_single_image_cannot_be_divided(tmp_path):
     write(tmp_path / "images", {"a": "cat"})
-    with pytest.raises(ValueError, match=r"validation\.images: 0\.1 cannot be held out of 1 images in 1 groups"):
+    with pytest.raises(ValueError, match=r"validation\.images: 0\.1 cannot be held out of 1 images in 1 families"):
         build(config(tmp_path, "tags.min_count=1"))
     assert rejected(tmp_path) == {}
 
