@@ -24,7 +24,7 @@ NUMBERS = st.one_of(st.none(), st.integers(1, 12))
 ROWS = st.lists(st.tuples(st.integers(0, 1), NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=30)
 
 
-def partition(labels: list[object]) -> set[frozenset[int]]:
+def partition(labels: list[int]) -> set[frozenset[int]]:
     return {frozenset(i for i, other in enumerate(labels) if other == label) for label in labels}
 
 
