@@ -1,0 +1,154 @@
+"""Statistics of sweeps: against SciPy and scikit-learn, and on simulated sweeps whose truth is known."""
+
+import numpy as np
+import pytest
+from contests import contest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import average_precision_score, f1_score
+from sweeps import SD, Points, find, image_effects, simulate, winner
+
+from joytag.evaluation.comparison import Resampled
+from joytag.sweeps import statistics
+from joytag.sweeps.statistics import adjusted_p, compare, critical_value, flattery, measure, noise_floor
+
+
+def points_of(values: np.ndarray, noise: float = 0) -> Points:
+    """Return points from values [points, seeds], which other images would change by `noise` alike for all seeds."""
+    common = np.random.default_rng(0).normal(0, noise, (len(values), 100))
+    return {
+        f"p{p}": {seed: Resampled(value, value + common[p]) for seed, value in enumerate(row)}
+        for p, row in enumerate(values)
+    }
+
+
+@given(st.floats(0, 20), st.sampled_from([1, 2, 3, 8, 40]))
+def test_one_comparison_is_students_test(t, freedom):
+    assert adjusted_p(t, 1, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), abs=2e-5)
+
+
+def test_several_comparisons_are_dunnetts_test():
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(0.6 * i, 1, size=4) for i in range(6)]
+    expected = stats.dunnett(*groups[1:], control=groups[0], rng=np.random.default_rng(0)).pvalue
+    variance = np.mean([group.var(ddof=1) for group in groups])
+    t = [(group.mean() - groups[0].mean()) / np.sqrt(2 * variance / 4) for group in groups[1:]]
+    assert [adjusted_p(value, 5, 18) for value in t] == pytest.approx(expected, abs=2e-3)
+    assert critical_value(5, 20) == pytest.approx(2.73, abs=0.01)  # of Dunnett's table
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 50])
+@pytest.mark.parametrize("freedom", [1, 2, 7.5, np.inf])
+def test_the_critical_value_is_where_p_is_five_percent(comparisons, freedom):
+    assert adjusted_p(critical_value(comparisons, freedom), comparisons, freedom) == pytest.approx(0.05, abs=1e-4)
+
+
+def test_with_one_point_it_is_the_paired_t_test():
+    values = np.array([[0.50, 0.52, 0.47, 0.51], [0.53, 0.54, 0.52, 0.52]])
+    finding = compare(points_of(values), 1)["p1"]
+    expected = stats.ttest_rel(values[1], values[0])
+    bounds = expected.confidence_interval()
+    assert finding.p == pytest.approx(expected.pvalue, abs=1e-5)
+    assert (finding.difference.low, finding.difference.high) == pytest.approx((bounds.low, bounds.high), abs=1e-5)
+    assert finding.mean == pytest.approx(values[1].mean())
+    assert finding.deviation == pytest.approx(values[1].std(ddof=1))
+
+
+def test_the_pool_is_the_residual_of_a_two_way_analysis_of_variance():
+    values = np.random.default_rng(1).normal(0.5, 0.02, (5, 3))
+    fitted = values.mean(1, keepdims=True) + values.mean(0) - values.mean()
+    variance = ((values - fitted) ** 2).sum() / (4 * 2)
+    findings = compare(points_of(values), 4)
+    for point, row in zip(findings, values, strict=True):
+        own = np.var(row - values[0], ddof=1)
+        if point != "p0":
+            error = np.sqrt(max(2 * variance, own) / 3)
+            assert findings[point].p == pytest.approx(adjusted_p((row - values[0]).mean() / error, 4, 8))
+
+
+def test_what_images_add_widens_intervals_and_more_points_too():
+    values = np.random.default_rng(2).normal(0.5, 0.02, (4, 3))
+
+    def widths(noise: float, comparisons: int) -> np.ndarray:
+        found = compare(points_of(values, noise), comparisons)
+        return np.array([f.difference.high - f.difference.low for p, f in found.items() if p != "p0"])
+
+    assert (widths(0.03, 3) > 1.2 * widths(0, 3)).all()
+    assert (widths(0, 30) > 1.2 * widths(0, 3)).all()
+    assert widths(0, 0) == pytest.approx(widths(0, 3))  # never fewer than the points at hand
+
+
+def test_points_with_missing_seeds_and_a_single_seed_claim_nothing():
+    points = points_of(np.array([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [0.9, 0.91, 0.92]]))
+    del points["p2"][0]
+    findings = compare(points, 2)
+    assert findings["p1"].is_better
+    assert not findings["p2"].is_better
+    assert findings["p2"].difference.value == pytest.approx(np.mean([0.71, 0.62]))  # of the seeds it has
+    single = compare(points_of(np.array([[0.1], [0.9]])), 1)["p1"]
+    assert single.mean == 0.9
+    assert np.isnan([single.deviation, single.difference.low, single.p]).all()
+    assert compare({}, 0) == {}
+    assert np.isnan(compare({"p0": {}, "p1": {}}, 1)["p1"].mean)
+    same = compare(points_of(np.full((2, 3), 0.5)), 1)["p1"]
+    assert (same.difference.low, same.difference.high, same.is_better) == (0, 0, False)
+
+
+def test_the_noise_floor_covers_the_true_deviation():
+    rng = np.random.default_rng(3)
+    floors = [noise_floor(rng.normal(0.5, SD, 3)) for _ in range(2000)]
+    assert np.mean([floor.low <= SD <= floor.high for floor in floors]) == pytest.approx(0.95, abs=0.015)
+    assert np.isnan(noise_floor(np.array([0.5])).value)
+
+
+def test_metrics_are_those_of_scikit_learn_on_the_chosen_images():
+    (tagger, _), labels, _ = contest([2.0, 1.0], images=400)
+    rows = np.arange(400) % 2 == 0
+    truth, scores = labels.toarray()[rows], tagger.scores[rows].astype(float)
+    measured = measure(tagger.scores, labels, "macro_f1", 0.4, rows)
+    assert measured.value == pytest.approx(f1_score(truth, scores > 0.4, average="macro"))
+    assert measured.replicates.mean() == pytest.approx(measured.value, abs=0.03)
+    ranked = measure(tagger.scores, labels, "map", 0.4, rows)
+    assert ranked.value == pytest.approx(average_precision_score(truth, scores, average="macro"))
+    halves = [measure(tagger.scores, labels, "macro_f1", 0.4, half).value for half in (rows, ~rows)]
+    assert halves[0] != halves[1]
+    assert len(measured.replicates) == len(ranked.replicates) == statistics.RESAMPLES
+
+
+def test_equal_points_rarely_win():
+    """300 simulated sweeps of 8 equal points with 3 seeds."""
+    claims = sum(winner(find([0.0] * 8, 3, sweep)) is not None for sweep in range(300))
+    assert claims <= 0.05 * 300
+
+
+def test_intervals_hold_for_all_points_at_once():
+    gains = np.array([0.0, 1, 2, -1, 0, 3]) * SD
+    held = 0
+    for sweep in range(200):
+        found = find([*(gains / SD)], 3, sweep)
+        intervals = [found[f"p{p + 1}"].difference for p in range(len(gains))]
+        held += all(i.low <= gain <= i.high for i, gain in zip(intervals, gains, strict=True))
+    assert held >= 0.93 * 200
+
+
+def test_large_gains_are_found():
+    assert sum(winner(find([0, 0, 5, 0], 3, sweep)) == "p3" for sweep in range(40)) >= 38
+
+
+def test_flattery_agrees_with_the_truth():
+    """The best of 8 equal points looks better than it is: by how much is what fresh seeds and images show."""
+    reported, true, held, sweeps = [], [], 0, 200
+    for sweep in range(sweeps):
+        rng = np.random.default_rng(sweep)
+        chosen = compare(simulate([0.0] * 8, range(3), rng, image_effects(9, rng)), 8)
+        best = max((point for point in chosen if point != "p0"), key=lambda point: chosen[point].mean)
+        confirmed = compare(simulate([0.0], range(5), rng, image_effects(2, rng)), 1)["p1"]
+        interval = flattery(chosen[best], confirmed)
+        reported.append(interval.value)
+        true.append(chosen[best].difference.value)  # since its true difference is 0
+        held += interval.low <= true[-1] <= interval.high
+    error = np.std(np.subtract(reported, true)) / np.sqrt(sweeps)
+    assert np.mean(reported) == pytest.approx(np.mean(true), abs=3 * error)
+    assert np.mean(true) > 0.8 * SD  # it is not small
+    assert held >= 0.92 * sweeps
