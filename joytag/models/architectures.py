@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@cache
 def training_flop(config: Config, image_size: int) -> int:
     """Return the floating-point operations (a multiply-add is two) of a forward and backward pass for one image.
 
