@@ -58,19 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.export == "wandb":
             print(f"Written: {exports.wandb(sweep, trials)}")
         elif options.trial:
-            supervisor.run_one(find(sweep, trials, options.trial), runners.slots(*limits)[0], sweep.name)
+            trial = next((trial for trial in trials if trial.id == options.trial), None)
+            if trial is None:
+                raise ValueError(f"{sweep.path}: no trial {options.trial}; --dry-run lists them")
+            supervisor.run_one(trial, runners.slots(*limits)[0], sweep.name)
         elif options.backend == "ray":
             supervisor.run(sweep, *runners.ray_slots(*limits))
         else:
             supervisor.run(sweep, runners.slots(*limits), runners.Local)
-
-
-def find(sweep: Sweep, trials: Sequence[Trial], name: str) -> Trial:
-    """Return a trial by its id. Raises ValueError."""
-    for trial in trials:
-        if trial.id == name:
-            return trial
-    raise ValueError(f"{sweep.path}: no trial {name}; --dry-run lists them")
 
 
 def print_costs(sweep: Sweep, trials: Sequence[Trial]) -> None:

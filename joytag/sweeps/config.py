@@ -287,7 +287,7 @@ class Sweep:
             name = _hash(values | {"seed": seed})
             directory = self.output / "trials" / name
             config = config.model_copy(update={"seed": seed, "output": str(directory)})
-            commands = self._train(changes, config), self._evaluate(config)
+            commands = self._commands(changes, config)
             trials.append(Trial(name, point, dict(labels), changes, seed, phase, config, commands))
         return trials
 
@@ -299,22 +299,19 @@ class Sweep:
         base, absent = flatten(self.base), object()
         return {key: value for key, value in chosen.items() if base.get(key, absent) != value}, config
 
-    def _train(self, changes: Mapping[str, Any], config: RunSettings) -> list[str]:
+    def _commands(self, changes: Mapping[str, Any], config: RunSettings) -> list[list[str]]:
+        """Return the commands of a trial: train, then evaluate."""
         overrides = [f"{key}={text(value)}" for key, value in (*changes.items(), ("seed", config.seed))]
-        arguments = ["--config", str(self.base_path), *overrides, f"output={config.output}", "--resume", "auto"]
-        return [*self._program("train"), *arguments]
-
-    def _program(self, name: str) -> list[str]:
-        processes = self.settings.processes
-        torchrun = ["torchrun", "--standalone", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
-        return [*torchrun, "joytag", name]
-
-    def _evaluate(self, config: RunSettings) -> list[str]:
+        train = ["--config", str(self.base_path), *overrides, f"output={config.output}", "--resume", "auto"]
         model = str(Path(config.output) / release.DIRECTORY)
-        options = [] if config.device == "auto" else ["--device", config.device]
+        evaluate = ["--model", model, "--data", config.data.directory, "--device", config.device]
         if config.threshold != DEFAULT_THRESHOLD:
-            options += ["--threshold", str(config.threshold), "--output", model]
-        return [*self._program("evaluate"), "--model", model, "--data", config.data.directory, *options]
+            evaluate += ["--threshold", str(config.threshold), "--output", model]
+        count = self.settings.processes
+        start = (
+            ["torchrun", "--standalone", "--nproc-per-node", str(count), "-m", "joytag"] if count > 1 else ["joytag"]
+        )
+        return [[*start, "train", *train], [*start, "evaluate", *evaluate]]
 
 
 def _hash(values: Mapping[str, Any]) -> str:

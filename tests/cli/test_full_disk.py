@@ -70,7 +70,11 @@ def test_a_full_disk_ends_every_command_in_one_line_that_names_the_file_and_the_
     csv = [*tag, "--output", "csv"]
     full = [(20_000, train), (20_000, build), (60_000, build), (None, train), (8_000, evaluate), (40_000, evaluate)]
     full += [(0, tag), (8_000, tag), (8_000, csv)]
-    steps = [*full, *((None, command) for command in (build, evaluate, tag, csv))]
+    swept = {"base": "run.yaml", "output": str(disk / "sweep"), "seeds": 1}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(swept))
+    sweep = ["sweep", "--config", str(tmp_path / "sweep.yaml")]
+    full += [(0, sweep), (60_000, sweep)]
+    steps = [*full, *((None, command) for command in (build, evaluate, tag, csv, sweep))]
     mount = 'mount -t tmpfs -o size=4m tmpfs "$1" && mkdir "$1/tagged" && cp "$2"/*.png "$1/tagged"'
     run = 'exec "$0" -c "$4" "$1" "$2" "$3"'
     line = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {run}"]
@@ -98,5 +102,6 @@ def test_a_full_disk_ends_every_command_in_one_line_that_names_the_file_and_the_
         "e/report.html",
         "tagged/9.txt",
         "tagged/tags.csv",
+        "sweep/ledger.jsonl",
     ):
         assert name in left

@@ -102,7 +102,7 @@ def test_a_value_survives_the_command_line(tmp_path, value):
         ({"axes": {"optimizer.lr": {"log": [0.01, 0.1]}}}, ["optimizer.lr", "points"]),
         ({"axes": {"optimizer.lr": {"log": [0, 0.1], "points": 3}}}, ["axes.optimizer.lr", "greater than 0"]),
         ({"axes": {"optimizer.lr": 0.1}}, ["axes.optimizer.lr", "a list of values"]),
-        ({"axes": {"x": {"a": {"model.d_model": 32}, "b": {"model.num_headz": 2}}}}, ["did you mean model.num_heads?"]),
+        ({"axes": {"x": {"a": {"model.mlp_dim": 64}, "b": {"model.num_headz": 2}}}}, ["did you mean model.num_heads?"]),
         ({"axes": {"model.num_heads": [2, 3], "model.d_model": [16, 24]}}, ["model.num_heads=3"]),
         ({"zip": [{"a": [1], "b": [1, 2]}]}, ["zip.0", "different lengths"]),
         ({"metric": "macro_f2"}, ["metric", "did you mean macro_f1?"]),
