@@ -16,6 +16,7 @@ from datasets import make_dataset
 from paths import ROOT
 from PIL import Image
 from taggers import predict_taggers, write_taggers
+from training_runs import miniature
 
 from joytag.cli import command
 from joytag.core import signals
@@ -88,27 +89,8 @@ def predicted(taggers) -> dict[str, Path]:
 
 @pytest.fixture
 def run_values(dataset_directory, tmp_path) -> dict:
-    """Run settings of a miniature of the recipe: two stages, of 13 and 10 steps of 8 samples."""
-    return {
-        "output": str(tmp_path / "run"),
-        "data": {"directory": str(dataset_directory), "workers": 0},
-        "model": {
-            "num_blocks": 2,
-            "patch_size": 4,
-            "d_model": 16,
-            "mlp_dim": 32,
-            "num_heads": 2,
-            "stochdepth_rate": 0.2,
-            "cnn_stem": "conv:c=8;ln;relu;conv:c=16;ln;relu;conv:c=16,s=1,k=1,p=0",
-        },
-        "stages": [{"image_size": 8, "samples": 104}, {"image_size": 16, "samples": 80}],
-        "batch_size": 8,
-        "micro_batch": 4,
-        "device": "cpu",
-        "precision": "fp32",
-        "every": {"log": 16, "evaluate": 48, "checkpoint": 16},
-        "tracking": {"wandb": "disabled"},
-    }
+    """Run settings of a miniature of the recipe; see `miniature`."""
+    return miniature(tmp_path / "run", dataset_directory)
 
 
 @pytest.fixture

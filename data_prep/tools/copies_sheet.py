@@ -15,7 +15,7 @@ from data_prep import dedup, image_table
 from data_prep.config import BuildSettings, Copies
 from data_prep.image_table import ImageTable, SourceFiles
 from joytag.core import settings
-from joytag.core.files import replacing
+from joytag.core.files import ABANDONED, remove_partials, replacing
 from joytag.data import dataset, fonts, images
 
 CELL = 160  # side of an image, pixels
@@ -72,6 +72,7 @@ def draw(directory: Path, pairs: int) -> Path:
         pen.text((x, y + CELL + 3 + 2 * LINE), text, colour, fonts.load(text, FONT))
         pen.rectangle((x - 2, y - 2, x + 2 * CELL + 3, y + CELL + TEXT), outline=colour)
     path = directory / "copies.png"
+    remove_partials(directory, ABANDONED)
     with replacing(path) as partial:
         canvas.save(partial, "PNG")
     return path

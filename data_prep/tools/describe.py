@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from data_prep.image_table import work_directory
-from joytag.core.files import replacing
+from joytag.core.files import ABANDONED, remove_partials, replacing
 from joytag.data import dataset
 
 if TYPE_CHECKING:  # importing matplotlib writes a font cache
@@ -66,6 +66,7 @@ def families(description: dict[str, Any]) -> list[str]:
 def draw(directory: Path) -> Path:
     """Draw `dataset.png` into a dataset directory, and return its path."""
     path = directory / "dataset.png"
+    remove_partials(directory, ABANDONED)
     with replacing(path) as partial:
         plot(directory).savefig(partial, dpi=110, format="png")
     return path

@@ -138,6 +138,7 @@ def write_mirror(directory: Path, svgs: Path, size: int = 128) -> None:
         categories.setdefault(consequent, GENERAL)
 
     metadata, suffix = directory / "metadata", "000000000000.json"
+    files.remove_partials(metadata)
     tags = enumerate(sorted(categories), start=1)
     write_lines(
         metadata / f"tags{suffix}",
@@ -212,7 +213,7 @@ def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
         sidecars[png.with_suffix(".txt")] = ", ".join(sorted(tag for tag in tags if not is_meta(tag)))
     render_all(jobs, size, "Twemoji ")
     for path, text in sidecars.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
+        files.write_text(path, text)
 
 
 def package_directory(package: str, inside: str) -> Path:

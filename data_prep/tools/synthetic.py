@@ -23,7 +23,7 @@ import numpy as np
 from data_prep.tools.synthetic_families import ties_of
 from data_prep.tools.synthetic_images import COPIES, FAULTS, NEAR_COPIES, PLAIN, VARIANTS, file_of
 from joytag.core import progress
-from joytag.core.files import write_text
+from joytag.core.files import remove_partials, replacing, write_text
 from joytag.core.signals import starting_processes
 
 Generation = Literal["2021", "2020", "mixed"]
@@ -101,6 +101,8 @@ def write(directory: Path, posts: int, *, images: bool = True, generation: Gener
         for i, (low, high) in enumerate(itertools.pairwise(edges))
     ]
     (directory / "metadata").mkdir(parents=True, exist_ok=True)
+    for folder in (directory / "metadata", *directory.glob("original/*")):
+        remove_partials(folder)
     key = Key()
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         with starting_processes():
@@ -174,7 +176,7 @@ def write_posts(job: Job) -> Key:
     encoder = msgspec.json.Encoder()
     path = job.directory / "metadata" / f"posts{job.number:012d}.json"
     line = 0
-    with path.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
 
         def emit(data: bytes) -> None:
             nonlocal line
@@ -286,7 +288,8 @@ def _files(job: Job, ids: list[int], rng: np.random.Generator, key: Key) -> Iter
         if kind != "missing":
             file = job.directory / "original" / f"{post_id % 1000:04d}" / f"{post_id}.{extension}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
+            with replacing(file) as partial:
+                partial.write_bytes(data)
         yield {"md5": md5, "file_ext": extension, "file_size": str(len(data))}
 
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
     released = options.output / release.DIRECTORY
-    if released.exists():
+    if (released / release.WEIGHTS).exists():  # written last
         raise ValueError(f"{options.output}: holds a finished run; choose another --output, or remove it")
     if not options.images.is_dir():
         raise ValueError(f"{options.images}: no such folder")

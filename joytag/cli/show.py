@@ -6,7 +6,7 @@ from pathlib import Path
 
 from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.core import jsonl
-from joytag.core.files import replacing
+from joytag.core.files import ABANDONED, remove_partials, replacing
 from joytag.core.terminal import print, quote
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run, model = options.run, checkpoint.newest_model(options.run)
     if model is None and not (run / LOG).exists():
         raise ValueError(f"{run}: not a run: it contains neither {LOG} nor a release nor a checkpoint")
+    remove_partials(run, ABANDONED)
     if jsonl.read(run / LOG):
         plot_curves(run / LOG, run / "curves.png")
         print(f"Written: {run}/curves.png, the training curves")

@@ -33,7 +33,9 @@ REMEDIES = {  # for errors of the operating system
 
 def describe(error: OSError) -> str:
     """Return the file of an error, the reason and, if one is known, the remedy."""
-    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    # Of a copy, the system names the source as well as the file that it cannot write.
+    file = error.filename2 if error.filename2 and error.errno in (errno.EDQUOT, errno.ENOSPC) else error.filename
+    reason = f"{file}: {error.strerror}" if file else str(error)
     return "; ".join([reason, *([REMEDIES[error.errno]] if error.errno in REMEDIES else [])])
 
 

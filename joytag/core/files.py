@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".part"  # suffix of files that are being written
+ABANDONED = 3600  # seconds after which no process still writes a file, where others may write at the same time
 
 
 def file_hash(path: Path) -> str:

@@ -209,6 +209,16 @@ class Dataset:
         paths = dict(zip(found["hash"].to_pylist(), found[PATH.name].to_pylist(), strict=True))
         return [paths.get(sha256, "") for sha256 in wanted]
 
+    def originals(self, split: str) -> pa.ChunkedArray | None:
+        """Return the original file of each image of a split, [rows]: paths in their sources' folders.
+
+        None if they are unknown, in a dataset of an older build.
+        """
+        try:
+            return pq.read_table(self.directory / f"{split}.parquet", columns=[PATH.name])[PATH.name]
+        except (OSError, pa.ArrowException, KeyError):
+            return None
+
     def image_path(self, sha256: bytes) -> Path:
         """Return the path of the resized copy of the image with this sha256 (32 bytes).
 

@@ -7,6 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,8 @@ def _predict_other_vocabulary(
             workers = loader.default_workers(device)
             runner.predict_blocks(writer, done, network.to(device), image_dataset, workers, device, dtype, interrupts)
     labels = predictions.label_matrix(posts, len(known))
-    writer.finish(posts, merge_labels(labels, _columns_of(known.names, tags.names)), tags)
+    merged = merge_labels(labels, _columns_of(known.names, tags.names))
+    writer.finish(posts, merged, tags, partial(image_dataset.dataset.originals, SPLIT))
 
 
 def _look_up(names: Sequence[str], known: TagTable, column: str) -> np.ndarray:

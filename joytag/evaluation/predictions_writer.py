@@ -7,7 +7,7 @@ import json
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,10 +255,17 @@ class PredictionsWriter:
         for path in sorted(self._work.glob("done.*.jsonl")):
             yield from (JournalEntry(**row) for row in jsonl.read(path) if row.keys() == set(JournalEntry._fields))
 
-    def finish(self, posts: dataset.Posts, labels: csc_array, tags: dataset.TagTable) -> None:
+    def finish(
+        self,
+        posts: dataset.Posts,
+        labels: csc_array,
+        tags: dataset.TagTable,
+        originals: Callable[[], pa.ChunkedArray | None] = lambda: None,
+    ) -> None:
         """Write the finished predictions of all images that could be decoded, and remove the work.
 
-        Takes the split, its labels, bool [rows, N], and the model's vocabulary. Raises PredictionsError when a block is
+        Takes the split, its labels, bool [rows, N], and the model's vocabulary. `originals` reads the original file of
+        each image, [rows], to name those that could not be decoded. Raises PredictionsError when a block is
         missing or no image could be decoded, and OutputError when the predictions cannot be written.
         """
         blocks = self.done()
@@ -275,8 +282,14 @@ class PredictionsWriter:
                 f"{self.directory / PROVENANCE} lists them",
                 stacklevel=2,
             )
+        paths = originals() if bad else None
         undecodable = [
-            {"id": int(posts.ids[row]), "hash": posts.hashes[row].tobytes().hex(), "reason": reason}
+            {
+                "id": int(posts.ids[row]),
+                "hash": posts.hashes[row].tobytes().hex(),
+                **({} if paths is None else {"path": paths[row].as_py()}),
+                "reason": reason,
+            }
             for row, reason in bad
         ]
         provenance = read_json(self._provenance) | {"undecodable": undecodable}

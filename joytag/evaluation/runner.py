@@ -123,7 +123,7 @@ def predict_release(
                     predict_blocks(writer, done, network, image_dataset, workers, device, dtype, interrupts)
                 if distributed.rank() == 0:
                     labels = predictions.label_matrix(image_dataset.posts, len(names))
-                    writer.finish(image_dataset.posts, labels, dataset.tags)
+                    writer.finish(image_dataset.posts, labels, dataset.tags, partial(dataset.originals, split))
             return distributed.rank() == 0
     except ProcessLost as error:
         raise Unfinished(str(error)) from None

@@ -18,7 +18,6 @@ from joytag.data import folders, images
 from joytag.data.encodings import decode
 from joytag.tagging.captions import Captions, OptionError
 
-ABANDONED = 3600  # seconds after which no process still writes a file: others may work in the same folder
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -116,7 +115,7 @@ class Sidecars:
                 text = captions.join(names)
             if path.parent not in self._folders:
                 self._folders.add(path.parent)
-                files.remove_partials(path.parent, ABANDONED)
+                files.remove_partials(path.parent, files.ABANDONED)
             files.write_text(path, text + "\n")
             self.converted += encoding != "UTF-8"
         except ValueError as error:

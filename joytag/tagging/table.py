@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from joytag.core import files, jsonl
 from joytag.core.lock import sole_editor, unfinished
 from joytag.tagging.captions import Captions
-from joytag.tagging.outputs import ABANDONED, rounded
+from joytag.tagging.outputs import rounded
 
 COLUMNS = ("file_name", "text")  # that every table has
 BOM = "\ufeff"  # spreadsheets write it
@@ -165,7 +165,7 @@ class Table:
                 rows.update(position, new[name])
         for name in filterfalse(set(names).__contains__, new):
             rows.append(new[name])
-        files.remove_partials(self.path.parent, ABANDONED)
+        files.remove_partials(self.path.parent, files.ABANDONED)
         files.write_text(self.path, str(rows))
 
     def _name(self, image: Path) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from joytag.core import jsonl
 from joytag.core.errors import GradientsDiverged
 from joytag.data import loader
-from joytag.data.dataset import Dataset, Posts
 from joytag.training import schedule
 from joytag.training.run import Run
 from joytag.training.state import TrainState, save_state
@@ -18,13 +18,13 @@ from joytag.training.step import Step
 from joytag.training.tracker import Tracker, append_line
 
 
-def ids_of_step(samples: int, skipped: int, run: Run) -> list[int]:
-    """Return the ids of the images of the global batch that begins after so many samples."""
+def rows_of_step(samples: int, skipped: int, run: Run) -> list[int]:
+    """Return the rows of the images of the global batch that begins after so many samples."""
     index, done = schedule.locate(samples, run.stages)
     keys = loader.training_keys(
         run.config.seed, index, len(run.images), done + skipped, run.config.batch_size, run.config.batch_size, 0, 1
     )
-    return run.images.ids[[row for _, row in next(keys)]].tolist()
+    return [row for _, row in next(keys)]
 
 
 @dataclass
@@ -59,14 +59,20 @@ class AnomalyMonitor:
             save_state(state, self.run, required=True)
             raise GradientsDiverged(
                 f"{self.run.root}: {self.skips} steps in a row had no finite gradients; the last good state is saved, "
-                f"the images' ids are in {self.tracker.events}"
+                f"the images are listed in {self.tracker.events}"
             )
 
     def record(self, state: TrainState, step: Step, kind: str, **metrics: float) -> None:
-        """Record an event with the ids of the step's images."""
+        """Record an event with the ids and the original files of the step's images."""
+        if not self.tracker.enabled:
+            return
         skipped_before = state.skipped - self.run.config.batch_size * step.skipped
-        details = {"loss": step.loss, "grad_norm": step.norm, **metrics}
-        self.tracker.event(state.samples, kind, details | {"ids": ids_of_step(step.start, skipped_before, self.run)})
+        rows = rows_of_step(step.start, skipped_before, self.run)
+        details: dict[str, Any] = {"loss": step.loss, "grad_norm": step.norm, **metrics}
+        details["ids"] = self.run.images.ids[rows].tolist()
+        if self.run.originals is not None:
+            details["paths"] = self.run.originals.take(rows).to_pylist()
+        self.tracker.event(state.samples, kind, details)
 
 
 class SpikeDetector:
@@ -94,8 +100,8 @@ class SpikeDetector:
 class Quarantine:
     """The images of a run that cannot be decoded; the tracker's process lists each once in quarantine.jsonl."""
 
-    def __init__(self, dataset: Dataset, posts: Posts, tracker: Tracker) -> None:
-        self.dataset, self.posts, self.enabled = dataset, posts, tracker.enabled
+    def __init__(self, run: Run, tracker: Tracker) -> None:
+        self.run, self.enabled = run, tracker.enabled
         self.path = tracker.path.with_name("quarantine.jsonl")
         self.rows = {int(line["row"]) for line in jsonl.read(self.path)}
 
@@ -103,8 +109,10 @@ class Quarantine:
         """Add rows that cannot be decoded, with the reasons; returns how many there are so far."""
         for row, reason in bad:
             if row not in self.rows and self.enabled:
-                post_id, source = int(self.posts.ids[row]), self.dataset.sources[self.posts.sources[row]]
-                line = {"samples": samples, "row": row, "post_id": post_id, "source": source, "reason": reason}
-                append_line(self.path, line)
+                posts, originals = self.run.images, self.run.originals
+                source = self.run.dataset.sources[posts.sources[row]]
+                line = {"samples": samples, "row": row, "post_id": int(posts.ids[row]), "source": source}
+                path = {} if originals is None else {"path": originals[row].as_py()}
+                append_line(self.path, line | path | {"reason": reason})
             self.rows.add(row)
         return len(self.rows)

@@ -37,11 +37,14 @@ def resolve(run: Run) -> Run:
         "processes": distributed.world_size(),
         "settings": hashlib.sha256(settings.encode()).hexdigest(),
     }
-    recorded = [line for line in jsonl.read(path) if memory.items() <= line.items()]
-    micro = int(recorded[0]["micro_batch"]) if recorded else largest(run)
-    if not recorded and distributed.rank() == 0:
+    lines = distributed.run_on_rank_zero(lambda: jsonl.read(path))
+    recorded = [line for line in lines if memory.items() <= line.items()]
+    if recorded:
+        return with_micro_batch(run, int(recorded[0]["micro_batch"]))
+    micro = largest(run)
+    if distributed.rank() == 0:
         print(f"micro_batch: {micro} samples at once on {name}")
-        write_text(path, json.dumps(memory | {"micro_batch": micro}) + "\n")
+    distributed.run_on_rank_zero(lambda: write_text(path, json.dumps(memory | {"micro_batch": micro}) + "\n"))
     return with_micro_batch(run, micro)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -37,6 +38,11 @@ class Run:
     def images(self) -> Posts:
         """The training split."""
         return self.dataset.posts("train")
+
+    @cached_property
+    def originals(self) -> pa.ChunkedArray | None:
+        """The original file of each training image, None if unknown; read when the first image must be named."""
+        return self.dataset.originals("train")
 
     @property
     def root(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import threading
 import uuid
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 
 from joytag.core import jsonl, progress
 from joytag.core.errors import describe
-from joytag.core.files import write_text
+from joytag.core.files import naming, write_text
 from joytag.core.terminal import print
 
 LOG = "log.jsonl"
@@ -60,7 +61,7 @@ class Tracker:
             try:
                 self.services[name] = start()
             except Exception as error:
-                warnings.warn(f"{name} cannot be used ({error}); {LOG} has all metrics", stacklevel=2)
+                warnings.warn(f"{name} cannot be used ({_reason(error)}); {LOG} has all metrics", stacklevel=2)
         self._samples, self._bar = samples, progress.bar("Train", total, "samples", samples)
 
     def __enter__(self) -> Tracker:
@@ -104,7 +105,7 @@ class Tracker:
             try:
                 getattr(service, method)(*arguments)
             except Exception as error:
-                warnings.warn(f"{name}: {error}; the run goes on without it", stacklevel=3)
+                warnings.warn(f"{name}: {_reason(error)}; the run goes on without it", stacklevel=3)
                 del self.services[name]
 
     def event(self, samples: int, kind: str, details: dict[str, Any]) -> None:
@@ -113,6 +114,10 @@ class Tracker:
             text = "  ".join(f"{name} {value:.4g}" for name, value in details.items() if isinstance(value, float))
             print(f"{samples:>11,}  {kind}: {text}, see {self.events}", flush=True)
             append_line(self.events, {"samples": samples, "event": kind, **details})
+
+
+def _reason(error: Exception) -> str:
+    return describe(error) if isinstance(error, OSError) else str(error)
 
 
 def check_logs(directory: Path) -> None:
@@ -184,22 +189,34 @@ class TensorBoard:
     def __init__(self, directory: Path, samples: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=samples + 1)
+        self.path = directory / "tensorboard"
+        threading.excepthook = _print_unless_tensorboard
+        with naming(self.path):
+            self.writer = SummaryWriter(str(self.path), purge_step=samples + 1)
 
     def log(self, samples: int, metrics: dict[str, float]) -> None:
         """Record metrics."""
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, samples)
-        self.writer.flush()
+        with naming(self.path):
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, value, samples)
+            self.writer.flush()
 
     def images(self, samples: int, arrays: np.ndarray, captions: list[str]) -> None:
         """Record images, and their captions as a list."""
-        self.writer.add_images("validation", arrays, samples, dataformats="NHWC")
-        self.writer.add_text("validation", "\n".join(f"1. {text}" for text in captions), samples)
+        with naming(self.path):
+            self.writer.add_images("validation", arrays, samples, dataformats="NHWC")
+            self.writer.add_text("validation", "\n".join(f"1. {text}" for text in captions), samples)
 
     def finish(self) -> None:
         """Write what is left."""
-        self.writer.close()
+        with naming(self.path):
+            self.writer.close()
+
+
+def _print_unless_tensorboard(error: threading.ExceptHookArgs) -> None:
+    """Print the error that ended a thread, but not of TensorBoard's, whose writer raises it in the main thread, too."""
+    if not type(error.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(error)
 
 
 def services(directory: Path, samples: int, config: dict[str, Any]) -> dict[str, Callable[[], Service]]:

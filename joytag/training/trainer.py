@@ -47,7 +47,7 @@ def train(run: Run, resume: Path | None) -> TrainState:
 
 def take_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts) -> None:
     """Take all remaining steps; log, validate and save when due."""
-    ends, quarantine = schedule.ends(run.stages), Quarantine(run.dataset, run.images, tracker)
+    ends, quarantine = schedule.ends(run.stages), Quarantine(run, tracker)
     anomalies, size = AnomalyMonitor(run, tracker, quarantine, SpikeDetector()), state.model.config.image_size
     model = distributed.data_parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
     compile_parts(state.model, run)

@@ -166,6 +166,8 @@ def test_a_dataset_of_an_older_build_has_no_paths(directory):
     dataset = Dataset.open(directory)
     assert dataset.original_paths("train", dataset.posts("train").hashes) == [""] * 3
     assert dataset.original_paths("validation", dataset.posts("train").hashes) == [""] * 3  # there is no such file
+    assert dataset.originals("train") is None
+    assert dataset.originals("validation") is None
 
 
 @pytest.mark.parametrize("file", ["tags.parquet", "train.parquet"])

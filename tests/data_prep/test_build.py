@@ -149,6 +149,9 @@ def test_each_image_has_the_path_of_its_original(built):
         hashes = dataset.posts(split).hashes
         assert dataset.original_paths(split, hashes[::-2]) == [row["path"] for row in rows[::-2]]
         assert dataset.original_paths(split, hashes[:1] * 0) == [""]
+        originals = dataset.originals(split)
+        assert originals is not None
+        assert originals.to_pylist() == [row["path"] for row in rows]
     copies = [row for row in rejected(config) if row["reason"] == "copy"]
     assert copies
     kept = [row for rows in contents(config).values() for row in rows]

@@ -7,6 +7,7 @@ import colours
 import numpy as np
 import pytest
 import torch
+from datasets import add_originals
 from taggers import IMAGES
 
 from joytag.data.dataset import Dataset
@@ -99,6 +100,7 @@ def test_predictions_of_an_onnx_tagger_are_its_scores(taggers, predicted):
 
 def test_images_that_cannot_be_decoded_are_left_out(taggers, tmp_path):
     shutil.copytree(taggers / "data", tmp_path / "data")
+    add_originals(tmp_path / "data", "validation")
     dataset = Dataset.open(tmp_path / "data")
     posts = dataset.posts("validation")
     dataset.image_path(posts.hashes[5].tobytes()).write_bytes(b"no image")
@@ -106,7 +108,8 @@ def test_images_that_cannot_be_decoded_are_left_out(taggers, tmp_path):
     with pytest.warns(UserWarning, match="1 of 192 images are left out"):
         predicted = [contenders.predict(one, dataset, tmp_path, "cpu") for one in entries]
     assert [len(one) for one in predicted] == [IMAGES - 1] * 2
-    assert predicted[0].provenance["undecodable"][0]["id"] == 5
+    listed = [one.provenance["undecodable"][0] for one in predicted]
+    assert [(entry["id"], entry["path"]) for entry in listed] == [(5, "originals/5.png")] * 2
     assert intersection.intersect(entries, predicted, dataset).labels.shape == (IMAGES - 1, 3)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import make_dataset
+from datasets import add_originals, make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import build_run, newest_checkpoint
@@ -289,7 +289,7 @@ def test_predictions_of_another_model_dataset_or_precision_are_refused(
 def test_undecodable_images_are_left_out_and_listed(dataset, run, whole, tmp_path):
     directory = tmp_path / "dataset"
     shutil.copytree(dataset.directory, directory)
-    spoilt = Dataset.open(directory)
+    spoilt, originals = Dataset.open(directory), add_originals(directory, "validation")
     hashes = spoilt.posts("validation").hashes
     bad = [3, 500, *range(992, 1001)]  # all of the last block
     for row in bad:
@@ -304,7 +304,7 @@ def test_undecodable_images_are_left_out_and_listed(dataset, run, whole, tmp_pat
     np.testing.assert_allclose(opened.scores, expected.scores[kept], atol=1e-3)
     assert opened.labels.toarray().tolist() == expected.labels.toarray()[kept].tolist()
     listed = opened.provenance["undecodable"]
-    assert [entry["id"] for entry in listed] == bad
+    assert [(entry["id"], entry["path"]) for entry in listed] == [(row, originals[row]) for row in bad]
     assert all(entry["reason"] for entry in listed)
     codes, errors = together(lambda: run(tmp_path / "shared", dataset=spoilt), 2, tmp_path / "errors")
     assert codes == [0, 0], errors

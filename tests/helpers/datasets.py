@@ -6,11 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from joytag.data import dataset, tables
 
 N_TAGS = 6
+
+
+def add_originals(directory: Path, split: str) -> list[str]:
+    """Record an original file of each image of a split, and return them by row."""
+    path = directory / f"{split}.parquet"
+    table = pq.read_table(path)
+    names = [f"originals/{row}.png" for row in range(len(table))]
+    tables.write_table(table.append_column(dataset.PATH, [names]), table.schema.append(dataset.PATH), path)
+    return names
 
 
 def make_dataset(directory: Path, splits: dict[str, int]) -> Path:

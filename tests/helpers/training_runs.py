@@ -12,6 +12,30 @@ from joytag.training.run import Run
 from joytag.training.state import TrainState
 
 
+def miniature(output: Path, dataset: Path) -> dict:
+    """Return run settings of a miniature of the recipe: two stages, of 13 and 10 steps of 8 samples."""
+    return {
+        "output": str(output),
+        "data": {"directory": str(dataset), "workers": 0},
+        "model": {
+            "num_blocks": 2,
+            "patch_size": 4,
+            "d_model": 16,
+            "mlp_dim": 32,
+            "num_heads": 2,
+            "stochdepth_rate": 0.2,
+            "cnn_stem": "conv:c=8;ln;relu;conv:c=16;ln;relu;conv:c=16,s=1,k=1,p=0",
+        },
+        "stages": [{"image_size": 8, "samples": 104}, {"image_size": 16, "samples": 80}],
+        "batch_size": 8,
+        "micro_batch": 4,
+        "device": "cpu",
+        "precision": "fp32",
+        "every": {"log": 16, "evaluate": 48, "checkpoint": 16},
+        "tracking": {"wandb": "disabled"},
+    }
+
+
 def open_run(config: RunSettings) -> Run:
     """Return a run on the CPU, in float32."""
     return Run(config, Dataset.open(Path(config.data.directory)), torch.device("cpu"), torch.float32)

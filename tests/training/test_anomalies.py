@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import add_originals
 from training_runs import build_run
 
 from joytag.core import jsonl
@@ -51,7 +52,10 @@ def test_a_higher_loss_after_a_restart_is_not_a_spike(run_values, monkeypatch):
     assert jsonl.read(Path(run.config.output) / "events.jsonl") == []
 
 
-def test_a_loss_spike_is_recorded_with_its_images(run_values, monkeypatch):
+@pytest.mark.parametrize("has_originals", [False, True])
+def test_a_loss_spike_is_recorded_with_its_images(run_values, damaged, monkeypatch, has_originals):
+    if has_originals:
+        run_values["data"] |= {"directory": str(damaged[0]), "max_bad": 0.12}
     run = build_run(run_values, stages=[{"image_size": 8, "samples": 800}], every={"evaluate": 10_000})
     take_step, batch_loss = training_step.train_step, training_step.batch_loss
 
@@ -67,13 +71,18 @@ def test_a_loss_spike_is_recorded_with_its_images(run_values, monkeypatch):
     assert event["score"] > 100
     keys = next(training_keys(0, 0, 50, 640, 8, 8, 0, 1))
     assert event["ids"] == [row for _, row in keys], "rows are ids in this dataset"
+    assert event.get("paths") == ([f"originals/{row}.png" for _, row in keys] if has_originals else None)
 
 
 @pytest.fixture
 def damaged(dataset_directory, tmp_path) -> tuple[Path, list[int]]:
-    """A copy of the dataset with images damaged as disks and downloads damage them, and their rows."""
+    """A copy of the dataset with images damaged as disks and downloads damage them, and their rows.
+
+    It records the images' original files.
+    """
     directory = tmp_path / "damaged"
     shutil.copytree(dataset_directory, directory)
+    add_originals(directory, "train")
     dataset = Dataset.open(directory)
     paths = [dataset.image_path(sha256.tobytes()) for sha256 in dataset.posts("train").hashes]
     paths[3].unlink()
@@ -101,7 +110,7 @@ def test_bad_images_are_replaced_and_each_is_listed_once(run_values, damaged, wo
     assert all(
         line["post_id"] == line["row"] and line["source"] == ["drawn", "photo"][line["row"] % 2] for line in lines
     )
-    assert all(line["reason"] for line in lines)
+    assert all(line["path"] == f"originals/{line['row']}.png" and line["reason"] for line in lines)
 
 
 def test_too_many_bad_images_end_the_run(run_values, damaged):
