@@ -10,10 +10,10 @@ from rich.table import Table
 from joytag.cli.arguments import Parser, PrintSettings, positive
 from joytag.cli.command import add_remedies
 from joytag.core import settings
-from joytag.core.errors import Stopped
+from joytag.core.errors import Exit, Stopped
 from joytag.core.lock import InUse
 from joytag.core.terminal import plural, print, show
-from joytag.sweeps import exports, runners, supervisor
+from joytag.sweeps import exports, report, runners, supervisor
 from joytag.sweeps.config import Sweep, SweepSettings, Trial
 from joytag.sweeps.ledger import Ledger
 from joytag.training import dry_run
@@ -35,6 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--jobs", type=positive, metavar="N", help="trials at once (default: as many as there are GPUs for, else 1)")
     add("--backend", choices=("local", "ray"), default="local", help="run trials here, or on a Ray cluster")
     add("--trial", metavar="ID", help="run this trial alone, such as from a scheduler's array of jobs")
+    add("--report", action="store_true", help="write the report of what has ended so far, and run nothing")
     add(
         "--export", choices=("optuna", "wandb"), help="write a journal for optuna-dashboard, or a file for wandb agents"
     )
@@ -62,10 +63,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if trial is None:
                 raise ValueError(f"{sweep.path}: no trial {options.trial}; --dry-run lists them")
             supervisor.run_one(trial, runners.slots(*limits)[0], sweep.name)
-        elif options.backend == "ray":
-            supervisor.run(sweep, *runners.ray_slots(*limits))
+        elif options.report:
+            write_report(sweep)
         else:
-            supervisor.run(sweep, runners.slots(*limits), runners.Local)
+            started = (
+                runners.ray_slots(*limits) if options.backend == "ray" else (runners.slots(*limits), runners.Local)
+            )
+            try:
+                supervisor.run(sweep, *started)
+            except Exit:  # it was stopped, or a trial failed
+                write_report(sweep)
+                raise
+            write_report(sweep)
+
+
+def write_report(sweep: Sweep) -> None:
+    """Write the report of what has ended so far, and print the verdict."""
+    ledger = Ledger(sweep.output)
+    print(report.write(sweep, supervisor.plan(sweep, ledger), ledger))
+    print(f"Written: {sweep.output / 'sweep.html'}, sweep.csv, sweep.json, best.yaml")
 
 
 def print_costs(sweep: Sweep, trials: Sequence[Trial]) -> None:

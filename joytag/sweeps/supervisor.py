@@ -17,18 +17,18 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from joytag.core import jsonl, progress
+from joytag.core import progress
 from joytag.core.errors import Exit, ExitCode, Stopped, describe
 from joytag.core.lock import InUse, sole_editor, sole_writer
 from joytag.core.signals import Interrupts
 from joytag.core.terminal import plural, print
 from joytag.models import checkpoint
+from joytag.sweeps import results
 from joytag.sweeps.config import SAMPLERS, Sweep, Trial
 from joytag.sweeps.early_stopping import Curve, decide
 from joytag.sweeps.ledger import Ledger
 from joytag.sweeps.runners import Local, Remote, Start
 from joytag.sweeps.search import Labels, Proposer, draw, grid
-from joytag.training.tracker import LOG
 
 POLL = 0.1  # seconds between two looks at the processes
 LOOK = 2.0  # seconds between two looks at the logs
@@ -58,14 +58,14 @@ def plan(sweep: Sweep, ledger: Ledger) -> list[Trial]:
     is_chosen = sweep.settings.search in ("grid", "random") or len(known) == sweep.settings.trials
     if sweep.settings.confirm and is_chosen and all(ledger.is_over(name) for name in trials):
         search = list(trials.values())
-        for point in [search[0].point, *best(search, ledger, sweep.settings.confirm.best)]:
+        for point in [search[0].point, *results.best(sweep, search, ledger, sweep.settings.confirm.best)]:
             labels = next(trial.labels for trial in search if trial.point == point)
             trials |= {trial.id: trial for trial in sweep.trials(labels, sweep.seeds("confirm"), "confirm")}
     return list(trials.values())
 
 
-def best(trials: Sequence[Trial], ledger: Ledger, n: int) -> list[str]:
-    """Return the points with the highest means of those that are done on all seeds, without the base, best first."""
+def leaders(trials: Sequence[Trial], ledger: Ledger, n: int) -> list[str]:
+    """Return the points with the highest means in the ledger of those that are done, without the base, best first."""
     means = {}
     for point in dict.fromkeys(trial.point for trial in trials if trial.changes):
         runs = [trial.id for trial in trials if trial.point == point and trial.phase == "search"]
@@ -195,8 +195,7 @@ class Supervisor:
 
     def _curve(self, trial: Trial) -> list[tuple[float, float]]:
         """Return a trial's metric by samples, which becomes NaN when it diverges, fails or loses."""
-        key, state = f"val_{self.sweep.settings.metric}", self.ledger.state(trial.id)
-        curve = [(row["samples"], row[key]) for row in jsonl.read(trial.directory / LOG) if key in row]
+        state, curve = self.ledger.state(trial.id), list(results.curve(trial, self.sweep.settings.metric))
         if state not in ("pending", "running"):
             end = max(self.sweep.samples, *(samples + 1 for samples, _ in curve), 1)
             curve.append((end, curve[-1][1] if state == "done" and curve else math.nan))
@@ -272,7 +271,7 @@ class Supervisor:
         if self.sweep.settings.keep_checkpoints == "all":
             return
         confirm = self.sweep.settings.confirm
-        kept = best(self.trials, self.ledger, confirm.best if confirm else 1)
+        kept = leaders(self.trials, self.ledger, confirm.best if confirm else 1)
         for point in {trial.point for trial in self.trials} - {*kept}:
             runs = [trial for trial in self.trials if trial.point == point]
             if all(self.ledger.end(run.id) for run in runs):

@@ -22,7 +22,7 @@ from joytag.sweeps import supervisor
 from joytag.sweeps.config import Sweep
 from joytag.sweeps.ledger import Ledger
 from joytag.sweeps.runners import Local, slots
-from joytag.sweeps.supervisor import best, plan
+from joytag.sweeps.supervisor import leaders, plan
 
 pytestmark = needs_unix
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
@@ -76,7 +76,7 @@ def test_every_trial_runs_once_and_its_metric_is_recorded(cheap_sweep):
     }
     ends = list(ledger.events("ended"))
     assert len(ends) == len({row["trial"] for row in ends}) == 6
-    chosen = best(plan(sweep, ledger), ledger, 1)
+    chosen = leaders(plan(sweep, ledger), ledger, 1)
     assert [t.changes for t in plan(sweep, ledger) if t.point == chosen[0]] == [{"optimizer.lr": 0.01}] * 2
     assert not alive(sweep.output)
 
