@@ -1,12 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
+GPU_PACKAGES := build/gpu-packages
+FOR_GPU = $(BIN)/pip install --disable-pip-version-check --quiet --target $(GPU_PACKAGES) --no-compile --only-binary=:all: \
+	--python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
 RAW := data/raw/openmoji/metadata/posts000000000000.json
 DATA := data/openmoji
 RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-portable test-faults check-finetune check-data format docs clean
+.PHONY: help install quickstart test test-portable test-faults check-finetune check-data check-gpu gpu-wheels format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +37,15 @@ check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in 
 
 test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes, fill disks: a quarter of an hour
 	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py tests/sweeps
+
+check-gpu:  ## test and measure on a GPU, in at most nine minutes, into gpu.json; needs no network and no .venv
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,PYTHONPATH=$(GPU_PACKAGES) $(PYTHON)) -m joytag.benchmarks.gpu
+
+gpu-wheels: .venv/installed  ## install what check-gpu needs on a machine without network into build/gpu-packages
+	rm -rf $(GPU_PACKAGES)
+	$(FOR_GPU) pydantic pytest rich
+	$(FOR_GPU) --no-deps filelock pytorch-ranger pyyaml simplejpeg torch-optimizer
+	du -sh $(GPU_PACKAGES)
 
 format: .venv/installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .

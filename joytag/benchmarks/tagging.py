@@ -39,20 +39,20 @@ def published_example(
     return {tag for tag, score in by_tag.items() if score > threshold}
 
 
-def random_release(directory: Path, seed: int = 0) -> None:
-    """Write a release of the published size, 448 px and 5,813 tags, with random weights."""
+def random_release(directory: Path, seed: int = 0, config: ViTConfig | None = None) -> None:
+    """Write a release with random weights, by default of the published size: 448 px and 5,813 tags."""
     torch.manual_seed(seed)
-    config = ViTConfig(n_tags=TAGS)
+    config = config or ViTConfig(n_tags=TAGS)
     release.save(directory, ViT(config), [f"tag_{i}" for i in range(config.n_tags)], "focal2")
 
 
-def random_images(directory: Path, count: int, seed: int = 0) -> list[Path]:
-    """Write JPEG images of coloured blots, 1200x800 pixels."""
+def random_images(directory: Path, count: int, seed: int = 0, size: tuple[int, int] = (1200, 800)) -> list[Path]:
+    """Write JPEG images of coloured blots."""
     rng = np.random.default_rng(seed)
     paths = [directory / f"{number}.jpg" for number in range(count)]
     for path in paths:
         blots = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
-        blots.resize((1200, 800), Image.Resampling.BICUBIC).save(path, quality=90)
+        blots.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
     return paths
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import cycle, islice, product
@@ -45,12 +45,13 @@ OPTIMIZER: dict[str, Any] = dict(name="lamb", lr=0.004, betas=(0.9, 0.999), eps=
 
 @dataclass(frozen=True)
 class Case:
-    """A training step to measure: image size, samples, device, and `key=value` settings that replace the recipe's."""
+    """A training step to measure: image size, samples, device, `key=value` settings that replace the recipe's, tags."""
 
     size: int
     batch: int
     device: str
     settings: tuple[str, ...] = ()
+    tags: int = stored_images.TAGS
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def measure(
         names = [name for name, row in SUBJECTS.items() if setup.device.type == "cuda" or not row.only_on_gpu]
     results = {name: SUBJECTS[name].compare(setup) for name in progress.track(names, "Measure", len(names), "subjects")}
     comparisons = [comparison for result in results.values() for comparison in result]
-    lines = [table(comparisons), f"{date.today()}, {_machine(setup.device)}, torch {torch.__version__}"]
+    lines = [table(comparisons), f"{date.today()}, {machine(setup.device)}, torch {torch.__version__}"]
     lines += [f"{comparison.work}: {comparison.note}" for comparison in comparisons if comparison.note]
     if json_file is not None:
         measurements = {"date": str(date.today()), "comparisons": [comparison.summary() for comparison in comparisons]}
@@ -172,10 +173,11 @@ def measured_rates(results: Mapping[str, Sequence[Comparison]], setup: Setup) ->
     else:
         loading = dict(zip(SIZES, ours["loader"][::2], strict=True))  # two comparisons a size, with the same of ours
     flop = {case.size: rate * step_flop(case) for case, rate in zip(setup.cases, ours["step"], strict=True)}
-    return dry_run.Rates(str(date.today()), _machine(setup.device), setup.workers, loading, flop)
+    return dry_run.Rates(str(date.today()), machine(setup.device), setup.workers, loading, flop)
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
+    """Describe a device and the computer that it is in."""
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     return f"{gpu}{os.cpu_count()} CPU cores ({platform.machine()})"
 
@@ -198,10 +200,10 @@ def compare_loading(
             ours, theirs = [], []
             for _ in range(rounds + 1):
                 reference = DataLoader(baselines.PillowImages(paths[kind], size), LOADED, num_workers=1)
-                theirs.append(batches * _seconds_per_batch(iter(reference), AHEAD, batches))
+                theirs.append(batches * seconds_per_batch(iter(reference), AHEAD, batches))
                 dataset = loader.ImageDataset(StoredImages.of(paths["JPEG"]), "train", size, (0, 0), "trivial")
                 keys = loader.training_keys(0, 0, len(dataset), 0, LOADED, LOADED, 0, 1)
-                ours.append(batches * _seconds_per_batch(loader.batches(dataset, keys, 1, pin=False), AHEAD, batches))
+                ours.append(batches * seconds_per_batch(loader.batches(dataset, keys, 1, pin=False), AHEAD, batches))
             timings = Timings(ours[1:], theirs[1:])  # the first round reads the files from the disk
             comparisons.append(
                 Comparison(f"load {size} px", f"Pillow, from {kind}", LOADED * batches, "images", timings)
@@ -209,7 +211,7 @@ def compare_loading(
     return comparisons
 
 
-def _seconds_per_batch(loaded: Iterator[object], ahead: int, batches: int) -> float:
+def seconds_per_batch(loaded: Iterator[object], ahead: int, batches: int) -> float:
     """Time the batches that follow those loaded ahead."""
     sum(1 for _ in islice(loaded, ahead))
     start = time.perf_counter()
@@ -268,19 +270,25 @@ def compare_steps(case: Case, rounds: int) -> Comparison:
     return Comparison(work, "eager, looped LAMB", case.batch, "images", timings, note)
 
 
+def feed(paths: Sequence[Path], case: Case, workers: int) -> Generator[loader.Batch]:
+    """Load the batches of a step from these files, again and again, with so many decoding processes."""
+    device = recipe(case).device
+    stored = StoredImages.of([paths[i % len(paths)] for i in range(4096)])
+    dataset = loader.ImageDataset(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
+    keys = loader.training_keys(0, 0, len(dataset), 0, case.batch, case.batch, 0, 1)
+    return loader.batches(dataset, keys, workers, pin=device.type == "cuda")
+
+
 def compare_feeding(copies: Sequence[Image.Image], case: Case, workers: int, rounds: int) -> Comparison:
     """Compare how fast so many decoding processes deliver batches with how fast a training step uses them."""
-    device, ahead = recipe(case).device, workers * AHEAD
+    ahead = workers * AHEAD
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder, Remote(our_steps, case) as steps:
         paths = stored_images.write(Path(folder), "JPEG", stored_images.encode(copies)["JPEG"])
-        stored = StoredImages.of([paths[i % len(paths)] for i in range(4096)])
-        dataset = loader.ImageDataset(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
-        keys = loader.training_keys(0, 0, len(dataset), 0, case.batch, case.batch, 0, 1)
-        loaded = loader.batches(dataset, keys, workers, pin=device.type == "cuda")
+        loaded = feed(paths, case, workers)
         steps()
         for _ in range(rounds):
-            ours.append(_seconds_per_batch(loaded, ahead, 2 * ahead))
+            ours.append(seconds_per_batch(loaded, ahead, 2 * ahead))
             start = time.perf_counter()
             steps()
             theirs.append(time.perf_counter() - start)
@@ -300,7 +308,7 @@ def recipe(case: Case) -> Run:
         raise ValueError("model.timm: has no reference to compare with; omit it")
     device = devices.pick_device(case.device)
     dtype = devices.pick_dtype(config.precision, device, config.model.d_model)
-    return Run(config, StoredImages.of([Path()] * 1000), device, dtype)
+    return Run(config, StoredImages.of([Path()] * 1000, case.tags), device, dtype)
 
 
 def step_flop(case: Case) -> int:
@@ -309,14 +317,16 @@ def step_flop(case: Case) -> int:
     return training_flop(run.config.architecture(len(run.dataset.tags), case.size), case.size)
 
 
-def our_steps(case: Case) -> Iterator[float]:
-    """Take training steps; yield the loss after each."""
+def our_steps(case: Case, change: Callable[[state.TrainState, Run], object] | None = None) -> Iterator[float]:
+    """Take training steps; yield the loss after each. `change` prepares the state that they begin with."""
     run = recipe(case)
     if run.device.type == "cpu":
         devices.keep_memory()
     current = state.initial_state(run)
     current.model.train()
     trainer.compile_parts(current.model, run)
+    if change is not None:
+        change(current, run)
     losses = (train_step(current, current.model, iter(batches), run).loss for batches in _batches(run))
     yield from _after_warmup(losses, run.device)
 

@@ -1,0 +1,240 @@
+"""`make check-gpu` without a GPU: on a CPU, on a simulated GPU, and its table of synthetic results."""
+
+import json
+import multiprocessing
+import os
+import time
+
+import gpu as simulation
+import pytest
+import torch
+from paths import ROOT
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from joytag.benchmarks import gpu, gpu_report
+from joytag.core import devices
+from joytag.data import loader
+
+NEED_A_GPU = {name for name, lever in gpu.LEVERS.items() if lever.only_on_gpu}
+PARTS_OF_A_SIZE = [name for name in gpu.PARTS if "224" not in name and name != "tests"]
+
+
+def synthetic(machine: str, factor: float) -> dict:
+    """Results of all parts on a machine that is `factor` times as fast as another."""
+    parts: dict = {"tests": {"test_a": {"outcome": "passed"}, "test_b": {"outcome": "skipped"}, "seconds": 60.0}}
+    for number, name in enumerate(list(gpu.PARTS)[1:]):
+        parts[name] = {"images_per_s": factor * (800 + number), "ms": 2.5 / factor, "mfu": 0.42 * factor}
+    for size in gpu.BATCHES:
+        parts[f"step {size}: {gpu.REFERENCE}"]["images_per_s"] = 400 * factor
+        parts[f"augmentation {size}"]["images_per_s"] = 20_000 * factor
+        parts[f"loading {size}"] = {"images_per_s": 5000, "processes": 16}
+    parts["tagging"] = {"images_per_s": 1600, "example_images_per_s": 100, "same_decisions": 0.99975}
+    about = {"date": "2026-12-01", "machine": f"NVIDIA {machine}, 16 CPU cores (x86_64)", "torch": "2.11.0"}
+    return about | {"tiny": False, "parts": parts}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict:
+    """The results of a tiny model on the CPU, at one image size."""
+    file = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    file.write_text('{"parts": {}}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "PARTS", {name: gpu.PARTS[name] for name in PARTS_OF_A_SIZE})
+        gpu.measure(gpu.Setup("cpu", file, tiny=True))
+    torch._dynamo.config.disable = False
+    return json.loads(file.read_text())["parts"]
+
+
+def test_every_part_runs_on_a_cpu(measured):
+    assert list(measured) == PARTS_OF_A_SIZE
+    errors = {name.partition(": ")[2]: part["error"] for name, part in measured.items() if "error" in part}
+    assert errors == dict.fromkeys(NEED_A_GPU, "needs a GPU")
+    first = measured["step 448: ours"]
+    for name in ("compile", "channels_last", "fused loss", gpu.REFERENCE):
+        assert measured[f"step 448: {name}"]["loss"] == pytest.approx(first["loss"], rel=0.01), name
+    assert first["images_per_s"] == pytest.approx(8e3 / first["ms"])
+    assert measured["tagging"]["same_decisions"] == 1
+
+
+def test_a_lever_changes_what_it_names(tmp_path):
+    run = gpu.training.recipe(gpu.Setup("cpu", tmp_path, tiny=True).case(448))
+    current = gpu.state.initial_state(run)
+    gpu._combine(current, run)
+    convolution = next(p for p in current.model.parameters() if p.dim() == 4)
+    assert convolution.is_contiguous(memory_format=torch.channels_last)
+    assert "fused" in str(run.criterion)
+    assert gpu.PADDED % 128 == 0
+    assert gpu.TAGS <= gpu.PADDED < gpu.TAGS + 128
+
+
+def fake_scalar(func, value):
+    """Read 1 from a simulated GPU, whose tensors have no values."""
+    return lambda tensor, *rest: value if isinstance(tensor, FakeTensor) else func(tensor, *rest)
+
+
+def backward(loss: Tensor, *_: object) -> None:
+    """Give each parameter that a loss depends on a gradient: a simulated GPU has no backward pass."""
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            node.variable.grad = torch.zeros_like(node.variable)
+        nodes += [following for following, _ in node.next_functions]
+
+
+def test_the_parts_run_on_a_simulated_gpu_as_far_as_it_goes(tmp_path, monkeypatch):
+    """Devices are not mixed in steps, augmentation and updates. cuDNN needs a real GPU."""
+    captured = []
+    for module, name, value in (
+        (devices, "pick_device", lambda name: simulation.DEVICE),
+        (torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3"),
+        (torch.cuda, "synchronize", lambda *_: None),
+        (torch.cuda, "make_graphed_callables", lambda *arguments: captured.append(arguments)),
+        (loader.Batch, "pin_memory", lambda batch: batch),
+        (Tensor, "backward", backward),
+        (Tensor, "item", fake_scalar(Tensor.item, 1.0)),
+        (Tensor, "__float__", fake_scalar(Tensor.__float__, 1.0)),
+        (gpu.training, "WARMUP", 0),
+    ):
+        monkeypatch.setattr(module, name, value)
+    setup = gpu.Setup("cuda", tmp_path / "gpu.json", tiny=True)
+    steps = [f"step 448: {name}" for name in ("ours", "together", "CUDA graphs")]
+    others = ["augmentation 448", "update: lamb", "update: adamw", "update: clipping"]
+    with simulation.simulated() as device:
+        for name in steps + others:
+            device.launched.clear()
+            result = gpu.PARTS[name](setup)
+            assert "error" not in result, name
+            assert device.launched, f"{name} does nothing on the GPU"
+            assert name in others or result["mfu"] > 0
+    torch._dynamo.config.disable = False
+    ((model, (images, noise)),) = captured
+    assert images.device == noise.device == next(model.parameters()).device == simulation.DEVICE
+
+
+@pytest.fixture
+def supervised(monkeypatch, tmp_path):
+    """Run these parts in copies of this process; returns the results."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
+
+    def run(parts: dict, **limits: float) -> dict:
+        monkeypatch.setattr(gpu, "PARTS", parts)
+        monkeypatch.setattr(gpu, "LIMITS", limits)
+        return gpu.run(gpu.Setup("cpu", tmp_path / "gpu.json"))["parts"]
+
+    return run
+
+
+def test_a_part_that_fails_hangs_or_dies_does_not_keep_the_next_from_being_measured(supervised, capfd):
+    def fail(setup: gpu.Setup) -> gpu.Result:
+        raise RuntimeError("CUDA error\nmore")
+
+    def die(setup: gpu.Setup) -> gpu.Result:
+        gpu.store(setup.file, "dies", {"half": 1, "unfinished": True})
+        os._exit(7)
+
+    def look(setup: gpu.Setup) -> gpu.Result:
+        return {"before": list(json.loads(setup.file.read_text())["parts"])}
+
+    parts = {"fails": fail, "dies": die, "hangs": lambda setup: time.sleep(1000), "looks": look}
+    results = supervised(parts, hangs=0.5)
+    assert list(results) == list(parts)
+    assert results["fails"]["error"] == "RuntimeError: CUDA error"
+    assert results["dies"]["half"] == 1
+    assert "code 7" in results["dies"]["error"]
+    assert "may take 0.5 s" in results["hangs"]["error"]
+    assert results["looks"]["before"] == ["fails", "dies", "hangs"], "written when each ended"
+    assert [line.partition(":")[0] for line in capfd.readouterr().out.splitlines()] == list(parts)
+
+
+def test_no_part_begins_after_the_last_minute(tmp_path):
+    file = tmp_path / "gpu.json"
+    file.write_text('{"parts": {}}')
+    gpu.measure(gpu.Setup("cpu", file, ends=0.0))
+    results = json.loads(file.read_text())["parts"]
+    assert results.keys() == gpu.PARTS.keys()
+    assert {part["error"] for part in results.values()} == {"no time was left"}
+
+
+def test_the_outcome_of_each_test_is_stored_with_what_it_recorded(tmp_path, monkeypatch):
+    file, tests = tmp_path / "gpu.json", tmp_path / "test_some.py"
+    file.write_text('{"parts": {}}')
+    tests.write_text(
+        "import pytest\n"
+        "def test_good(record_property):\n    record_property('difference', 0.5)\n"
+        "def test_bad():\n    assert 1 == 2\n"
+        "def test_absent():\n    pytest.skip('refused')\n"
+    )
+    monkeypatch.setattr(gpu, "TESTS", tests)
+    outcomes = gpu.tests(gpu.Setup("cpu", file))
+    assert {name: outcome["outcome"] for name, outcome in outcomes.items()} == {
+        "test_good": "passed",
+        "test_bad": "failed",
+        "test_absent": "skipped",
+    }
+    assert outcomes["test_good"]["difference"] == 0.5
+    assert "1 == 2" in outcomes["test_bad"]["reason"]
+    assert "refused" in outcomes["test_absent"]["reason"]
+    assert json.loads(file.read_text())["parts"]["tests"]["test_bad"] == outcomes["test_bad"]
+
+
+def test_without_a_gpu_one_line_says_so(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    with pytest.raises(SystemExit) as end:
+        gpu.main([])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "no CUDA device here" in captured.err
+    assert not captured.out
+
+
+def test_the_results_of_two_machines_become_one_table():
+    table = gpu_report.report([synthetic("H100 80GB HBM3", 1.0), synthetic("H200", 0.9)]).splitlines()
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in table if (cells := line.split("|"))[1:]
+    }
+    assert rows[""] == ["goal", "NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    assert rows["448 px: its share of the peak (MFU)"] == ["≥ 40.0%", "42.0%, reached", "37.8%, missed"]
+    assert rows["tagging beside the published example"] == ["≥ 8.0", "16.0, reached", "16.0, reached"]
+    assert rows["update: lamb"] == ["≤ 3.00 ms", "2.50 ms, reached", "2.78 ms, reached"]
+    assert [line for line in table if "issing" in line] == ["Missing: nothing."] * 2
+    assert sum("Failed tests: none." in line for line in table) == 2
+
+
+def test_fields_that_are_missing_are_named():
+    results = synthetic("H100", 1.0)
+    del results["parts"]["step 448: compile"]
+    results["parts"]["step 448: bf16"] = {"error": "OutOfMemoryError: too little"}
+    del results["parts"]["tagging"]["same_decisions"]
+    results["parts"]["tests"]["test_a"]["outcome"] = "failed"
+    table = gpu_report.report([results])
+    [missing] = [line for line in table.splitlines() if line.startswith("Missing")]
+    assert missing == (
+        "Missing: tagging (same_decisions); step 448: compile (not reached); "
+        "step 448: bf16 (OutOfMemoryError: too little)."
+    )
+    assert "Failed tests: test_a." in table
+
+
+def test_a_table_can_be_drawn_whenever_the_script_is_stopped(measured):
+    results = synthetic("H100", 1.0)
+    for number in range(len(gpu.PARTS) + 1):
+        some = {name: results["parts"][name] for name in list(gpu.PARTS)[:number]}
+        table = gpu_report.report([results | {"parts": some}])
+        assert ("Missing: nothing" in table) == (number == len(gpu.PARTS))
+        assert ("Failed tests: not reached" in table) == (number == 0)
+    assert "needs a GPU" in gpu_report.report([results | {"parts": measured, "tiny": True}])
+
+
+def test_docs_have_the_rows_and_goals_of_the_table():
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    for row in gpu_report.ROWS:
+        if row.goal:
+            assert f"| {row.label} | {row.goal} |" in page
