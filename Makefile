@@ -9,7 +9,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-portable test-faults check-finetune check-data check-gpu gpu-wheels format docs clean
+.PHONY: help install quickstart test test-portable test-faults check-finetune check-data check-gpu gpu-wheels check-sweeps format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,9 @@ check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
 	$(BIN)/pytest -m slow tests/data_prep/test_synthetic.py tests/data_prep/test_shards.py
+
+check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what their statistics claim and find
+	$(BIN)/pytest -m slow -s tests/sweeps/test_statistics.py
 
 test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes, fill disks: a quarter of an hour
 	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py tests/sweeps

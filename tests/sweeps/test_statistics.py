@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score
-from sweeps import SD, Points, find, image_effects, simulate, winner
+from sweeps import SD, Points, Rates, find, image_effects, simulate, winner
 
 from joytag.evaluation.comparison import Resampled
 from joytag.sweeps import statistics
@@ -117,19 +117,36 @@ def test_metrics_are_those_of_scikit_learn_on_the_chosen_images():
 
 
 def test_equal_points_rarely_win():
-    """300 simulated sweeps of 8 equal points with 3 seeds."""
-    claims = sum(winner(find([0.0] * 8, 3, sweep)) is not None for sweep in range(300))
-    assert claims <= 0.05 * 300
+    """100 simulated sweeps of 8 equal points with 3 seeds; `test_what_sweeps_find` simulates more."""
+    claims = sum(winner(find([0.0] * 8, 3, sweep)) is not None for sweep in range(100))
+    assert claims <= 0.05 * 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [5, 15])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_what_sweeps_find(points, seeds):
+    """300 simulated sweeps for each row of the table in docs/sweeps.md."""
+    rows = {}
+    for gain in range(4):
+        winners = [winner(find([float(gain), *[0.0] * (points - 1)], seeds, sweep)) for sweep in range(300)]
+        rows[gain] = Rates(sum(w == "p1" if gain else w is not None for w in winners), 300)
+        assert sum(w not in (None, "p1") for w in winners) <= 0.05 * 300
+    print(f"\n{points} points, {seeds} seeds: " + "; ".join(f"{gain} sd {rate}" for gain, rate in rows.items()))
+    assert rows[0].happened <= 0.05 * 300
+    assert rows[1].happened <= rows[2].happened <= rows[3].happened
+    uneven = sum(winner(find([0.0] * points, seeds, sweep, spread=2)) is not None for sweep in range(300))
+    print(f"half of the points vary twice as much: {Rates(uneven, 300)}")
 
 
 def test_intervals_hold_for_all_points_at_once():
     gains = np.array([0.0, 1, 2, -1, 0, 3]) * SD
     held = 0
-    for sweep in range(200):
+    for sweep in range(100):
         found = find([*(gains / SD)], 3, sweep)
         intervals = [found[f"p{p + 1}"].difference for p in range(len(gains))]
         held += all(i.low <= gain <= i.high for i, gain in zip(intervals, gains, strict=True))
-    assert held >= 0.93 * 200
+    assert held >= 0.93 * 100
 
 
 def test_large_gains_are_found():
@@ -138,7 +155,7 @@ def test_large_gains_are_found():
 
 def test_flattery_agrees_with_the_truth():
     """The best of 8 equal points looks better than it is: by how much is what fresh seeds and images show."""
-    reported, true, held, sweeps = [], [], 0, 200
+    reported, true, held, sweeps = [], [], 0, 100
     for sweep in range(sweeps):
         rng = np.random.default_rng(sweep)
         chosen = compare(simulate([0.0] * 8, range(3), rng, image_effects(9, rng)), 8)
