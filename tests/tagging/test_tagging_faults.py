@@ -98,15 +98,15 @@ def test_a_subfolder_that_cannot_be_written_concerns_its_images_alone(tagger, ro
 
 def test_an_unreadable_sidecar_concerns_its_image_alone(tagger, root, monkeypatch):
     (root / "b.txt").write_text("mine")
-    read = Path.read_text
+    read = Path.read_bytes
 
-    def refuse(path: Path, *arguments: Any, **options: Any) -> str:
+    def refuse(path: Path) -> bytes:
         if path.name == "b.txt":
             raise PermissionError(errno.EACCES, "Permission denied", path)
-        return read(path, *arguments, **options)
+        return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", refuse)
+        patch.setattr(Path, "read_bytes", refuse)
         plan(root, append=True).run(tagger, 0.5)
     assert failures(root) == {"b.png": f"{root / 'b.txt'}: Permission denied; check its owner and permissions"}
     assert (root / "b.txt").read_text() == "mine"
