@@ -299,7 +299,7 @@ PARTS: dict[str, Callable[[Setup], Result]] = {
 
 
 def store(file: Path, part: str, result: Result) -> None:
-    """Write a part's result into the file, as a whole or not at all."""
+    """Add a part's result to the file, atomically."""
     values = json.loads(file.read_text(encoding="utf-8"))
     values["parts"][part] = result
     write_text(file, json.dumps(values, indent=1) + "\n")
