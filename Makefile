@@ -23,23 +23,23 @@ test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical
 
 test-portable: .venv/installed-dev  ## run what must pass on Windows and macOS, without what only Unix has: ten minutes
-	PYTHONPATH=tests/helpers/without_unix PYTHONIOENCODING=cp1252 $(BIN)/pytest -m portable
+	PYTHONPATH=tests/helpers/without_unix PYTHONIOENCODING=cp1252 $(BIN)/pytest -n logical -m portable
 
 check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
 	$(BIN)/pytest -m slow -s tests/training/test_transfer_case.py
 
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
-	$(BIN)/pytest -m slow tests/data_prep/test_synthetic.py tests/data_prep/test_shards.py tests/cli/test_sweep.py
+	$(BIN)/pytest -m slow tests/data_prep tests/cli/test_sweep.py
 
 check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what their statistics claim and find
 	$(BIN)/pytest -m slow -s tests/sweeps/test_statistics.py
 
-test-faults: .venv/installed-dev  ## kill, stop and poison runs of one to four processes, fill disks: a quarter of an hour
-	$(BIN)/pytest -m faults tests/training/test_faults.py tests/cli/test_full_disk.py tests/cli/test_sweep.py tests/sweeps
+test-faults: .venv/installed-dev  ## kill, stop and poison builds, sweeps and runs of one to four processes, fill disks: a quarter of an hour
+	$(BIN)/pytest -n logical -m "faults and not slow"
 
 check-gpu:  ## test and measure on a GPU, in at most nine minutes, into gpu.json; needs no network and no .venv
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,PYTHONPATH=$(GPU_PACKAGES) $(PYTHON)) -m joytag.benchmarks.gpu

@@ -160,6 +160,7 @@ def command(mirror: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "joytag", "build", "--config", str(config)]
 
 
+@pytest.mark.faults
 def test_a_killed_build_continues_to_the_same_dataset(mirror, built, tmp_path):
     folder, key = mirror
     kills = 20 if key.posts > 10_000 else 6
@@ -189,6 +190,7 @@ def test_a_killed_build_continues_to_the_same_dataset(mirror, built, tmp_path):
     assert not [path for path in left if path.is_file()]
 
 
+@pytest.mark.faults
 def test_a_full_disk_is_reported_in_one_line_and_leaves_no_incomplete_file(mirror, built, tmp_path):
     """A limit on file sizes replaces the full disk."""
     resource = pytest.importorskip("resource")

@@ -88,16 +88,16 @@ def check_against_scikit_learn(scores, labels, threshold):
     assert means["tags_predicted"] == np.sum(some & (s > threshold).any(0))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(decisions(), st.sampled_from([0, 0.05, 0.4, 0.7, 1]))
 def test_metrics_match_scikit_learn(pair, threshold):
     scores, labels = pair
     check_against_scikit_learn(scores, labels, threshold)
 
 
-def test_metrics_of_two_thousand_tags_match_scikit_learn():
+def test_metrics_of_many_tags_match_scikit_learn():
     rng = np.random.default_rng(0)
-    labels = rng.random((300, 2000)) < np.geomspace(1e-4, 0.7, 2000)
+    labels = rng.random((300, 500)) < np.geomspace(1e-4, 0.7, 500)
     scores = (0.3 * labels + 0.7 * rng.beta(0.5, 2, labels.shape)).astype(np.float16)
     assert not labels.any(0).all()
     check_against_scikit_learn(scores, labels, 0.4)
@@ -120,7 +120,7 @@ def test_best_thresholds_of_tags_match_a_search(pair):
         )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(decisions())
 def test_best_thresholds_of_averages_match_a_search(pair):
     scores, labels = pair

@@ -6,13 +6,10 @@ from importlib.util import find_spec
 
 import pytest
 
-from joytag.models import int8
-
 # Hardware and the system are exceptions: no installation provides them.
 IS_UNIX = hasattr(os, "fork")
 needs_unix = pytest.mark.skipif(not IS_UNIX, reason="needs Unix")
 needs_linux = pytest.mark.skipif(sys.platform != "linux" or not IS_UNIX, reason="needs Linux")
-needs_vnni = pytest.mark.skipif(not int8.supported(), reason="needs a CPU with VNNI")
 
 
 def require(available: bool, what: str) -> None:

@@ -4,13 +4,17 @@ from pathlib import Path
 
 import colours
 import numpy as np
+import pytest
 import torch
 import wd
 
 from joytag.data.dataset import Dataset
 from joytag.evaluation import contenders
+from joytag.models import int8
 
 IMAGES = 192  # in a split of the dataset
+
+needs_vnni = pytest.mark.skipif(not int8.supported(), reason="needs a CPU with VNNI")
 
 
 def write_taggers(directory: Path) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from requirements import needs_vnni
+from taggers import needs_vnni
 from torch import nn
 
 from joytag.models import int8

@@ -286,6 +286,7 @@ def test_an_interruption_keeps_results_and_lists_failures(images):
     assert set(texts(images).values()) == {b"a\n"}
 
 
+@pytest.mark.faults
 @needs_unix
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_a_killed_and_repeated_run_writes_the_files_of_an_uninterrupted_one(tmp_path, kind):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from paths import FIXTURES
 from PIL import Image
-from requirements import needs_unix, needs_vnni
+from requirements import needs_unix
+from taggers import needs_vnni
 
 from joytag.data.images import ImageError, normalize
 from joytag.models import int8, release

@@ -27,6 +27,8 @@ from joytag.core.lock import sole_writer
 from joytag.models import checkpoint
 
 LAST = f"{184:012d}"
+pytestmark = pytest.mark.faults
+
 BACKBONE = {"timm": "test_byobnet", "stochdepth_rate": 0.1}
 
 
@@ -116,7 +118,6 @@ def copy_checkpoint(tmp_path: Path, whole: str, name: str, samples: int) -> None
 STOPS = [40, 48, 56, 104, 176]
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("backbone", [pytest.param(False, id="ours"), pytest.param(True, id="timm")])
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(job, tmp_path, processes, backbone):
@@ -178,9 +179,7 @@ def test_nan_on_one_process_skips_the_step_on_all_and_three_in_a_row_end_the_run
     assert [line["position"] for line in steps(tmp_path / "run")] == [*range(0, 184 + 32, 8)], "the run continues"
 
 
-@pytest.mark.parametrize(
-    "fault", ["raise", *(pytest.param(f, marks=pytest.mark.faults) for f in ("exit", "sleep", "kill"))]
-)
+@pytest.mark.parametrize("fault", ["raise", "exit", "sleep", "kill"])
 def test_a_lost_process_fails_the_job(job, fault):
     lost = job("run", job={"faults": {"24": fault}}, timeout=5)
     code, errors = call_with_fault(lost, 2)
@@ -189,7 +188,6 @@ def test_a_lost_process_fails_the_job(job, fault):
         assert re.search(r"rank 0: .*[Rr]ank.*1.*--resume auto", errors), errors
 
 
-@pytest.mark.faults
 def test_a_job_is_restarted_as_often_as_allowed_and_resumes(job, tmp_path):
     whole = job("whole")
     assert call([whole], 2).returncode == 0
@@ -203,7 +201,6 @@ def test_a_job_is_restarted_as_often_as_allowed_and_resumes(job, tmp_path):
     assert done.returncode != 0
 
 
-@pytest.mark.faults
 def test_a_job_of_several_processes_is_refused_where_another_process_writes(job, tmp_path):
     second = job("run")
     with sole_writer(tmp_path / "run"):
@@ -215,7 +212,7 @@ def test_a_job_of_several_processes_is_refused_where_another_process_writes(job,
     assert call([second], 2).returncode == 0
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("fault", ["kill worker", "stop worker"])
 def test_a_killed_or_stopped_decoding_process_ends_the_run(job, run_values, processes, fault):
     loading = run_values["data"] | {"workers": 1, "timeout": 4}
@@ -230,7 +227,6 @@ def test_a_killed_or_stopped_decoding_process_ends_the_run(job, run_values, proc
         assert re.search(rf"ranks: .*{expected}.*data\.workers", errors), errors
 
 
-@pytest.mark.faults
 def test_batches_do_not_depend_on_processes_workers_and_micro_batches(job, tmp_path, run_values):
     """1, 2 and 3 processes; 0 to 3 workers; micro-batches of 48, 12 and 4."""
     changes = {"batch_size": 48, "stages": [{"image_size": 16, "samples": 480}], "every": {"checkpoint": 96}}
@@ -254,7 +250,6 @@ def test_batches_do_not_depend_on_processes_workers_and_micro_batches(job, tmp_p
                 assert others[0]["loss"] == pytest.approx(first["loss"], rel=1e-5), (processes, micro)
 
 
-@pytest.mark.faults
 def test_a_run_resumes_with_another_number_of_processes(job, tmp_path):
     changes = {"every": {"checkpoint": 24}, "micro_batch": 4}
     assert call([job("whole", **changes)], 1).returncode == 0
@@ -272,7 +267,6 @@ def test_a_run_resumes_with_another_number_of_processes(job, tmp_path):
         assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
 
 
-@pytest.mark.faults
 def test_gradients_do_not_depend_on_the_number_of_processes(job, tmp_path):
     changes = {"batch_size": 48, "stages": [{"image_size": 16, "samples": 48}]}
     layouts = {1: (48, 12, 4), 2: (24, 4), 3: (16, 4)}
@@ -289,7 +283,6 @@ def test_gradients_do_not_depend_on_the_number_of_processes(job, tmp_path):
                 assert (gradients[name] - value).norm() <= 1e-10 * value.norm(), (processes, micro, name)
 
 
-@pytest.mark.faults
 def test_a_run_killed_twenty_times_uses_every_image_once_per_epoch(job, tmp_path, dataset_directory):
     changes = {"stages": [{"image_size": 16, "samples": 1200}], "every": {"log": 80, "evaluate": 240, "checkpoint": 16}}
     assert call([job("whole", **changes)], 1).returncode == 0
@@ -316,7 +309,6 @@ def test_a_run_killed_twenty_times_uses_every_image_once_per_epoch(job, tmp_path
         assert sorted(seen[50 * epoch : 50 * (epoch + 1)]) == [*range(50)]
 
 
-@pytest.mark.faults
 def test_a_run_killed_fifty_times_while_saving_has_only_intact_checkpoints(job, tmp_path):
     """A large model on small images with a checkpoint after every step spends most of its time in saving."""
     model = {"num_blocks": 4, "patch_size": 8, "d_model": 256, "mlp_dim": 1024, "num_heads": 4, "cnn_stem": None}
@@ -343,7 +335,6 @@ def newest_number(root: Path) -> int:
     return int(checkpoints[-1].name) if checkpoints else 0
 
 
-@pytest.mark.faults
 def test_memory_does_not_grow_with_epochs_of_five_million_images(tmp_path):
     """With two workers, over five epochs."""
     done = subprocess.run(

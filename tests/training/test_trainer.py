@@ -63,6 +63,7 @@ def test_a_run_killed_at_any_step_resumes_bit_identical(run_values, tmp_path, mo
     assert logs[0] == logs[1]
 
 
+@pytest.mark.faults
 def test_a_run_killed_by_a_signal_loses_nothing(run_values, tmp_path):
     expected = trainer.train(build_run(run_values, output=str(tmp_path / "whole")), None)
     config = tmp_path / "config.yaml"
