@@ -6,7 +6,7 @@ H heads, K width of a head, N tags, S sites of stochastic depth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -308,9 +308,11 @@ class ViT(nn.Module):
         x_BTD = x_BTD + self.positions(rows, columns, x_BTD.device).to(x_BTD.dtype)
         if self.training and self.config.patch_dropout:
             x_BTD = drop_tokens(x_BTD, self.config.patch_dropout)
-        if noise_BS is None:
-            noise_BS = torch.rand(len(x_BTD), self.noise_sites if self.training else 0, device=x_BTD.device)
-        noise_3B = noise_BS.T.split(3) if self.training and self.noise_sites else [()] * len(self.blocks)
+        noise_3B: Sequence[Iterable[Tensor]] = [()] * len(self.blocks)
+        if self.training and self.noise_sites:
+            if noise_BS is None:
+                noise_BS = torch.rand(len(x_BTD), self.noise_sites, device=x_BTD.device)
+            noise_3B = noise_BS.T.split(3)
         for block, noise in zip(self.blocks, noise_3B, strict=True):
             x_BTD = block(x_BTD, *noise) if block.training else block(x_BTD)
         return self.norm(x_BTD)
@@ -322,9 +324,11 @@ class ViT(nn.Module):
             if rows * columns != len(table):
                 raise ValueError(f"learned positions cover {len(table)} patches, not {rows}x{columns}")
             return table
-        key = (rows, columns, device)
+        if torch.compiler.is_exporting():  # sizes may be symbols, and tensors have no values to keep
+            return sine_positions(rows, columns, self.config.d_model, device)
+        key = (int(rows), int(columns), device)  # tracing for ONNX counts in tensors
         if key not in self._positions:
-            self._positions[key] = sine_positions(rows, columns, self.config.d_model, device)
+            self._positions[key] = sine_positions(*key[:2], self.config.d_model, device)
         return self._positions[key]
 
     def embed(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:

@@ -103,6 +103,25 @@ def test_the_number_of_blocks_chooses_the_layer_scale(blocks, scale):
         torch.testing.assert_close(layer.skip, torch.full((16,), scale))
 
 
+def test_evaluation_draws_no_random_numbers(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: pytest.fail("drawn"))
+    model, image = ViT(small(stochdepth_rate=0.5)).eval(), torch.zeros(1, 3, 16, 16)
+    model(image)
+    with pytest.raises(pytest.fail.Exception, match="drawn"):
+        model.train()(image)
+
+
+def test_torch_exports_the_model_for_any_batch_and_image_size():
+    model = ViT(small()).eval()
+    batch, rows, columns = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "rows", "columns"))
+    dynamic = {"images_BCYX": {0: batch, 2: 4 * rows, 3: 4 * columns}, "noise_BS": None}
+    exported = torch.export.export(model, (torch.randn(3, 3, 16, 20), None), dynamic_shapes=dynamic).module()
+    for shape in ((2, 3, 16, 20), (5, 3, 24, 16)):
+        images = torch.randn(shape)
+        with torch.inference_mode():
+            torch.testing.assert_close(exported(images, None), model(images))
+
+
 @pytest.mark.parametrize("noise", [[0.9, 0.9, 0.9], [0.9, 0.1, 0.5], [0.1, 0.0, 0.2]], ids=["none", "some", "all"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_dropped_branches_are_not_computed_and_change_no_gradient(noise, bias):
