@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 GPU_PACKAGES := build/gpu-packages
+OLD_ONNXRUNTIME := build/onnxruntime-oldest
 FOR_GPU = $(BIN)/pip install --disable-pip-version-check --quiet --target $(GPU_PACKAGES) --no-compile --only-binary=:all: \
 	--python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
 RAW := data/raw/openmoji/metadata/posts000000000000.json
@@ -9,7 +10,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-portable test-faults check-finetune check-data check-gpu gpu-wheels check-sweeps format docs clean
+.PHONY: help install quickstart test test-portable test-faults check-finetune check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +35,11 @@ check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
 	$(BIN)/pytest -m slow tests/data_prep tests/cli/test_sweep.py
+
+check-export: .venv/installed-dev | $(RUN)/release/metrics.json  ## export the quickstart's model and many backbones, and run them on old and new onnxruntime
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-warn-conflicts --only-binary=:all: --upgrade \
+		--target $(OLD_ONNXRUNTIME) onnxruntime==1.15.0 'numpy<2'
+	$(BIN)/pytest -m slow -s tests/export
 
 check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what their statistics claim and find
 	$(BIN)/pytest -m slow -s tests/sweeps/test_statistics.py

@@ -9,6 +9,7 @@ setup(
         "data_prep.tools": ["openmoji.csv", "OPENMOJI.md"],
         "joytag": ["py.typed"],
         "joytag.configs": ["**/*"],
+        "joytag.export": ["usage/*"],
         "joytag.reports": ["templates/*"],
     },
 )

@@ -13,6 +13,7 @@ import torch
 import yaml
 from commands import Call, Done
 from datasets import make_dataset
+from exports import write_exports, write_release
 from paths import ROOT
 from PIL import Image
 from taggers import predict_taggers, write_taggers
@@ -85,6 +86,18 @@ def taggers(tmp_path_factory) -> Path:
 def predicted(taggers) -> dict[str, Path]:
     """The predictions directory of each tagger, by name."""
     return predict_taggers(taggers)
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory) -> Path:
+    """A release with the reports of an evaluation, on the dataset in data/ beside it; see `write_release`."""
+    return write_release(tmp_path_factory.mktemp("measured"))
+
+
+@pytest.fixture(scope="session")
+def exports(measured) -> Path:
+    """A directory with an export of `measured` in each layout."""
+    return write_exports(measured)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ PACKAGES = (  # a package imports only packages above it
     "training",
     "tagging",
     "reports",
+    "export",
     "sweeps",
     "benchmarks",
     "cli",

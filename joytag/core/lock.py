@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -82,6 +83,44 @@ def sole_editor(file: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it has content, or another process has begun
             folder.rmdir()
+
+
+class Exists(ValueError):
+    """Raised for a directory that is to be created but holds something; nothing in it is changed."""
+
+
+@contextmanager
+def sole_creator(directory: Path) -> Iterator[Path]:
+    """Create a directory whole or not at all: yield a hidden one, which gets its name when the `with` block succeeds.
+
+    Everything in it is then on the disk. Raises Exists before and after the block if there is a file of that name or a
+    directory that is not empty, InUse if another process creates it, and OSError that names it.
+    """
+    directory = directory.resolve()
+    _check_free(directory)
+    with sole_editor(directory) as folder:
+        new = folder / "new"
+        shutil.rmtree(new, ignore_errors=True)  # what a killed process left
+        try:
+            new.mkdir()
+            yield new
+            for path in [*new.rglob("*"), new]:
+                files.sync(path)
+            _check_free(directory)
+            if directory.exists():
+                directory.rmdir()
+            files.rename(new, directory)
+        except BaseException as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if isinstance(error, OSError):
+                error.filename = str(directory)  # of its files only the hidden names are known
+            raise
+    files.sync(directory.parent)
+
+
+def _check_free(directory: Path) -> None:
+    if directory.exists() and not (directory.is_dir() and next(directory.iterdir(), None) is None):
+        raise Exists(f"{directory}: exists already; remove it, or choose another output directory")
 
 
 def unfinished(file: Path) -> Path:

@@ -99,6 +99,17 @@ CASES = {
         ["run/curves.png", "run/contact-sheet.png"],
         is_shared=True,
     ),
+    "export": Case(
+        f"export --model {TINY} --to all --output {{disk}}/exports",
+        {},
+        ["exports/joytag/model.onnx", "exports/wd/selected_tags.csv", "exports/transformers/manifest.json"],
+        "exists already",
+    ),
+    "publish": Case(
+        "publish {disk}/exports --hub me/noise --license other --trained-on noise --card-only",
+        {"exports": "exports"},
+        ["exports/README.md"],
+    ),
     "tag": Case(TAG, {"images": "untagged"}, ["images/9.txt", FAILED], is_shared=True),
     "tag --append": Case(f"{TAG} --append", {"images": "images"}, ["images/9.txt", FAILED], is_shared=True),
     "tag to csv": Case(f"{TAG} --output csv", {"images": "untagged"}, ["images/tags.csv", FAILED], is_shared=True),
@@ -176,7 +187,8 @@ def inputs(tmp_path_factory):
     settings = miniature(its.directory / "run", its.directory / "dataset")
     (its.directory / "run.yaml").write_text(yaml.safe_dump(settings))
     train = f"train --config {its.directory / 'run.yaml'} keep_last=2"
-    for command in (build, train):
+    export = f"export --model {TINY} --to wd --output {its.directory / 'exports'}"
+    for command in (build, train, export):
         ended = its.disk.run(command.split(), start={})
         assert ended.code == 0, ended.errors
     shutil.copytree(its.directory / "dataset", its.directory / "sound")

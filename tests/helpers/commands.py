@@ -23,3 +23,9 @@ def assert_one_line(done: Done, *parts: str) -> None:
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for part in parts:
         assert part in done.stderr
+
+
+def succeeded(done: Done) -> Done:
+    """Return a command that ended well."""
+    assert done.returncode == 0, done.stderr
+    return done

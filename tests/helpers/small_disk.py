@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import onnx
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -206,6 +207,8 @@ READERS = {
     ".csv": lambda path: path.read_text().index("\n"),
     ".html": lambda path: path.read_text().rstrip().index("</html>"),
     ".json": read_json,
+    ".md": lambda path: path.read_text().index("\n## Training data\n"),
+    ".onnx": onnx.load,
     ".parquet": pq.read_table,
     ".png": lambda path: Image.open(path).load(),
     ".safetensors": load_file,

@@ -1,0 +1,53 @@
+"""The table of precisions: how a graph gets its number format, and how closely it must agree with the release."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Convert = Callable[["ModelProto"], "ModelProto"]
+
+
+class Precision(NamedTuple):
+    """A number format: that of the traced model, and a conversion of its graph.
+
+    An export is refused if less than `agreement` of the decisions are the release's, or if a score differs by more
+    than `tolerance`. `needs_images`: only real images can tell.
+    """
+
+    dtype: torch.dtype
+    agreement: float
+    tolerance: float
+    convert: Convert = lambda graph: graph
+    needs_images: bool = False
+
+
+def to_int8(graph: ModelProto) -> ModelProto:
+    """Quantize the weights of matrix products to 8 bits, one scale for each channel; activations when it runs.
+
+    Convolutions, attention itself and products of one row an image, such as the head, keep float32.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    kept = [f"{node.name}_MatMul" for node in graph.graph.node if node.op_type == "Gemm"]  # as it is renamed
+    add_pre_process_metadata(graph)  # tracing has folded the constants already; silences a warning
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(graph, path, ["MatMul"], per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=kept)
+        return onnx.load(path)
+
+
+PRECISIONS = {
+    "fp32": Precision(torch.float32, agreement=1, tolerance=1e-4),
+    "fp16": Precision(torch.float16, agreement=0.999, tolerance=0.05),
+    "int8": Precision(torch.float32, agreement=0.995, tolerance=1, convert=to_int8, needs_images=True),
+}
