@@ -30,8 +30,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--data",
         type=Path,
-        help="a dataset directory; with --predictions, for the images in the report (default: the dataset of the "
-        "predictions, if it still exists)",
+        help="a dataset directory (default: that of the run or, with --predictions, whose images the report shows, of "
+        "the predictions, if it still exists)",
     )
     add(
         "--output",
@@ -54,9 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
     options = parser.parse_args(arguments)
     if (options.model is None) == (options.predictions is None):
-        raise ValueError("give either --model and --data, or --predictions; see --help")
-    if options.data is None and options.model is not None:
-        raise ValueError("--model: needs --data, a dataset directory; see --help")
+        raise ValueError("give either --model or --predictions; see --help")
     return options
 
 
@@ -64,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
     groups = {} if options.groups is None else tag_groups.read(settings.find(options.groups, "groups"))
-    dataset = None if options.data is None else Dataset.open(options.data)
+    with add_remedies(REMEDIES):
+        data = options.data or (options.model and checkpoint.dataset(options.model))
+    dataset = None if data is None else Dataset.open(data)
     model = options.model and (checkpoint.newest_model(options.model) or options.model)
     output = options.output or checkpoint.results_directory(model or options.predictions.absolute().parent)
     directory = options.predictions or output / DIRECTORY

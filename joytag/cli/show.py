@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joytag.cli.arguments import Parser, fraction, positive, results_directory
+from joytag.cli.command import add_remedies
+from joytag.cli.remedies import REMEDIES
 from joytag.core import jsonl
 from joytag.core.files import ABANDONED, remove_partials, replacing
 from joytag.core.terminal import print, quote
@@ -16,7 +18,6 @@ from joytag.reports import evaluation
 from joytag.reports.contact_sheet import draw_validation_sample
 from joytag.reports.training_plots import plot_curves
 from joytag.tagging.tagger import Tagger
-from joytag.training.state import recorded_dataset
 from joytag.training.tracker import LOG
 
 
@@ -52,9 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if model is None:
         print("No contact sheet: the run has not saved a checkpoint yet")
         return
-    data = options.data or recorded_dataset(run)
-    if data is None:
-        raise ValueError(f"{run}: no checkpoint there names a dataset that exists; add --data")
+    with add_remedies(REMEDIES):
+        data = options.data or checkpoint.dataset(run)
     dataset = Dataset.open(data)
     sample = draw_validation_sample(Tagger.load(model), dataset, options.images, options.seed, options.threshold)
     with replacing(run / "contact-sheet.png") as partial:

@@ -29,6 +29,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing or damaged; one line with the file and the remedy."""
 
 
+class UnknownDataset(ValueError):
+    """Raised when no checkpoint of a run names a dataset that exists."""
+
+
 def save(
     root: Path,
     samples: int,
@@ -135,6 +139,18 @@ def newest_model(directory: Path) -> Path | None:
     if (finished / release.WEIGHTS).is_file():  # written last
         return finished
     return directory if (directory / release.CONFIG).exists() else newest(directory / DIRECTORY)
+
+
+def dataset(run: Path) -> Path:
+    """Return the dataset directory that a run's newest checkpoint names. Raises UnknownDataset."""
+    try:
+        values = json.loads((checkpoints(run / DIRECTORY)[-1] / STATE_VALUES).read_text(encoding="utf-8"))
+        directory = Path(values["dataset"])
+    except (OSError, ValueError, LookupError, TypeError):  # no checkpoint, a damaged one, or one of an older version
+        directory = None
+    if directory is None or not directory.is_dir():
+        raise UnknownDataset(f"{run}: no checkpoint there names a dataset that exists")
+    return directory
 
 
 def results_directory(model: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,16 +146,6 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             raise checkpoint.CheckpointError(failure or "rank 0 could not save a checkpoint")
         if failure:
             warnings.warn(f"{failure}; the run goes on", stacklevel=2)
-
-
-def recorded_dataset(directory: Path) -> Path | None:
-    """Return the dataset that the newest checkpoint of a run's directory names, None if it names none that exists."""
-    try:
-        newest = checkpoint.checkpoints(directory / checkpoint.DIRECTORY)[-1]
-        dataset = Path(json.loads((newest / checkpoint.STATE_VALUES).read_text(encoding="utf-8"))["dataset"])
-    except (OSError, ValueError, LookupError, TypeError):  # no checkpoint, a damaged one, or one of an older version
-        return None
-    return dataset if dataset.is_dir() else None
 
 
 def resume_fingerprint(run: Run) -> dict[str, dict[str, Any]]:

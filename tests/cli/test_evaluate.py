@@ -25,9 +25,9 @@ def test_evaluate_names_unusable_inputs_and_flags(call, dataset_directory, tmp_p
     assert_one_line(call("evaluate", *both), "tags")
     assert_one_line(call("evaluate", *both, "--threshold", "1.5"), "--threshold")
     assert_one_line(call("evaluate", *both, "--batch-size", "0"), "--batch-size")
-    assert_one_line(call("evaluate", "--model", TINY), "--data")
-    assert_one_line(call("evaluate"), "either --model and --data, or --predictions")
-    assert_one_line(call("evaluate", "--model", TINY, "--predictions", tmp_path), "either --model and --data, or")
+    assert_one_line(call("evaluate", "--model", TINY), str(TINY), "names a dataset", "add --data")
+    assert_one_line(call("evaluate"), "either --model or --predictions")
+    assert_one_line(call("evaluate", "--model", TINY, "--predictions", tmp_path), "either --model or --predictions")
     assert_one_line(call("evaluate", "--predictions", tmp_path), str(tmp_path), "no predictions here")
     assert_one_line(call("evaluate", "--predictions", tmp_path, "--groups", tmp_path / "gone.yaml"), "gone.yaml")
 

@@ -59,7 +59,7 @@ def test_show_works_at_any_time(show, call, run_values, dataset_directory):
     assert "No curves" in show()
 
 
-def test_a_run_knows_its_dataset(call, run_values, tmp_path):
+def test_show_and_evaluate_know_the_dataset_of_a_run(call, run_values, tmp_path):
     run_values["data"]["directory"] = str(make_dataset(tmp_path / "data", {"train": 20, "validation": 4}))
     run = build_run(run_values)
     state = initial_state(run)
@@ -68,6 +68,8 @@ def test_a_run_knows_its_dataset(call, run_values, tmp_path):
     assert f"tagged by {newest_checkpoint(run)}" in done.stdout, done.stderr
     release.save(run.release, state.model, run.dataset.tags.names, "focal2")
     assert f"--data {quote(tmp_path / 'data')}\n" in call("show", "--run", run.config.output).stdout
+    assert call("evaluate", "--model", run.config.output).returncode == 0
+    assert (run.release / "metrics.json").exists()
     (tmp_path / "data").rename(tmp_path / "moved")
     assert_one_line(call("show", "--run", run.config.output), f"{run.config.output}: ", "add --data")
     assert call("show", "--run", run.config.output, "--data", tmp_path / "moved").returncode == 0
