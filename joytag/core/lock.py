@@ -93,7 +93,7 @@ class Exists(ValueError):
 def sole_creator(directory: Path) -> Iterator[Path]:
     """Create a directory whole or not at all: yield a hidden one, which gets its name when the `with` block succeeds.
 
-    Everything in it is then on the disk. Raises Exists before and after the block if there is a file of that name or a
+    Everything in it is then on the disk. Raises Exists, also after the block, if there is a file of that name or a
     directory that is not empty, InUse if another process creates it, and OSError that names it.
     """
     directory = directory.resolve()
@@ -112,8 +112,8 @@ def sole_creator(directory: Path) -> Iterator[Path]:
             files.rename(new, directory)
         except BaseException as error:
             shutil.rmtree(new, ignore_errors=True)
-            if isinstance(error, OSError):
-                error.filename = str(directory)  # of its files only the hidden names are known
+            if isinstance(error, OSError) and str(folder) in str(error.filename2 or error.filename or folder):
+                error.filename, error.filename2 = str(directory), None  # of its files only hidden names are known
             raise
     files.sync(directory.parent)
 

@@ -106,8 +106,7 @@ def rows_of_wd(tags: Sequence[Tag]) -> tuple[list[Row], list[str]]:
 def write_release(directory: Path, source: Source, rows: Sequence[Row]) -> None:
     """Copy the files of the release."""
     for name in source.hashes:
-        with files.naming(directory / name):
-            shutil.copyfile(source.directory / name, directory / name)
+        shutil.copyfile(source.directory / name, directory / name)
 
 
 def write_wd(directory: Path, source: Source, rows: Sequence[Row]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from joytag.core import files, lock
-from joytag.core.lock import InUse, sole_editor, sole_writer, unfinished
+from joytag.core.lock import Exists, InUse, sole_creator, sole_editor, sole_writer, unfinished
 
 fcntl = pytest.importorskip("fcntl")  # Unix has it
 CONTEXT = multiprocessing.get_context("fork")
@@ -188,3 +188,51 @@ def test_unfinished_work_of_an_editor_stays(tmp_path):
         (folder / "rows").touch()
     with sole_editor(tmp_path / "tags.csv") as folder:
         assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["rows"]
+
+
+def test_a_directory_is_created_whole_even_where_an_empty_one_is(tmp_path):
+    directory = tmp_path / "out"
+    directory.mkdir()
+    abandoned = unfinished(directory) / "new" / "old.txt"
+    abandoned.parent.mkdir(parents=True)
+    abandoned.write_text("of a killed process")
+    with sole_creator(directory) as new:
+        (new / "folder").mkdir()
+        (new / "folder/file.txt").write_text("x")
+        assert not list(directory.iterdir())
+    assert [path.relative_to(directory).as_posix() for path in directory.rglob("*.txt")] == ["folder/file.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_error_creates_no_directory_and_names_it_unless_another_file_caused_it(tmp_path):
+    directory, source = tmp_path / "out", tmp_path / "source.txt"
+
+    def create(file: Path | None) -> None:
+        with sole_creator(directory) as new:
+            (new / "file.txt").write_text("x")
+            raise OSError(errno.ENOSPC, "full", None if file is None else str(file))
+
+    for file, named in ((None, directory), (unfinished(directory) / "new/file.txt", directory), (source, source)):
+        with pytest.raises(OSError, match="full") as error:
+            create(file)
+        assert error.value.filename == str(named)
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_exists_is_never_replaced(tmp_path):
+    directory = tmp_path / "out"
+
+    def create() -> None:
+        with sole_creator(directory) as new:
+            (new / "ours.txt").write_text("x")
+            directory.mkdir()
+            (directory / "theirs.txt").write_text("x")  # by another program, meanwhile
+
+    with pytest.raises(Exists, match="out: exists already"):
+        create()
+    assert [path.name for path in directory.iterdir()] == ["theirs.txt"]
+    with pytest.raises(Exists, match="out: exists already"), sole_creator(directory):
+        pytest.fail("its content would be lost")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with sole_creator(tmp_path / "new"), pytest.raises(InUse, match="new: "), sole_creator(tmp_path / "new"):
+        pytest.fail("two processes create it")
