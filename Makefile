@@ -50,7 +50,7 @@ test-faults: .venv/installed-dev  ## kill, stop and poison builds, sweeps and ru
 check-gpu:  ## test and measure on a GPU, in at most nine minutes, into gpu.json; needs no network and no .venv
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,PYTHONPATH=$(GPU_PACKAGES) $(PYTHON)) -m joytag.benchmarks.gpu
 
-gpu-wheels: .venv/installed  ## install what check-gpu needs on a machine without network into build/gpu-packages
+gpu-wheels: | .venv/bin/python  ## install what check-gpu needs on a machine without network into build/gpu-packages
 	rm -rf $(GPU_PACKAGES)
 	$(FOR_GPU) pydantic pytest rich
 	$(FOR_GPU) --no-deps filelock pytorch-ranger pyyaml simplejpeg torch-optimizer

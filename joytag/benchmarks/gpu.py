@@ -1,7 +1,7 @@
 """Measure training and tagging on a GPU, part by part: each is printed and stored as it ends, the most useful first.
 
 The parts run in a process of their own. It is replaced when a part fails, hangs or dies, so that the next ones are
-measured all the same. `joytag.benchmarks.gpu_report` makes a table of the results.
+measured all the same; it ends with this one. `joytag.benchmarks.gpu_report` makes a table of the results.
 """
 
 from __future__ import annotations
@@ -13,312 +13,34 @@ import json
 import multiprocessing
 import os
 import platform
-import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import date
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from joytag.benchmarks import baselines, tagging, training
-from joytag.benchmarks.stored_images import TAGS
-from joytag.core import devices
+from joytag.core.errors import ExitCode
 from joytag.core.files import write_text
-from joytag.core.terminal import print
-from joytag.data import loader
-from joytag.data.images import normalize
-from joytag.models.vit import ViTConfig
-from joytag.tagging.tagger import Tagger
-from joytag.training import optimizers, state
-from joytag.training.monitor import peak_flops
-from joytag.training.run import Run
-from joytag.training.state import TrainState
 
-TESTS = Path(__file__).parents[2] / "tests/training/test_on_gpu.py"
-BATCHES = {448: 128, 224: 256}  # samples of a step by image size: one micro-batch
+try:
+    import torch
+
+    from joytag.benchmarks import training
+    from joytag.benchmarks.gpu_parts import PARTS, Result, Setup, failed_tests, read, store, summary
+    from joytag.core import devices, signals, terminal
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    remedy = "make test installs it where there is a network, make gpu-wheels collects it for where there is none"
+    sys.stderr.write(f"check-gpu: {error} (Python {platform.python_version()}); {remedy}\n")
+    raise SystemExit(ExitCode.USER_ERROR) from None
+
 LIMIT = 100  # seconds of a part
 LIMITS = {"tests": 210, "step 448: max-autotune": 150}  # those that need more
-REFERENCE = "eager reference"
-TINY: dict[str, Any] = {"num_blocks": 2, "d_model": 32, "mlp_dim": 64, "num_heads": 2, "patch_size": 4}
-TINY |= {"cnn_stem": "conv:c=8;ln;relu;conv:c=32"}
-Result = dict[str, Any]  # of a part, for JSON
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all parts share: the device's name, the file of the results, and whether to measure a tiny model."""
-
-    device: str
-    file: Path
-    tiny: bool = False
-    ends: float = float("inf")  # the time of `time.monotonic` after which no part begins
-
-    @property
-    def rounds(self) -> int:
-        """The measured repetitions of a step."""
-        return 2 if self.tiny else 8
-
-    def case(self, size: int, settings: tuple[str, ...] = (), batch: int = 1, tags: int = TAGS) -> training.Case:
-        """Return a step at an image size, on `batch` times as many samples as usual."""
-        if self.tiny:
-            small = tuple(f"model.{name}={value}" for name, value in TINY.items())
-            return training.Case(size // 14, 8 * batch, self.device, small + settings, tags)
-        return training.Case(size, BATCHES[size] * batch, self.device, settings, tags)
-
-
-# Levers: other ways to take the same steps. `change` prepares a state that training would begin with.
-
-
-def _channels_last(current: TrainState, run: Run) -> None:
-    for parameter in current.model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _fuse_loss(current: TrainState, run: Run) -> None:
-    criterion = run.criterion
-
-    def fused(logits: Tensor, labels: Tensor) -> Tensor:
-        return criterion(logits, labels)
-
-    vars(run)["criterion"] = torch.compile(fused, dynamic=False)
-
-
-def _autotune(current: TrainState, run: Run) -> None:
-    for part in current.model.parts:
-        part.compile(dynamic=False, mode="max-autotune-no-cudagraphs")
-
-
-def _combine(current: TrainState, run: Run) -> None:
-    _channels_last(current, run)
-    _fuse_loss(current, run)
-
-
-def _capture_graphs(current: TrainState, run: Run) -> None:
-    """Record forward and backward pass once as CUDA graphs; right only with one micro-batch a step."""
-    pixels = torch.zeros(run.micro_batch, 3, *[run.stages[0].image_size] * 2, dtype=torch.uint8, device=run.device)
-    noise = torch.rand(run.micro_batch, current.model.noise_sites, device=run.device)
-    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32, cache_enabled=False):
-        torch.cuda.make_graphed_callables(current.model, (normalize(pixels), noise))
-
-
-@dataclass(frozen=True)
-class Lever:
-    """Settings of the run where there is one for it, else a change of the state, of the batch or of the tags."""
-
-    settings: tuple[str, ...] = ()
-    change: Callable[[TrainState, Run], None] | None = None
-    batch: int = 1
-    tags: int = TAGS
-    only_on_gpu: bool = False
-
-
-PADDED = 5888  # tags, the next multiple of 128
-LEVERS = {
-    "ours": Lever(),
-    "compile": Lever(("compile=true",)),
-    "together": Lever(("compile=true",), _combine, tags=PADDED),  # and channels_last, padded head, fused loss
-    "CUDA graphs": Lever(change=_capture_graphs, only_on_gpu=True),
-    "twice the micro-batch": Lever(batch=2),
-    "channels_last": Lever(change=_channels_last),
-    "padded head": Lever(tags=PADDED),
-    "fused loss": Lever(change=_fuse_loss),
-    "bf16": Lever(("precision=bf16",)),
-    "max-autotune": Lever(change=_autotune),
-}
-
-
-def step(setup: Setup, size: int, name: str) -> Result:
-    """Measure training steps of the eager reference, or of ours with a lever."""
-    lever = LEVERS.get(name, Lever())
-    if lever.only_on_gpu and devices.pick_device(setup.device).type != "cuda":
-        return {"error": "needs a GPU"}
-    torch._dynamo.reset()
-    torch._dynamo.config.disable = setup.tiny  # compiling would take minutes on a CPU
-    case = setup.case(size, lever.settings, lever.batch, lever.tags)
-    steps = training.reference_steps(case) if name == REFERENCE else training.our_steps(case, lever.change)
-    result = measured(steps, setup, case.batch)
-    peak = peak_flops(devices.pick_device(setup.device))
-    if peak is not None:
-        result["mfu"] = result["images_per_s"] * training.step_flop(setup.case(size)) / peak
-    return result
-
-
-def measured(values: Iterator[float], setup: Setup, batch: int, warmup: int = 1) -> Result:
-    """Time how long a generator takes for each value, which stands for `batch` images."""
-    seconds, last = [], list(islice(values, warmup))[-1]
-    for _ in range(setup.rounds):
-        start = time.perf_counter()
-        last = next(values)
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
-    spread = {"ms": 1e3 * median, "least_ms": 1e3 * min(seconds), "most_ms": 1e3 * max(seconds)}
-    return {"images_per_s": batch / median, "batch": batch, **spread, "loss": last}
-
-
-def augmentation(setup: Setup, size: int) -> Result:
-    """Measure TrivialAugment of a batch on the device."""
-    case = setup.case(size)
-    return measured(training.augmentations(case), setup, case.batch, training.CYCLE)
-
-
-def _lamb(model: nn.Module, name: str = "lamb") -> Callable[[], object]:
-    return optimizers.build(model.parameters(), **training.OPTIMIZER | {"name": name}).step
-
-
-UPDATES: dict[str, Callable[[nn.Module], Callable[[], object]]] = {
-    **{name: partial(_lamb, name=name) for name in optimizers.OPTIMIZERS},
-    "lamb, compiled": lambda model: torch.compile(_lamb(model)),
-    "lamb, a loop over tensors": lambda model: baselines.LoopedLamb(model.parameters(), training.OPTIMIZER["lr"]).step,
-    "clipping": lambda model: partial(nn.utils.clip_grad_norm_, list(model.parameters()), 1.0),
-}
-
-
-def update(setup: Setup, name: str) -> Result:
-    """Measure an optimizer's step over the released model's parameters, or the clipping of its gradients."""
-    torch._dynamo.config.disable = setup.tiny
-    model = state.initial_state(training.recipe(setup.case(224))).model
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter) * 1e-3
-    take, last = UPDATES[name](model), list(model.parameters())[-1]
-
-    def values() -> Iterator[float]:
-        while True:
-            take()
-            yield float(last.detach().flatten()[0])  # waits for the device
-
-    return measured(values(), setup, 1, warmup=3)
-
-
-def loading(setup: Setup, size: int) -> Result:
-    """Measure how fast all decoding processes deliver batches of stored JPEGs of 512 px."""
-    case = setup.case(size)
-    workers = max(1, loader.default_workers(devices.pick_device(setup.device)))
-    with tempfile.TemporaryDirectory() as folder:
-        paths = tagging.random_images(Path(folder), 4 if setup.tiny else 64, size=(512, 341))
-        loaded = training.feed(paths, case, workers)
-        seconds = training.seconds_per_batch(loaded, workers * training.AHEAD, 2 * workers * training.AHEAD)
-        loaded.close()
-        file_kb = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
-    return {"images_per_s": case.batch / seconds, "processes": workers, "file_kb": file_kb}
-
-
-def tag(setup: Setup) -> Result:
-    """Measure tagging beside the published example's loop, and compare its decisions with those in float32."""
-    config, count = ViTConfig(n_tags=TAGS), 64
-    if setup.tiny:
-        config, count = ViTConfig(n_tags=TAGS, image_size=32, **TINY), 4
-    with tempfile.TemporaryDirectory() as folder:
-        tagging.random_release(Path(folder), config=config)
-        paths = tagging.random_images(Path(folder), count)
-        tagger, exact = (Tagger.load(folder, setup.device, precision) for precision in ("auto", "fp32"))
-        expected = [result.scores for result in exact.stream(paths)]
-        many = paths * (1 if setup.tiny else 16)
-        seconds = []
-        for images in (paths, many):  # the first time warms up
-            start = time.perf_counter()
-            scores = [result.scores for result in tagger.stream(images)]
-            seconds.append(time.perf_counter() - start)
-        example = partial(tagging.published_example, exact.model, exact.tags, device=exact.device)
-        example(path=paths[0])
-        start = time.perf_counter()
-        for path in paths:
-            example(path=path)
-        example_rate = len(paths) / (time.perf_counter() - start)
-    ours, theirs = np.stack(scores[:count]), np.stack(expected)
-    threshold = tagging.DEFAULT_THRESHOLD
-    return {
-        "images_per_s": len(many) / seconds[1],
-        "example_images_per_s": example_rate,
-        "same_decisions": float(((ours > threshold) == (theirs > threshold)).mean()),
-        "largest_difference": float(np.abs(ours - theirs).max()),
-        "tagger": str(tagger),
-    }
-
-
-class Recorder:
-    """A plugin of pytest: stores and prints the outcome of each test as it ends, with the properties it recorded."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.outcomes: Result = {}
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """Store the outcome of a test, or of the set-up that it needs."""
-        if report.when != "call" and report.passed:
-            return
-        outcome = {"outcome": report.outcome, "seconds": report.duration, **dict(report.user_properties)}
-        if not report.passed:
-            lines = report.longrepr[2:] if isinstance(report.longrepr, tuple) else report.longreprtext.splitlines()
-            outcome["reason"] = next((line for line in lines if line.startswith("E ")), lines[-1])[:300]
-        name = report.nodeid.rpartition("::")[2]
-        self.outcomes[name] = outcome
-        store(self.setup.file, "tests", self.outcomes | {"unfinished": True})
-        print(f"\n  {name}: {summary(outcome)}", flush=True)
-
-
-def tests(setup: Setup) -> Result:
-    """Run the tests that are marked `gpu`."""
-    import pytest  # not at the top: users do not have it
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # so that a test can ask for deterministic products
-    recorder = Recorder(setup)
-    options = ["--override-ini=addopts=", "--noconftest", "-q"]
-    options += [f"-pno:{plugin}" for plugin in ("cacheprovider", "faulthandler", "warnings")]
-    pytest.main([*options, str(TESTS)], plugins=[recorder])
-    if not recorder.outcomes:
-        raise ValueError(f"pytest ran no test of {TESTS}")
-    return recorder.outcomes
-
-
-def _steps(*names: str) -> dict[str, Callable[[Setup], Result]]:
-    return {f"step {size}: {name}": partial(step, size=size, name=name) for name in names for size in BATCHES}
-
-
-_FIRST = ("compile", "together")  # levers from which most is expected
-PARTS: dict[str, Callable[[Setup], Result]] = {
-    "tests": tests,
-    **_steps("ours", REFERENCE),
-    **{f"augmentation {size}": partial(augmentation, size=size) for size in BATCHES},
-    "update: lamb": partial(update, name="lamb"),
-    **_steps(*_FIRST),
-    "tagging": tag,
-    **{f"loading {size}": partial(loading, size=size) for size in BATCHES},
-    **_steps(*(name for name in LEVERS if name not in ("ours", *_FIRST))),
-    **{f"update: {name}": partial(update, name=name) for name in UPDATES if name != "lamb"},
-}
-
-
-def store(file: Path, part: str, result: Result) -> None:
-    """Add a part's result to the file, atomically."""
-    values = json.loads(file.read_text(encoding="utf-8"))
-    values["parts"][part] = result
-    write_text(file, json.dumps(values, indent=1) + "\n")
-
-
-def summary(result: Result) -> str:
-    """Format a result in one line."""
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items())
-
-
-def failed_tests(parts: dict[str, Result]) -> list[str]:
-    """Return the names of the tests that failed."""
-    outcomes = parts.get("tests", {}).items()
-    return [name for name, test in outcomes if isinstance(test, dict) and test["outcome"] == "failed"]
 
 
 def left(setup: Setup) -> list[str]:
     """Return the parts without a result, in order; those of a tiny model at one image size."""
-    done = json.loads(setup.file.read_text(encoding="utf-8"))["parts"]
+    done = read(setup.file)["parts"]
     names = [name for name in PARTS if not (setup.tiny and "224" in name)]
     return [name for name in names if done.get(name, {"unfinished": True}).get("unfinished")]
 
@@ -342,12 +64,20 @@ def measure(setup: Setup) -> None:
         faulthandler.cancel_dump_traceback_later()
         store(setup.file, name, result | {"seconds": time.monotonic() - start})
         shown = "done" if name == "tests" and not failed else summary(result)  # it has printed each test
-        print(f"{name}: {shown}", flush=True)
+        terminal.print(f"{name}: {shown}", flush=True)
         if failed or name == "tests":  # whose settings would stay
             return
         gc.collect()
         if devices.pick_device(setup.device).type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _measure_apart(setup: Setup, parent: int) -> None:
+    """Measure in a process of its own, which ends with its parent."""
+    signals.die_with_parent(parent)
+    measure(setup)
+    sys.stdout.flush()
+    os._exit(ExitCode.DONE)  # libraries that crash at the end of a process do not cost the next part its figure
 
 
 def run(setup: Setup) -> Result:
@@ -356,22 +86,25 @@ def run(setup: Setup) -> Result:
     about = {"date": str(date.today()), "machine": training.machine(device), "tiny": setup.tiny}
     about |= {"torch": torch.__version__, "python": platform.python_version(), "cpu_cores": os.cpu_count()}
     write_text(setup.file, json.dumps(about | {"parts": {}}) + "\n")
-    while names := left(setup):
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(setup,))
-        process.start()
-        process.join()
-        if process.exitcode:
-            names = left(setup)
-            so_far = json.loads(setup.file.read_text(encoding="utf-8"))["parts"].get(names[0], {})
+    while left(setup):
+        process = multiprocessing.get_context("spawn").Process(target=_measure_apart, args=(setup, os.getpid()))
+        with signals.starting_processes():
+            process.start()
+        try:
+            process.join()
+        finally:
+            process.kill()
+        if process.exitcode and (names := left(setup)):
+            so_far = read(setup.file)["parts"].get(names[0], {})
             so_far.pop("unfinished", None)
             error = f"its process ended with code {process.exitcode}; a part may take {LIMITS.get(names[0], LIMIT)} s"
             store(setup.file, names[0], so_far | {"error": error})
-            print(f"{names[0]}: {error}", flush=True)
-    return json.loads(setup.file.read_text(encoding="utf-8"))
+            terminal.print(f"{names[0]}: {error}", flush=True)
+    return read(setup.file)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command. Exits with 2 without the device, with 1 when a test failed."""
+    """Run the command. Exits with 2 without the device, with 1 when a test failed, with 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script on a CPU")
@@ -381,15 +114,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         devices.pick_device(given.device)
     except ValueError as error:
-        print(f"check-gpu: {error}; nothing was measured", file=sys.stderr)
-        raise SystemExit(2) from None
+        terminal.print(f"check-gpu: {error}; nothing was measured", file=sys.stderr)
+        raise SystemExit(ExitCode.USER_ERROR) from None
     setup = Setup(given.device, given.json.absolute(), given.tiny, time.monotonic() + 60 * given.minutes)
-    parts = run(setup)["parts"]
+    try:
+        parts = run(setup)["parts"]
+    except KeyboardInterrupt:
+        terminal.print(f"check-gpu: stopped; {given.json} has what was measured", file=sys.stderr)
+        raise SystemExit(ExitCode.INTERRUPTED) from None
     failed = failed_tests(parts)
     missing = [name for name, part in parts.items() if "error" in part]
-    print(f"{given.json}: {len(parts)} parts; without figures: {', '.join(missing) or 'none'}")
-    print(f"failed tests: {', '.join(failed) or 'none'}")
-    raise SystemExit(1 if failed or "tests" in missing else 0)
+    terminal.print(f"{given.json}: {len(parts)} parts; without figures: {', '.join(missing) or 'none'}")
+    terminal.print(f"failed tests: {', '.join(failed) or 'none'}")
+    raise SystemExit(ExitCode.FAILED if failed or "tests" in missing else ExitCode.DONE)
 
 
 if __name__ == "__main__":

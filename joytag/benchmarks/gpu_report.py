@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joytag.benchmarks.gpu import BATCHES, LEVERS, REFERENCE, UPDATES, failed_tests
+from joytag.benchmarks.gpu_parts import BATCHES, LEVERS, REFERENCE, UPDATES, failed_tests
+from joytag.core.errors import ExitCode, describe
 from joytag.core.terminal import print
 
 GLOBAL_BATCH = 4096  # samples of a step of the recipe
@@ -130,19 +131,34 @@ def report(results: Sequence[dict[str, Any]]) -> str:
     lines += [f"| {' | '.join([row.label, row.goal, *(row.cell(some) for some in figures)])} |" for row in ROWS]
     for result, some in zip(results, figures, strict=True):
         tests = some.parts.get("tests", {"error": "not reached"})
-        failed = ", ".join(failed_tests(some.parts)) or tests.get("error", "none")
-        lines += ["", f"{result['machine']}, torch {result['torch']}, {result['date']}. Failed tests: {failed}."]
+        failed = [*failed_tests(some.parts), *(["not finished"] if "unfinished" in tests else [])]
+        failed += [tests["error"]] if "error" in tests else []
+        about = f"{result['machine']}, torch {result['torch']}, {result['date']}"
+        lines += ["", f"{about}. Failed tests: {', '.join(failed) or 'none'}."]
         lines.append(f"Missing: {'; '.join(missing(some)) or 'nothing'}.")
     return "\n".join(lines)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return the content of a file of results. Raises OSError, and ValueError that names the file and the field."""
+    try:
+        result = json.loads(Path(name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for field in ("machine", "tiny", "torch", "date", "parts"):
+        if field not in result:
+            raise ValueError(f"{name}: {field} is missing")
+    return result
 
 
 def main() -> None:
     """Print the table of the files that the arguments name. Exits with 2 when one cannot be read."""
     try:
-        results = [json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:] or ["gpu.json"]]
+        results = [read(name) for name in sys.argv[1:] or ["gpu.json"]]
     except (OSError, ValueError) as error:
-        print(f"gpu_report: {error}; make check-gpu writes it", file=sys.stderr)
-        raise SystemExit(2) from None
+        reason = describe(error) if isinstance(error, OSError) else error
+        print(f"gpu_report: {reason}; make check-gpu writes it", file=sys.stderr)
+        raise SystemExit(ExitCode.USER_ERROR) from None
     print(report(results))
 
 

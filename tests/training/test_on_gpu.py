@@ -22,6 +22,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException, start_processes
 from training_runs import assert_equal_weights, weights
 
+from joytag.core import signals
 from joytag.core.rng import Purpose
 from joytag.data import augment
 from joytag.data.dataset import Dataset
@@ -238,6 +239,7 @@ def test_the_tagger_gives_the_scores_of_float32_in_order(tmp_path, record_proper
 
 def train_as_one_of_two(rank: int, settings: RunSettings, backend: str, folder: Path) -> None:
     """Train in one of two processes on the same device. A run that `torchrun` starts refuses to share a GPU."""
+    signals.die_with_parent()
     torch.set_num_threads(1)
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     trained = trainer.train(Run(settings, Dataset.open(Path(settings.data.directory)), DEVICE, torch.float32), None)
