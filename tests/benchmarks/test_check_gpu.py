@@ -270,6 +270,7 @@ def test_the_outcome_of_each_test_is_stored_with_what_it_recorded(tmp_path, monk
         "def test_good(record_property):\n    record_property('difference', 0.5)\n"
         "def test_bad():\n    assert 1 == 2\n"
         "def test_absent():\n    pytest.skip('refused')\n"
+        "def test_unprepared(absent):\n    pass\n"
     )
     monkeypatch.setattr(gpu_parts, "TESTS", tests)
     outcomes = gpu_parts.tests(gpu_parts.Setup("cpu", file))
@@ -277,10 +278,12 @@ def test_the_outcome_of_each_test_is_stored_with_what_it_recorded(tmp_path, monk
         "test_good": "passed",
         "test_bad": "failed",
         "test_absent": "skipped",
+        "test_unprepared": "failed",
     }
     assert outcomes["test_good"]["difference"] == 0.5
     assert "1 == 2" in outcomes["test_bad"]["reason"]
     assert "refused" in outcomes["test_absent"]["reason"]
+    assert "fixture 'absent' not found" in outcomes["test_unprepared"]["reason"]
     assert json.loads(file.read_text())["parts"]["tests"]["test_bad"] == outcomes["test_bad"]
 
 
@@ -312,7 +315,7 @@ sys.modules[{package!r}] = None
 runpy.run_module("joytag.benchmarks.gpu", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert_one_line(done, "check-gpu: ", package, "make gpu-wheels")
+    assert_one_line(Done(done.returncode, done.stdout, done.stderr), "check-gpu: ", package, "make gpu-wheels")
 
 
 def test_the_results_of_two_machines_become_one_table():
@@ -321,7 +324,12 @@ def test_the_results_of_two_machines_become_one_table():
         cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in table if (cells := line.split("|"))[1:]
     }
     assert rows[""] == ["goal", "NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    assert rows["448 px: fastest training"] == ["", "826 images/s", "743 images/s"]  # the last lever's
     assert rows["448 px: its share of the peak (MFU)"] == ["≥ 40.0%", "42.0%, reached", "37.8%, missed"]
+    assert rows["448 px: its speed beside the eager reference"][1:] == ["2.06, reached"] * 2  # 826 / 400
+    assert rows["448 px: augmentation beside it"] == ["≤ 5.0%", "4.1%, reached", "4.1%, reached"]  # 826 / 20,000
+    assert rows["448 px: LAMB's share of 4,096 images"][1:] == ["0.05%"] * 2  # 2.5 ms * 826 / 4,096 s
+    assert rows["448 px: loading beside it"] == ["≥ 1.00", "6.05, reached", "6.73, reached"]  # 5,000 / 826
     assert rows["tagging beside the published example"] == ["≥ 8.0", "16.0, reached", "16.0, reached"]
     assert rows["update: lamb"] == ["≤ 3.00 ms", "2.50 ms, reached", "2.78 ms, reached"]
     assert [line for line in table if "issing" in line] == ["Missing: nothing."] * 2
@@ -356,7 +364,7 @@ def test_a_file_that_is_none_of_results_is_named_in_one_line(tmp_path, monkeypat
         gpu_report.main()
     captured = capsys.readouterr()
     assert not captured.out
-    assert_one_line(Done(end.value.code, "", captured.err), str(file), reason, "make check-gpu writes it")
+    assert_one_line(Done(int(end.value.code or 0), "", captured.err), str(file), reason, "make check-gpu writes it")
 
 
 def test_a_table_can_be_drawn_whenever_the_script_is_stopped(measured):

@@ -36,7 +36,8 @@ class GPU(FakeTensorMode):
         if here and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
         result: Any = super().__torch_dispatch__(func, types, args, kwargs)
-        self.launched.append(str(func))
+        if any(isinstance(value, Tensor) and value.is_cuda for value in [*tensors, *tree_leaves(result)]):
+            self.launched.append(str(func))
         if func.overloadpacket in COPIES:
             asynchronous = kwargs.get("non_blocking") or True in args[2:]
             source, target = tensors[-1].device.type, result.device.type
