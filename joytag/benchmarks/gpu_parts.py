@@ -204,7 +204,7 @@ def tag(setup: Setup) -> Result:
     """Measure tagging beside the published example's loop, and compare its decisions with those in float32."""
     config, count = ViTConfig(n_tags=TAGS), 64
     if setup.tiny:
-        config, count = ViTConfig(n_tags=TAGS, image_size=32, **TINY), 4
+        config, count = ViTConfig(n_tags=TAGS, image_size=32, **TINY), 2
     with tempfile.TemporaryDirectory() as folder:
         tagging.random_release(Path(folder), config=config)
         paths = tagging.random_images(Path(folder), count)
