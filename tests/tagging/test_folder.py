@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+from commands import HANG
 from paths import ROOT
 from PIL import Image
 from requirements import IS_UNIX, needs_unix
@@ -312,7 +313,7 @@ def test_a_killed_and_repeated_run_writes_the_files_of_an_uninterrupted_one(tmp_
         return {p.name: p.read_bytes() for p in files if not p.name.startswith(".")}
 
     process = start("whole")
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0
     expected = written("whole")
     kills, random_moment = 0, random.Random(0)
     while True:
@@ -328,7 +329,7 @@ def test_a_killed_and_repeated_run_writes_the_files_of_an_uninterrupted_one(tmp_
         kills += 1
         assert written("killed").items() <= expected.items()
         if kills == 4:
-            assert start("killed").wait(60) == 0
+            assert start("killed").wait(HANG) == 0
             break
     assert kills
     assert written("killed") == expected
