@@ -211,11 +211,11 @@ def test_a_part_that_fails_hangs_or_dies_does_not_keep_the_next_from_being_measu
 
 @needs_linux
 @pytest.mark.parametrize(
-    ("number", "code", "hanging"),
-    [(signal.SIGKILL, -9, "tests"), (signal.SIGTERM, -15, "step 448: ours"), (signal.SIGINT, 130, "update: lamb")],
+    ("name", "code", "hanging"),
+    [("SIGKILL", -9, "tests"), ("SIGTERM", -15, "step 448: ours"), ("SIGINT", 130, "update: lamb")],
 )
 def test_what_was_measured_before_a_signal_is_in_the_table_and_nothing_goes_on(
-    copies, monkeypatch, tmp_path, capfd, number, code, hanging
+    copies, monkeypatch, tmp_path, capfd, name, code, hanging
 ):
     file = tmp_path / "gpu.json"
     reader, writer = copies.Pipe(duplex=False)
@@ -237,7 +237,7 @@ def test_what_was_measured_before_a_signal_is_in_the_table_and_nothing_goes_on(
     assert reader.poll(HANG)
     assert reader.recv() == "hangs"
     assert process.pid is not None
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.Signals[name])
     process.join(HANG)
     assert process.exitcode == code
     assert reader.poll(HANG), "the part still hangs"
@@ -250,7 +250,7 @@ def test_what_was_measured_before_a_signal_is_in_the_table_and_nothing_goes_on(
     assert "Failed tests: test_a, not finished." in table or hanging != "tests"
     assert f"{hanging} (not reached)" in table or hanging == "tests"
     assert ("448 px: ours |  | 800 images/s" in table) == ("step 448: ours" in done)
-    assert capfd.readouterr().err.count("\n") == (number == signal.SIGINT)
+    assert capfd.readouterr().err.count("\n") == (name == "SIGINT")
 
 
 def test_no_part_begins_after_the_last_minute(tmp_path):
