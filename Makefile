@@ -26,7 +26,7 @@ test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/mypy
 	$(BIN)/pytest -n logical
 
-test-portable: .venv/installed-dev  ## run what must pass on Windows and macOS, without what only Unix has: ten minutes
+test-portable: .venv/installed-dev  ## run what must pass on Windows and macOS, without what only Unix has: five minutes
 	PYTHONPATH=tests/helpers/without_unix PYTHONIOENCODING=cp1252 $(BIN)/pytest -n logical -m portable
 
 check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
