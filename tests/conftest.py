@@ -61,6 +61,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Keep what is cached, such as models for engines, out of the user's directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JOYTAG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def handlers():
     """Restore the signal handlers: after an exception a run keeps its own, since its process ends."""

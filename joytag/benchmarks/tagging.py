@@ -18,6 +18,7 @@ from joytag.evaluation.curves import choose_thresholds, compute_curves
 from joytag.models import release
 from joytag.models.architectures import Model
 from joytag.models.vit import ViT, ViTConfig
+from joytag.tagging import engines
 from joytag.tagging.tagger import Tagger
 
 
@@ -56,34 +57,57 @@ def random_images(directory: Path, count: int, seed: int = 0, size: tuple[int, i
     return paths
 
 
-def compare_tagging(n_images: int, rounds: int, device: str, precision: str) -> str:
-    """Compare `Tagger.stream` with the published example on the same images: images per second, and decisions."""
+ALL = "all"  # engines
+
+
+def compare_tagging(
+    n_images: int, rounds: int, device: str, precision: str, engine: str = engines.TORCH, model: Path | None = None
+) -> str:
+    """Compare `Tagger.stream` with the published example on the same images: images per second, and decisions.
+
+    `engine` is one, or ALL for each in its precisions beside torch in the given one. Without a release, `model`, one of
+    the published size has random weights.
+    """
+    choices = [(engine, precision)]
+    if engine == ALL:
+        others = [(name, choice) for name, row in engines.ENGINES.items() for choice in row.precisions]
+        choices = [(engines.TORCH, precision), *others]
     with tempfile.TemporaryDirectory() as folder:
-        random_release(Path(folder))
-        paths = random_images(Path(folder), n_images)
-        tagger = Tagger.load(folder, device, precision)
-        model, tags = release.load(Path(folder))
-        model = model.to(tagger.device)
-        tagged: dict[str, list[set[str]]] = {}
-
-        def ours() -> None:
-            tagged["ours"] = [set(result.tags) for result in tagger.stream(paths)]
-
-        def reference() -> None:
-            tagged["reference"] = [published_example(model, tags, path, tagger.device) for path in paths]
-
-        timings = side_by_side(ours, reference, rounds)
-    differ = sum(len(a ^ b) for a, b in zip(tagged["ours"], tagged["reference"], strict=True))
-    positive = sum(map(len, tagged["reference"]))
-    rates = timings.rates(n_images)
-    return (
-        f"tag: ViT-B/16, 448 px, {len(tags):,} tags, random weights; {n_images} JPEGs of 1200x800, {rounds} rounds\n"
-        f"  Tagger ({tagger})    {rates[0]:8.2f} images/s\n"
-        f"  published example    {rates[1]:8.2f} images/s\n"
-        f"  ratio {timings}\n"
-        f"  same decisions {1 - differ / (n_images * len(tags)):.4%}, of which {positive / (n_images * len(tags)):.0%} "
-        "above the threshold"
+        if model is None:
+            random_release(Path(folder))
+        directory, paths = model or Path(folder), random_images(Path(folder), n_images)
+        taggers = [Tagger.load(directory, device, choice, name) for name, choice in choices]
+        lines = [_compare(tagger, directory, paths, rounds) for tagger in taggers]
+    size, n_tags = taggers[0].size, len(taggers[0].tags)
+    name = "ViT-B/16, random weights" if model is None else str(model)
+    return "\n".join(
+        [
+            f"tag: {name}, {size} px, {n_tags:,} tags; {n_images} JPEGs of 1200x800, {rounds} rounds",
+            f"  {'Tagger':36} images/s   times the published example       same decisions and tags",
+            *lines,
+        ]
     )
+
+
+def _compare(tagger: Tagger, directory: Path, paths: list[Path], rounds: int) -> str:
+    """Compare a tagger with the published example on images; return a line of the table."""
+    model, tags = release.load(directory)
+    model = model.to(tagger.device)
+    tagged: dict[str, list[set[str]]] = {}
+
+    def ours() -> None:
+        tagged["ours"] = [set(result.tags) for result in tagger.stream(paths)]
+
+    def reference() -> None:
+        tagged["reference"] = [published_example(model, tags, path, tagger.device) for path in paths]
+
+    timings = side_by_side(ours, reference, rounds)
+    pairs = list(zip(tagged["ours"], tagged["reference"], strict=True))
+    same = 1 - sum(len(a ^ b) for a, b in pairs) / len(pairs) / len(tags)
+    either = sum(len(a | b) for a, b in pairs)
+    common = sum(len(a & b) for a, b in pairs) / either if either else 1
+    rate = timings.rates(len(paths))[0]
+    return f"  {str(tagger).partition(',')[0]:36} {rate:8.2f}   {timings!s:32}  {same:.4%} {common:.2%}"
 
 
 def random_predictions(path: Path, n_images: int, tags: int, seed: int = 0) -> tuple[np.ndarray, csc_array]:

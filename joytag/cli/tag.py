@@ -18,6 +18,7 @@ from joytag.cli.arguments import (
 )
 from joytag.core.terminal import print
 from joytag.data.tag_names import DEFAULT_THRESHOLD
+from joytag.tagging import engines
 from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
 from joytag.tagging.folder import Job
 from joytag.tagging.tagger import PRECISIONS, Tagger
@@ -113,6 +114,8 @@ def _add_computation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
     add("--precision", choices=PRECISIONS, default="auto", help="number format to compute in (default: auto)")
+    text = "library that computes on a CPU: torch, or onnxruntime or openvino where installed (default: auto)"
+    add("--engine", choices=engines.NAMES, default=engines.AUTO, help=text)
     text = "images computed at once, at most as many as memory allows (default: auto)"
     add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help=text)
     text = "threads that decode images ahead (default: chosen by device)"
@@ -134,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not job.pending:
         job.output.finish()
         return
-    tagger = Tagger.load(options.model, options.device, options.precision)
+    tagger = Tagger.load(options.model, options.device, options.precision, options.engine)
     if not quiet:
         print(f"{options.model}: {len(tagger.tags):,} tags, {tagger}")
     threshold = read_thresholds(options.thresholds, tagger.tags, options.threshold)

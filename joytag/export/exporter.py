@@ -19,6 +19,7 @@ from joytag.export.precisions import PRECISIONS
 from joytag.export.samples import Samples
 from joytag.export.source import Source
 from joytag.export.verification import reference_scores, verify
+from joytag.models import onnx_graph
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Exporter:
             layout=name,
             precision=self.precision,
             model=layout.model,
-            opset=graph.OPSET,
+            opset=onnx_graph.OPSET,
             ir_version=graph.IR_VERSION,
             input=input_,
             outputs=outputs,

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import copy
-import io
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from joytag.data import images
 from joytag.export.layouts import Layout, Row
 from joytag.export.manifest import Input, Output
+from joytag.models import onnx_graph
 from joytag.models.architectures import Model, count_parameters
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
-OPSET, IR_VERSION = 17, 8  # what programs with an older onnxruntime still load
+IR_VERSION = 8  # what programs with an older onnxruntime still load
 MAX_BYTES = 2**31 - 2**20  # of one file of Protocol Buffers, less what is not weights
-BATCH = "batch"  # the name of the axis of any size
 
 
 class GraphError(ValueError):
@@ -57,21 +54,6 @@ class Network(nn.Module):
         return tuple(values[name] for name in self.holds)
 
 
-class ConstantTables(TorchFunctionMode):
-    """Context of tracing in which resized tables of positions, of backbones of timm, become constants.
-
-    Opset 17 has no such resizing. Only parameters are resized so, never an image.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Call a function of torch; of a resizing with antialiasing, keep the values alone."""
-        result = func(*args, **(kwargs or {}))
-        is_table = func is nn.functional.interpolate and (kwargs or {}).get("antialias")
-        return torch.from_numpy(result.numpy().copy()) if is_table else result
-
-
 def trace(
     model: Model, layout: Layout, rows: Sequence[Row], outputs: Sequence[Output], dtype: torch.dtype
 ) -> ModelProto:
@@ -85,22 +67,10 @@ def trace(
     if size > MAX_BYTES:
         raise GraphError(f"{size / 1e9:.1f} GB of weights: one ONNX file holds 2 GB; use precision fp16")
     side = model.config.image_size
-    shape = (2, side, side, 3) if layout.axes == "NHWC" else (2, 3, side, side)  # with 1, axes could not be told apart
-    network, buffer = Network(model, layout, rows, outputs, dtype).eval(), io.BytesIO()
-    names = [output.name for output in outputs]
-    with warnings.catch_warnings(), torch.no_grad(), ConstantTables():
-        warnings.simplefilter("ignore")  # the tracer's, that the image's size becomes a constant, and its deprecation
-        torch.onnx.export(
-            network,
-            (torch.rand(shape),),
-            buffer,  # type: ignore[arg-type]  # its type is that of the newer exporter
-            dynamo=False,  # the newer exporter writes opset 18 at least
-            opset_version=OPSET,
-            input_names=[layout.input],
-            output_names=names,
-            dynamic_axes={name: {0: BATCH} for name in (layout.input, *names)},
-        )
-    return onnx.load_model_from_string(buffer.getvalue())
+    shape = (2, side, side, 3) if layout.axes == "NHWC" else (2, 3, side, side)
+    network = Network(model, layout, rows, outputs, dtype)
+    graph = onnx_graph.trace(network, torch.rand(shape), layout.input, [output.name for output in outputs])
+    return onnx.load_model_from_string(graph)
 
 
 def finish(graph: ModelProto, input_: Input, outputs: Sequence[Output]) -> None:
@@ -116,8 +86,8 @@ def finish(graph: ModelProto, input_: Input, outputs: Sequence[Output]) -> None:
     del graph.opset_import[:]
     graph.opset_import.extend(kept)
     versions = {opset.domain: opset.version for opset in kept}
-    if versions != {"": OPSET}:
-        raise GraphError(f"the graph needs {versions}, not opset {OPSET} of ai.onnx alone")
+    if versions != {"": onnx_graph.OPSET}:
+        raise GraphError(f"the graph needs {versions}, not opset {onnx_graph.OPSET} of ai.onnx alone")
     sides = [input_.side, input_.side]
     _set_shape(graph.graph.input[0], [*sides, 3] if input_.axes == "NHWC" else [3, *sides])
     for value, output in zip(graph.graph.output, outputs, strict=True):
@@ -137,6 +107,6 @@ def _set_shape(value: ValueInfoProto, sizes: Sequence[int]) -> None:
     """Set the shape to [batch, *sizes]."""
     shape = value.type.tensor_type.shape
     del shape.dim[:]
-    shape.dim.add().dim_param = BATCH
+    shape.dim.add().dim_param = onnx_graph.BATCH
     for size in sizes:
         shape.dim.add().dim_value = size

@@ -21,6 +21,8 @@ from joytag.data import images
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models import inference, int8, release
 from joytag.models.architectures import Model
+from joytag.tagging import engines
+from joytag.tagging.engines import Session
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -56,8 +58,10 @@ class Tagger:
     bf16 or int8.
     """
 
-    def __init__(self, model: Model, tags: list[str], device: torch.device, precision: str) -> None:
-        self.tags, self.device, self.precision = tags, device, precision
+    def __init__(
+        self, model: Model, tags: list[str], device: torch.device, precision: str, session: Session | None = None
+    ) -> None:
+        self.tags, self.device, self.precision, self._session = tags, device, precision, session
         self.size = model.config.image_size
         tokens = (self.size // model.config.patch_size) ** 2
         # Images computed at once. In int8 it is one: see `joytag.models.int8.quantize`.
@@ -67,20 +71,27 @@ class Tagger:
         self._dtype = torch.float32 if precision == "int8" else devices.pick_dtype(precision, device, int8.width(model))
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Tagger:
+    def load(
+        cls, source: str | os.PathLike[str], device: str = "auto", precision: str = "auto", engine: str = engines.TORCH
+    ) -> Tagger:
         """Read a release directory, a checkpoint, or a model from the Hugging Face hub by its id.
 
         Precision `auto` is fp16 on CUDA and fp32 on MPS. On a CPU it is bf16 with AMX, else int8 with VNNI if the
-        model is large enough to gain from it, else fp32. Raises ReleaseError when there is no model or it is damaged,
-        ValueError for a device or precision that this machine lacks.
+        model is large enough to gain from it, else fp32; another engine than torch prefers its own. For `engine` see
+        `engines.pick_engine`. Raises ReleaseError when there is no model or it is damaged, ValueError for a device,
+        precision or engine that does not fit.
         """
-        chosen = devices.pick_device(device)
-        model, tags = release.load(release.locate(source))
+        chosen, directory = devices.pick_device(device), release.locate(source)
+        model, tags = release.load(directory)
+        if precision == "auto" and engine in engines.ENGINES:
+            precision = engines.ENGINES[engine].precisions[0]
         precision = pick_precision(precision, chosen, int8.width(model))
-        return cls(int8.quantize(model) if precision == "int8" else model, tags, chosen, precision)
+        session = engines.open_session(engines.pick_engine(engine, chosen, precision), model, directory, precision)
+        return cls(int8.quantize(model) if precision == "int8" else model, tags, chosen, precision, session)
 
     def __str__(self) -> str:
-        return f"{self.precision} on {self.device}, batches of {self.batch_size}"
+        engine = "" if self._session is None else f" by {self._session.name}"
+        return f"{self.precision} on {self.device}{engine}, batches of {self.batch_size}"
 
     def __call__(self, image: ImageSource, threshold: float | NDArray[np.float32] = DEFAULT_THRESHOLD) -> Result:
         """Tag one image. `threshold` is a number, or an array with one for each tag, [N].
@@ -149,6 +160,8 @@ class Tagger:
         A batch that does not fit in memory is computed in parts, and so are all later ones. Raises ValueError when a
         single image does not fit.
         """
+        if self._session is not None:
+            return self._session(batch)
         while True:
             parts = torch.from_numpy(batch).split(min(self._at_once, len(batch)))
             try:

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from paths import TINY
+
 from joytag.benchmarks import tagging
 from joytag.models.vit import ViTConfig
 
@@ -19,5 +21,8 @@ def test_tagging_is_compared_side_by_side(monkeypatch):
     )
     monkeypatch.setattr(tagging, "ViTConfig", lambda n_tags: dataclasses.replace(small, n_tags=n_tags))
     text = tagging.compare_tagging(n_images=2, rounds=2, device="cpu", precision="fp32")
-    assert re.search(r"ratio \d+\.\d+ \(median; ", text)
-    assert "same decisions 100.0000%" in text
+    assert re.search(r"fp32 on cpu +\d+\.\d+ +\d+\.\d+ \(median; .* 100.0000% 100.00%$", text)
+    text = tagging.compare_tagging(n_images=2, rounds=1, device="cpu", precision="fp32", engine="all", model=TINY)
+    rows = [line.split("  ")[1] for line in text.splitlines()[2:]]
+    names = ["", " by onnxruntime", " by openvino", " by openvino"]
+    assert rows == [f"{'bf16' if number == 3 else 'fp32'} on cpu{name}" for number, name in enumerate(names)]
