@@ -12,10 +12,14 @@ from joytag.core.devices import cpu_capabilities
 from joytag.models.architectures import Model
 from joytag.models.vit import Block, ViT
 
+OPERATORS = ("qlinear_prepack", "qlinear_pointwise")  # of torch.ops.onednn, which no version of torch promises
+
 
 def supported() -> bool:
     """Whether this CPU multiplies 8-bit integers exactly (x86 with VNNI or AMX) and this torch supports it."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    if not all(hasattr(torch.ops.onednn, name) for name in OPERATORS):
         return False
     return any(cpu_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 

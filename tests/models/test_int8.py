@@ -62,3 +62,9 @@ def test_a_model_keeps_its_logits():
     output = int8.quantize(copy.deepcopy(model))(images)
     assert relative_error(output, expected) < 0.02
     assert (output - expected).abs().max() > 0  # it does compute in 8 bits
+
+
+def test_a_torch_without_the_operators_is_not_supported(monkeypatch):
+    assert int8.supported()
+    monkeypatch.setattr(int8, "OPERATORS", (*int8.OPERATORS, "qlinear_removed"))
+    assert not int8.supported()
