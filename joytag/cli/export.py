@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import joytag
+from data_prep.sources.danbooru2021 import read_categories
 from joytag.cli.arguments import Parser
 from joytag.cli.command import add_remedies
 from joytag.core.lock import Exists, InUse
 from joytag.core.terminal import plural, print, printable, quote
+from joytag.data.dataset import Dataset
 from joytag.export.exporter import Exporter
 from joytag.export.layouts import LAYOUTS
 from joytag.export.manifest import Manifest
 from joytag.export.precisions import PRECISIONS
-from joytag.export.samples import Samples, drawn, validation
-from joytag.export.source import About, Source
+from joytag.export.samples import drawn, validation
+from joytag.export.source import Source, TagFacts
 from joytag.export.verification import DifferenceError
 from joytag.models import checkpoint, release
 
@@ -54,10 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
     directory = checkpoint.newest_model(Path(options.model)) or release.locate(options.model)
-    source = Source.open(directory, read_about(options.data, options.tags))
+    dataset = None if options.data is None else Dataset.open(options.data)
+    source = Source.open(directory, read_about(dataset, options.tags))
     layouts = list(LAYOUTS) if options.to == ALL else [options.to]
     with add_remedies(REMEDIES):
-        samples = read_samples(options.data, source.size) if options.verify else None
+        samples = None
+        if options.verify:
+            samples = drawn(source.size) if dataset is None else validation(dataset, source.size)
         exporter = Exporter(source, options.precision, options.embedding, samples, joytag.__version__)
         manifests = exporter.export(layouts, options.output)
     for path, manifest in manifests.items():
@@ -65,30 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Next, publish it on the Hugging Face hub: joytag publish {quote(options.output)} --hub OWNER/NAME")
 
 
-def read_about(data: Path | None, tags: Path | None) -> Mapping[str, About]:
+def read_about(dataset: Dataset | None, tags: Path | None) -> Mapping[str, TagFacts]:
     """Return what a dataset and, of categories, a mirror's file of tags say about tags. Raises ValueError."""
-    about: dict[str, About] = {}
-    if data is not None:
-        from joytag.data.dataset import Dataset
-
-        table = Dataset.open(data).tags
+    about: dict[str, TagFacts] = {}
+    if dataset is not None:
+        table = dataset.tags
         columns = (table.categories.tolist(), table.totals.tolist())
-        about = {name: About(*values) for name, *values in zip(table.names, *columns, strict=True)}
+        about = {name: TagFacts(*values) for name, *values in zip(table.names, *columns, strict=True)}
     if tags is not None:
-        from data_prep.sources.danbooru2021 import read_categories
-
         for name, category in read_categories(tags).items():
-            about[name] = About(category, about[name].images if name in about else 0)
+            about[name] = TagFacts(category, about[name].images if name in about else 0)
     return about
-
-
-def read_samples(data: Path | None, size: int) -> Samples:
-    """Return images on which an export is verified."""
-    if data is None:
-        return drawn(size)
-    from joytag.data.dataset import Dataset
-
-    return validation(Dataset.open(data), size)
 
 
 def report(path: Path, manifest: Manifest) -> None:

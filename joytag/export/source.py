@@ -17,14 +17,14 @@ from joytag.tagging.captions import read_thresholds
 METRICS = ("micro_precision", "micro_recall", "micro_f1", "macro_precision", "macro_recall", "macro_f1", "map")
 
 
-class About(NamedTuple):
+class TagFacts(NamedTuple):
     """What is known about a tag: a category of Danbooru, and its number of images in a dataset."""
 
     category: int
     images: int
 
 
-UNKNOWN = About(0, 0)
+UNKNOWN = TagFacts(0, 0)
 
 
 class Tag(NamedTuple):
@@ -57,7 +57,7 @@ class Source:
         return {tag.name: tag.threshold for tag in self.tags if tag.threshold != DEFAULT_THRESHOLD}
 
     @classmethod
-    def open(cls, directory: Path, about: Mapping[str, About]) -> Source:
+    def open(cls, directory: Path, about: Mapping[str, TagFacts]) -> Source:
         """Read a release or a checkpoint, with the report of an evaluation if there is one; `about` is by tag name.
 
         Raises ReleaseError for the release, and ValueError for a report that cannot be read.
