@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from joytag.core import jsonl, progress
+from joytag.core import cluster, jsonl, progress
 from joytag.core.files import file_hash, naming, write_text
 from joytag.core.signals import starting_processes
 from joytag.data import tables
@@ -114,19 +113,13 @@ def _end_with_parent() -> None:
 
 
 def _ray(task: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-    """Yield results in the order in which a Ray cluster finishes them.
-
-    The cluster is that of RAY_ADDRESS, or one started on this machine. All machines must see the sources and the
-    output under the same paths. Raises ModuleNotFoundError when ray is not installed.
-    """
+    """Yield results in the order in which a Ray cluster finishes them; see `cluster.connect`."""
     import ray  # here, since it is an optional package
 
     if not jobs:
         return
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    slots = 2 * int(cluster.connect()["CPU"])
     remote: Any = ray.remote(lambda job: task(job))
-    slots = 2 * int(ray.cluster_resources()["CPU"])
     waiting = iter(jobs)
     running = {remote.remote(job) for job in islice(waiting, slots)}
     try:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,7 +22,8 @@ from training_runs import miniature
 
 from joytag.cli import command
 from joytag.core import signals
-from joytag.sweeps import results, runners, supervisor
+from joytag.evaluation.comparison import Resampled
+from joytag.sweeps import results, runners
 from joytag.sweeps.config import Sweep
 from joytag.training.config import RunSettings
 
@@ -206,11 +208,17 @@ def write_sweep(run_values, tmp_path) -> Callable[..., Path]:
     return write
 
 
+def quality(file: Path) -> Resampled:
+    """Read what a cheap trial has instead of predictions."""
+    value = float(file.read_text())
+    return Resampled(value, np.full(10, value))
+
+
 @pytest.fixture
 def cheap_sweep(monkeypatch, write_sweep, tmp_path) -> Callable[..., Sweep]:
     """Let trials be cheap ones, see `cheap_trial`, and return a sweep of them."""
     monkeypatch.setitem(runners.MODULES, "joytag", "cheap_trial")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")]))
-    monkeypatch.setattr(results, "best", lambda _, *arguments: supervisor.leaders(*arguments))  # no predictions
+    monkeypatch.setattr(results, "measure", lambda _, trial: quality(trial.results / "predictions" / "quality"))
     monkeypatch.setenv("ENOUGH", str(tmp_path / "enough"))
     return lambda **changes: Sweep(write_sweep(**changes))

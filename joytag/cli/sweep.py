@@ -3,19 +3,23 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
+import yaml
 from rich.box import SIMPLE
 from rich.table import Table
 
 from joytag.cli.arguments import Parser, PrintSettings, positive
 from joytag.cli.command import add_remedies
 from joytag.core import settings
-from joytag.core.errors import Exit, Stopped
+from joytag.core.errors import Stopped
+from joytag.core.files import write_text
 from joytag.core.lock import InUse
 from joytag.core.terminal import plural, print, show
-from joytag.sweeps import exports, report, runners, supervisor
-from joytag.sweeps.config import Sweep, SweepSettings, Trial
+from joytag.sweeps import report, results, runners, studies, supervisor
+from joytag.sweeps.config import Point, Sweep, SweepSettings
 from joytag.sweeps.ledger import Ledger
+from joytag.sweeps.search import plan
 from joytag.training import dry_run
 
 REMEDIES = {
@@ -36,9 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--backend", choices=("local", "ray"), default="local", help="run trials here, or on a Ray cluster")
     add("--trial", metavar="ID", help="run this trial alone, such as from a scheduler's array of jobs")
     add("--report", action="store_true", help="write the report of what has ended so far, and run nothing")
-    add(
-        "--export", choices=("optuna", "wandb"), help="write a journal for optuna-dashboard, or a file for wandb agents"
-    )
+    add("--export", choices=("optuna", "wandb"), help="write a journal for optuna-dashboard, a file for wandb's agents")
     add("--settings", action=PrintSettings, schema=SweepSettings)
     add("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     return parser.parse_intermixed_args(arguments)
@@ -51,50 +53,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limits = options.jobs, sweep.settings.processes, sweep.base.device == "cpu"
     with add_remedies(REMEDIES):
         ledger = Ledger(sweep.output)
-        trials = supervisor.plan(sweep, ledger)
+        points = plan(sweep, ledger)
+        trials = {trial.id: trial for point in points for trial in point.trials}
         if options.dry_run:
-            print_costs(sweep, trials)
+            print_costs(sweep, points)
         elif options.export == "optuna":
-            print(f"Written: {exports.optuna(sweep, trials, ledger)}")
+            print(f"Written: {studies.write_journal(results.read(sweep, points, ledger), sweep)}")
         elif options.export == "wandb":
-            print(f"Written: {exports.wandb(sweep, trials)}")
+            print(f"Written: {write_agents(sweep, list(trials))}")
+        elif options.trial in trials:
+            supervisor.run_one(trials[options.trial], runners.slots(*limits)[0], sweep.name)
         elif options.trial:
-            trial = next((trial for trial in trials if trial.id == options.trial), None)
-            if trial is None:
-                raise ValueError(f"{sweep.path}: no trial {options.trial}; --dry-run lists them")
-            supervisor.run_one(trial, runners.slots(*limits)[0], sweep.name)
-        elif options.report:
-            write_report(sweep)
+            raise ValueError(f"{sweep.path}: no trial {options.trial}; --dry-run lists them")
         else:
-            started = (
-                runners.ray_slots(*limits) if options.backend == "ray" else (runners.slots(*limits), runners.Local)
-            )
-            try:
-                supervisor.run(sweep, *started)
-            except Exit:  # it was stopped, or a trial failed
-                write_report(sweep)
-                raise
-            write_report(sweep)
+            is_local, ending = options.backend == "local", None
+            if not options.report:
+                places = (runners.slots(*limits), runners.run_here) if is_local else runners.ray_slots(*limits)
+                ending = supervisor.run(sweep, *places)
+            ledger = Ledger(sweep.output)
+            print(report.write(sweep, plan(sweep, ledger), ledger))
+            print(f"Written: {sweep.output / 'sweep.html'}, sweep.csv, sweep.json, best.yaml")
+            if ending:
+                raise ending
 
 
-def write_report(sweep: Sweep) -> None:
-    """Write the report of what has ended so far, and print the verdict."""
-    ledger = Ledger(sweep.output)
-    print(report.write(sweep, supervisor.plan(sweep, ledger), ledger))
-    print(f"Written: {sweep.output / 'sweep.html'}, sweep.csv, sweep.json, best.yaml")
-
-
-def print_costs(sweep: Sweep, trials: Sequence[Trial]) -> None:
+def print_costs(sweep: Sweep, points: Sequence[Point]) -> None:
     """Print the trials with their costs and, for one of them, the commands."""
     rates, n_tags = dry_run.read_rates(), dry_run.vocabulary_size(sweep.base)
     table, flops, hours = Table("trial", "settings", "FLOP", "disk, MB", "hours", box=SIMPLE), 0.0, 0.0
-    for trial in trials:
-        flop, time = dry_run.cost(trial.config, n_tags, rates)
-        disk = trial.config.checkpoint_bytes(n_tags) * (trial.config.keep_last + 1) / 1e6
-        table.add_row(trial.id, trial.describe(), f"{flop:.2e}", f"{disk:,.0f}", "" if time is None else f"{time:.2f}")
-        flops, hours = flops + flop, hours + (time or 0)
+    for point in points:
+        flop, time = dry_run.cost(point.config, n_tags, rates)
+        disk = point.config.checkpoint_bytes(n_tags) * (point.config.keep_last + 1) / 1e6
+        for trial in point.trials:
+            table.add_row(trial.id, trial.name, f"{flop:.2e}", f"{disk:,.0f}", "" if time is None else f"{time:.2f}")
+            flops, hours = flops + flop, hours + (time or 0)
     show(table)
     known = f"{hours:,.1f} hours here, one after the other" if rates else "time unknown, measure: joytag benchmark all"
-    print(f"{len(trials)} {plural(len(trials), 'trial')}, {flops:.2e} FLOP, {known}; disk is for checkpoints")
-    for command in trials[0].commands:
+    print(f"{table.row_count} {plural(table.row_count, 'trial')}, {flops:.2e} FLOP, {known}; disk is for checkpoints")
+    for command in points[0].trials[0].commands:
         print(shlex.join(command))
+
+
+def write_agents(sweep: Sweep, trials: Sequence[str]) -> Path:
+    """Write a sweep file for wandb's agents, which run one trial of this sweep each."""
+    path, command = sweep.output / "wandb-sweep.yaml", ["joytag", "sweep", "--config", str(sweep.path), "${args}"]
+    metric = {"name": f"val_{sweep.settings.metric}", "goal": "maximize"}
+    parameters = {"trial": {"values": trials}}
+    values = {"name": sweep.name, "method": "grid", "metric": metric, "parameters": parameters, "command": command}
+    write_text(path, yaml.safe_dump(values, sort_keys=False))
+    return path

@@ -13,7 +13,7 @@ from joytag.core.lock import InUse
 from joytag.core.terminal import print, quote
 from joytag.models import release
 from joytag.training import dry_run, launch
-from joytag.training.config import RunSettings
+from joytag.training.config import RunSettings, load
 from joytag.training.state import NeedsBranch, RunChanged
 
 REMEDIES = {
@@ -46,9 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
-    config = settings.load(RunSettings, settings.find(options.config), options.overrides)
-    if config.init_from is not None:
-        config = config.fitted_to(release.read_config(release.locate(config.init_from)))
+    config = load(settings.find(options.config), options.overrides)
     with add_remedies(REMEDIES):
         if options.dry_run:
             rates = dry_run.read_rates()

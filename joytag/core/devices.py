@@ -12,6 +12,11 @@ import torch
 WIDE = 384  # layer width from which bf16 is faster than float32 on a CPU; below, conversions cost more than it saves
 
 
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device for a name; `auto` is the first present of CUDA (this process's GPU), Apple's MPS and the CPU.
 

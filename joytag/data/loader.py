@@ -333,8 +333,7 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 
 def default_workers(device: torch.device) -> int:
     """Return 0 on a CPU, which training keeps busy; else this process's share of the cores, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else max(1, min(16, cores // distributed.local_size()))
+    return 0 if device.type == "cpu" else max(1, min(16, devices.cores() // distributed.local_size()))
 
 
 class _KeySampler:

@@ -8,16 +8,18 @@ to 9 have the classes s1 to s9. Names come from datasets and are not trusted, so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from joytag.evaluation.bootstrap import Interval
 from joytag.reports.formats import breakable
 
 N_SERIES = 9  # colours in the style sheet
+SMALLEST_RANGE = 0.01  # of an axis of differences, to either side of 0
 UNDECIDED = "undecided"  # the class of what belongs to no series
 Numbers = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 
@@ -213,6 +215,13 @@ def interval_bar(value: float, low: float, high: float, axis: Axis, style: str =
     return Markup(
         f'<svg class="interval {style}" aria-hidden="true"><line x2="100%" y1="50%" y2="50%"/>{bar}{tick}</svg>'
     )
+
+
+def difference_axis(label: str, intervals: Iterable[Interval]) -> Axis:
+    """Return an axis for differences with 0 in the middle, which all of their defined intervals fit."""
+    bounds = [abs(bound) for i in intervals for bound in (i.value, i.low, i.high) if math.isfinite(bound)]
+    reach = max([SMALLEST_RANGE, *bounds])
+    return Axis(label, -reach, reach)
 
 
 def iso_f1_lines(levels: Sequence[float] = (0.2, 0.4, 0.6, 0.8)) -> list[Line]:

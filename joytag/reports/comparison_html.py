@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +10,21 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from joytag.evaluation.comparison import FAIR_VIEW, FALSE_DISCOVERIES, METRICS, VIEWS, Comparison, Difference
-from joytag.reports.charts import UNDECIDED, Axis, Line, Points, chart, interval_bar, iso_f1_lines, series_style
+from joytag.reports.charts import (
+    UNDECIDED,
+    Axis,
+    Line,
+    Points,
+    chart,
+    difference_axis,
+    interval_bar,
+    iso_f1_lines,
+    series_style,
+)
 from joytag.reports.formats import format_difference, format_facts, format_threshold
 from joytag.reports.html import TableColumn, render, sortable_table
 
 MOST_TAGS = 20  # in a list of tags won
-SMALLEST_RANGE = 0.01  # of the axis of differences, to either side of 0
 
 SECTIONS = {
     "taggers": "Taggers",
@@ -77,15 +85,8 @@ def _differences(comparison: Comparison, first: str, second: str) -> dict[str, l
 
 
 def _difference_axis(comparison: Comparison, first: str, second: str) -> Axis:
-    """An axis for all differences of a pair, with 0 in the middle."""
-    bounds = [
-        abs(bound)
-        for d in comparison.differences
-        for bound in (d.interval.value, d.interval.low, d.interval.high)
-        if (d.first, d.second) == (first, second) and math.isfinite(bound)
-    ]
-    reach = max([SMALLEST_RANGE, *bounds])
-    return Axis("", -reach, reach)
+    """An axis for all differences of a pair."""
+    return difference_axis("", (d.interval for d in comparison.differences if (d.first, d.second) == (first, second)))
 
 
 def _thresholds(comparison: Comparison) -> dict[str, dict[str, str]]:

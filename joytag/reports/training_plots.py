@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from joytag.core import jsonl
 from joytag.core.files import replacing
+from joytag.training.tracker import curve
 
 # Title -> key in log.jsonl -> label in the legend.
 PANELS = {
@@ -21,11 +21,10 @@ def plot_curves(log: Path, path: Path) -> None:
     from matplotlib.figure import Figure  # not at the top, because importing matplotlib writes a font cache
     from matplotlib.ticker import EngFormatter
 
-    lines = jsonl.read(log)
     figure = Figure(figsize=(13, 3.2), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for name, label in names.items():
-            points = [(line["samples"], line[name]) for line in lines if name in line]
+            points = curve(log, name)
             marker = "." if name.startswith("val_") else ""
             axes.plot(*zip(*points, strict=True) if points else ((), ()), marker=marker, label=label)
         axes.set(title=title, xlabel="samples", ylim=(0, 1) if title.endswith("F1") else None)

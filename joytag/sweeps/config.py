@@ -6,34 +6,27 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, model_validator
+from pydantic import Discriminator, Field, Strict, Tag, model_validator
 
 from joytag.core import settings
 from joytag.core.settings import Choice, PathText, Settings, SettingsError, flatten
-from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation.comparison import METRICS
 from joytag.models import release
-from joytag.training.config import RESUMING, PositiveInt, RunSettings
+from joytag.training.config import RESUMING, PositiveInt, RunSettings, load
 
-SAMPLERS = {  # of Optuna, by the name that a file gives
-    "tpe": "TPESampler",
-    "gp": "GPSampler",
-    "cmaes": "CmaEsSampler",
-    "nsgaii": "NSGAIISampler",
-}
-SEARCHES = ("grid", "random", *SAMPLERS)
+SAMPLERS = {"tpe": "TPE", "gp": "GP", "cmaes": "CmaEs", "nsgaii": "NSGAII", "qmc": "QMC"}  # Optuna's, by our name
 NOT_LOGGED = ("micro_precision", "micro_recall")  # metrics without a curve
 CONFIRMING = 1000  # the first fresh seed, counted from the base's
 DIGITS = 4  # of the numbers of a grid, so that a wider grid repeats them exactly
 Label = str | float  # of an axis' choice: a number within a range, else text
+Labels = Mapping[str, Label]  # of a point: one for each axis; {} for the base
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -51,22 +44,17 @@ class Range(Settings):
         return float(f"{low * (high / low) ** share:.{DIGITS}g}")
 
 
-def _kind(value: Any) -> str:
-    return "values" if isinstance(value, list) else "range" if "log" in dict(value) else "variants"
-
-
-def _check_axis(value: Any) -> Any:
-    if not isinstance(value, list | dict | Range):
-        raise ValueError("give a list of values, {log: [0.001, 0.1], points: 5}, or named variants")
-    return value
+def _kind(axis: Any) -> str | None:
+    if isinstance(axis, dict):
+        return "range" if "log" in axis else "variants"
+    return "values" if isinstance(axis, list) else None
 
 
 Values = Annotated[list[Any], Field(min_length=1)]
 Variants = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 AxisSettings = Annotated[
     Annotated[Values, Tag("values")] | Annotated[Range, Tag("range")] | Annotated[Variants, Tag("variants")],
-    Discriminator(_kind),
-    BeforeValidator(_check_axis),
+    Discriminator(_kind, "axis", "give a list of values, {log: [0.001, 0.1], points: 5}, or named variants"),
 ]
 
 
@@ -106,7 +94,7 @@ class SweepSettings(Settings):
     """Axes that move several settings together: each a setting's list of values, of equal lengths."""
     seeds: Annotated[int, Field(ge=1, le=CONFIRMING)] = 3
     """How many seeds, from the base's on; every point runs on the same."""
-    search: Annotated[str, Choice(SEARCHES)] = "grid"
+    search: Annotated[str, Choice(("grid", "random", *SAMPLERS))] = "grid"
     """How points are chosen: all, at random, or by a sampler of Optuna."""
     trials: PositiveInt | None = None
     """How many points a search other than grid tries, besides the base."""
@@ -138,62 +126,61 @@ class SweepSettings(Settings):
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that is varied: numbers within a `range`, or `choices`, each a few settings by its label."""
+    """One thing that is varied: the `choices` of a grid, each a few settings by its label, perhaps of a `range`."""
 
-    name: str
-    range: Range | None
-    choices: Mapping[str, Mapping[str, Any]]
-
-    def settings(self, label: Label) -> Mapping[str, Any]:
-        """Return the settings of a label."""
-        return {self.name: label} if self.range else self.choices[str(label)]
-
-    @property
-    def labels(self) -> list[Label]:
-        """All labels of a grid; without `points` those of a range's ends."""
-        if self.range is None:
-            return list(self.choices)
-        return [self.range.at(share) for share in np.linspace(0, 1, self.range.points or 2)]
-
-    def has(self, label: Label) -> bool:
-        """Whether a label lies within the axis."""
-        if self.range is None:
-            return label in self.choices
-        return isinstance(label, float) and self.range.log[0] <= label <= self.range.log[1]
+    choices: Mapping[Any, Mapping[str, Any]]
+    range: Range | None = None  # of which any number is a label
 
     @property
     def keys(self) -> set[str]:
         """The settings that the axis moves."""
-        return {self.name} if self.range else {key for choice in self.choices.values() for key in choice}
+        return {key for choice in self.choices.values() for key in choice}
+
+    def draw(self, rng: np.random.Generator) -> Label:
+        """Return a random label."""
+        return self.range.at(rng.random()) if self.range else str(rng.choice([*self.choices]))
+
+    def has(self, label: Label) -> bool:
+        """Whether a label lies within the axis."""
+        low, high = self.range.log if self.range else (np.nan, np.nan)
+        return label in self.choices or (isinstance(label, float) and low <= label <= high)
+
+
+Axes = Mapping[str, Axis]  # by name
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A point with a seed: one run. `changes` are the settings in which the point differs from the base."""
+    """One run: a point with a seed, which its `name` says. `commands` are what a person would type."""
 
     id: str
-    point: str
-    labels: Mapping[str, Label]  # of the axes; {} for the base
-    changes: Mapping[str, Any]
+    name: str
     seed: int
-    phase: Literal["search", "confirm"]
+    threshold: float  # of its metric
+    directory: Path
+    results: Path  # the released model with its evaluation
+    commands: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice on every axis, with its trials. `changes` are the settings in which it differs from the base.
+
+    Its `id` is that of its first trial. The `fresh` trials confirm it.
+    """
+
+    id: str
+    name: str
+    labels: Labels
+    changes: Mapping[str, Any]
     config: RunSettings
-    commands: Sequence[Sequence[str]]  # what a person would type
+    search: Sequence[Trial]
+    fresh: Sequence[Trial]
 
     @property
-    def directory(self) -> Path:
-        """The run's directory."""
-        return Path(self.config.output)
-
-    @property
-    def results(self) -> Path:
-        """The directory of metrics.json and predictions/."""
-        return self.directory / release.DIRECTORY
-
-    def describe(self) -> str:
-        """Describe the point and the seed in a few words."""
-        changes = " ".join(f"{key}={text(value)}" for key, value in self.changes.items())
-        return f"{changes or 'base'} seed={self.seed}"
+    def trials(self) -> list[Trial]:
+        """All trials."""
+        return [*self.search, *self.fresh]
 
 
 def text(value: Any) -> str:
@@ -203,7 +190,7 @@ def text(value: Any) -> str:
 
 
 class Sweep:
-    """A sweep's settings with its axes and its base, all checked: every choice and, of a grid, every point.
+    """A sweep's settings with its axes by name and its base, all checked: every choice and, of a grid, every point.
 
     Raises SettingsError, in one line, before anything is written.
     """
@@ -213,106 +200,78 @@ class Sweep:
         beside = path.parent / self.settings.base
         self.base_path = beside if beside.is_file() else settings.find(self.settings.base)
         self.output, self.name = Path(self.settings.output), Path(self.settings.output).name
-        self.axes, self._points = self._axes(), dict[str, tuple[dict[str, Any], RunSettings]]()
+        self.base, self._points = self._resolve([]), dict[str, Point]()
+        confirm = self.settings.confirm
+        self.seeds = [self.base.seed + i for i in range(self.settings.seeds)]
+        self.fresh_seeds = [self.base.seed + CONFIRMING + i for i in range(confirm.seeds if confirm else 0)]
+        axes = list(self._read_axes())
+        for (one, axis), (other, another) in itertools.permutations(axes, 2):
+            if both := [key for key in axis.keys for of in another.keys if f"{of}.".startswith(f"{key}.")]:
+                raise SettingsError(f"{path}: axes {one} and {other} both set {min(both)}")
+        self.axes = dict(axes)
         self._check_axes()
 
-    def _axes(self) -> list[Axis]:
-        axes = []
+    def _read_axes(self) -> Iterator[tuple[str, Axis]]:
         for name, axis in self.settings.axes.items():
-            listed = {text(value): {name: value} for value in axis} if isinstance(axis, list) else axis
-            axes.append(Axis(name, axis, {}) if isinstance(axis, Range) else Axis(name, None, dict(listed)))
+            if isinstance(axis, Range):
+                numbers = [axis.at(share) for share in np.linspace(0, 1, axis.points or 2)]
+                yield name, Axis({number: {name: number} for number in numbers}, axis)
+            else:
+                yield name, Axis({text(v): {name: v} for v in axis} if isinstance(axis, list) else dict(axis))
         for values in self.settings.zip:
             rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-            axes.append(Axis("+".join(values), None, {", ".join(map(text, row.values())): row for row in rows}))
-        return axes
+            yield "+".join(values), Axis({", ".join(map(text, row.values())): row for row in rows})
 
     def _check_axes(self) -> None:
-        for one, other in itertools.combinations(self.axes, 2):
-            for a, b in itertools.product(sorted(one.keys), sorted(other.keys)):
-                if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
-                    raise SettingsError(f"{self.path}: axes {one.name} and {other.name} both set {min(a, b, key=len)}")
-        for axis in self.axes:
-            if axis.keys & {"seed", "output"}:
-                raise SettingsError(f"{self.path}: {axis.name}: every trial has its own; use seeds, output")
-            points = [self.trials({axis.name: label}, [0])[0].id for label in axis.labels]
-            if len(set(points)) < len(points):
-                raise SettingsError(f"{self.path}: {axis.name}: some of its values make the same run")
-        if self.settings.search not in ("grid", "random"):  # whose points are all known, and checked, at the start
-            corners = itertools.product(*([axis.labels[0], axis.labels[-1]] for axis in self.axes))
-            for labels in itertools.islice(corners, 256):
-                self.trials(dict(zip([axis.name for axis in self.axes], labels, strict=True)), [0])
-
-    @cached_property
-    def base(self) -> RunSettings:
-        """The base's settings."""
-        return self._resolve([])
+        for name, axis in self.axes.items():
+            if {"seed", "output"} & axis.keys:
+                raise SettingsError(f"{self.path}: {name}: every trial has its own; use seeds, output")
+            if len({self.point({name: label}).id for label in axis.choices}) < len(axis.choices):
+                raise SettingsError(f"{self.path}: {name}: some of its values make the same run")
+        if self.settings.search in SAMPLERS:  # other searches know, and check, all of their points at the start
+            ends = [[(name, [*axis.choices][end]) for end in (0, -1)] for name, axis in self.axes.items()]
+            for corner in itertools.islice(itertools.product(*ends), 256):
+                self.point(dict(corner))
 
     def _resolve(self, overrides: Sequence[str]) -> RunSettings:
         try:
-            config = settings.load(RunSettings, self.base_path, overrides)
-            if config.init_from is not None:
-                config = config.fitted_to(release.read_config(release.locate(config.init_from)))
+            return load(self.base_path, overrides)
         except SettingsError as error:
-            raise SettingsError(" ".join([f"{self.path}:", *(f"{text}:" for text in overrides), str(error)])) from None
-        return config
+            raise SettingsError(": ".join([str(self.path), *overrides, str(error)])) from None
 
     @property
-    def samples(self) -> int:
-        """The samples of a run of the base."""
-        return sum(stage.samples for stage in self.base.plan())
+    def measure(self) -> str:
+        """What the search compares."""
+        return f"{self.settings.metric} on {'half of ' if self.settings.confirm else ''}the validation images"
 
-    def seeds(self, phase: Literal["search", "confirm"]) -> list[int]:
-        """Return the seeds of a phase; no seed is in both."""
-        if phase == "search":
-            return [self.base.seed + i for i in range(self.settings.seeds)]
-        fresh = self.settings.confirm.seeds if self.settings.confirm else 0
-        return [self.base.seed + CONFIRMING + i for i in range(fresh)]
-
-    def has(self, labels: Mapping[str, Label]) -> bool:
+    def has(self, labels: Labels) -> bool:
         """Whether a point lies within the axes, which may have changed since it was recorded."""
-        axes = {axis.name: axis for axis in self.axes}
-        return labels.keys() == axes.keys() and all(axes[name].has(label) for name, label in labels.items())
+        return labels.keys() == self.axes.keys() and all(self.axes[name].has(labels[name]) for name in labels)
 
-    def trials(
-        self, labels: Mapping[str, Label], seeds: Iterable[int], phase: Literal["search", "confirm"] = "search"
-    ) -> list[Trial]:
-        """Return the trials of a point, one for each seed. Raises SettingsError when its settings are refused."""
-        key = json.dumps(labels)
+    def point(self, labels: Labels, is_confirmed: bool = False) -> Point:
+        """Return a point, with trials on fresh seeds if asked. Raises SettingsError when its settings are refused."""
+        key = json.dumps([labels, is_confirmed])
         if key not in self._points:
-            self._points[key] = self._point(labels)
-        changes, config = self._points[key]
-        values = flatten(config, {RESUMING})
-        point, trials = _hash({key: value for key, value in values.items() if key != "seed"}), []
-        for seed in seeds:
-            name = _hash(values | {"seed": seed})
-            directory = self.output / "trials" / name
-            config = config.model_copy(update={"seed": seed, "output": str(directory)})
-            commands = self._commands(changes, config)
-            trials.append(Trial(name, point, dict(labels), changes, seed, phase, config, commands))
-        return trials
+            each = [self.axes[name].choices.get(label, {name: label}) for name, label in labels.items()]
+            chosen = {key: value for choice in each for key, value in choice.items()}
+            config, base = self._resolve([f"{key}={text(value)}" for key, value in chosen.items()]), flatten(self.base)
+            changes = {key: value for key, value in chosen.items() if key not in base or base[key] != value}
+            overrides = [f"{key}={text(value)}" for key, value in changes.items()]
+            name = " ".join(overrides) or "base"
+            search = [self._trial(name, config, overrides, seed) for seed in self.seeds]
+            fresh = [self._trial(name, config, overrides, seed) for seed in self.fresh_seeds if is_confirmed]
+            self._points[key] = Point(search[0].id, name, labels, changes, config, search, fresh)
+        return self._points[key]
 
-    def _point(self, labels: Mapping[str, Label]) -> tuple[dict[str, Any], RunSettings]:
-        """Return the settings in which a point differs from the base, and the point's settings."""
-        axes = {axis.name: axis for axis in self.axes}
-        chosen = {key: value for name, label in labels.items() for key, value in axes[name].settings(label).items()}
-        config = self._resolve([f"{key}={text(value)}" for key, value in chosen.items()])
-        base, absent = flatten(self.base), object()
-        return {key: value for key, value in chosen.items() if base.get(key, absent) != value}, config
-
-    def _commands(self, changes: Mapping[str, Any], config: RunSettings) -> list[list[str]]:
-        """Return the commands of a trial: train, then evaluate."""
-        overrides = [f"{key}={text(value)}" for key, value in (*changes.items(), ("seed", config.seed))]
-        train = ["--config", str(self.base_path), *overrides, f"output={config.output}", "--resume", "auto"]
-        model = str(Path(config.output) / release.DIRECTORY)
-        evaluate = ["--model", model, "--data", config.data.directory, "--device", config.device]
-        if config.threshold != DEFAULT_THRESHOLD:
-            evaluate += ["--threshold", str(config.threshold), "--output", model]
-        count = self.settings.processes
-        start = (
-            ["torchrun", "--standalone", "--nproc-per-node", str(count), "-m", "joytag"] if count > 1 else ["joytag"]
-        )
-        return [[*start, "train", *train], [*start, "evaluate", *evaluate]]
-
-
-def _hash(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    def _trial(self, point: str, config: RunSettings, overrides: Sequence[str], seed: int) -> Trial:
+        """Return the trial of a point's settings, and of what they override in the base, on a seed."""
+        values = json.dumps(flatten(config, {RESUMING}) | {"seed": seed}, sort_keys=True)
+        name = hashlib.sha256(values.encode()).hexdigest()[:12]
+        output, count = self.output / "trials" / name, str(self.settings.processes)
+        model = output / release.DIRECTORY
+        start = ["torchrun", "--standalone", "--nproc-per-node", count, "-m", "joytag"] if count != "1" else ["joytag"]
+        train = ["--config", str(self.base_path), *overrides, f"seed={seed}", f"output={output}", "--resume", "auto"]
+        evaluate = ["--model", str(model), "--data", config.data.directory, "--device", config.device]
+        evaluate += ["--threshold", str(config.threshold), "--output", str(model)]
+        commands = [[*start, "train", *train], [*start, "evaluate", *evaluate]]
+        return Trial(name, f"{point} seed={seed}", seed, config.threshold, output, model, commands)

@@ -1,8 +1,9 @@
-"""A sweep's report: a verdict, sweep.html, sweep.csv and sweep.json, and best.yaml, at any time."""
+"""A sweep's report: a verdict, sweep.html, sweep.csv, sweep.json and best.yaml, at any time."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,127 +11,141 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
+from markupsafe import Markup
 
 from joytag.core.files import write_text
+from joytag.core.terminal import print
 from joytag.evaluation.comparison import METRICS
-from joytag.reports.formats import format_difference
+from joytag.reports.charts import Axis, Line, Points, chart, difference_axis, interval_bar
+from joytag.reports.formats import format_difference, format_number
+from joytag.reports.html import render
 from joytag.reports.writers import write_csv, write_json
-from joytag.sweeps import page, results
-from joytag.sweeps.config import Axis, Label, Sweep, Trial
-from joytag.sweeps.importance import importance
+from joytag.sweeps import results
+from joytag.sweeps.config import Point, Sweep
 from joytag.sweeps.ledger import Ledger
 from joytag.sweeps.results import PointResult, Results
+from joytag.sweeps.studies import importance
 
-EDGE = 0.02  # of a range: closer to its end is at the end
 NO_WINNER = "no setting beats the base by more than noise"
+MOST_CURVES = 6  # with a name and a colour
+EDGE = 1.05  # a value within this factor of a range's end is at its end
 
 
-def write(sweep: Sweep, trials: Sequence[Trial], ledger: Ledger) -> str:
+def write(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> str:
     """Write sweep.html, sweep.json, sweep.csv and best.yaml into the sweep's directory, and return the verdict."""
-    found = results.read(sweep, trials, ledger)
-    sentence, warned, shares = verdict(found), at_the_end(found), importance(found)
-    write_text(sweep.output / "sweep.html", page.render_page(found, sentence, warned, shares))
-    write_text(sweep.output / "best.yaml", best_config(found, sentence))
-    write_csv(sweep.output / "sweep.csv", _table(found))
-    points = [
-        {
-            "settings": point.trials[0].changes,
-            "labels": point.trials[0].labels,
-            "search": point.finding,
-            "confirmed": point.confirmed,
-            "flattery": point.flattery,
-            "flop": point.flop,
-            "curve": point.curve,
-            "trials": {trial.id: state for trial, state in zip(point.trials, point.states, strict=True)},
-        }
-        for point in found.points
+    found, metric, words = results.read(sweep, points, ledger), sweep.settings.metric, METRICS[sweep.settings.metric]
+    sentence = verdict(found, words)
+    contents = {"verdict": sentence, "warnings": at_the_end(found, sweep), "importance": importance(found, sweep)}
+    axis = difference_axis("difference from the base", [row.search.difference for row in found.points])
+    slices = {name: _slice(found, sweep, name, axis) for name in sweep.axes}
+    charts: dict[str, Any] = {"slices": slices, "curves": _curves(found, words), "costs": _costs(found, words)}
+    charts |= {"bar": interval_bar, "axis": axis, "share_axis": Axis("")}
+    page = render("sweep.html", {"sweep": sweep, "found": found, "metric": words, **contents, **charts})
+    write_text(sweep.output / "sweep.html", page)
+    write_text(sweep.output / "best.yaml", best_config(found, sweep, sentence))
+    write_json(sweep.output / "sweep.json", {**contents, "metric": metric, **vars(found)})
+    rows = [
+        {"trial": trial.id, "settings": row.point.name, "seed": trial.seed, "state": state, "flop": row.flop}
+        | {metric: row.values.get(trial.seed), "directory": str(trial.directory)}
+        | {name: str(row.point.labels.get(name, "")) for name in sweep.axes}
+        for row in found.points
+        for trial, state in zip(row.point.trials, row.states, strict=True)
     ]
-    contents = {
-        "verdict": sentence,
-        "warnings": warned,
-        "metric": sweep.settings.metric,
-        "noise_floor": found.floor,
-        "comparisons": found.comparisons,
-        "importance": shares,
-        "points": points,
-    }
-    write_json(sweep.output / "sweep.json", contents)
+    write_csv(sweep.output / "sweep.csv", pa.Table.from_pylist(rows))
+    print(f"The base's {words} has a standard deviation of {format_number(found.noise_floor.value, 4)} over seeds")
     return sentence
 
 
-def verdict(found: Results) -> str:
+def verdict(found: Results, metric: str) -> str:
     """Return a sentence: which setting beats the base, by how much, and how far it flattered itself."""
-    trials, metric = len(found.trials), METRICS[found.sweep.settings.metric]
-    begin = "" if found.over == trials else f"So far, with {found.over} of {trials} trials over: "
-    if np.isnan(found.floor.value):
+    over = [state not in ("pending", "running") for row in found.points for state in row.states]
+    begin = "" if all(over) else f"So far, with {sum(over)} of {len(over)} trials over: "
+    if np.isnan(found.noise_floor.value):
         return f"{begin}the base has not finished on two seeds, so nothing can be said to beat it by more than noise."
-    chosen = [point for point in found.points if point.confirmed] or [p for p in found.points[1:] if p.complete][:1]
-    winner = found.winner
-    if winner is None:
-        best = f": {chosen[0].name} {_flattered(chosen[0])}" if chosen else ""
-        return f"{begin}{NO_WINNER if begin else NO_WINNER.capitalize()}{best}."
-    gain = (winner.confirmed or winner.finding).difference
-    text = f"{begin}{winner.name} beats the base by {gain.value:.3f} {metric} (95 % {gain.low:.3f} to {gain.high:.3f})"
-    if winner.confirmed is None:
-        return f"{text}, not confirmed on fresh seeds."
-    return f"{text} on fresh seeds and images; it {_flattered(winner)}."
+    best, nothing = found.winner, NO_WINNER if begin else NO_WINNER.capitalize()
+    claim = f"{best.point.name} beats the base" if best else nothing
+    if best is None:
+        best = next((row for row in found.points[1:] if row.complete), None)
+        if best is None:
+            return f"{begin}{nothing}."
+        claim = f"{nothing}: {best.point.name} differs"
+    gain = best.judged.difference
+    sentence = f"{begin}{claim} by {gain.value:.3f} {metric} (95 % {gain.low:.3f} to {gain.high:.3f})"
+    if best.flattery is None:
+        return f"{sentence}, not confirmed on fresh seeds."
+    shown, flattery = (format_difference(of.value) for of in (best.search.difference, best.flattery))
+    sentence = f"{sentence} on fresh seeds and images; it showed {shown} when it was chosen"
+    return f"{sentence}, so it had flattered itself by {flattery}."
 
 
-def _flattered(point: PointResult) -> str:
-    """Say how a point's difference when it was chosen compares with that on fresh seeds."""
-    chosen = f"showed {format_difference(point.finding.difference.value)} when it was chosen"
-    if point.confirmed is None or point.flattery is None:
-        return chosen
-    fresh, flattery = (format_difference(of.value) for of in (point.confirmed.difference, point.flattery))
-    return f"{chosen} and {fresh} when it was confirmed, so it had flattered itself by {flattery}"
-
-
-def at_the_end(found: Results) -> list[str]:
+def at_the_end(found: Results, sweep: Sweep) -> list[str]:
     """Return a warning for each axis at whose end the best point lies."""
-    means = {point.finding.mean: point.trials[0].labels for point in found.points if point.complete}
-    labels = means[max(means)] if means else {}  # {} of the base, too
-    return [
-        f"The best value of {axis.name}, {labels[axis.name]}, lies at the end of its axis. Try values beyond it."
-        for axis in found.sweep.axes
-        if axis.name in labels and _is_at_end(axis, labels[axis.name])
-    ]
+    best = max((row for row in found.points if row.complete), key=lambda row: row.search.mean, default=None)
+    warnings = []
+    for name, label in best.point.labels.items() if best else ():
+        axis = sweep.axes[name]
+        try:
+            low, *between, high = sorted(axis.range.log if axis.range else map(float, axis.choices))
+        except ValueError:  # names have no order
+            continue
+        edge = EDGE if axis.range else 1
+        if (axis.range or between) and not low * edge < float(label) < high / edge:
+            warnings.append(f"The best value of {name}, {label}, lies at the end of its axis. Try values beyond it.")
+    return warnings
 
 
-def _is_at_end(axis: Axis, label: Label) -> bool:
-    if axis.range:
-        low, high = axis.range.log
-        share = np.log(float(label) / low) / np.log(high / low)
-        return bool(share < EDGE or share > 1 - EDGE)
-    try:
-        values = [float(choice) for choice in axis.choices]
-    except ValueError:  # names have no order
-        return False
-    return len(values) > 2 and float(label) in (min(values), max(values))
-
-
-def best_config(found: Results, comment: str) -> str:
+def best_config(found: Results, sweep: Sweep, comment: str) -> str:
     """Return the smallest config over the sweep's base that gives the winner, or the base."""
-    base = Path(os.path.relpath(found.sweep.base_path.resolve(), found.sweep.output.resolve())).as_posix()
-    values: dict[str, Any] = {"base": base}
-    first = found.winner.trials[0] if found.winner else None
-    for key in first.changes if first else ():
-        target, source = values, first.config.model_dump(mode="json") if first else {}
-        parts = key.split(".")
-        length = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))  # a list is given as a whole
-        for part in parts[: length - 1]:
+    base = Path(os.path.relpath(sweep.base_path.resolve(), sweep.output.resolve())).as_posix()
+    point, values = (found.winner or found.points[0]).point, dict[str, Any](base=base)
+    for key in point.changes:
+        target, source = values, point.config.model_dump(mode="json")
+        *parents, last = re.split(r"\.\d", key)[0].split(".")  # a list is given as a whole
+        for part in parents:
             target, source = target.setdefault(part, {}), source[part]
-        target[parts[length - 1]] = source[parts[length - 1]]
+        target[last] = source[last]
     return f"# {comment}\n{yaml.safe_dump(values, sort_keys=False)}"
 
 
-def _table(found: Results) -> pa.Table:
-    """The table of sweep.csv: one row a trial."""
+def _slice(found: Results, sweep: Sweep, name: str, difference: Axis) -> Markup | list[tuple[Any, PointResult]]:
+    """The points of a grid that differ from the best in one axis alone, of another search all, by that axis.
+
+    A chart of differences from the base; for an axis without a range label and point, the best one, of each row.
+    """
+    on = sorted((row for row in found.points if row.complete and row.point.labels), key=lambda row: row.search.mean)
+    if sweep.settings.search == "grid":
+        on = [row for row in on if {**row.point.labels, name: ""} == {**on[-1].point.labels, name: ""}]
+    axis, by_label = sweep.axes[name], {row.point.labels[name]: row for row in on}
     rows = [
-        {"trial": trial.id, "point": trial.point, "phase": trial.phase, "seed": trial.seed, "state": state}
-        | {found.sweep.settings.metric: found.values.get(trial.id), "flop": point.flop}
-        | {axis.name: str(trial.labels.get(axis.name, "")) for axis in found.sweep.axes}
-        | {"settings": trial.describe(), "directory": str(trial.directory)}
-        for point in found.points
-        for trial, state in zip(point.trials, point.states, strict=True)
+        (label, by_label[label]) for label in (sorted(by_label) if axis.range else axis.choices) if label in by_label
     ]
-    return pa.Table.from_pylist(rows)
+    if axis.range is None or not rows:
+        return rows
+    x, shown = [float(label) for label, _ in rows], [row.search.difference for _, row in rows]
+    titles = [f"{row.point.name}: {format_difference(row.search.difference.value)}" for _, row in rows]
+    intervals = [Line([at, at], [d.low, d.high], style="s1") for at, d in zip(x, shown, strict=True)]
+    marks = [Line(axis.range.log, [0, 0]), *intervals, Points(x, [d.value for d in shown], titles, style="s1")]
+    return chart(f"Difference from the base by {name}", Axis(name, *axis.range.log, log=True), difference, marks)
+
+
+def _curves(found: Results, metric: str) -> Markup:
+    """Validation curves: of the base, the best points, and, without names, the others."""
+    shown = [row for row in found.points if row.curve]
+    samples, values = zip(*(at for row in shown for at in row.curve), strict=True) if shown else ((1,), (1,))
+    names = [row.point.name if number < MOST_CURVES else "" for number, row in enumerate(shown)]
+    lines = [Line(*zip(*row.curve, strict=True), name=name) for row, name in zip(shown, names, strict=True)]
+    x, y = Axis("samples", 0, max(samples)), Axis(metric, 0, max(values) or 1)
+    return chart(f"{metric} by samples", x, y, lines)
+
+
+def _costs(found: Results, metric: str) -> Markup | None:
+    """Metric against cost with the Pareto front; None where all points cost the same."""
+    done = sorted((row for row in found.points if row.complete), key=lambda row: (row.flop, -row.search.mean))
+    if len({row.flop for row in done}) < 2:
+        return None
+    flop, means = np.array([(row.flop, row.search.mean) for row in done]).T
+    titles = [f"{row.point.name}: {format_number(row.search.mean)}, {row.flop:.3g} FLOP" for row in done]
+    front, margin = means > np.maximum.accumulate([-np.inf, *means[:-1]]), 0.05 * np.ptp(means) or 0.01
+    x, y = Axis("FLOP of a run", 0, 1.05 * flop[-1]), Axis(metric, means.min() - margin, means.max() + margin)
+    line = Line(flop[front], means[front], style="s1")
+    return chart(f"{metric} against cost", x, y, [line, Points(flop, means, titles, style="s1")])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-import subprocess
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,135 +15,88 @@ from typing import Any
 
 import torch
 
-from joytag.core import signals
+from joytag.core import cluster, devices, signals
 from joytag.core.errors import ExitCode
 from joytag.core.terminal import printable
 
 MODULES = {"joytag": "joytag", "torchrun": "torch.distributed.run"}  # of the programs that a command begins with
 RETRIES = 100  # of a task whose node dies
+TAIL = 10_000  # bytes of output in which the reason of a failure is
+Commands = Sequence[Sequence[str]]
+Slot = Mapping[str, str]  # the environment of a trial: its share of the machine
+Start = Callable[[Commands, Slot, Path], Coroutine[Any, Any, tuple[int, str]]]
 
 
-class Local:
-    """A trial's commands, one after the other, each a process that dies with this one. `log` gets their output."""
+async def run_here(commands: Commands, environment: Slot, log: Path) -> tuple[int, str]:
+    """Run commands, one after the other, each a process that dies with this one. `log` gets their output.
 
-    def __init__(self, commands: Sequence[Sequence[str]], environment: Mapping[str, str], log: Path) -> None:
-        self.left, self.environment, self.log = list(commands), environment, log
-        self.lines: deque[str] = deque(maxlen=50)
-        self.stopping = False
-        self._begin()
-
-    def _begin(self) -> None:
-        program, *arguments = self.left.pop(0)
-        unix: dict[str, Any] = {"start_new_session": True, "preexec_fn": partial(signals.die_with_parent, os.getpid())}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", MODULES.get(program, program), *arguments],
-            env={**os.environ, **self.environment, signals.LIFELINE: "1"},
-            stdin=subprocess.PIPE,  # which ends with this process
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="backslashreplace",
-            **(unix if os.name == "posix" else {}),
-        )
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.strip():
-                self.lines.append(printable(line.strip()))
-            with suppress(OSError), self.log.open("a", encoding="utf-8") as file:  # a full disk ends the trial itself
-                file.write(line)
-
-    def poll(self) -> int | None:
-        """Return the exit code once all is over, and begin the next command when one has succeeded."""
-        code = self.process.poll()
-        if code is None:
-            return None
-        self.reader.join(1)
-        if code == 0 and self.left:
-            if self.stopping:
-                return ExitCode.REQUEUE
-            self._begin()
-            return None
-        under_torchrun = re.findall(r"exitcode *: (-?\d+)", "\n".join(self.lines))
-        return int(under_torchrun[-1]) if code and under_torchrun else code
-
-    def stop(self) -> None:
-        """Ask the trial to save and end."""
-        if not self.stopping:
-            self.stopping = True
-            self.process.terminate()
-
-    @property
-    def reason(self) -> str:
-        """The last line of output."""
-        return self.lines[-1] if self.lines else f"ended with code {self.process.returncode}"
-
-
-class Remote:
-    """A trial as a task of Ray, which runs it again, from its checkpoint, when its node dies.
-
-    All nodes must see the same files under the same paths. Raises ModuleNotFoundError when ray is not installed.
+    Returns the last exit code and the last line of output. Cancelled, it lets the process save and end.
     """
-
-    def __init__(
-        self,
-        commands: Sequence[Sequence[str]],
-        environment: Mapping[str, str],
-        log: Path,
-        resources: Mapping[str, float],
-    ) -> None:
-        import ray  # here, since it is an optional package
-
-        task: Any = ray.remote(_run).options(**resources, max_retries=RETRIES)
-        self.task = task.remote([[MODULES[c[0]], *c[1:]] for c in commands], environment, log.absolute(), Path.cwd())
-        self.end: tuple[int, str] | None = None
-        self.stopping = False
-
-    def poll(self) -> int | None:
-        """Return the exit code once all is over."""
-        import ray
-
-        if self.end is None and ray.wait([self.task], timeout=0)[0]:
-            try:
-                self.end = ray.get(self.task)
-            except ray.exceptions.RayError as error:
-                self.end = (ExitCode.REQUEUE if isinstance(error, ray.exceptions.TaskCancelledError) else 1, str(error))
-        return None if self.end is None else self.end[0]
-
-    def stop(self) -> None:
-        """Ask the trial to save and end."""
-        import ray
-
-        if not self.stopping:
-            self.stopping = True
-            ray.cancel(self.task)
-
-    @property
-    def reason(self) -> str:
-        """The last line of output."""
-        return "" if self.end is None else str(self.end[1])
-
-
-Start = Callable[[Sequence[Sequence[str]], Mapping[str, str], Path], Local | Remote]
-
-
-def _run(commands: Sequence[Sequence[str]], environment: Mapping[str, str], log: Path, cwd: Path) -> tuple[int, str]:
-    """Run a trial's commands to their end; a task that is cancelled lets them save first."""
-    os.chdir(cwd)
-    trial = Local(commands, environment, log)
-    while True:
+    tail, code = bytearray(), 0
+    for command in commands:
         try:
-            while (code := trial.poll()) is None:
-                time.sleep(0.2)
-            return code, trial.reason
-        except KeyboardInterrupt:  # by which Ray cancels a task
-            trial.stop()
+            code = await _run_process(command, environment, log, tail)
+        except asyncio.CancelledError:  # between two commands
+            code = ExitCode.REQUEUE
+        if code:
+            break
+    lines = [printable(line.strip()) for line in tail.decode(errors="backslashreplace").split("\n") if line.strip()]
+    under_torchrun = re.findall(r"exitcode *: (-?\d+)", "\n".join(lines)) if code else []
+    return int([code, *under_torchrun][-1]), [f"ended with code {code}", *lines][-1]
 
 
-def slots(jobs: int | None, processes: int, on_cpu: bool) -> list[dict[str, str]]:
+async def _run_process(command: Sequence[str], environment: Slot, log: Path, tail: bytearray) -> int:
+    program, *arguments = command
+    unix: dict[str, Any] = {"start_new_session": True, "preexec_fn": partial(signals.die_with_parent, os.getpid())}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", MODULES.get(program, program), *arguments),
+        env={**os.environ, **environment, signals.LIFELINE: "1"},
+        stdin=PIPE,  # which ends with this process
+        stdout=PIPE,
+        stderr=STDOUT,
+        **(unix if os.name == "posix" else {}),
+    )
+    reading = asyncio.create_task(_copy(process.stdout, log, tail))
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        code = await process.wait() or ExitCode.REQUEUE
+    await asyncio.wait([reading], timeout=1)  # a process that it started may live on, and write
+    return code
+
+
+async def _copy(output: asyncio.StreamReader | None, log: Path, tail: bytearray) -> None:
+    while output and (part := await output.read(TAIL)):
+        tail[:] = (tail + part)[-TAIL:]
+        with suppress(OSError), log.open("ab") as file:  # a full disk ends the trial itself
+            file.write(part)
+
+
+async def run_on_ray(resources: dict[str, int], commands: Commands, environment: Slot, log: Path) -> tuple[int, str]:
+    """Run commands as `run_here` does, as a task of Ray, which runs them again when its node dies."""
+    import ray
+
+    modules = [[MODULES[program], *arguments] for program, *arguments in commands]
+    task: Any = ray.remote(_run).options(**resources, max_retries=RETRIES)
+    task = task.remote(modules, environment, log.absolute(), Path.cwd())
+    try:
+        try:
+            return await task
+        except asyncio.CancelledError:
+            ray.cancel(task)
+            return ExitCode.REQUEUE, (await task)[1]  # whatever its code: Ray may take that from us
+    except ray.exceptions.RayError as error:
+        return ExitCode.REQUEUE if isinstance(error, ray.exceptions.TaskCancelledError) else 1, str(error)
+
+
+def _run(commands: Commands, environment: Slot, log: Path, directory: Path) -> tuple[int, str]:
+    os.chdir(directory)
+    return asyncio.run(run_here(commands, environment, log))
+
+
+def slots(jobs: int | None, processes: int, on_cpu: bool) -> list[Slot]:
     """Return the environment of each trial that may run at once: its GPUs, and its share of the threads.
 
     There is one a GPU (or a group of `processes`), without GPUs one, or as many as `jobs`. Raises ValueError when
@@ -157,21 +108,16 @@ def slots(jobs: int | None, processes: int, on_cpu: bool) -> list[dict[str, str]
     if gpus and not groups:
         raise ValueError(f"processes: {processes} GPUs a trial, but there are {len(gpus)}")
     count = jobs or max(1, len(groups))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = {"OMP_NUM_THREADS": str(max(1, cores // count // processes))}
+    shared = {"OMP_NUM_THREADS": str(max(1, devices.cores() // count // processes))}
     return [shared | ({"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} if groups else {}) for i in range(count)]
 
 
-def ray_slots(jobs: int | None, processes: int, on_cpu: bool) -> tuple[list[dict[str, str]], Start]:
+def ray_slots(jobs: int | None, processes: int, on_cpu: bool) -> tuple[list[Slot], Start]:
     """Return one slot for each trial that the cluster can run at once, or `jobs`, and how to start one there."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    total = ray.cluster_resources()
-    gpus = 0 if on_cpu else int(total.get("GPU", 0))
-    count = jobs or max(1, gpus // processes if gpus else int(total["CPU"]) // processes)
-    threads = max(1, int(total["CPU"]) // count)
+    total = cluster.connect()
+    gpus, cores = 0 if on_cpu else int(total.get("GPU", 0)), int(total["CPU"])
+    count = jobs or max(1, (gpus or cores) // processes)
+    threads = max(1, cores // count)
     resources = {"num_gpus": processes} if gpus else {"num_cpus": threads}
     environment = {"OMP_NUM_THREADS": str(max(1, threads // processes))}
-    return [environment] * count, partial(Remote, resources=resources)
+    return [environment] * count, partial(run_on_ray, resources)

@@ -3,94 +3,99 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from joytag.core.rng import Purpose, generator
-from joytag.sweeps.config import SAMPLERS, Axis, Label
+from joytag.sweeps import results
+from joytag.sweeps.config import SAMPLERS, Axes, Labels, Point, Sweep
+from joytag.sweeps.ledger import ENDS, Ledger
 
-Labels = Mapping[str, Label]
+Rows = Sequence[Mapping[str, Any]]
+Values = Callable[[Labels], Mapping[str, float]]
 
 
-def grid(axes: Sequence[Axis], seed: int) -> list[Labels]:
+def plan(sweep: Sweep, ledger: Ledger) -> list[Point]:
+    """Return all points that are known so far, the base first; once the search is over, the best with fresh trials."""
+    search, count, seed = sweep.settings.search, sweep.settings.trials or 0, sweep.base.seed
+    if search == "grid":
+        labels = grid(sweep.axes, seed)
+    elif search == "random":
+        labels = [draw(sweep.axes, seed, number) for number in range(20 * count)]  # a small space has fewer points
+    else:
+        labels = proposed(sweep, ledger)
+    points: dict[str, Point] = {}
+    for point in map(sweep.point, [{}, *labels]):
+        if point.id not in points or not point.changes:  # the base has labels where it lies on the axes
+            points[point.id] = point
+        if count and len(points) > count:
+            break
+    is_open = search in SAMPLERS and len(labels) < count
+    if sweep.settings.confirm and not is_open and all(ledger.is_over(t.id) for p in points.values() for t in p.search):
+        base, *_ = known = list(points.values())
+        points |= {p.id: sweep.point(p.labels, is_confirmed=True) for p in (base, *results.best(sweep, known, ledger))}
+    return list(points.values())
+
+
+def proposed(sweep: Sweep, ledger: Ledger) -> list[Labels]:
+    """Return what a sampler has proposed, as far as it lies within the axes, which may have changed since."""
+    labels = [row["labels"] for row in ledger.events("proposed") if sweep.has(row["labels"])]
+    return labels[: sweep.settings.trials]
+
+
+def grid(axes: Axes, seed: int) -> list[Labels]:
     """Return all points, in a random order that is always the same: early stopping compares with what came before."""
-    names = [axis.name for axis in axes]
-    points = [dict(zip(names, row, strict=True)) for row in itertools.product(*(axis.labels for axis in axes))]
+    points = [dict(zip(axes, row, strict=True)) for row in itertools.product(*(axis.choices for axis in axes.values()))]
     return [points[i] for i in generator(Purpose.SWEEP, 0, seed).permutation(len(points))]
 
 
-def draw(axes: Sequence[Axis], seed: int, number: int) -> Labels:
+def draw(axes: Axes, seed: int, number: int) -> Labels:
     """Return the random point of a number, which depends on nothing else."""
     rng = generator(Purpose.SWEEP, 1, seed, number)
-    return {axis.name: axis.range.at(rng.random()) if axis.range else str(rng.choice(axis.labels)) for axis in axes}
+    return {name: axis.draw(rng) for name, axis in axes.items()}
 
 
-class Proposer:
-    """A sampler of Optuna, which remembers nothing: it is fed what the ledger holds, in the order of the ledger.
+def propose(search: str, axes: Axes, seed: int, rows: Rows, values: Values) -> Labels:
+    """Return the point that a sampler of Optuna proposes after the rows of a ledger.
 
-    Each proposal comes from a new sampler with a seed of its own, so what it proposes follows from the events before
-    it alone. Points that run are known to it. Raises ModuleNotFoundError when optuna is not installed.
+    The sampler remembers nothing: whatever the ledger says was proposed, by this version or another, and ended is told
+    to it again, in that order. Each proposal comes from a new sampler with a seed of its own, to which points that run
+    are known. `values` returns those of a point's trials, NaN of one that has not ended, and {} when the point left the
+    axes since. A point's value is the mean over its trials. Raises ModuleNotFoundError without optuna.
     """
+    import optuna  # here, since it is an optional package
 
-    def __init__(self, search: str, axes: Sequence[Axis], seed: int) -> None:
-        import optuna  # here, since it is an optional package
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study, asked, ended = optuna.create_study(direction="maximize"), list[tuple[Any, Mapping[str, float]]](), set[str]()
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.sampler, self.seed, self.distributions = (
-            getattr(optuna.samplers, SAMPLERS[search]),
-            seed,
-            distributions(axes),
-        )
-        self.study, self.trials = optuna.create_study(direction="maximize"), list[Any]()
-        self.fed, self.values, self.runs = 0, dict[str, float](), list[list[str]]()
+    def ask() -> Any:
+        seed_of_this = int(generator(Purpose.SWEEP, 2, seed, len(asked)).integers(2**31))
+        study.sampler = getattr(optuna.samplers, f"{SAMPLERS[search]}Sampler")(seed=seed_of_this)
+        return study.ask(distributions(axes))
 
-    def propose(self, recorded: Labels | None = None) -> Labels:
-        """Return the next point; a `recorded` one was proposed before, and wins over this version's choice."""
-        import optuna
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            seed = int(generator(Purpose.SWEEP, 2, self.seed, len(self.trials)).integers(2**31))
-            self.study.sampler = self.sampler(seed=seed)
-            trial = self.study.ask(self.distributions)
-            if recorded is not None and trial.params != recorded:
-                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                self.study.enqueue_trial(dict(recorded))
-                trial = self.study.ask(self.distributions)
-        self.trials.append(trial)
-        return trial.params
-
-    def feed(self, rows: Sequence[Mapping[str, Any]], runs: Callable[[Labels], list[str]]) -> None:
-        """Take in the new rows of a ledger; `runs` returns the trials of a point, [] when it left the axes since.
-
-        A point's value is the mean over its trials, once all have ended.
-        """
-        for row in rows[self.fed :]:
-            asked = [number for number, names in enumerate(self.runs) if row.get("trial") in names]
-            if row["event"] == "proposed" and (names := runs(row["labels"])):
-                if len(self.runs) == len(self.trials):  # else it was proposed just now
-                    self.propose(row["labels"])
-                asked = [len(self.runs)]
-                self.runs.append(names)
-            elif row["event"] == "ended":
-                self.values[row["trial"]] = float(row["value"] or 0)
-            for number in asked:
-                if row["event"] in ("proposed", "ended") and self.values.keys() >= set(self.runs[number]):
-                    self.study.tell(
-                        self.trials[number], statistics.mean(self.values[name] for name in self.runs[number])
-                    )
-        self.fed = len(rows)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        for row in rows:
+            if row["event"] == "proposed" and (of_point := values(row["labels"])):
+                if (trial := ask()).params != row["labels"]:  # another version chose it
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    study.enqueue_trial(dict(row["labels"]))
+                    trial = ask()
+                asked.append((trial, of_point))
+            elif row["event"] in ENDS:
+                ended.add(row["trial"])
+            for number, (trial, of_point) in enumerate(asked):
+                if of_point and ended >= of_point.keys() and not math.isnan(sum(of_point.values())):
+                    study.tell(trial, statistics.mean(of_point.values()))
+                    asked[number] = trial, {}
+        return ask().params
 
 
-def distributions(axes: Sequence[Axis]) -> dict[str, Any]:
-    """Return the axes as Optuna's distributions."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
+def distributions(axes: Axes) -> dict[str, Any]:
+    """Return the axes as Optuna's distributions. Raises ModuleNotFoundError without optuna."""
+    from optuna import distributions as of
 
-    return {
-        axis.name: FloatDistribution(*axis.range.log, log=True)
-        if axis.range
-        else CategoricalDistribution(list(axis.choices))
-        for axis in axes
-    }
+    numbers, names = of.FloatDistribution, of.CategoricalDistribution
+    return {n: numbers(*axis.range.log, log=True) if axis.range else names([*axis.choices]) for n, axis in axes.items()}

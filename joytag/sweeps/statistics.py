@@ -10,7 +10,7 @@ point that varies more than the pool counts with its own variance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,37 +47,32 @@ class Finding:
 
 
 def measure(
-    scores: NDArray[np.float16],
-    labels: csc_array,
-    metric: str,
-    threshold: float,
-    rows: NDArray[np.bool_] | None = None,
+    scores: NDArray[np.float16], labels: csc_array, metric: str, threshold: float, rows: NDArray[np.bool_] | slice
 ) -> Resampled:
-    """Measure a metric of comparison.METRICS on some rows, bool [P], and in resamples of them.
+    """Measure a metric of comparison.METRICS on some rows, bool [P] or a slice, and in resamples of them.
 
     Takes scores float16 [P, N] and labels bool [P, N]. `map` is the mean over the tags with a positive in the rows.
     Different scores for the same images are measured in the same resamples.
     """
-    if rows is not None:
-        scores, labels = scores[rows], labels[np.flatnonzero(rows)].tocsc()
+    scores, labels = scores[rows], labels[rows].tocsc()
     if metric == "map":
-        tags = np.flatnonzero(np.diff(labels.indptr))
+        positives = np.diff(labels.indptr)
         precision = metrics.average_precision(table for _, table in metrics.histograms(scores, labels))
-        value, influence = float(precision[tags].mean()), bootstrap.ap_influence(scores, labels, tags)
+        value, _ = metrics.mean_average_precision(precision, positives)
+        influence = bootstrap.ap_influence(scores, labels, np.flatnonzero(positives))
         return Resampled(value, bootstrap.ap_replicates(value, influence, resamples=RESAMPLES))
     decisions = metrics.predicted(scores, threshold)
     value = metrics.averages(metrics.count(labels, decisions))[metric]
     return Resampled(value, bootstrap.replicates(labels, {"": decisions}, resamples=RESAMPLES)[""][metric])
 
 
-def noise_floor(values: NDArray[np.float64]) -> Interval:
-    """Return the standard deviation of a metric over seeds [S], with its 95 % interval (normal distribution)."""
+def noise_floor(values: Sequence[float] | NDArray[np.float64]) -> Interval:
+    """Return the standard deviation of a metric over seeds, with its 95 % interval (normal distribution)."""
     freedom = len(values) - 1
     if freedom < 1:
         return Interval(np.nan, np.nan, np.nan)
-    deviation = float(values.std(ddof=1))
-    low, high = (deviation * float(np.sqrt(freedom / stats.chi2.ppf(q, freedom))) for q in (0.975, 0.025))
-    return Interval(deviation, low, high)
+    factors = [1, *np.sqrt(freedom / stats.chi2.ppf([0.975, 0.025], freedom))]
+    return Interval(*(float(np.std(values, ddof=1) * factor) for factor in factors))
 
 
 def compare(points: Mapping[str, Mapping[int, Resampled]], comparisons: int) -> dict[str, Finding]:
@@ -88,21 +83,22 @@ def compare(points: Mapping[str, Mapping[int, Resampled]], comparisons: int) -> 
     were tried, stopped ones included.
     """
     base = next(iter(points.values()), {})
-    complete = {point: seeds for point, seeds in points.items() if base and base.keys() <= seeds.keys()}
-    values = np.array([[seeds[seed].value for seed in base] for seeds in complete.values()])
-    freedom = max(len(complete) - 1, 0) * max(len(base) - 1, 0)
-    pooled = np.nan if freedom < 1 else 2 * _residuals(values).var() * values.size / freedom
+    complete = [point for point, seeds in points.items() if base and base.keys() <= seeds.keys()]
+    freedom, pooled = (len(complete) - 1) * (len(base) - 1), np.nan
+    if len(complete) > 1 and len(base) > 1:
+        values = np.array([[points[point][seed].value for seed in base] for point in complete])
+        residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+        pooled = 2 * (residuals**2).sum() / freedom
     findings = {}
     for point, seeds in points.items():
         own = np.array([resampled.value for resampled in seeds.values()])
-        mean = float(own.mean()) if len(own) else np.nan
-        deviation = float(own.std(ddof=1)) if len(own) > 1 else np.nan
         shared = [seeds[seed] - base[seed] for seed in base if seed in seeds]
-        difference = float(np.mean([d.value for d in shared])) if shared else np.nan
-        finding = Finding(mean, deviation, Interval(difference, np.nan, np.nan), np.nan)
-        if point in complete and seeds is not base and freedom:
-            finding = _test(mean, deviation, shared, pooled, freedom, max(comparisons, len(complete) - 1))
-        findings[point] = finding
+        mean, deviation = own.mean() if len(own) else np.nan, own.std(ddof=1) if len(own) > 1 else np.nan
+        value = float(np.mean([d.value for d in shared])) if shared else np.nan
+        difference, p = Interval(value, np.nan, np.nan), np.nan
+        if point in complete and seeds is not base and not np.isnan(pooled):
+            difference, p = _test(shared, pooled, freedom, max(comparisons, len(complete) - 1))
+        findings[point] = Finding(float(mean), float(deviation), difference, p)
     return findings
 
 
@@ -112,27 +108,17 @@ def flattery(chosen: Finding, confirmed: Finding) -> Interval:
     return Interval(value - fresh.value, value - fresh.high, value - fresh.low)
 
 
-def _residuals(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what the means of points and of seeds leave of values [points, seeds]."""
-    return values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-
-
-def _test(
-    mean: float, deviation: float, differences: list[Resampled], pooled: float, freedom: int, comparisons: int
-) -> Finding:
-    """Return the finding of a point from its paired differences by seed and their pooled variance."""
-    seeds = len(differences)
+def _test(differences: list[Resampled], pooled: float, freedom: int, comparisons: int) -> tuple[Interval, float]:
+    """Return the interval and p of a point from its paired differences by seed and their pooled variance."""
     values = np.array([d.value for d in differences])
-    over_seeds = max(float(values.var(ddof=1)), pooled) / seeds
+    over_seeds = max(float(values.var(ddof=1)), pooled) / len(values)
     over_images = _covariance(np.array([d.replicates for d in differences]))
     error = float(np.sqrt(over_seeds + over_images))
     if error == 0:  # the same scores
-        return Finding(mean, deviation, Interval(0.0, 0.0, 0.0), 1.0)
+        return Interval(0.0, 0.0, 0.0), 1.0
     freedom_of_sum = freedom * (1 + over_images / over_seeds) ** 2 if over_seeds else np.inf
-    reach = critical_value(comparisons, freedom_of_sum) * error
-    value = float(values.mean())
-    p = adjusted_p(value / error, comparisons, freedom_of_sum)
-    return Finding(mean, deviation, Interval(value, value - reach, value + reach), p)
+    value, reach = float(values.mean()), critical_value(comparisons, freedom_of_sum) * error
+    return Interval(value, value - reach, value + reach), adjusted_p(value / error, comparisons, freedom_of_sum)
 
 
 def _covariance(replicates: NDArray[np.float64]) -> float:
@@ -163,6 +149,5 @@ def _nodes() -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]:
 def critical_value(comparisons: int, freedom: float) -> float:
     """Return the t statistic whose `adjusted_p` is LEVEL: between that of one comparison and Bonferroni's."""
     low, high = (float(stats.t.isf(LEVEL / 2 / n, freedom)) for n in (1, comparisons))
-    return float(
-        optimize.brentq(lambda t: adjusted_p(t, comparisons, freedom) - LEVEL, 0.99 * low, 1.01 * high, xtol=1e-5)
-    )
+    t = optimize.brentq(lambda t: adjusted_p(t, comparisons, freedom) - LEVEL, 0.99 * low, 1.01 * high, xtol=1e-5)
+    return float(t)

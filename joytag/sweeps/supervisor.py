@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+import itertools
 import math
 import re
 import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.box import SIMPLE
@@ -20,186 +20,172 @@ from rich.table import Table
 from joytag.core import progress
 from joytag.core.errors import Exit, ExitCode, Stopped, describe
 from joytag.core.lock import InUse, sole_editor, sole_writer
-from joytag.core.signals import Interrupts
+from joytag.core.signals import CODES, Interrupts
 from joytag.core.terminal import plural, print
+from joytag.evaluation import predictions
 from joytag.models import checkpoint
-from joytag.sweeps import results
-from joytag.sweeps.config import SAMPLERS, Sweep, Trial
+from joytag.sweeps import results, search
+from joytag.sweeps.config import SAMPLERS, Labels, StopEarly, Sweep, Trial
 from joytag.sweeps.early_stopping import Curve, decide
-from joytag.sweeps.ledger import Ledger
-from joytag.sweeps.runners import Local, Remote, Start
-from joytag.sweeps.search import Labels, Proposer, draw, grid
+from joytag.sweeps.ledger import ENDS, Ledger
+from joytag.sweeps.runners import Slot, Start, run_here
+from joytag.training import tracker
 
 POLL = 0.1  # seconds between two looks at the processes
 LOOK = 2.0  # seconds between two looks at the logs
 ELSEWHERE = 10.0  # seconds until a trial that another process runs is tried again
 DISK_FULL = re.compile(r"free some (space|of your quota)")  # in the last line of a command whose disk is full
-METRICS = "metrics.json"
+INTERRUPTED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED, -signal.SIGTERM)
 GROUP = "WANDB_RUN_GROUP"
 
 
-def points(sweep: Sweep, ledger: Ledger) -> list[Labels]:
-    """Return the points that are known so far, without the base."""
-    count = sweep.settings.trials or 0
-    if sweep.settings.search == "grid":
-        return grid(sweep.axes, sweep.base.seed)
-    if sweep.settings.search == "random":
-        drawn = (draw(sweep.axes, sweep.base.seed, number) for number in range(20 * count))
-        return list({sweep.trials(labels, [0])[0].point: labels for labels in drawn}.values())[:count]
-    return [row["labels"] for row in ledger.events("proposed") if sweep.has(row["labels"])][:count]
-
-
-def plan(sweep: Sweep, ledger: Ledger) -> list[Trial]:
-    """Return all trials that are known so far, in their order: the base, other points, and those that confirm."""
-    trials: dict[str, Trial] = {}
-    known = points(sweep, ledger)
-    for labels in [{}, *known]:
-        trials |= {trial.id: trial for trial in sweep.trials(labels, sweep.seeds("search"))}
-    is_chosen = sweep.settings.search in ("grid", "random") or len(known) == sweep.settings.trials
-    if sweep.settings.confirm and is_chosen and all(ledger.is_over(name) for name in trials):
-        search = list(trials.values())
-        for point in [search[0].point, *results.best(sweep, search, ledger, sweep.settings.confirm.best)]:
-            labels = next(trial.labels for trial in search if trial.point == point)
-            trials |= {trial.id: trial for trial in sweep.trials(labels, sweep.seeds("confirm"), "confirm")}
-    return list(trials.values())
-
-
-def leaders(trials: Sequence[Trial], ledger: Ledger, n: int) -> list[str]:
-    """Return the points with the highest means in the ledger of those that are done, without the base, best first."""
-    means = {}
-    for point in dict.fromkeys(trial.point for trial in trials if trial.changes):
-        runs = [trial.id for trial in trials if trial.point == point and trial.phase == "search"]
-        if all(ledger.state(run) == "done" for run in runs):
-            means[point] = statistics.mean(ledger.value(run) for run in runs)
-    return sorted(means, key=lambda point: -means[point])[:n]
-
-
-@dataclass
-class Running:
-    """A trial that runs, with its slot and the lock on it."""
-
-    trial: Trial
-    slot: Mapping[str, str]
-    runner: Local | Remote
-    lock: ExitStack
-    since: float = field(default_factory=time.time)
-
-
-def run(sweep: Sweep, slots: Sequence[Mapping[str, str]], start: Start) -> None:
+def run(sweep: Sweep, slots: list[Slot], start: Start) -> Exit | None:
     """Run all trials that are not over, as many at once as there are slots.
 
-    Raises InUse when another process runs the sweep, Stopped when a signal asked to stop, ValueError when the disk is
-    full, and Exit when trials failed. All of them leave what the next call needs.
+    Returns Stopped when a signal asked to stop, Exit when trials failed, None when all is well. Raises InUse when
+    another process runs the sweep, and ValueError when the disk is full. All leave what the next call needs.
     """
     with sole_writer(sweep.output), Interrupts() as interrupts, progress.live() as show:
-        Supervisor(sweep, slots, start, show).run(interrupts)
+        return asyncio.run(Supervisor(sweep, slots, start, show).run(interrupts))
 
 
-def run_one(trial: Trial, slot: Mapping[str, str], group: str) -> None:
+def run_one(trial: Trial, slot: Slot, group: str) -> None:
     """Run a single trial without the ledger; the sweep takes it for done later. Raises InUse, and Exit if it fails."""
-    with sole_editor(trial.directory), Interrupts() as interrupts:
-        runner = Local(trial.commands, {**slot, GROUP: group}, trial.directory.with_suffix(".log"))
-        while (code := runner.poll()) is None:
-            if interrupts.code:
-                runner.stop()
-            time.sleep(POLL)
+    for number in CODES.keys() - {signal.SIGINT}:
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # at which asyncio cancels what it runs
+    with sole_editor(trial.directory):
+        log = trial.directory.with_suffix(".log")
+        code, reason = asyncio.run(run_here(trial.commands, {**slot, GROUP: group}, log))
     if code:
-        raise Exit(f"{trial.id}: {runner.reason}", code if code > 0 else ExitCode.FAILED)
+        raise Exit(f"{trial.id}: {reason}", code if code > 0 else ExitCode.FAILED)
 
 
 class Supervisor:
     """The process that starts trials and records what becomes of them; call it with the lock of the sweep."""
 
-    def __init__(
-        self, sweep: Sweep, slots: Sequence[Mapping[str, str]], start: Start, show: Callable[[Table], None]
-    ) -> None:
-        self.sweep, self.start, self.show, self.ledger = sweep, start, show, Ledger(sweep.output)
-        self.held: set[str] = set()  # trials that wait at a rung
-        self.free, self.running, self.elsewhere = list(slots), list[Running](), dict[str, float]()
-        self.slots, self.full, self.planned, search = len(slots), "", 0, sweep.settings.search
-        self.proposer = Proposer(search, sweep.axes, sweep.base.seed) if search in SAMPLERS else None
+    def __init__(self, sweep: Sweep, slots: list[Slot], start: Start, show: Callable[[Table], None]) -> None:
+        self.sweep, self.slots, self.start, self.show, self.ledger = sweep, slots, start, show, Ledger(sweep.output)
+        self.free, self.tasks = asyncio.Queue[Slot](), dict[str, asyncio.Task[None]]()
+        self.held, self.full = set[str](), ""
+        for slot in slots:
+            self.free.put_nowait(slot)
+        if sweep.settings.search in SAMPLERS:
+            search.distributions(sweep.axes)  # raises ModuleNotFoundError now rather than in the night
         self.ledger.append("called")
-        self._replan()
-        for trial in self.trials:
-            if self.ledger.state(trial.id) == "done" and not (trial.results / METRICS).exists():
+        for trial in (trial for point in search.plan(sweep, self.ledger) for trial in point.trials):
+            if self.ledger.state(trial.id) == "done" and not (trial.results / predictions.DIRECTORY).exists():
                 self.ledger.append("lost", trial.id)
+        self._look()
 
-    def run(self, interrupts: Interrupts) -> None:
-        """Run until all is over, or something asks to stop. Raises ValueError, Stopped or Exit unless all is well."""
-        looked = 0.0
+    async def run(self, interrupts: Interrupts) -> Exit | None:
+        """Run until all is over, or something asks to stop; see `run`."""
         while True:
-            for running in [*self.running]:
-                if (code := running.runner.poll()) is not None:
-                    self._finish(running, code)
-            self._replan()
-            if interrupts.code or self.full:
-                for running in self.running:
-                    running.runner.stop()
-            else:
+            is_ending = bool(interrupts.code or self.full)
+            if not is_ending:
                 self._begin()
-            if not self.running and (interrupts.code or self.full or not self._waiting()):
+            for name, task in [*self.tasks.items()]:
+                if task.done():
+                    del self.tasks[name]
+                    with suppress(asyncio.CancelledError):
+                        task.result()
+                elif (is_ending or name in self.held or self.ledger.is_over(name)) and not task.cancelling():
+                    task.cancel()
+            is_up_to_date = self.seen == len(self.ledger.rows)
+            if not is_up_to_date or time.time() - self.looked > LOOK:
+                self._look()
+            if is_up_to_date and not self.tasks and (is_ending or not self._waiting()):
                 break
-            if time.time() - looked > LOOK:
-                looked = time.time()
-                self._halve()
-                self.show(self._table())
-            time.sleep(POLL)
-        self._report(interrupts.code)
+            await asyncio.sleep(POLL)
+        return self._ending(interrupts.code)
 
-    def _replan(self) -> None:
-        """Bring the list of trials and the sampler up to date with the ledger."""
-        if len(self.ledger.rows) != self.planned:
-            self.trials = plan(self.sweep, self.ledger)
-            known = {point for row in self.ledger.events("planned") for point in row["points"]}
-            if new := [p for p in dict.fromkeys(t.point for t in self.trials if t.phase == "search") if p not in known]:
-                self._record("planned", points=new)
-            self.planned = len(self.ledger.rows)
-            if self.proposer:
-                self.proposer.feed(self.ledger.rows, self._runs)
-            self._halve()
+    def _begin(self) -> None:
+        """Queue the trials that wait for slots; while that leaves some of them free, ask the sampler for more."""
+        for trial in self._waiting():
+            self.tasks[trial.id] = asyncio.create_task(self._run(trial))
+        settings = self.sweep.settings
+        is_open = settings.search in SAMPLERS and len(search.proposed(self.sweep, self.ledger)) < (settings.trials or 0)
+        if is_open and len(self.tasks) < len(self.slots):
+            axes, seed, rows = self.sweep.axes, self.sweep.base.seed, self.ledger.rows
+            self._record("proposed", labels=search.propose(settings.search, axes, seed, rows, self._values))
 
-    def _runs(self, labels: Labels) -> list[str]:
-        seeds = self.sweep.seeds("search")
-        return [trial.id for trial in self.sweep.trials(labels, seeds)] if self.sweep.has(labels) else []
+    async def _run(self, trial: Trial) -> None:
+        """Run a trial once a slot is free and no other process runs it, and record how it ended."""
+        log = trial.directory.with_suffix(".log")
+        for attempt in itertools.count():
+            slot, begun = await self.free.get(), time.time()
+            try:
+                with sole_editor(trial.directory):
+                    self._record("started", trial.id, settings=trial.name)
+                    print(f"{trial.id}  started   {trial.name}", flush=True)
+                    code, reason = await self.start(trial.commands, {**slot, GROUP: self.sweep.name}, log)
+                break
+            except InUse as error:
+                if attempt == 0:
+                    print(f"{trial.id}  {error}")
+            finally:
+                self.free.put_nowait(slot)
+            await asyncio.sleep(ELSEWHERE)
+        if not self.ledger.is_over(trial.id):  # else it was stopped early
+            self._finish(trial, code, reason, seconds=round(time.time() - begun, 1))
 
-    def _halve(self) -> None:
+    def _finish(self, trial: Trial, code: int, reason: str, **details: Any) -> None:
+        """Record how a trial ended."""
+        event = "diverged" if code == ExitCode.DIVERGED else "interrupted" if code in INTERRUPTED else "failed"
+        if event == "failed" and DISK_FULL.search(reason):
+            event, self.full = "interrupted", reason
+        if code == ExitCode.DONE:
+            try:
+                value = results.score(self.sweep, trial)
+                event, reason, details = "done", f"{value:.4f}", {**details, "value": value, "of": self.sweep.measure}
+            except (OSError, ValueError) as error:
+                reason = str(error)
+        print(f"{trial.id}  {event:<9} {reason}", flush=True)
+        self._record(event, trial.id, reason=reason, **details)
+
+    def _look(self) -> None:
+        """Bring up to date what follows from the ledger and the logs: the trials, who waits, what can be removed."""
+        self.looked, self.seen, self.points = time.time(), len(self.ledger.rows), search.plan(self.sweep, self.ledger)
+        self.trials = [trial for point in self.points for trial in point.trials]
+        if self.sweep.settings.stop_early:
+            self._halve(self.sweep.settings.stop_early)
+        if self.sweep.settings.keep_checkpoints == "best":
+            self._prune()
+        self.show(self._table())
+
+    def _halve(self, settings: StopEarly) -> None:
         """End the points that lose at a rung, and let those wait there that are to be compared with others."""
-        settings = self.sweep.settings.stop_early
-        if settings is None:
-            return
-        search = [trial for trial in self.trials if trial.phase == "search"]
-        curves, total = {trial.id: self._curve(trial) for trial in search}, self.sweep.samples
-        points: dict[str, dict[int, Curve]] = {}
-        for trial in search:
-            points.setdefault(trial.point, {})[trial.seed] = curves[trial.id]
-        planned = [row["points"] for row in self.ledger.events("planned")]
-        cohorts = [{point: points[point] for point in row if point in points} for row in planned]
-        decisions = decide(cohorts, [rung * total for rung in settings.rungs], settings.keep)
-        lost = {row["trial"] for row in self.ledger.events("ended") if row["outcome"] == "stopped"}
-        stopped = {**decisions.stopped, **{trial.point: None for trial in search if trial.id in lost}}
-        for trial in search:
-            if trial.point in stopped and self.ledger.end(trial.id) is None:
-                seen = [value for _, value in curves[trial.id] if not math.isnan(value)]
-                reason = f"lost at {stopped[trial.point] or 0:,.0f} samples"
-                self._record("ended", trial.id, outcome="stopped", value=seen[-1] if seen else None, reason=reason)
-                print(f"{trial.id}  stopped   {reason}")
-        self.held = {
-            trial.id
-            for trial in search
-            if trial.point in decisions.waiting
-            and decisions.waiting[trial.point] <= (curves[trial.id] or [(0, 0)])[-1][0] < total
-        }
-        for running in self.running:
-            if running.trial.id in self.held or self.ledger.end(running.trial.id):
-                running.runner.stop()
+        total = sum(stage.samples for stage in self.sweep.base.plan())
+        curves = {trial.id: self._curve(trial) for trial in self.trials}
+        points = {point.id: {trial.seed: curves[trial.id] for trial in point.search} for point in self.points}
+        came_alone = self.sweep.settings.search in SAMPLERS
+        cohorts = [{point: seeds} for point, seeds in points.items()] if came_alone else [points]
+        decisions, self.held = decide(cohorts, [rung * total for rung in settings.rungs], settings.keep), set()
+        for point in self.points:
+            has_lost = any(self.ledger.state(trial.id) == "stopped" for trial in point.search)
+            for trial in point.search:
+                at, value = (curves[trial.id] or [(0, 0.0)])[-1]
+                if (has_lost or point.id in decisions.stopped) and self.ledger.state(trial.id) not in ENDS:
+                    reason = f"lost at {decisions.stopped.get(point.id, 0):,.0f} samples"
+                    self._record("stopped", trial.id, value=value, reason=reason)
+                    print(f"{trial.id}  stopped   {reason}")
+                elif decisions.waiting.get(point.id, math.inf) <= at < total:
+                    self.held.add(trial.id)
 
-    def _curve(self, trial: Trial) -> list[tuple[float, float]]:
+    def _curve(self, trial: Trial) -> Curve:
         """Return a trial's metric by samples, which becomes NaN when it diverges, fails or loses."""
-        state, curve = self.ledger.state(trial.id), list(results.curve(trial, self.sweep.settings.metric))
-        if state not in ("pending", "running"):
-            end = max(self.sweep.samples, *(samples + 1 for samples, _ in curve), 1)
-            curve.append((end, curve[-1][1] if state == "done" and curve else math.nan))
-        return curve
+        curve = tracker.curve(trial.directory / tracker.LOG, f"val_{self.sweep.settings.metric}")
+        if not self.ledger.is_over(trial.id):
+            return curve
+        is_done = curve and self.ledger.state(trial.id) == "done"
+        return [*curve, (math.inf, curve[-1][1] if is_done else math.nan)]
+
+    def _prune(self) -> None:
+        """Remove the checkpoints of points that are over and are not among the best."""
+        best = results.best(self.sweep, self.points, self.ledger)
+        for point in self.points:
+            has_ended = all(self.ledger.state(t.id) in ENDS and t.id not in self.tasks for t in point.trials)
+            for trial in point.trials if has_ended and point not in best else ():
+                shutil.rmtree(trial.directory / checkpoint.DIRECTORY, ignore_errors=True)
 
     def _record(self, event: str, trial: str | None = None, **details: Any) -> None:
         """Append to the ledger; where that fails, the sweep stops, and the next call looks at the trial again."""
@@ -209,103 +195,38 @@ class Supervisor:
             self.full = describe(error)
 
     def _waiting(self) -> list[Trial]:
-        """Return the trials that are to start, in their order; those that failed before come last."""
-        busy = {running.trial.id for running in self.running} | self.held
-        waiting = [trial for trial in self.trials if trial.id not in busy and not self.ledger.is_over(trial.id)]
-        if not waiting and self.proposer and len(self.proposer.trials) < (self.sweep.settings.trials or 0):
-            self._record("proposed", labels=self.proposer.propose())
-            self._replan()
-            return self._waiting()
-        return sorted(waiting, key=lambda trial: len(self.ledger.failures(trial.id)))
+        """Return the trials that are to start, in their order."""
+        busy = {*self.tasks, *self.held}
+        return [trial for trial in self.trials if trial.id not in busy and not self.ledger.is_over(trial.id)]
 
-    def _begin(self) -> None:
-        """Start trials in the free slots, except those that another process runs."""
-        for trial in self._waiting() if self.free else []:
-            lock = ExitStack()
-            if not self.free or time.time() < self.elsewhere.get(trial.id, 0):
-                continue
-            try:
-                lock.enter_context(sole_editor(trial.directory))
-            except InUse as error:
-                if trial.id not in self.elsewhere:
-                    print(f"{trial.id}  {error}")
-                self.elsewhere[trial.id] = time.time() + ELSEWHERE
-                continue
-            self._record("started", trial.id, phase=trial.phase, settings=trial.describe())
-            print(f"{trial.id}  started   {trial.describe()}", flush=True)
-            environment = {**(slot := self.free.pop(0)), GROUP: self.sweep.name}
-            runner = self.start(trial.commands, environment, trial.directory.with_suffix(".log"))
-            self.running.append(Running(trial, slot, runner, lock))
-
-    def _finish(self, running: Running, code: int) -> None:
-        """Record how a trial ended, and free its slot."""
-        self.running.remove(running)
-        self.free.append(running.slot)
-        running.lock.close()
-        trial, reason, row = running.trial, running.runner.reason, dict[str, Any]()
-        if self.ledger.end(trial.id):  # it was stopped early
-            self._prune()
-            return
-        event, value = "failed", None
-        if code == 0:
-            try:
-                value = read_metric(trial, self.sweep.settings.metric)
-                event, row = "ended", {"outcome": "done", "value": value}
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = f"{trial.results / METRICS}: {error!r}"
-        elif code == ExitCode.DIVERGED:
-            event, row = "ended", {"outcome": "diverged", "value": None, "reason": reason}
-        elif DISK_FULL.search(reason):
-            event, self.full = "interrupted", reason
-        elif code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED, -signal.SIGTERM):
-            event = "interrupted"
-        row = row or {"reason": reason}
-        said = f"{self.sweep.settings.metric} {value:.4f}" if value is not None else reason
-        print(f"{trial.id}  {row.get('outcome', event):<9} {said}", flush=True)
-        self._record(event, trial.id, **row, seconds=round(time.time() - running.since, 1))
-        if event == "ended":
-            self._prune()
-
-    def _prune(self) -> None:
-        """Remove the checkpoints of points that are over and are not among the best."""
-        if self.sweep.settings.keep_checkpoints == "all":
-            return
-        confirm = self.sweep.settings.confirm
-        kept = leaders(self.trials, self.ledger, confirm.best if confirm else 1)
-        for point in {trial.point for trial in self.trials} - {*kept}:
-            runs = [trial for trial in self.trials if trial.point == point]
-            if all(self.ledger.end(run.id) for run in runs):
-                for trial in runs:
-                    shutil.rmtree(trial.directory / checkpoint.DIRECTORY, ignore_errors=True)
+    def _values(self, labels: Labels) -> Mapping[str, float]:
+        """Return the values of a point's trials, {} when the point left the axes since."""
+        trials = self.sweep.point(labels).search if self.sweep.has(labels) else []
+        return {trial.id: results.value(self.sweep, trial, self.ledger) for trial in trials}
 
     def _table(self) -> Table:
         """Return how far the trials are."""
-        over, metric = [trial for trial in self.trials if self.ledger.is_over(trial.id)], self.sweep.settings.metric
-        seconds = [row["seconds"] for row in self.ledger.events("ended") if "seconds" in row]
-        left = (len(self.trials) - len(over)) * statistics.mean(seconds or [0]) / self.slots / 60
-        value, name = max(((self.ledger.value(trial.id), trial.describe()) for trial in over), default=(0, ""))
-        title = f"{self.sweep.name}: {len(over)} of {len(self.trials)} trials over, best {value:.4f} {name}"
-        table = Table("trial", "settings", "samples", metric, box=SIMPLE, title=f"{title}, about {left:.0f} min left")
-        for trial in (running.trial for running in self.running):
-            samples, value = (self._curve(trial) or [(0, 0)])[-1]
-            table.add_row(trial.id, trial.describe(), f"{samples:,}", f"{value:.4f}")
+        values = {t.name: results.value(self.sweep, t, self.ledger) for t in self.trials if self.ledger.is_over(t.id)}
+        seconds = [row["seconds"] for row in self.ledger.events(*ENDS) if "seconds" in row]
+        left = (len(self.trials) - len(values)) * statistics.mean(seconds or [0]) / len(self.slots) / 60
+        best = max(values, key=values.__getitem__, default="")
+        title = f"{self.sweep.name}: {len(values)} of {len(self.trials)} trials over, about {left:.0f} min left"
+        title += f", best {values[best]:.4f} {best}" if best else ""
+        table = Table("trial", "settings", "samples", self.sweep.settings.metric, box=SIMPLE, title=title)
+        for trial in self.trials:
+            if self.ledger.state(trial.id) == "running":
+                samples, value = (self._curve(trial) or [(0, 0)])[-1]
+                table.add_row(trial.id, trial.name, f"{samples:,}", f"{value:.4f}")
         return table
 
-    def _report(self, code: int) -> None:
-        """Raise ValueError, Stopped or Exit unless all is well."""
-        over = sum(self.ledger.is_over(trial.id) for trial in self.trials)
+    def _ending(self, code: int) -> Exit | None:
+        """Return why not all is well. Raises ValueError when the disk is full."""
         if self.full:
             raise ValueError(f"{self.sweep.output}: stopped, nothing is lost: {self.full}")
         if code:
-            raise Stopped(f"{self.sweep.output}: stopped with {over} of {len(self.trials)} trials over", code)
+            over = sum(self.ledger.is_over(trial.id) for trial in self.trials)
+            return Stopped(f"{self.sweep.output}: stopped with {over} of {len(self.trials)} trials over", code)
         failed = [trial for trial in self.trials if self.ledger.state(trial.id) == "failed"]
-        if failed:
-            reasons = "; ".join(f"{t.id} ({t.describe()}): {self.ledger.failures(t.id)[-1]}" for t in failed)
-            raise Exit(f"{len(failed)} {plural(len(failed), 'trial')} failed, the others are over: {reasons}")
-
-
-def read_metric(trial: Trial, metric: str) -> float | None:
-    """Return a metric of a finished trial, None when it is undefined."""
-    headline = json.loads((trial.results / METRICS).read_text(encoding="utf-8"))["headline"]
-    value = headline["ranking" if metric == "map" else "fixed"][metric]["value"]
-    return None if value is None else float(value)
+        reasons = "; ".join(f"{t.id} ({t.name}): {self.ledger.failures[t.id][-1]}" for t in failed)
+        number = f"{len(failed)} {plural(len(failed), 'trial')}"
+        return Exit(f"{number} failed, the others are over: {reasons}") if failed else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
@@ -11,6 +13,7 @@ from joytag.core import settings
 from joytag.core.settings import Choice, PathText, Settings
 from joytag.data.augment import SPACES
 from joytag.data.tag_names import DEFAULT_THRESHOLD
+from joytag.models import release
 from joytag.models.architectures import Config
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViTConfig, ViTOptions
@@ -272,3 +275,14 @@ class RunSettings(Settings):
             samples = schedule.whole_batches(stage.samples, self.batch_size)
             stages.append(schedule.Stage(stage.image_size, samples, stage.restart))
         return stages
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """Read a run's settings; those that it leaves to the release of `init_from` are filled in.
+
+    Raises SettingsError when they are wrong or do not fit the release.
+    """
+    config = settings.load(RunSettings, path, overrides)
+    if config.init_from is None:
+        return config
+    return config.fitted_to(release.read_config(release.locate(config.init_from)))

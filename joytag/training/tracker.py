@@ -130,6 +130,11 @@ def check_logs(directory: Path) -> None:
             raise ValueError(f"{path}: not a run's log; set another output, or move the file")
 
 
+def curve(log: Path, name: str) -> list[tuple[int, float]]:
+    """Return a metric of a run's log.jsonl, so far as it goes: the samples and the value of each line that has it."""
+    return [(line["samples"], line[name]) for line in jsonl.read(log) if name in line]
+
+
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Append a line of JSON to a file; only warn when it cannot be written."""
     try:

@@ -1,12 +1,13 @@
 """`joytag sweep` with real trainings."""
 
+import asyncio
 import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from commands import HANG, assert_one_line
@@ -16,11 +17,11 @@ from requirements import needs_linux, needs_unix, require, require_ray
 from joytag.cli import sweep as command
 from joytag.core import jsonl
 from joytag.core.lock import sole_writer
-from joytag.sweeps import exports, runners, supervisor
-from joytag.sweeps.config import Sweep
+from joytag.sweeps import results, runners, studies, supervisor
+from joytag.sweeps.config import Sweep, Trial
 from joytag.sweeps.ledger import Ledger
-from joytag.sweeps.runners import Remote, slots
-from joytag.sweeps.supervisor import plan
+from joytag.sweeps.runners import run_here, slots
+from joytag.sweeps.search import plan
 
 pytestmark = needs_unix
 
@@ -30,6 +31,10 @@ def real(monkeypatch, write_sweep) -> Path:
     """A sweep of two points on one seed, of trainings that a person would start."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return write_sweep(axes={"optimizer.lr": [0.02]}, seeds=1, keep_checkpoints="all")
+
+
+def trials(sweep: Sweep) -> list[Trial]:
+    return [trial for point in plan(sweep, Ledger(sweep.output)) for trial in point.trials]
 
 
 def ids(text: str) -> list[str]:
@@ -43,19 +48,25 @@ def test_trials_train_and_a_killed_one_resumes_to_the_same_weights(call, real, t
     assert done.returncode == 0, done.stderr
     whole = Sweep(real, changes)
     ledger = Ledger(whole.output)
-    (first,) = plan(whole, ledger)
+    (first,) = trials(whole)
     assert ledger.state(first.id) == "done"
     value = json.loads((first.results / "metrics.json").read_text())["headline"]["fixed"]["macro_f1"]["value"]
-    assert ledger.value(first.id) == value
+    assert ledger.last[first.id]["value"] == value
     assert {"sweep.html", "sweep.csv", "sweep.json", "best.yaml"} <= {path.name for path in whole.output.iterdir()}
 
-    trial = plan(Sweep(real), Ledger(tmp_path / "sweep"))[0]
-    runner = runners.Local(trial.commands, slots(1, 1, True)[0], tmp_path / "log")
-    while jsonl_length(trial.directory) < 3:
-        assert runner.poll() is None
-        time.sleep(0.01)
-    os.kill(runner.process.pid, signal.SIGKILL)
-    runner.process.wait(HANG)
+    trial = trials(Sweep(real))[0]
+
+    async def kill() -> tuple[int, str]:
+        task = asyncio.create_task(run_here(trial.commands, slots(1, 1, True)[0], tmp_path / "log"))
+        while jsonl_length(trial.directory) < 3:
+            assert not task.done()
+            await asyncio.sleep(0.01)
+        for process in psutil.Process().children():
+            if trial.id in " ".join(process.cmdline()):
+                process.kill()
+        return await asyncio.wait_for(task, HANG)
+
+    assert asyncio.run(kill())[0] == -signal.SIGKILL
     done = call("sweep", "--config", real, "--trial", trial.id)
     assert done.returncode == 0, done.stderr
     weights = [
@@ -71,7 +82,7 @@ def jsonl_length(run: Path) -> int:
 def test_a_dry_run_lists_trials_costs_and_commands_and_writes_nothing(call, real, tmp_path):
     done = call("sweep", "--config", real, "--dry-run", "seeds=3")
     assert done.returncode == 0, done.stderr
-    assert ids(done.stdout) == [trial.id for trial in plan(Sweep(real, ["seeds=3"]), Ledger(tmp_path))]
+    assert ids(done.stdout) == [trial.id for trial in trials(Sweep(real, ["seeds=3"]))]
     for part in ("optimizer.lr=0.02 seed=2", "6 trials", "FLOP", "joytag train --config", "joytag evaluate --model"):
         assert part in done.stdout
     assert not (tmp_path / "sweep").exists()
@@ -110,14 +121,13 @@ def test_wandbs_agents_run_trials_of_the_sweep(call, real, tmp_path):
 def test_optuna_reads_the_exported_study(cheap_sweep):
     optuna = pytest.importorskip("optuna")
     sweep = cheap_sweep(seeds=1)
-    supervisor.run(sweep, slots(2, 1, True), runners.Local)
+    supervisor.run(sweep, slots(2, 1, True), run_here)
     ledger = Ledger(sweep.output)
     for _ in range(2):
-        path = exports.optuna(sweep, plan(sweep, ledger), ledger)
+        path = studies.write_journal(results.read(sweep, plan(sweep, ledger), ledger), sweep)
     backend = optuna.storages.journal.JournalFileBackend(str(path))
     study = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
-    trials = plan(sweep, ledger)
-    assert {trial.value for trial in study.trials} == {ledger.value(trial.id) for trial in trials}
+    assert {trial.value for trial in study.trials} == {ledger.last[trial.id]["value"] for trial in trials(sweep)}
     assert study.best_params == {"optimizer.lr": "0.01"}
 
 
@@ -125,7 +135,6 @@ def test_optuna_reads_the_exported_study(cheap_sweep):
 @needs_linux
 def test_ray_goes_on_when_a_worker_is_killed(cheap_sweep, monkeypatch):
     require_ray()
-    import psutil
     import ray
 
     sweep = cheap_sweep(seeds=1)
@@ -136,9 +145,8 @@ def test_ray_goes_on_when_a_worker_is_killed(cheap_sweep, monkeypatch):
         places, start = runners.ray_slots(1, 1, True)
         killed: list[int] = []
 
-        def kill_once(*arguments) -> Remote:
-            remote = start(*arguments)
-            assert isinstance(remote, Remote)
+        async def kill_once(*arguments) -> tuple[int, str]:
+            task = asyncio.create_task(start(*arguments))
             while not killed:
                 for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
                     words = process.info["cmdline"] or []
@@ -147,22 +155,50 @@ def test_ray_goes_on_when_a_worker_is_killed(cheap_sweep, monkeypatch):
                         killed.append(process.info["ppid"])
                         os.kill(process.info["ppid"], signal.SIGKILL)
                         break
-                time.sleep(0.05)
-            return remote
+                await asyncio.sleep(0.05)
+            return await task
 
         supervisor.run(sweep, places, kill_once)
     finally:
         ray.shutdown()
     ledger = Ledger(sweep.output)
     assert killed
-    trials = plan(sweep, ledger)
-    assert {ledger.state(trial.id) for trial in trials} == {"done"}
-    assert len(jsonl.read(trials[0].directory / "calls.jsonl")) == 2, "Ray started it again"
+    assert {ledger.state(trial.id) for trial in trials(sweep)} == {"done"}
+    assert len(jsonl.read(trials(sweep)[0].directory / "calls.jsonl")) == 2, "Ray started it again"
     whole = cheap_sweep(seeds=1, output=str(sweep.output.with_name("whole")))
-    supervisor.run(whole, slots(2, 1, True), runners.Local)
-    for trial in trials:
+    supervisor.run(whole, slots(2, 1, True), run_here)
+    for trial in trials(sweep):
         weights = trial.results / "model.safetensors"
         assert weights.read_bytes() == (whole.output / "trials" / trial.id / "release/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@needs_linux
+def test_a_trial_on_ray_is_interrupted_when_it_is_stopped(cheap_sweep, monkeypatch, tmp_path):
+    require_ray()
+    import ray
+
+    trial = trials(cheap_sweep(seeds=1))[0]
+    trial.directory.mkdir(parents=True)
+    monkeypatch.setenv("STEP", "0.2")
+    ray.shutdown()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    places, start = runners.ray_slots(1, 1, True)
+
+    async def stop() -> tuple[int, str]:
+        task = asyncio.create_task(start(trial.commands, {**places[0], "WANDB_RUN_GROUP": "x"}, tmp_path / "log"))
+        while jsonl_length(trial.directory) < 1:
+            assert not task.done()
+            await asyncio.sleep(0.05)
+        task.cancel()
+        return await asyncio.wait_for(task, HANG)
+
+    try:
+        code, _ = asyncio.run(stop())
+    finally:
+        ray.shutdown()
+    assert code == 75
+    assert not (trial.directory / "release").exists()
 
 
 def test_gpus_are_dealt_to_slots(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ from joytag.data.dataset import Posts
 from joytag.evaluation.bootstrap import resample_weights
 from joytag.evaluation.comparison import Resampled
 from joytag.evaluation.predictions_writer import PredictionsWriter
-from joytag.sweeps import statistics
-from joytag.sweeps.config import Sweep, Trial
+from joytag.sweeps import results, statistics
+from joytag.sweeps.config import Point, Sweep, Trial
 from joytag.sweeps.ledger import Ledger
+from joytag.sweeps.search import plan
 from joytag.sweeps.statistics import RESAMPLES, Finding
-from joytag.sweeps.supervisor import plan
 
 SD = 0.02  # of the metric over seeds, of which 0.95 is the training and the rest that a seed suits some images
 IMAGES = 400  # of each half
@@ -129,24 +130,30 @@ def open_sweep(directory: Path, run: dict, **settings: object) -> Sweep:
     return Sweep(directory / "sweep.yaml")
 
 
-def strength(trial: Trial) -> float:
+def trials(points: list[Point]) -> list[Trial]:
+    """Return all trials of points."""
+    return [trial for point in points for trial in point.trials]
+
+
+def strength(name: str) -> float:
     """Return how good a trial's model is, but for its seed: best at the highest rate, worse without convolutions."""
-    return 2 + 0.6 * np.log10(trial.config.optimizer.lr / 0.01) - 0.5 * (trial.config.model.cnn_stem is None)
+    rate = float(found[1]) if (found := re.search(r"optimizer\.lr=(\S+)", name)) else 0.01
+    return 2 + 0.6 * np.log10(rate / 0.01) - 0.5 * ("cnn_stem=null" in name)
 
 
-def finish(trial: Trial, ledger: Ledger, images: int = 240, n_tags: int = 6, gain: float = 1.0) -> None:
+def finish(sweep: Sweep, trial: Trial, ledger: Ledger, gain: float = 1.0, positives: float = 0.3) -> None:
     """Write what a finished trial leaves, and record it; `gain` multiplies what points differ by."""
     rng = np.random.default_rng(0)
-    labels = csc_array(rng.random((images, n_tags)) < 0.3)
-    common, own = rng.normal(size=labels.shape), np.random.default_rng(zlib.crc32(trial.describe().encode()))
-    height = 2 + gain * (strength(trial) - 2) + own.normal(0, 0.05)
+    labels = csc_array(rng.random((240, 6)) < positives)
+    common, own = rng.normal(size=labels.shape), np.random.default_rng(zlib.crc32(trial.name.encode()))
+    height = 2 + gain * (strength(trial.name) - 2) + own.normal(0, 0.05)
     logits = height * labels.toarray() + 0.8 * common + 0.3 * own.normal(size=labels.shape) - 2
     write_predictions(trial.results / "predictions", (1 / (1 + np.exp(-logits))).astype(np.float16), labels)
     for samples in (48, 96, 144, 184):
         row = {"samples": samples, "val_macro_f1": 0.2 * height * (samples / 184) ** 0.5}
         jsonl.append(trial.directory / "log.jsonl", row)
     ledger.append("started", trial.id)
-    ledger.append("ended", trial.id, outcome="done", value=height, seconds=1.0)
+    ledger.append("done", trial.id, value=results.measure(sweep, trial).value, of=sweep.measure, seconds=1.0)
 
 
 def write_predictions(directory: Path, scores: np.ndarray, labels: csc_array) -> None:
@@ -166,11 +173,11 @@ def write_predictions(directory: Path, scores: np.ndarray, labels: csc_array) ->
     writer.finish(posts, labels, vocabulary(n_tags))
 
 
-def finish_all(sweep: Sweep, gain: float = 1.0) -> tuple[list[Trial], Ledger]:
+def finish_all(sweep: Sweep, gain: float = 1.0) -> tuple[list[Point], Ledger]:
     """Finish all trials of a sweep, those that confirm too."""
     sweep.output.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(sweep.output)
-    while waiting := [trial for trial in plan(sweep, ledger) if not ledger.is_over(trial.id)]:
+    while waiting := [trial for trial in trials(plan(sweep, ledger)) if not ledger.is_over(trial.id)]:
         for trial in waiting:
-            finish(trial, ledger, gain=gain)
+            finish(sweep, trial, ledger, gain=gain)
     return plan(sweep, ledger), ledger

@@ -18,11 +18,11 @@ from requirements import needs_linux, needs_unix
 from joytag.core import jsonl
 from joytag.core.errors import Exit, Stopped
 from joytag.core.lock import InUse, sole_writer
-from joytag.sweeps import supervisor
-from joytag.sweeps.config import Sweep
-from joytag.sweeps.ledger import Ledger
-from joytag.sweeps.runners import Local, slots
-from joytag.sweeps.supervisor import leaders, plan
+from joytag.sweeps import results, supervisor
+from joytag.sweeps.config import Sweep, Trial
+from joytag.sweeps.ledger import ENDS, Ledger
+from joytag.sweeps.runners import run_here, slots
+from joytag.sweeps.search import plan
 
 pytestmark = needs_unix
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
@@ -30,8 +30,13 @@ DECAY = "optimizer.weight_decay"
 
 
 def run(sweep: Sweep, jobs: int = 3) -> Ledger:
-    supervisor.run(sweep, slots(jobs, 1, True), Local)
+    if ending := supervisor.run(sweep, slots(jobs, 1, True), run_here):
+        raise ending
     return Ledger(sweep.output)
+
+
+def trials(sweep: Sweep) -> list[Trial]:
+    return [trial for point in plan(sweep, Ledger(sweep.output)) for trial in point.trials]
 
 
 def forked(sweep: Sweep, jobs: int = 3) -> BaseProcess:
@@ -50,7 +55,7 @@ def forked(sweep: Sweep, jobs: int = 3) -> BaseProcess:
 def outcomes(sweep: Sweep) -> dict[str, str]:
     """Return the state of each trial by its description."""
     ledger = Ledger(sweep.output)
-    return {trial.describe(): ledger.state(trial.id) for trial in plan(sweep, ledger)}
+    return {trial.name: ledger.state(trial.id) for trial in trials(sweep)}
 
 
 def weights(sweep: Sweep) -> dict[str, bytes]:
@@ -74,10 +79,11 @@ def test_every_trial_runs_once_and_its_metric_is_recorded(cheap_sweep):
         for point in ("base", "optimizer.lr=0.02", "optimizer.lr=0.01")
         for seed in (0, 1)
     }
-    ends = list(ledger.events("ended"))
+    ends = ledger.events(*ENDS)
     assert len(ends) == len({row["trial"] for row in ends}) == 6
-    chosen = leaders(plan(sweep, ledger), ledger, 1)
-    assert [t.changes for t in plan(sweep, ledger) if t.point == chosen[0]] == [{"optimizer.lr": 0.01}] * 2
+    points = plan(sweep, ledger)
+    assert [point.changes for point in results.best(sweep, points, ledger)] == [{"optimizer.lr": 0.01}]
+    assert ends[0]["value"] == results.measure(sweep, points[0].search[0]).value
     assert not alive(sweep.output)
 
 
@@ -85,13 +91,13 @@ def test_the_base_runs_first_and_threads_and_group_are_handed_on(cheap_sweep):
     ledger = run(sweep := cheap_sweep(), jobs=1)
     assert [row["settings"] for row in ledger.events("started")][:2] == ["base seed=0", "base seed=1"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    calls = jsonl.read(plan(sweep, ledger)[0].directory / "calls.jsonl")
+    calls = jsonl.read(trials(sweep)[0].directory / "calls.jsonl")
     assert calls == [{"threads": str(cores), "group": "sweep"}]
 
 
 def test_a_finished_sweep_starts_nothing(cheap_sweep):
-    before = list(run(sweep := cheap_sweep()).events("started"))
-    assert list(run(sweep).events("started")) == before
+    before = run(sweep := cheap_sweep()).events("started")
+    assert run(sweep).events("started") == before
 
 
 @needs_linux
@@ -113,8 +119,8 @@ def test_a_sweep_killed_at_random_moments_loses_and_repeats_nothing(cheap_sweep,
     ledger = run(sweep)
     assert weights(sweep) == weights(whole)
     assert len(weights(sweep)) == 3 * changes["seeds"], "of all points but the one that diverges"
-    ended = Counter(row["trial"] for row in ledger.events("ended"))
-    assert set(ended) == {trial.id for trial in plan(sweep, ledger)}
+    ended = Counter(row["trial"] for row in ledger.events(*ENDS))
+    assert set(ended) == {trial.id for trial in trials(sweep)}
     assert set(ended.values()) == {1}
     assert outcomes(sweep) == outcomes(whole)
 
@@ -128,8 +134,8 @@ def test_signals_let_trials_save_and_the_next_call_goes_on(cheap_sweep, monkeypa
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join(HANG)
     ledger = Ledger(sweep.output)
-    assert {row["event"] for row in ledger.rows} == {"called", "planned", "started", "interrupted"}
-    assert "as requested" in next(ledger.events("interrupted"))["reason"]
+    assert {row["event"] for row in ledger.rows} == {"called", "started", "interrupted"}
+    assert "as requested" in ledger.events("interrupted")[0]["reason"]
     monkeypatch.setenv("STEP", "0.01")
     run(sweep)
     assert set(outcomes(sweep).values()) == {"done"}
@@ -162,19 +168,19 @@ def test_a_full_disk_stops_all_and_loses_nothing(cheap_sweep, tmp_path):
     with pytest.raises(ValueError, match="No space left on device; free some space"):
         run(sweep, 2)
     ledger = Ledger(sweep.output)
-    assert not list(ledger.events("failed"))
+    assert not ledger.events("failed")
     assert not alive(sweep.output)
     (tmp_path / "enough").touch()
     ledger = run(sweep)
     assert set(outcomes(sweep).values()) == {"done"}
-    assert Counter(row["trial"] for row in ledger.events("ended")).most_common(1)[0][1] == 1
+    assert Counter(row["trial"] for row in ledger.events(*ENDS)).most_common(1)[0][1] == 1
 
 
 def test_only_what_is_new_runs(cheap_sweep):
     def started(**changes) -> list[str]:
         sweep = cheap_sweep(**changes)
-        before = len(list(Ledger(sweep.output).events("started")))
-        return sorted(row["settings"] for row in list(run(sweep).events("started"))[before:])
+        before = len(Ledger(sweep.output).events("started"))
+        return sorted(row["settings"] for row in run(sweep).events("started")[before:])
 
     narrow = {"optimizer.lr": {"log": [0.01, 0.04], "points": 3}}
     assert len(started(axes=narrow)) == 8
@@ -188,7 +194,7 @@ def test_only_what_is_new_runs(cheap_sweep):
 
 def test_a_run_made_by_hand_counts(cheap_sweep):
     sweep = cheap_sweep()
-    trial = plan(sweep, Ledger(sweep.output))[2]
+    trial = trials(sweep)[2]
     supervisor.run_one(trial, slots(1, 1, True)[0], "by hand")
     before = weights(sweep)[trial.id]
     written = (trial.results / "model.safetensors").stat().st_mtime_ns
@@ -201,8 +207,8 @@ def test_a_run_made_by_hand_counts(cheap_sweep):
 def test_what_someone_removed_runs_again(cheap_sweep):
     import shutil
 
-    sweep = cheap_sweep()
-    trial = plan(sweep, run(sweep))[1]
+    run(sweep := cheap_sweep())
+    trial = trials(sweep)[1]
     shutil.rmtree(trial.directory)
     ledger = run(sweep)
     assert [row["trial"] for row in ledger.rows if row["event"] == "lost"] == [trial.id]
@@ -211,9 +217,9 @@ def test_what_someone_removed_runs_again(cheap_sweep):
 
 def test_losing_trials_keep_all_but_checkpoints(cheap_sweep):
     sweep = cheap_sweep(axes={"optimizer.lr": [0.01, 0.02, 0.03]})
-    ledger = run(sweep)
-    for trial in plan(sweep, ledger):
-        assert (trial.directory / "checkpoints").exists() == (trial.changes == {"optimizer.lr": 0.01})
+    run(sweep)
+    for trial in trials(sweep):
+        assert (trial.directory / "checkpoints").exists() == trial.name.startswith("optimizer.lr=0.01 ")
         assert {"log.jsonl", "release"} <= {path.name for path in trial.directory.iterdir()}
 
 
@@ -221,7 +227,7 @@ def test_a_second_supervisor_and_a_second_run_of_a_trial_are_refused(cheap_sweep
     sweep = cheap_sweep()
     with sole_writer(sweep.output), pytest.raises(InUse, match="wait until it ends"):
         run(sweep)
-    first, second = plan(sweep, Ledger(sweep.output))[:2]
+    first, second = trials(sweep)[:2]
     from joytag.core.lock import sole_editor
 
     with sole_editor(first.directory), sole_writer(sweep.output):
@@ -235,7 +241,7 @@ def test_a_trial_that_runs_elsewhere_is_left_to_it(cheap_sweep, monkeypatch, cap
     monkeypatch.setattr(supervisor, "ELSEWHERE", 0.2)
     monkeypatch.setenv("STEP", "0.05")
     sweep = cheap_sweep(seeds=1)
-    trial = plan(sweep, Ledger(sweep.output))[0]
+    trial = trials(sweep)[0]
     assert FORK is not None
     process = FORK.Process(target=supervisor.run_one, args=(trial, slots(1, 1, True)[0], "x"))
     process.start()
@@ -261,7 +267,7 @@ def test_points_that_lose_at_a_rung_are_stopped_there_and_stay_so(cheap_sweep, m
     }
     for key in ("base seed=0", "base seed=1", "optimizer.lr=0.01 seed=0", "optimizer.lr=0.01 seed=1"):
         assert found[key] == "done"
-    for trial in plan(sweep, ledger):
+    for trial in trials(sweep):
         if ledger.state(trial.id) == "stopped":
             samples = [row["samples"] for row in jsonl.read(trial.directory / "log.jsonl")]
             assert samples[-1] < 184, "it stopped before its end"
@@ -276,11 +282,12 @@ def test_ctrl_c_is_reported_as_an_interruption(cheap_sweep, monkeypatch):
     monkeypatch.setenv("STEP", "0.1")
     sweep = cheap_sweep()
 
-    def interrupt(*arguments):
+    async def interrupt(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        return Local(*arguments)
+        return await run_here(*arguments)
 
-    with pytest.raises(Stopped, match="0 of 6 trials over") as error:
-        supervisor.run(sweep, slots(1, 1, True), interrupt)
-    assert error.value.code == 130
+    ending = supervisor.run(sweep, slots(1, 1, True), interrupt)
+    assert isinstance(ending, Stopped)
+    assert "0 of 6 trials over" in str(ending)
+    assert ending.code == 130
     assert not alive(sweep.output)

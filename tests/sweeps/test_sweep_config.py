@@ -1,5 +1,6 @@
 """A sweep's file: what it expands to, and what is refused before anything starts."""
 
+import itertools
 import shlex
 
 import pytest
@@ -11,13 +12,17 @@ from joytag.core import settings
 from joytag.core.settings import SettingsError
 from joytag.sweeps.config import Sweep, text
 from joytag.sweeps.ledger import Ledger
-from joytag.sweeps.supervisor import plan
+from joytag.sweeps.search import plan
 from joytag.training.config import RunSettings
 
 
-def trials(path, *overrides):
+def points(path, *overrides):
     sweep = Sweep(path, overrides)
     return plan(sweep, Ledger(sweep.output))
+
+
+def trials(path, *overrides):
+    return [trial for point in points(path, *overrides) for trial in point.trials]
 
 
 def test_axes_multiply_and_zip_moves_settings_together(write_sweep):
@@ -26,14 +31,14 @@ def test_axes_multiply_and_zip_moves_settings_together(write_sweep):
         "head": {"base": {}, "large": {"model.mlp_dim": 64, "model.num_blocks": 3}},
     }
     moved = [{"optimizer.weight_decay": [0.0, 0.1], "loss.gamma": [1.0, 2.0]}]
-    found = trials(write_sweep(axes=axes, zip=moved, seeds=2))
-    assert len(found) == 2 * (1 + 3 * 2 * 2)
-    assert [trial.changes for trial in found[:2]] == [{}, {}]
-    assert [trial.seed for trial in found[:4]] == [0, 1, 0, 1]
-    points = {tuple(sorted(trial.changes.items())) for trial in found}
+    found = points(write_sweep(axes=axes, zip=moved, seeds=2))
+    assert len(found) == 1 + 3 * 2 * 2
+    assert found[0].changes == {}
+    assert [[trial.seed for trial in point.trials] for point in found[:2]] == [[0, 1], [0, 1]]
+    changes = {tuple(sorted(point.changes.items())) for point in found}
     large = {"optimizer.lr": 0.01, "model.mlp_dim": 64, "model.num_blocks": 3, "optimizer.weight_decay": 0.1}
-    assert tuple(sorted((large | {"loss.gamma": 1.0}).items())) not in points
-    assert tuple(sorted(large.items())) in points, "gamma 2.0 is the base's"
+    assert tuple(sorted((large | {"loss.gamma": 1.0}).items())) not in changes
+    assert tuple(sorted(large.items())) in changes, "gamma 2.0 is the base's"
 
 
 def test_a_trial_is_named_by_what_it_learns(write_sweep):
@@ -44,10 +49,12 @@ def test_a_trial_is_named_by_what_it_learns(write_sweep):
         "0.004 is the base"
     )
     assert {trial.id for trial in trials(write_sweep(seeds=3))} > ids
-    values = yaml.safe_load((write_sweep().parent / "base.yaml").read_text())
-    (write_sweep().parent / "base.yaml").write_text(yaml.safe_dump(values | {"keep_last": 9}))
-    sweep = Sweep(write_sweep().parent / "sweep.yaml")
-    assert {trial.id for trial in plan(sweep, Ledger(sweep.output))} == ids, "it may change when a run resumes"
+    path = write_sweep()
+    base = yaml.safe_load((path.parent / "base.yaml").read_text())
+    (path.parent / "base.yaml").write_text(yaml.safe_dump(base | {"keep_last": 9}))
+    assert {trial.id for trial in trials(path)} == ids, "it may change when a run resumes"
+    (path.parent / "base.yaml").write_text(yaml.safe_dump(base | {"batch_size": 4}))
+    assert not {trial.id for trial in trials(path)} & ids
 
 
 @pytest.mark.parametrize("points", [4, 5, 7])
@@ -60,11 +67,13 @@ def test_a_wider_grid_repeats_its_points(write_sweep, points):
 def test_commands_are_those_of_the_trial(write_sweep, tmp_path, monkeypatch):
     axes: dict = {"model.cnn_stem": [None, "conv:c=8;ln;relu;conv:c=16;ln;relu;conv:c=16,s=1,k=1,p=0"]}
     axes |= {"data.augment": ["none", "rand"], "optimizer.betas": [[0.9, 0.99]], "optimizer.eps": [1e-7]}
-    for trial in trials(write_sweep(axes=axes)):
+    for of_point, number in itertools.product(points(write_sweep(axes=axes)), range(2)):
+        trial = of_point.trials[number]
         program, name, *arguments = shlex.split(shlex.join(trial.commands[0]))
         assert (program, name) == ("joytag", "train")
         given = train.parse(arguments)
-        assert settings.load(RunSettings, settings.find(given.config), given.overrides) == trial.config
+        expected = of_point.config.model_copy(update={"seed": trial.seed, "output": str(trial.directory)})
+        assert settings.load(RunSettings, settings.find(given.config), given.overrides) == expected
         assert given.resume == "auto"
         assert trial.commands[1][:4] == ["joytag", "evaluate", "--model", str(trial.directory / "release")]
 
@@ -128,10 +137,10 @@ def test_mistakes_are_named_in_one_line_before_anything_is_written(call, write_s
 
 def test_random_points_are_the_same_at_every_call_and_more_keep_the_first(write_sweep):
     axes = {"optimizer.lr": {"log": [0.001, 0.1]}, "optimizer.weight_decay": [0.0, 0.1]}
-    few, again, more = (trials(write_sweep(axes=axes, search="random", trials=n, seeds=1)) for n in (4, 4, 6))
-    assert [trial.id for trial in few] == [trial.id for trial in again] == [trial.id for trial in more[:5]]
-    assert len({trial.point for trial in more}) == 7
-    assert all(0.001 <= trial.changes.get("optimizer.lr", 0.004) <= 0.1 for trial in more)
+    few, again, more = (points(write_sweep(axes=axes, search="random", trials=n, seeds=1)) for n in (4, 4, 6))
+    assert [point.id for point in few] == [point.id for point in again] == [point.id for point in more[:5]]
+    assert len({point.id for point in more}) == 7
+    assert all(0.001 <= point.changes.get("optimizer.lr", 0.004) <= 0.1 for point in more)
 
 
 def test_a_small_space_has_no_point_twice(write_sweep):
@@ -143,4 +152,4 @@ def test_a_small_space_has_no_point_twice(write_sweep):
 def test_shipped_sweeps_are_valid(path):
     with pytest.raises(SettingsError, match="seeds"):
         Sweep(path, ["seeds=0"])
-    assert Sweep(path).trials({}, [0])[0].changes == {}
+    assert Sweep(path).point({}).changes == {}
