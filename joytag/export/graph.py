@@ -14,16 +14,13 @@ from joytag.export.layouts import Layout, Row
 from joytag.export.manifest import Input, Output
 from joytag.models import onnx_graph
 from joytag.models.architectures import Model, count_parameters
+from joytag.models.onnx_graph import GraphError
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 IR_VERSION = 8  # what programs with an older onnxruntime still load
 MAX_BYTES = 2**31 - 2**20  # of one file of Protocol Buffers, less what is not weights
-
-
-class GraphError(ValueError):
-    """A model that cannot be written as one ONNX file of the stated version."""
 
 
 class Network(nn.Module):

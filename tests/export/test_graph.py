@@ -13,6 +13,7 @@ from joytag.export import graph
 from joytag.export.layouts import LAYOUTS
 from joytag.export.source import Source, Tag
 from joytag.export.verification import encode, open_session
+from joytag.models import onnx_graph
 from joytag.models.architectures import Config, Model
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViTConfig
@@ -87,6 +88,25 @@ def test_more_backbones_compute_what_torch_computes(name):
     except ValueError as error:
         pytest.skip(str(error))
     check(model)
+
+
+def test_rms_norm_is_written_out():
+    x, weight = torch.randn(2, 3, 4, 5), torch.randn(4, 5)
+    options: list[tuple[torch.Tensor | None, float | None]] = [(None, None), (weight, 0.1)]
+    for scale, eps in options:
+        expected = nn.functional.rms_norm(x, [4, 5], scale, eps)
+        with onnx_graph.Substitutes():
+            torch.testing.assert_close(nn.functional.rms_norm(x, [4, 5], scale, eps), expected)
+
+
+def test_an_operator_without_a_counterpart_is_named_in_one_line(capsys):
+    class Inverse(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(x).real
+
+    with pytest.raises(graph.GraphError, match=r"^the model cannot be written as ONNX: .*linalg_eigvals.*$"):
+        onnx_graph.trace(Inverse(), torch.rand(2, 3, 3), "x", ["y"])
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
