@@ -17,10 +17,10 @@ ENDS = ("done", "diverged", "stopped")
 class Ledger:
     """The rows of `ledger.jsonl` in a sweep's directory; only the process that holds the directory's lock appends.
 
-    Events: `called` (the sweep began or went on), `planned` (points that came together), `proposed` (a sampler chose a
-    point); and of a trial `started`, `interrupted`, `failed` (an attempt), one of ENDS, once a trial, and `lost`
-    (someone has removed what a trial that was done had written). A trial's last row in `last` says how far it is, and
-    `failures` has the reasons of its failed attempts since the sweep was last called.
+    Events: `called` (the sweep began or went on), `proposed` (a sampler chose a point); and of a trial `started`,
+    `interrupted`, `failed` (an attempt), one of ENDS, once a trial, and `lost` (someone has removed what a trial that
+    was done had written). A trial's last row in `last` says how far it is, and `failures` has the reasons of its failed
+    attempts since the sweep was last called.
     """
 
     def __init__(self, directory: Path) -> None:
