@@ -36,9 +36,10 @@ check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in 
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
 	$(BIN)/pytest -m slow tests/data_prep tests/cli/test_sweep.py
 
-check-export: .venv/installed-dev | $(RUN)/release/metrics.json  ## export the quickstart's model and many backbones, and run them on old and new onnxruntime
+check-export: .venv/installed-dev | $(RUN)/release/metrics.json  ## export the quickstart's model and many backbones, run them on old and new onnxruntime and, with npm, in a browser
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-warn-conflicts --only-binary=:all: --upgrade \
 		--target $(OLD_ONNXRUNTIME) onnxruntime==1.15.0 'numpy<2'
+	npm install --silent --no-audit --no-fund --prefix build/onnxruntime-web onnxruntime-web@1
 	$(BIN)/pytest -m slow -s tests/export
 
 check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what their statistics claim and find

@@ -131,6 +131,7 @@ def test_a_run_is_evaluated_by_its_release(call, untrained, dataset_directory, t
     assert_one_line(call("evaluate", "--model", tmp_path / "none", "--data", dataset_directory), "none", "missing")
 
 
+@pytest.mark.faults
 @needs_unix
 def test_torchrun_shares_an_evaluation(call, untrained, dataset_directory, tmp_path):
     flags = ("--model", untrained, "--data", dataset_directory, "--batch-size", "4")

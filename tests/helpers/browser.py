@@ -106,8 +106,8 @@ class Browser:
         message, self._unread = self._unread.split(b"\0", 1)
         return json.loads(message)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
-        """Open a file in a new tab and wait until it has loaded."""
+    def open(self, path: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
+        """Open a file or an address in a new tab and wait until it has loaded."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         return Page(self, session, path, width, height, dark)
@@ -116,8 +116,9 @@ class Browser:
 class Page:
     """An open page; `seconds` is the time from navigation to the frame after its load event."""
 
-    def __init__(self, browser: Browser, session: str, path: Path, width: int, height: int, dark: bool) -> None:
-        self._browser, self._session, self.url = browser, session, path.resolve().as_uri()
+    def __init__(self, browser: Browser, session: str, path: Path | str, width: int, height: int, dark: bool) -> None:
+        self._browser, self._session = browser, session
+        self.url = path if isinstance(path, str) else path.resolve().as_uri()
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         metrics = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)

@@ -340,18 +340,17 @@ HOSTILE = ["\x1b[31mred", "\x1b]0;title\x07", "over\u202eride", "line\nbreak", "
 
 
 @needs_unix
-def test_no_file_name_reaches_the_terminal_unescaped(tmp_path):
+def test_no_file_name_reaches_the_terminal_unescaped(call, tmp_path):
     """Names of images, of bad images, of the folder, and in the error when nothing could be tagged."""
     root = tmp_path / "f\x1b[1mo"
     root.mkdir()
     for name in HOSTILE:
         Image.new("RGB", (8, 8), "red").save(root / f"{name}.png")
         (root / f"bad {name}.png").touch()
-    command = [sys.executable, "-m", "joytag", "tag", "--model", str(TINY)]
-    good = subprocess.run([*command, "--output", "print", str(root)], cwd=ROOT, capture_output=True)
-    bad = subprocess.run([*command, *map(str, root.glob("bad *"))], cwd=ROOT, capture_output=True)
+    good = call("tag", "--model", TINY, "--output", "print", root)
+    bad = call("tag", "--model", TINY, *root.glob("bad *"))
     assert (good.returncode, bad.returncode) == (0, 2)
-    for text in (done.decode() for run in (good, bad) for done in (run.stdout, run.stderr)):
+    for text in (good.stdout, good.stderr, bad.stdout, bad.stderr):
         assert not set(text) & set("\x1b\x07\x9b\r\u202e")
         assert "\nbreak" not in text
-    assert bad.stderr.count(b"\n") == 1
+    assert bad.stderr.count("\n") == 1
