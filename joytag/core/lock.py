@@ -91,7 +91,7 @@ class Exists(ValueError):
 
 @contextmanager
 def sole_creator(directory: Path) -> Iterator[Path]:
-    """Create a directory whole or not at all: yield a hidden one, which gets its name when the `with` block succeeds.
+    """Create a directory atomically: yield a hidden one, which gets its name when the `with` block succeeds.
 
     Everything in it is then on the disk. Raises Exists, also after the block, if there is a file of that name or a
     directory that is not empty, InUse if another process creates it, and OSError that names it.

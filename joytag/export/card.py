@@ -149,5 +149,5 @@ def _limits(manifests: Mapping[str, Manifest], first: Manifest) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text in one line that Markdown shows as it is."""
+    """Return a text in one line that Markdown shows unchanged."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in printable(" ".join(text.split())))

@@ -38,7 +38,7 @@ def to_int8(graph: ModelProto) -> ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    kept = [f"{node.name}_MatMul" for node in graph.graph.node if node.op_type == "Gemm"]  # as it is renamed
+    kept = [f"{node.name}_MatMul" for node in graph.graph.node if node.op_type == "Gemm"]  # as renamed
     add_pre_process_metadata(graph)  # tracing has folded the constants already; silences a warning
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"

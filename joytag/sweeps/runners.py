@@ -93,7 +93,14 @@ async def run_on_ray(resources: dict[str, int], commands: Commands, environment:
 
 def _run(commands: Commands, environment: Slot, log: Path, directory: Path) -> tuple[int, str]:
     os.chdir(directory)
-    return asyncio.run(run_here(commands, environment, log))
+    return asyncio.run(_run_interruptibly(commands, environment, log))
+
+
+async def _run_interruptibly(commands: Commands, environment: Slot, log: Path) -> tuple[int, str]:
+    running = asyncio.create_task(run_here(commands, environment, log))
+    while not running.done():  # Ray's cancellation is an exception, which a thread gets when it next runs Python code
+        await asyncio.wait([running], timeout=0.1)
+    return running.result()
 
 
 def slots(jobs: int | None, processes: int, on_cpu: bool) -> list[Slot]:

@@ -61,10 +61,10 @@ def draw(axes: Axes, seed: int, number: int) -> Labels:
 def propose(search: str, axes: Axes, seed: int, rows: Rows, values: Values) -> Labels:
     """Return the point that a sampler of Optuna proposes after the rows of a ledger.
 
-    The sampler remembers nothing: whatever the ledger says was proposed, by this version or another, and ended is told
-    to it again, in that order. Each proposal comes from a new sampler with a seed of its own, to which points that run
-    are known. `values` returns those of a point's trials, NaN of one that has not ended, and {} when the point left the
-    axes since. A point's value is the mean over its trials. Raises ModuleNotFoundError without optuna.
+    The sampler keeps no state. Each proposal comes from a new one with a seed of its own, which gets the points that
+    the ledger lists as proposed and ended, in their order, and those that still run. `values` returns the values of a
+    point's trials, NaN for one that has not ended, and {} when the point has left the axes since. A point's value is
+    the mean over its trials. Raises ModuleNotFoundError without optuna.
     """
     import optuna  # here, since it is an optional package
 
