@@ -114,8 +114,8 @@ def _add_computation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
     add("--precision", choices=PRECISIONS, default="auto", help="number format to compute in (default: auto)")
-    text = "library that computes on a CPU: torch, or onnxruntime or openvino where installed (default: auto)"
-    add("--engine", choices=engines.NAMES, default=engines.AUTO, help=text)
+    text = "library that computes on a CPU; auto: onnxruntime where torch would use float32 (default: %(default)s)"
+    add("--engine", choices=engines.NAMES, default=engines.TORCH, help=text)
     text = "images computed at once, at most as many as memory allows (default: auto)"
     add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help=text)
     text = "threads that decode images ahead (default: chosen by device)"
