@@ -102,9 +102,9 @@ def test_an_engine_that_does_not_fit_is_refused(call, image_folder):
 
 
 def test_joytag_tag_names_the_engine(call, image_folder, cached):
-    done = succeeded(call("tag", "--model", TINY, image_folder, "--device", "cpu"))
+    done = succeeded(call("tag", "--model", TINY, image_folder, "--device", "cpu", "--engine", "auto"))
     assert "fp32 on cpu by onnxruntime" in done.stdout
-    done = succeeded(call("tag", "--model", TINY, image_folder, "--device", "cpu", "--engine", "torch", "--overwrite"))
+    done = succeeded(call("tag", "--model", TINY, image_folder, "--device", "cpu", "--overwrite"))
     assert " by " not in done.stdout
 
 
