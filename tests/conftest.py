@@ -49,6 +49,11 @@ PORTABLE = """
 """
 
 
+def pytest_configure() -> None:
+    """Heed Ctrl-C, also where the suite was started in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of PORTABLE, but not those that take minutes."""
     portable = [ROOT / "tests" / name for name in PORTABLE.split()]
