@@ -21,9 +21,9 @@ from taggers import predict_taggers, write_taggers
 from training_runs import miniature
 
 from joytag.cli import command
-from joytag.core import signals
-from joytag.evaluation.comparison import Resampled
-from joytag.sweeps import results, runners
+from joytag.core import child_process, signals
+from joytag.evaluation.resampled import Resampled
+from joytag.sweeps import results
 from joytag.sweeps.config import Sweep
 from joytag.training.config import RunSettings
 
@@ -222,7 +222,7 @@ def quality(file: Path) -> Resampled:
 @pytest.fixture
 def cheap_sweep(monkeypatch, write_sweep, tmp_path) -> Callable[..., Sweep]:
     """Let trials be cheap ones, see `cheap_trial`, and return a sweep of them."""
-    monkeypatch.setitem(runners.MODULES, "joytag", "cheap_trial")
+    monkeypatch.setitem(child_process.MODULES, "joytag", "cheap_trial")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")]))
     monkeypatch.setattr(results, "measure", lambda _, trial: quality(trial.results / "predictions" / "quality"))
     monkeypatch.setenv("ENOUGH", str(tmp_path / "enough"))

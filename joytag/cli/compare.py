@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.aliases import read_aliases
 from joytag.cli.arguments import Parser, fraction, names, results_directory
 from joytag.cli.command import add_remedies
-from joytag.cli.remedies import REMEDIES
+from joytag.cli.remedies import EVALUATION_REMEDIES
 from joytag.core.terminal import print, show
 from joytag.data.dataset import Dataset
 from joytag.data.tag_names import DEFAULT_THRESHOLD
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     aliases = None if options.aliases is None else read_aliases(options.aliases)
     dataset = None if options.data is None else Dataset.open(options.data)
     output = options.output or default_output(taggers, options.data)
-    with add_remedies(REMEDIES):
+    with add_remedies(EVALUATION_REMEDIES):
         predicted = [
             contenders.predict(tagger, dataset, output, options.device, options.precision) for tagger in taggers
         ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.cli.command import add_remedies
-from joytag.cli.remedies import REMEDIES
+from joytag.cli.remedies import EVALUATION_REMEDIES
 from joytag.core import settings
 from joytag.core.terminal import print, show
 from joytag.data.dataset import SPLITS, Dataset
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
     groups = {} if options.groups is None else tag_groups.read(settings.find(options.groups, "groups"))
-    with add_remedies(REMEDIES):
+    with add_remedies(EVALUATION_REMEDIES):
         data = options.data or (options.model and checkpoint.dataset(options.model))
     dataset = None if data is None else Dataset.open(data)
     model = options.model and (checkpoint.newest_model(options.model) or options.model)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     directory = options.predictions or output / DIRECTORY
     if options.output is None and options.threshold != DEFAULT_THRESHOLD:
         output /= f"at-{options.threshold:g}"  # beside the reports at the usual threshold, which it does not replace
-    with add_remedies(REMEDIES):
+    with add_remedies(EVALUATION_REMEDIES):
         if dataset is not None and model is not None:
             is_first = runner.predict_release(
                 directory,

@@ -8,6 +8,7 @@ from data_prep.build import BuildSettings, Outdated, build
 from data_prep.sources.sidecar import NoSidecars
 from joytag.cli.arguments import Parser
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
+from joytag.cli.remedies import AGAIN
 from joytag.core import settings
 from joytag.core.errors import Diverged, ProcessLost, Stopped
 from joytag.core.terminal import plural, print, quote
@@ -23,8 +24,8 @@ CONFIG = "finetune.yaml"
 DATASET = "dataset"  # in the run's directory
 REMEDIES = {
     **OUTPUT_REMEDIES,
-    Stopped: "run the same command again to continue",
-    ProcessLost: "run the same command again to continue",
+    Stopped: AGAIN,
+    ProcessLost: AGAIN,
     RunChanged: "change them back to continue, or start again with another --output",
     Outdated: "start again with another --output",
     NoSidecars: "write them first: joytag tag",

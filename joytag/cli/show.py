@@ -6,7 +6,7 @@ from pathlib import Path
 
 from joytag.cli.arguments import Parser, fraction, positive, results_directory
 from joytag.cli.command import add_remedies
-from joytag.cli.remedies import REMEDIES
+from joytag.cli.remedies import EVALUATION_REMEDIES
 from joytag.core import jsonl
 from joytag.core.files import ABANDONED, remove_partials, replacing
 from joytag.core.terminal import print, quote
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if model is None:
         print("No contact sheet: the run has not saved a checkpoint yet")
         return
-    with add_remedies(REMEDIES):
+    with add_remedies(EVALUATION_REMEDIES):
         data = options.data or checkpoint.dataset(run)
     dataset = Dataset.open(data)
     sample = draw_validation_sample(Tagger.load(model), dataset, options.images, options.seed, options.threshold)

@@ -11,22 +11,16 @@ from rich.table import Table
 
 from joytag.cli.arguments import Parser, PrintSettings, positive
 from joytag.cli.command import add_remedies
-from joytag.core import settings
+from joytag.cli.remedies import AGAIN, RUN_REMEDIES
+from joytag.core import child_process, settings
 from joytag.core.errors import Stopped
 from joytag.core.files import write_text
-from joytag.core.lock import InUse
 from joytag.core.terminal import plural, print, show
-from joytag.sweeps import report, results, runners, studies, supervisor
+from joytag.sweeps import report, results, studies, supervisor
 from joytag.sweeps.config import Point, Sweep, SweepSettings
 from joytag.sweeps.ledger import Ledger
 from joytag.sweeps.search import plan
 from joytag.training import dry_run
-
-REMEDIES = {
-    Stopped: "run the same command again to continue",
-    InUse: "set it with output=DIR",
-    dry_run.RatesError: "or measure again with joytag benchmark all",
-}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     sweep = Sweep(settings.find(options.config, "sweeps"), options.overrides)
     limits = options.jobs, sweep.settings.processes, sweep.base.device == "cpu"
-    with add_remedies(REMEDIES):
+    with add_remedies({**RUN_REMEDIES, Stopped: AGAIN}):
         ledger = Ledger(sweep.output)
         points = plan(sweep, ledger)
         trials = {trial.id: trial for point in points for trial in point.trials}
@@ -62,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.export == "wandb":
             print(f"Written: {write_agents(sweep, list(trials))}")
         elif options.trial in trials:
-            supervisor.run_one(trials[options.trial], runners.slots(*limits)[0], sweep.name)
+            supervisor.run_one(trials[options.trial], supervisor.slots(*limits)[0], sweep.name)
         elif options.trial:
             raise ValueError(f"{sweep.path}: no trial {options.trial}; --dry-run lists them")
         else:
             is_local, ending = options.backend == "local", None
             if not options.report:
-                places = (runners.slots(*limits), runners.run_here) if is_local else runners.ray_slots(*limits)
+                places = (supervisor.slots(*limits), child_process.run) if is_local else supervisor.ray_slots(*limits)
                 ending = supervisor.run(sweep, *places)
             ledger = Ledger(sweep.output)
             print(report.write(sweep, plan(sweep, ledger), ledger))
@@ -98,7 +92,6 @@ def write_agents(sweep: Sweep, trials: Sequence[str]) -> Path:
     """Write a sweep file for wandb's agents, which run one trial of this sweep each."""
     path, command = sweep.output / "wandb-sweep.yaml", ["joytag", "sweep", "--config", str(sweep.path), "${args}"]
     metric = {"name": f"val_{sweep.settings.metric}", "goal": "maximize"}
-    parameters = {"trial": {"values": trials}}
-    values = {"name": sweep.name, "method": "grid", "metric": metric, "parameters": parameters, "command": command}
-    write_text(path, yaml.safe_dump(values, sort_keys=False))
+    values = {"name": sweep.name, "method": "grid", "metric": metric, "command": command}
+    write_text(path, yaml.safe_dump({**values, "parameters": {"trial": {"values": trials}}}, sort_keys=False))
     return path

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from joytag.cli.arguments import Parser, PrintSettings
 from joytag.cli.command import add_remedies
+from joytag.cli.remedies import RUN_REMEDIES
 from joytag.core import settings
 from joytag.core.errors import GradientsDiverged, ProcessLost, Stopped, WeightsDiverged
-from joytag.core.lock import InUse
 from joytag.core.terminal import print, quote
 from joytag.models import release
 from joytag.training import dry_run, launch
@@ -17,16 +17,15 @@ from joytag.training.config import RunSettings, load
 from joytag.training.state import NeedsBranch, RunChanged
 
 REMEDIES = {
+    **RUN_REMEDIES,
     Stopped: "continue with --resume auto",
     ProcessLost: "continue with --resume auto",
     WeightsDiverged: "branch off one with --resume PATH output=DIR and a lower optimizer.lr",
     GradientsDiverged: "--resume auto continues after them, --resume PATH output=DIR branches off an older checkpoint, "
     "perhaps with a lower optimizer.lr",
-    InUse: "set it with output=DIR",
     NeedsBranch: "set another output to branch off",
     RunChanged: "change them back, or start a new run in another output",
     launch.HasCheckpoints: "continue it with --resume auto, or set output=DIR for a new run",
-    dry_run.RatesError: "or measure again with joytag benchmark all",
 }
 
 

@@ -17,6 +17,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def visible_gpus() -> list[str]:
+    """Return the CUDA devices that this process may use, by number or as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device for a name; `auto` is the first present of CUDA (this process's GPU), Apple's MPS and the CPU.
 

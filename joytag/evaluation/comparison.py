@@ -19,6 +19,7 @@ from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.curves import Curves, SampledCurves, choose_thresholds, compute_curves
 from joytag.evaluation.metrics import Counts
 from joytag.evaluation.randomization_test import randomization_test
+from joytag.evaluation.resampled import Resampled
 from joytag.evaluation.tag_groups import by_category, category_names
 from joytag.evaluation.thresholds import predicted_by_half, random_half
 
@@ -163,22 +164,6 @@ class EvaluatedContender:
     thresholds: dict[str, Threshold]
     decisions: dict[str, csc_array]
     counts: dict[str, Counts]
-
-
-@dataclass(frozen=True)
-class Resampled:
-    """A metric, and its value in every resample, float64 [R]."""
-
-    value: float
-    replicates: NDArray[np.float64]
-
-    def __sub__(self, other: Resampled) -> Resampled:
-        return Resampled(self.value - other.value, self.replicates - other.replicates)
-
-    @property
-    def interval(self) -> Interval:
-        """The metric with its interval."""
-        return bootstrap.interval(self.value, self.replicates)
 
 
 ResampledMetrics = dict[str, dict[str, dict[str, Resampled]]]  # view -> letter -> metric

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import Discriminator, Field, Strict, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, Strict, Tag, model_validator
 
 from joytag.core import settings
 from joytag.core.settings import Choice, PathText, Settings, SettingsError, flatten
@@ -27,13 +27,12 @@ CONFIRMING = 1000  # the first fresh seed, counted from the base's
 DIGITS = 4  # of the numbers of a grid, so that a wider grid repeats them exactly
 Label = str | float  # of an axis' choice: a number within a range, else text
 Labels = Mapping[str, Label]  # of a point: one for each axis; {} for the base
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Range(Settings):
     """Numbers from a low to a high end, evenly spaced in their logarithm."""
 
-    log: Annotated[tuple[Positive, Positive], Strict(False)]
+    log: Annotated[tuple[PositiveFloat, PositiveFloat], Strict(False)]
     """The low and the high end, which are included."""
     points: int | None = Field(default=None, ge=2)
     """How many numbers a grid takes."""
@@ -45,9 +44,9 @@ class Range(Settings):
 
 
 def _kind(axis: Any) -> str | None:
-    if isinstance(axis, dict):
-        return "range" if "log" in axis else "variants"
-    return "values" if isinstance(axis, list) else None
+    if not isinstance(axis, list | dict):
+        return None
+    return "values" if isinstance(axis, list) else "range" if "log" in axis else "variants"
 
 
 Values = Annotated[list[Any], Field(min_length=1)]

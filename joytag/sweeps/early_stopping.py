@@ -7,7 +7,6 @@ which a run arrives nor points that are added later change a decision: it needs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,9 +46,9 @@ def decide(cohorts: Iterable[Mapping[str, Mapping[int, Curve]]], rungs: Iterable
                 decisions.waiting.update({p: rung for p in later if p not in decisions.stopped and p != base})
                 del cohorts[number:]
                 break
-            reached += [math.nan if score is None else score for score in running.values()]
-            ranked = sorted((score for score in reached if not math.isnan(score)), reverse=True)
-            best = ranked[: math.ceil(keep * len(reached))] or [math.nan]
+            reached += [np.nan if score is None else score for score in running.values()]
+            ranked = sorted((score for score in reached if not np.isnan(score)), reverse=True)
+            best = ranked[: int(np.ceil(keep * len(reached)))] or [np.nan]
             losers = (point for point, score in running.items() if score is None or not score >= best[-1])
             decisions.stopped.update({p: rung for p in losers if p != base})
     return decisions

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ def write(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> str:
     found, metric, words = results.read(sweep, points, ledger), sweep.settings.metric, METRICS[sweep.settings.metric]
     sentence = verdict(found, words)
     contents = {"verdict": sentence, "warnings": at_the_end(found, sweep), "importance": importance(found, sweep)}
+    slices = {name: _slice(found, sweep, name) for name in sweep.axes}
+    charts = {"slices": slices, "curves": _curves(found, words), "costs": _costs(found, words)}
     axis = difference_axis("difference from the base", [row.search.difference for row in found.points])
-    slices = {name: _slice(found, sweep, name, axis) for name in sweep.axes}
-    charts: dict[str, Any] = {"slices": slices, "curves": _curves(found, words), "costs": _costs(found, words)}
-    charts |= {"bar": interval_bar, "axis": axis, "share_axis": Axis("")}
-    page = render("sweep.html", {"sweep": sweep, "found": found, "metric": words, **contents, **charts})
-    write_text(sweep.output / "sweep.html", page)
+    bars = {"bar": interval_bar, "axis": axis, "share_axis": Axis("")}
+    page = {"sweep": sweep, "found": found, "metric": words, **contents, **charts, **bars}
+    write_text(sweep.output / "sweep.html", render("sweep.html", page))
     write_text(sweep.output / "best.yaml", best_config(found, sweep, sentence))
     write_json(sweep.output / "sweep.json", {**contents, "metric": metric, **vars(found)})
     rows = [
@@ -62,14 +62,12 @@ def verdict(found: Results, metric: str) -> str:
     begin = "" if all(over) else f"So far, with {sum(over)} of {len(over)} trials over: "
     if np.isnan(found.noise_floor.value):
         return f"{begin}the base has not finished on two seeds, so nothing can be said to beat it by more than noise."
-    best, nothing = found.winner, NO_WINNER if begin else NO_WINNER.capitalize()
-    claim = f"{best.point.name} beats the base" if best else nothing
+    nothing = NO_WINNER if begin else NO_WINNER.capitalize()
+    best = found.winner or next((row for row in found.points[1:] if row.complete), None)
     if best is None:
-        best = next((row for row in found.points[1:] if row.complete), None)
-        if best is None:
-            return f"{begin}{nothing}."
-        claim = f"{nothing}: {best.point.name} differs"
-    gain = best.judged.difference
+        return f"{begin}{nothing}."
+    gain, name = best.judged.difference, best.point.name
+    claim = f"{name} beats the base" if found.winner else f"{nothing}: {name} differs"
     sentence = f"{begin}{claim} by {gain.value:.3f} {metric} (95 % {gain.low:.3f} to {gain.high:.3f})"
     if best.flattery is None:
         return f"{sentence}, not confirmed on fresh seeds."
@@ -84,48 +82,36 @@ def at_the_end(found: Results, sweep: Sweep) -> list[str]:
     warnings = []
     for name, label in best.point.labels.items() if best else ():
         axis = sweep.axes[name]
-        try:
+        with suppress(ValueError):  # names have no order
             low, *between, high = sorted(axis.range.log if axis.range else map(float, axis.choices))
-        except ValueError:  # names have no order
-            continue
-        edge = EDGE if axis.range else 1
-        if (axis.range or between) and not low * edge < float(label) < high / edge:
-            warnings.append(f"The best value of {name}, {label}, lies at the end of its axis. Try values beyond it.")
+            edge = EDGE if axis.range else 1
+            if (axis.range or between) and not low * edge < float(label) < high / edge:
+                warnings.append(f"The best value of {name}, {label}, is at the end of its axis. Try values beyond it.")
     return warnings
 
 
 def best_config(found: Results, sweep: Sweep, comment: str) -> str:
     """Return the smallest config over the sweep's base that gives the winner, or the base."""
     base = Path(os.path.relpath(sweep.base_path.resolve(), sweep.output.resolve())).as_posix()
-    point, values = (found.winner or found.points[0]).point, dict[str, Any](base=base)
-    for key in point.changes:
-        target, source = values, point.config.model_dump(mode="json")
-        *parents, last = re.split(r"\.\d", key)[0].split(".")  # a list is given as a whole
-        for part in parents:
-            target, source = target.setdefault(part, {}), source[part]
-        target[last] = source[last]
-    return f"# {comment}\n{yaml.safe_dump(values, sort_keys=False)}"
+    config = (found.winner or found.points[0]).point.config
+    changed = _changed(config.model_dump(mode="json"), sweep.base.model_dump(mode="json"))
+    return f"# {comment}\n{yaml.safe_dump({'base': base, **changed}, sort_keys=False)}"
 
 
-def _slice(found: Results, sweep: Sweep, name: str, difference: Axis) -> Markup | list[tuple[Any, PointResult]]:
-    """The points of a grid that differ from the best in one axis alone, of another search all, by that axis.
+def _changed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that differ from those of a base, mappings key by key."""
+    both = {key: (value, base.get(key)) for key, value in values.items() if value != base.get(key)}
+    return {key: _changed(*pair) if all(isinstance(v, dict) for v in pair) else pair[0] for key, pair in both.items()}
 
-    A chart of differences from the base; for an axis without a range label and point, the best one, of each row.
-    """
+
+def _slice(found: Results, sweep: Sweep, name: str) -> list[tuple[Any, PointResult]]:
+    """The points of a grid that differ from the best in one axis alone, of another search the best, by their label."""
     on = sorted((row for row in found.points if row.complete and row.point.labels), key=lambda row: row.search.mean)
     if sweep.settings.search == "grid":
         on = [row for row in on if {**row.point.labels, name: ""} == {**on[-1].point.labels, name: ""}]
     axis, by_label = sweep.axes[name], {row.point.labels[name]: row for row in on}
-    rows = [
-        (label, by_label[label]) for label in (sorted(by_label) if axis.range else axis.choices) if label in by_label
-    ]
-    if axis.range is None or not rows:
-        return rows
-    x, shown = [float(label) for label, _ in rows], [row.search.difference for _, row in rows]
-    titles = [f"{row.point.name}: {format_difference(row.search.difference.value)}" for _, row in rows]
-    intervals = [Line([at, at], [d.low, d.high], style="s1") for at, d in zip(x, shown, strict=True)]
-    marks = [Line(axis.range.log, [0, 0]), *intervals, Points(x, [d.value for d in shown], titles, style="s1")]
-    return chart(f"Difference from the base by {name}", Axis(name, *axis.range.log, log=True), difference, marks)
+    labels = sorted(by_label) if axis.range else axis.choices
+    return [(label, by_label[label]) for label in labels if label in by_label]
 
 
 def _curves(found: Results, metric: str) -> Markup:

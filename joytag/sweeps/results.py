@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from joytag.evaluation import resampled
 from joytag.evaluation.bootstrap import Interval
-from joytag.evaluation.comparison import Resampled
 from joytag.evaluation.predictions import DIRECTORY, Predictions
 from joytag.evaluation.thresholds import random_half
 from joytag.sweeps import statistics
@@ -20,6 +19,8 @@ from joytag.sweeps.early_stopping import Curve
 from joytag.sweeps.ledger import Ledger
 from joytag.sweeps.statistics import Finding
 from joytag.training import dry_run, tracker
+
+RESAMPLES = 200  # of the images: enough for a covariance
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ def read(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> Results:
         search = found[point.id]
         again = confirmed[point.id] if point.changes and fresh.get(point.id) else None
         measured = chosen[point.id] | fresh.get(point.id, {})
-        values = {seed: resampled.value for seed, resampled in measured.items()}
+        values = {seed: of_seed.value for seed, of_seed in measured.items()}
         states = [ledger.state(trial.id) for trial in point.trials]
         flattery = statistics.flattery(search, again) if again else None
-        curve, (flop, _) = _mean_curve(sweep, point.search), dry_run.cost(point.config, n_tags, None)
-        rows.append(PointResult(point, values, states, search, again, flattery, curve, flop))
+        flop, _ = dry_run.cost(point.config, n_tags, None)
+        mean_curve = _mean_curve(sweep, point.search)
+        rows.append(PointResult(point, values, states, search, again, flattery, mean_curve, flop))
     floor = statistics.noise_floor([seed.value for seed in chosen[points[0].id].values()])
     rows[1:] = sorted(rows[1:], key=lambda row: (not row.complete, -np.nan_to_num(row.search.mean)))
     return Results(rows, floor, comparisons)
@@ -101,7 +103,7 @@ def value(sweep: Sweep, trial: Trial, ledger: Ledger) -> float:
     row = ledger.last.get(trial.id, {})
     if row.get("event") == "done" and row["of"] != sweep.measure:  # the file has changed since
         return score(sweep, trial)
-    return float(row.get("value") or 0) if ledger.is_over(trial.id) else math.nan
+    return float(row.get("value") or 0) if ledger.is_over(trial.id) else np.nan
 
 
 def score(sweep: Sweep, trial: Trial) -> float:
@@ -109,29 +111,31 @@ def score(sweep: Sweep, trial: Trial) -> float:
     return float(np.nan_to_num(measure(sweep, trial).value))
 
 
-def measure(sweep: Sweep, trial: Trial) -> Resampled:
+def measure(sweep: Sweep, trial: Trial) -> resampled.Resampled:
     """Measure a trial that is done: on all images or, if the sweep confirms, on the half that chooses or confirms."""
     half = None if sweep.settings.confirm is None else trial.seed in sweep.seeds
     return _measure(trial.results / DIRECTORY, sweep.settings.metric, trial.threshold, half)
 
 
 @functools.cache
-def _measure(directory: Path, metric: str, threshold: float, half: bool | None) -> Resampled:
+def _measure(directory: Path, metric: str, threshold: float, half: bool | None) -> resampled.Resampled:
     opened = Predictions.open(directory)
     rows = slice(None) if half is None else random_half(len(opened)) == half
-    return statistics.measure(opened.scores, opened.labels, metric, threshold, rows)
+    return resampled.measure(opened.scores[rows], opened.labels[rows].tocsc(), metric, threshold, RESAMPLES)
 
 
-def _by_seed(sweep: Sweep, trials: Sequence[Trial], ledger: Ledger) -> dict[int, Resampled]:
+def curve(sweep: Sweep, trial: Trial) -> Curve:
+    """Return the metric by samples that a trial has logged."""
+    return tracker.curve(trial.directory / tracker.LOG, f"val_{sweep.settings.metric}")
+
+
+def _by_seed(sweep: Sweep, trials: Sequence[Trial], ledger: Ledger) -> dict[int, resampled.Resampled]:
     """Return the metric of the trials that are done by seed, where it is defined."""
     measured = {trial.seed: measure(sweep, trial) for trial in trials if ledger.state(trial.id) == "done"}
-    return {seed: resampled for seed, resampled in measured.items() if not np.isnan(resampled.value)}
+    return {seed: of_seed for seed, of_seed in measured.items() if not np.isnan(of_seed.value)}
 
 
 def _mean_curve(sweep: Sweep, trials: Sequence[Trial]) -> Curve:
-    """Return the mean of the curves that have begun at the samples of the first, as far as all of them go."""
-    curves = [tracker.curve(trial.directory / tracker.LOG, f"val_{sweep.settings.metric}") for trial in trials]
-    begun = [curve for curve in curves if curve]
-    samples = [at for at, _ in begun[0] if at <= min(curve[-1][0] for curve in begun)] if begun else []
-    means = np.mean([np.interp(samples, *np.transpose(curve)) for curve in begun], axis=0) if begun else []
-    return list(zip(samples, means, strict=True))
+    """Return the mean of the curves that have begun, as far as all go. The runs of a point log at equal samples."""
+    begun = [of_trial for trial in trials if (of_trial := curve(sweep, trial))]
+    return [(at[0][0], float(np.mean([value for _, value in at]))) for at in zip(*begun, strict=False)]

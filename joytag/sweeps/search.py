@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
-import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from joytag.core.rng import Purpose, generator
 from joytag.sweeps import results
@@ -69,26 +69,24 @@ def propose(search: str, axes: Axes, seed: int, rows: Rows, values: Values) -> L
     import optuna  # here, since it is an optional package
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study, asked, ended = optuna.create_study(direction="maximize"), list[tuple[Any, Mapping[str, float]]](), set[str]()
+    study, known = optuna.create_study(direction="maximize"), distributions(axes)
+    asked, ended = list[tuple[Any, Mapping[str, float]]](), set[str]()
 
     def ask() -> Any:
         seed_of_this = int(generator(Purpose.SWEEP, 2, seed, len(asked)).integers(2**31))
         study.sampler = getattr(optuna.samplers, f"{SAMPLERS[search]}Sampler")(seed=seed_of_this)
-        return study.ask(distributions(axes))
+        return study.ask(known)
 
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         for row in rows:
             if row["event"] == "proposed" and (of_point := values(row["labels"])):
-                if (trial := ask()).params != row["labels"]:  # another version chose it
-                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                    study.enqueue_trial(dict(row["labels"]))
-                    trial = ask()
-                asked.append((trial, of_point))
+                study.enqueue_trial(dict(row["labels"]))  # as the sampler chose it, whatever its version
+                asked.append((ask(), of_point))
             elif row["event"] in ENDS:
                 ended.add(row["trial"])
             for number, (trial, of_point) in enumerate(asked):
-                if of_point and ended >= of_point.keys() and not math.isnan(sum(of_point.values())):
-                    study.tell(trial, statistics.mean(of_point.values()))
+                if of_point and ended >= of_point.keys() and not np.isnan(sum(of_point.values())):
+                    study.tell(trial, float(np.mean([*of_point.values()])))
                     asked[number] = trial, {}
         return ask().params
 

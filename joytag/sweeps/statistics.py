@@ -12,19 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
-from scipy.sparse import csc_array
+from scipy import stats
 
-from joytag.evaluation import bootstrap, metrics
 from joytag.evaluation.bootstrap import Interval
-from joytag.evaluation.comparison import Resampled
-
-RESAMPLES = 200  # of the images: enough for a covariance
-LEVEL = 0.05  # probability that any of the points is called different from the base though none is
+from joytag.evaluation.dunnett import adjusted_p, critical_value
+from joytag.evaluation.resampled import Resampled
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Finding:
     """A point's metric, and how it differs from the base; NaN where undefined.
 
     `mean` and `deviation` are over its seeds. `difference` has an interval that holds for all points at once; it
-    excludes 0 where `p`, corrected for the number of points, is below LEVEL.
+    excludes 0 where `p`, corrected for the number of points, is below dunnett.LEVEL.
     """
 
     mean: float
@@ -44,26 +39,6 @@ class Finding:
     def is_better(self) -> bool:
         """Whether the point beats the base by more than noise."""
         return self.difference.low > 0
-
-
-def measure(
-    scores: NDArray[np.float16], labels: csc_array, metric: str, threshold: float, rows: NDArray[np.bool_] | slice
-) -> Resampled:
-    """Measure a metric of comparison.METRICS on some rows, bool [P] or a slice, and in resamples of them.
-
-    Takes scores float16 [P, N] and labels bool [P, N]. `map` is the mean over the tags with a positive in the rows.
-    Different scores for the same images are measured in the same resamples.
-    """
-    scores, labels = scores[rows], labels[rows].tocsc()
-    if metric == "map":
-        positives = np.diff(labels.indptr)
-        precision = metrics.average_precision(table for _, table in metrics.histograms(scores, labels))
-        value, _ = metrics.mean_average_precision(precision, positives)
-        influence = bootstrap.ap_influence(scores, labels, np.flatnonzero(positives))
-        return Resampled(value, bootstrap.ap_replicates(value, influence, resamples=RESAMPLES))
-    decisions = metrics.predicted(scores, threshold)
-    value = metrics.averages(metrics.count(labels, decisions))[metric]
-    return Resampled(value, bootstrap.replicates(labels, {"": decisions}, resamples=RESAMPLES)[""][metric])
 
 
 def noise_floor(values: Sequence[float] | NDArray[np.float64]) -> Interval:
@@ -126,28 +101,3 @@ def _covariance(replicates: NDArray[np.float64]) -> float:
     covariance = np.cov(replicates[:, ~np.isnan(replicates).any(0)])
     off_diagonal = covariance.sum() - np.trace(covariance)
     return max(0.0, float(off_diagonal) / (len(covariance) * (len(covariance) - 1)))
-
-
-def adjusted_p(t: float, comparisons: int, freedom: float) -> float:
-    """Return the probability that one of several t statistics is as far from 0 as `t` (Dunnett 1955, two-sided).
-
-    All compare equally many values with the same control, so each two correlate by 1/2.
-    """
-    (control, weights), (quantiles, parts) = _nodes()
-    scale = np.sqrt(special.chdtri(freedom, (1 - quantiles) / 2) / freedom) if np.isfinite(freedom) else np.ones(100)
-    reach = abs(t) * np.sqrt(2) * scale[:, None]
-    within = special.ndtr(control + reach) - special.ndtr(control - reach)
-    return float(np.clip(1 - parts / 2 @ within**comparisons @ weights / weights.sum(), 0, 1))
-
-
-@cache
-def _nodes() -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]:
-    """Return points and weights of Gaussian quadrature for the normal distribution, and for quantiles."""
-    return np.polynomial.hermite_e.hermegauss(40), np.polynomial.legendre.leggauss(100)
-
-
-def critical_value(comparisons: int, freedom: float) -> float:
-    """Return the t statistic whose `adjusted_p` is LEVEL: between that of one comparison and Bonferroni's."""
-    low, high = (float(stats.t.isf(LEVEL / 2 / n, freedom)) for n in (1, comparisons))
-    t = optimize.brentq(lambda t: adjusted_p(t, comparisons, freedom) - LEVEL, 0.99 * low, 1.01 * high, xtol=1e-5)
-    return float(t)

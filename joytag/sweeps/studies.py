@@ -15,7 +15,6 @@ from joytag.sweeps.search import distributions
 
 RESAMPLES = 20  # of the points, for the importance of axes
 TREES = 32
-SEED = "seed"  # its name beside those of the axes
 
 
 def importance(found: Results, sweep: Sweep) -> dict[str, Interval]:
@@ -31,12 +30,12 @@ def importance(found: Results, sweep: Sweep) -> dict[str, Interval]:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     seeds = optuna.distributions.CategoricalDistribution([str(seed) for seed in sweep.seeds])
-    known, rng, shares = {**distributions(sweep.axes), SEED: seeds}, np.random.default_rng(0), []
+    known, rng, shares = {**distributions(sweep.axes), "seed": seeds}, np.random.default_rng(0), []
     for draw in range(1 + RESAMPLES):
         study = optuna.create_study(direction="maximize")
         for row in [rows[i] for i in rng.integers(len(rows), size=len(rows))] if draw else rows:
             for seed in sweep.seeds:
-                params = {**row.point.labels, SEED: str(seed)}
+                params = {**row.point.labels, "seed": str(seed)}
                 study.add_trial(optuna.create_trial(params=params, distributions=known, value=row.values[seed]))
         evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, seed=draw)
         with warnings.catch_warnings(action="ignore"):
@@ -65,7 +64,7 @@ def write_journal(found: Results, sweep: Sweep) -> Path:
             value=row.search.mean if row.complete else None,
             params=dict(row.point.labels),
             distributions={name: known[name] for name in row.point.labels},
-            user_attrs={run.id: run_state for run, run_state in zip(row.point.trials, row.states, strict=True)},
+            user_attrs=dict(zip([run.id for run in row.point.trials], row.states, strict=True)),
         )
         study.add_trial(trial)
     return path

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import re
 import shutil
 import signal
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from joytag.core import progress
+from joytag.core import child_process, cluster, devices, progress
 from joytag.core.errors import Exit, ExitCode, Stopped, describe
 from joytag.core.lock import InUse, sole_editor, sole_writer
 from joytag.core.signals import CODES, Interrupts
@@ -28,8 +29,6 @@ from joytag.sweeps import results, search
 from joytag.sweeps.config import SAMPLERS, Labels, StopEarly, Sweep, Trial
 from joytag.sweeps.early_stopping import Curve, decide
 from joytag.sweeps.ledger import ENDS, Ledger
-from joytag.sweeps.runners import Slot, Start, run_here
-from joytag.training import tracker
 
 POLL = 0.1  # seconds between two looks at the processes
 LOOK = 2.0  # seconds between two looks at the logs
@@ -37,6 +36,34 @@ ELSEWHERE = 10.0  # seconds until a trial that another process runs is tried aga
 DISK_FULL = re.compile(r"free some (space|of your quota)")  # in the last line of a command whose disk is full
 INTERRUPTED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED, -signal.SIGTERM)
 GROUP = "WANDB_RUN_GROUP"
+Slot = Mapping[str, str]  # the environment of a trial: its share of the machine
+Start = Callable[[child_process.Commands, Slot, Path], Coroutine[Any, Any, tuple[int, str]]]
+
+
+def slots(jobs: int | None, processes: int, on_cpu: bool) -> list[Slot]:
+    """Return the environment of each trial that may run at once: its GPUs, and its share of the threads.
+
+    There is one a GPU (or a group of `processes`), without GPUs one, or as many as `jobs`. Raises ValueError when
+    there are too few GPUs.
+    """
+    gpus = [] if on_cpu else devices.visible_gpus()
+    groups = [",".join(gpus[i : i + processes]) for i in range(0, len(gpus) - processes + 1, processes)]
+    if gpus and not groups:
+        raise ValueError(f"processes: {processes} GPUs a trial, but there are {len(gpus)}")
+    count = jobs or max(1, len(groups))
+    shared = {"OMP_NUM_THREADS": str(max(1, devices.cores() // count // processes))}
+    return [shared | ({"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} if groups else {}) for i in range(count)]
+
+
+def ray_slots(jobs: int | None, processes: int, on_cpu: bool) -> tuple[list[Slot], Start]:
+    """Return one slot for each trial that the cluster can run at once, or `jobs`, and how to start one there."""
+    total = cluster.connect()
+    gpus, cores = 0 if on_cpu else int(total.get("GPU", 0)), int(total["CPU"])
+    count = jobs or max(1, (gpus or cores) // processes)
+    threads = max(1, cores // count)
+    resources = {"num_gpus": processes} if gpus else {"num_cpus": threads}
+    environment = {"OMP_NUM_THREADS": str(max(1, threads // processes))}
+    return [environment] * count, partial(cluster.run, resources)
 
 
 def run(sweep: Sweep, slots: list[Slot], start: Start) -> Exit | None:
@@ -55,7 +82,7 @@ def run_one(trial: Trial, slot: Slot, group: str) -> None:
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # at which asyncio cancels what it runs
     with sole_editor(trial.directory):
         log = trial.directory.with_suffix(".log")
-        code, reason = asyncio.run(run_here(trial.commands, {**slot, GROUP: group}, log))
+        code, reason = asyncio.run(child_process.run(trial.commands, {**slot, GROUP: group}, log))
     if code:
         raise Exit(f"{trial.id}: {reason}", code if code > 0 else ExitCode.FAILED)
 
@@ -168,16 +195,16 @@ class Supervisor:
                     reason = f"lost at {decisions.stopped.get(point.id, 0):,.0f} samples"
                     self._record("stopped", trial.id, value=value, reason=reason)
                     print(f"{trial.id}  stopped   {reason}")
-                elif decisions.waiting.get(point.id, math.inf) <= at < total:
+                elif decisions.waiting.get(point.id, np.inf) <= at < total:
                     self.held.add(trial.id)
 
     def _curve(self, trial: Trial) -> Curve:
         """Return a trial's metric by samples, which becomes NaN when it diverges, fails or loses."""
-        curve = tracker.curve(trial.directory / tracker.LOG, f"val_{self.sweep.settings.metric}")
+        curve = results.curve(self.sweep, trial)
         if not self.ledger.is_over(trial.id):
             return curve
         is_done = curve and self.ledger.state(trial.id) == "done"
-        return [*curve, (math.inf, curve[-1][1] if is_done else math.nan)]
+        return [*curve, (np.inf, curve[-1][1] if is_done else np.nan)]
 
     def _prune(self) -> None:
         """Remove the checkpoints of points that are over and are not among the best."""
@@ -208,7 +235,7 @@ class Supervisor:
         """Return how far the trials are."""
         values = {t.name: results.value(self.sweep, t, self.ledger) for t in self.trials if self.ledger.is_over(t.id)}
         seconds = [row["seconds"] for row in self.ledger.events(*ENDS) if "seconds" in row]
-        left = (len(self.trials) - len(values)) * statistics.mean(seconds or [0]) / len(self.slots) / 60
+        left = (len(self.trials) - len(values)) * np.mean(seconds or [0]) / len(self.slots) / 60
         best = max(values, key=values.__getitem__, default="")
         title = f"{self.sweep.name}: {len(values)} of {len(self.trials)} trials over, about {left:.0f} min left"
         title += f", best {values[best]:.4f} {best}" if best else ""
@@ -228,5 +255,5 @@ class Supervisor:
             return Stopped(f"{self.sweep.output}: stopped with {over} of {len(self.trials)} trials over", code)
         failed = [trial for trial in self.trials if self.ledger.state(trial.id) == "failed"]
         reasons = "; ".join(f"{t.id} ({t.name}): {self.ledger.failures[t.id][-1]}" for t in failed)
-        number = f"{len(failed)} {plural(len(failed), 'trial')}"
-        return Exit(f"{number} failed, the others are over: {reasons}") if failed else None
+        what = f"{len(failed)} {plural(len(failed), 'trial')} failed, the others are over: {reasons}"
+        return Exit(what) if failed else None

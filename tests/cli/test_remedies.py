@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from joytag.cli import command
-from joytag.cli.remedies import REMEDIES
+from joytag.cli.remedies import EVALUATION_REMEDIES
 from joytag.core.errors import ExitCode
 from joytag.evaluation.contenders import DatasetRequired
 from joytag.evaluation.predictions_writer import OutputError
@@ -30,7 +30,7 @@ def test_errors_name_the_option_or_command_that_helps(error, message, code, monk
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restores it afterwards
 
     def fail() -> None:
-        with command.add_remedies(REMEDIES):
+        with command.add_remedies(EVALUATION_REMEDIES):
             raise error
 
     with pytest.raises(SystemExit) as end:

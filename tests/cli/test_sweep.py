@@ -15,12 +15,11 @@ from paths import ROOT
 from requirements import needs_linux, needs_unix, require, require_ray
 
 from joytag.cli import sweep as command
-from joytag.core import jsonl
+from joytag.core import child_process, jsonl
 from joytag.core.lock import sole_writer
-from joytag.sweeps import results, runners, studies, supervisor
+from joytag.sweeps import results, studies, supervisor
 from joytag.sweeps.config import Sweep, Trial
 from joytag.sweeps.ledger import Ledger
-from joytag.sweeps.runners import run_here, slots
 from joytag.sweeps.search import plan
 
 pytestmark = needs_unix
@@ -57,7 +56,7 @@ def test_trials_train_and_a_killed_one_resumes_to_the_same_weights(call, real, t
     trial = trials(Sweep(real))[0]
 
     async def kill() -> tuple[int, str]:
-        task = asyncio.create_task(run_here(trial.commands, slots(1, 1, True)[0], tmp_path / "log"))
+        task = asyncio.create_task(child_process.run(trial.commands, supervisor.slots(1, 1, True)[0], tmp_path / "log"))
         while jsonl_length(trial.directory) < 3:
             assert not task.done()
             await asyncio.sleep(0.01)
@@ -121,7 +120,7 @@ def test_wandbs_agents_run_trials_of_the_sweep(call, real, tmp_path):
 def test_optuna_reads_the_exported_study(cheap_sweep):
     optuna = pytest.importorskip("optuna")
     sweep = cheap_sweep(seeds=1)
-    supervisor.run(sweep, slots(2, 1, True), run_here)
+    supervisor.run(sweep, supervisor.slots(2, 1, True), child_process.run)
     ledger = Ledger(sweep.output)
     for _ in range(2):
         path = studies.write_journal(results.read(sweep, plan(sweep, ledger), ledger), sweep)
@@ -142,7 +141,7 @@ def test_ray_goes_on_when_a_worker_is_killed(cheap_sweep, monkeypatch):
     ray.shutdown()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        places, start = runners.ray_slots(1, 1, True)
+        places, start = supervisor.ray_slots(1, 1, True)
         killed: list[int] = []
 
         async def kill_once(*arguments) -> tuple[int, str]:
@@ -166,7 +165,7 @@ def test_ray_goes_on_when_a_worker_is_killed(cheap_sweep, monkeypatch):
     assert {ledger.state(trial.id) for trial in trials(sweep)} == {"done"}
     assert len(jsonl.read(trials(sweep)[0].directory / "calls.jsonl")) == 2, "Ray started it again"
     whole = cheap_sweep(seeds=1, output=str(sweep.output.with_name("whole")))
-    supervisor.run(whole, slots(2, 1, True), run_here)
+    supervisor.run(whole, supervisor.slots(2, 1, True), child_process.run)
     for trial in trials(sweep):
         weights = trial.results / "model.safetensors"
         assert weights.read_bytes() == (whole.output / "trials" / trial.id / "release/model.safetensors").read_bytes()
@@ -183,7 +182,7 @@ def test_a_trial_on_ray_is_interrupted_when_it_is_stopped(cheap_sweep, monkeypat
     monkeypatch.setenv("STEP", "0.2")
     ray.shutdown()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    places, start = runners.ray_slots(1, 1, True)
+    places, start = supervisor.ray_slots(1, 1, True)
 
     async def stop() -> tuple[int, str]:
         task = asyncio.create_task(start(trial.commands, {**places[0], "WANDB_RUN_GROUP": "x"}, tmp_path / "log"))
@@ -203,12 +202,12 @@ def test_a_trial_on_ray_is_interrupted_when_it_is_stopped(cheap_sweep, monkeypat
 
 def test_gpus_are_dealt_to_slots(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(None, 1, False)] == ["4", "5", "6", "7"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(None, 2, False)] == ["4,5", "6,7"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(6, 1, False)] == ["4", "5", "6", "7", "4", "5"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in supervisor.slots(None, 1, False)] == ["4", "5", "6", "7"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in supervisor.slots(None, 2, False)] == ["4,5", "6,7"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in supervisor.slots(6, 1, False)] == ["4", "5", "6", "7", "4", "5"]
     with pytest.raises(ValueError, match="8 GPUs a trial, but there are 4"):
-        slots(None, 8, False)
-    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in slots(2, 1, True))
+        supervisor.slots(None, 8, False)
+    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in supervisor.slots(2, 1, True))
 
 
 def test_missing_optuna_is_named_with_its_extra(call, write_sweep, monkeypatch):

@@ -16,13 +16,14 @@ from small_predictions import FACTS, vocabulary
 from joytag.core import jsonl
 from joytag.data.dataset import Posts
 from joytag.evaluation.bootstrap import resample_weights
-from joytag.evaluation.comparison import Resampled
 from joytag.evaluation.predictions_writer import PredictionsWriter
+from joytag.evaluation.resampled import Resampled
 from joytag.sweeps import results, statistics
 from joytag.sweeps.config import Point, Sweep, Trial
 from joytag.sweeps.ledger import Ledger
+from joytag.sweeps.results import RESAMPLES
 from joytag.sweeps.search import plan
-from joytag.sweeps.statistics import RESAMPLES, Finding
+from joytag.sweeps.statistics import Finding
 
 SD = 0.02  # of the metric over seeds, of which 0.95 is the training and the rest that a seed suits some images
 IMAGES = 400  # of each half

@@ -6,8 +6,9 @@ from sweeps import finish, finish_all, open_sweep, trials
 
 from joytag.core import jsonl
 from joytag.evaluation.predictions import Predictions
+from joytag.evaluation.resampled import measure
 from joytag.evaluation.thresholds import random_half
-from joytag.sweeps import results, statistics
+from joytag.sweeps import results
 from joytag.sweeps.ledger import Ledger
 from joytag.sweeps.search import plan
 from joytag.training.tracker import curve
@@ -29,7 +30,8 @@ def test_one_half_of_the_images_chooses_and_the_other_confirms(sweep):
         for trial in row.point.trials:
             predicted = Predictions.open(trial.results / "predictions")
             half = random_half(240) if trial in row.point.search else ~random_half(240)
-            expected = statistics.measure(predicted.scores, predicted.labels, "macro_f1", trial.threshold, half)
+            chosen = predicted.scores[half], predicted.labels[half].tocsc()
+            expected = measure(*chosen, "macro_f1", trial.threshold, results.RESAMPLES)
             assert row.values[trial.seed] == expected.value
     again = [point for point in found.points if point.confirmed]
     assert len(again) == 2

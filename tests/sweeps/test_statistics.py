@@ -2,16 +2,12 @@
 
 import numpy as np
 import pytest
-from contests import contest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import average_precision_score, f1_score
 from sweeps import SD, Points, Rates, find, image_effects, simulate, winner
 
-from joytag.evaluation.comparison import Resampled
-from joytag.sweeps import statistics
-from joytag.sweeps.statistics import adjusted_p, compare, critical_value, flattery, measure, noise_floor
+from joytag.evaluation.dunnett import adjusted_p
+from joytag.evaluation.resampled import Resampled
+from joytag.sweeps.statistics import compare, flattery, noise_floor
 
 
 def points_of(values: np.ndarray, noise: float = 0) -> Points:
@@ -21,27 +17,6 @@ def points_of(values: np.ndarray, noise: float = 0) -> Points:
         f"p{p}": {seed: Resampled(value, value + common[p]) for seed, value in enumerate(row)}
         for p, row in enumerate(values)
     }
-
-
-@given(st.floats(0, 20), st.sampled_from([1, 2, 3, 8, 40]))
-def test_one_comparison_is_students_test(t, freedom):
-    assert adjusted_p(t, 1, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), abs=2e-5)
-
-
-def test_several_comparisons_are_dunnetts_test():
-    rng = np.random.default_rng(0)
-    groups = [rng.normal(0.6 * i, 1, size=4) for i in range(6)]
-    expected = stats.dunnett(*groups[1:], control=groups[0], rng=np.random.default_rng(0)).pvalue
-    variance = np.mean([group.var(ddof=1) for group in groups])
-    t = [(group.mean() - groups[0].mean()) / np.sqrt(2 * variance / 4) for group in groups[1:]]
-    assert [adjusted_p(value, 5, 18) for value in t] == pytest.approx(expected, abs=2e-3)
-    assert critical_value(5, 20) == pytest.approx(2.73, abs=0.01)  # of Dunnett's table
-
-
-@pytest.mark.parametrize("comparisons", [1, 2, 50])
-@pytest.mark.parametrize("freedom", [1, 2, 7.5, np.inf])
-def test_the_critical_value_is_where_p_is_five_percent(comparisons, freedom):
-    assert adjusted_p(critical_value(comparisons, freedom), comparisons, freedom) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_with_one_point_it_is_the_paired_t_test():
@@ -100,20 +75,6 @@ def test_the_noise_floor_covers_the_true_deviation():
     floors = [noise_floor(rng.normal(0.5, SD, 3)) for _ in range(2000)]
     assert np.mean([floor.low <= SD <= floor.high for floor in floors]) == pytest.approx(0.95, abs=0.015)
     assert np.isnan(noise_floor(np.array([0.5])).value)
-
-
-def test_metrics_are_those_of_scikit_learn_on_the_chosen_images():
-    (tagger, _), labels, _ = contest([2.0, 1.0], images=400)
-    rows = np.arange(400) % 2 == 0
-    truth, scores = labels.toarray()[rows], tagger.scores[rows].astype(float)
-    measured = measure(tagger.scores, labels, "macro_f1", 0.4, rows)
-    assert measured.value == pytest.approx(f1_score(truth, scores > 0.4, average="macro"))
-    assert measured.replicates.mean() == pytest.approx(measured.value, abs=0.03)
-    ranked = measure(tagger.scores, labels, "map", 0.4, rows)
-    assert ranked.value == pytest.approx(average_precision_score(truth, scores, average="macro"))
-    halves = [measure(tagger.scores, labels, "macro_f1", 0.4, half).value for half in (rows, ~rows)]
-    assert halves[0] != halves[1]
-    assert len(measured.replicates) == len(ranked.replicates) == statistics.RESAMPLES
 
 
 def test_equal_points_rarely_win():

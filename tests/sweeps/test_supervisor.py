@@ -15,13 +15,12 @@ import pytest
 from commands import HANG
 from requirements import needs_linux, needs_unix
 
-from joytag.core import jsonl
+from joytag.core import child_process, jsonl
 from joytag.core.errors import Exit, Stopped
 from joytag.core.lock import InUse, sole_writer
 from joytag.sweeps import results, supervisor
 from joytag.sweeps.config import Sweep, Trial
 from joytag.sweeps.ledger import ENDS, Ledger
-from joytag.sweeps.runners import run_here, slots
 from joytag.sweeps.search import plan
 
 pytestmark = needs_unix
@@ -30,7 +29,7 @@ DECAY = "optimizer.weight_decay"
 
 
 def run(sweep: Sweep, jobs: int = 3) -> Ledger:
-    if ending := supervisor.run(sweep, slots(jobs, 1, True), run_here):
+    if ending := supervisor.run(sweep, supervisor.slots(jobs, 1, True), child_process.run):
         raise ending
     return Ledger(sweep.output)
 
@@ -195,7 +194,7 @@ def test_only_what_is_new_runs(cheap_sweep):
 def test_a_run_made_by_hand_counts(cheap_sweep):
     sweep = cheap_sweep()
     trial = trials(sweep)[2]
-    supervisor.run_one(trial, slots(1, 1, True)[0], "by hand")
+    supervisor.run_one(trial, supervisor.slots(1, 1, True)[0], "by hand")
     before = weights(sweep)[trial.id]
     written = (trial.results / "model.safetensors").stat().st_mtime_ns
     ledger = run(sweep)
@@ -232,8 +231,8 @@ def test_a_second_supervisor_and_a_second_run_of_a_trial_are_refused(cheap_sweep
 
     with sole_editor(first.directory), sole_writer(sweep.output):
         with pytest.raises(InUse, match=first.id):
-            supervisor.run_one(first, slots(1, 1, True)[0], "x")
-        supervisor.run_one(second, slots(1, 1, True)[0], "x")
+            supervisor.run_one(first, supervisor.slots(1, 1, True)[0], "x")
+        supervisor.run_one(second, supervisor.slots(1, 1, True)[0], "x")
     assert weights(sweep).keys() == {second.id}
 
 
@@ -243,7 +242,7 @@ def test_a_trial_that_runs_elsewhere_is_left_to_it(cheap_sweep, monkeypatch, cap
     sweep = cheap_sweep(seeds=1)
     trial = trials(sweep)[0]
     assert FORK is not None
-    process = FORK.Process(target=supervisor.run_one, args=(trial, slots(1, 1, True)[0], "x"))
+    process = FORK.Process(target=supervisor.run_one, args=(trial, supervisor.slots(1, 1, True)[0], "x"))
     process.start()
     while not (trial.directory / "log.jsonl").exists():
         time.sleep(0.01)
@@ -286,9 +285,9 @@ def test_ctrl_c_is_reported_as_an_interruption(cheap_sweep, monkeypatch):
 
     async def interrupt(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        return await run_here(*arguments)
+        return await child_process.run(*arguments)
 
-    ending = supervisor.run(sweep, slots(1, 1, True), interrupt)
+    ending = supervisor.run(sweep, supervisor.slots(1, 1, True), interrupt)
     assert isinstance(ending, Stopped)
     assert "0 of 6 trials over" in str(ending)
     assert ending.code == 130
