@@ -25,8 +25,7 @@ from joytag.training import dry_run
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
-    epilog = "Stop or kill it at any time; the same command continues."
-    parser = Parser(prog="joytag sweep", description=__doc__, epilog=epilog)
+    parser = Parser(prog="joytag sweep", description=__doc__, epilog="The same command continues what was stopped.")
     add = parser.add_argument
     add("--config", required=True, help="a YAML file; a bare name is one in configs/sweeps/, here or installed")
     add("--dry-run", action="store_true", help="print the trials, their costs and commands, and run nothing")
@@ -84,8 +83,7 @@ def print_costs(sweep: Sweep, points: Sequence[Point]) -> None:
     show(table)
     known = f"{hours:,.1f} hours here, one after the other" if rates else "time unknown, measure: joytag benchmark all"
     print(f"{table.row_count} {plural(table.row_count, 'trial')}, {flops:.2e} FLOP, {known}; disk is for checkpoints")
-    for command in points[0].trials[0].commands:
-        print(shlex.join(command))
+    print("\n".join(map(shlex.join, points[0].trials[0].commands)))
 
 
 def write_agents(sweep: Sweep, trials: Sequence[str]) -> Path:

@@ -98,10 +98,11 @@ def best_config(found: Results, sweep: Sweep, comment: str) -> str:
     return f"# {comment}\n{yaml.safe_dump({'base': base, **changed}, sort_keys=False)}"
 
 
-def _changed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that differ from those of a base, mappings key by key."""
-    both = {key: (value, base.get(key)) for key, value in values.items() if value != base.get(key)}
-    return {key: _changed(*pair) if all(isinstance(v, dict) for v in pair) else pair[0] for key, pair in both.items()}
+def _changed(values: Any, base: Any) -> Any:
+    """Return what of some values differs from a base: mappings key by key, all else as a whole."""
+    if not (isinstance(values, dict) and isinstance(base, dict)):
+        return values
+    return {key: _changed(value, base.get(key)) for key, value in values.items() if value != base.get(key)}
 
 
 def _slice(found: Results, sweep: Sweep, name: str) -> list[tuple[Any, PointResult]]:

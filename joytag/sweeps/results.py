@@ -136,6 +136,7 @@ def _by_seed(sweep: Sweep, trials: Sequence[Trial], ledger: Ledger) -> dict[int,
 
 
 def _mean_curve(sweep: Sweep, trials: Sequence[Trial]) -> Curve:
-    """Return the mean of the curves that have begun, as far as all go. The runs of a point log at equal samples."""
-    begun = [of_trial for trial in trials if (of_trial := curve(sweep, trial))]
-    return [(at[0][0], float(np.mean([value for _, value in at]))) for at in zip(*begun, strict=False)]
+    """Return the mean of the curves that have begun, at the samples that all of them have."""
+    begun = [dict(of_trial) for trial in trials if (of_trial := curve(sweep, trial))]
+    samples = [at for at in begun[0] if all(at in values for values in begun)] if begun else []
+    return [(at, float(np.mean([values[at] for values in begun]))) for at in samples]

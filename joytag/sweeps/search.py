@@ -80,8 +80,11 @@ def propose(search: str, axes: Axes, seed: int, rows: Rows, values: Values) -> L
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         for row in rows:
             if row["event"] == "proposed" and (of_point := values(row["labels"])):
-                study.enqueue_trial(dict(row["labels"]))  # as the sampler chose it, whatever its version
-                asked.append((ask(), of_point))
+                if (trial := ask()).params != row["labels"]:  # another version chose it
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    study.enqueue_trial(dict(row["labels"]))
+                    trial = ask()
+                asked.append((trial, of_point))
             elif row["event"] in ENDS:
                 ended.add(row["trial"])
             for number, (trial, of_point) in enumerate(asked):

@@ -121,9 +121,8 @@ class Supervisor:
             if not is_up_to_date or time.time() - self.looked > LOOK:
                 self._look()
             if is_up_to_date and not self.tasks and (is_ending or not self._waiting()):
-                break
+                return self._ending(interrupts.code)
             await asyncio.sleep(POLL)
-        return self._ending(interrupts.code)
 
     def _begin(self) -> None:
         """Queue the trials that wait for slots; while that leaves some of them free, ask the sampler for more."""
@@ -223,8 +222,7 @@ class Supervisor:
 
     def _waiting(self) -> list[Trial]:
         """Return the trials that are to start, in their order."""
-        busy = {*self.tasks, *self.held}
-        return [trial for trial in self.trials if trial.id not in busy and not self.ledger.is_over(trial.id)]
+        return [t for t in self.trials if not (t.id in self.tasks or t.id in self.held or self.ledger.is_over(t.id))]
 
     def _values(self, labels: Labels) -> Mapping[str, float]:
         """Return the values of a point's trials, {} when the point left the axes since."""
