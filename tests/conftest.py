@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -47,6 +48,10 @@ PORTABLE = """
     cli/test_command.py cli/test_compare.py cli/test_evaluate.py cli/test_finetune.py cli/test_journeys.py
     cli/test_show.py cli/test_tag.py
 """
+
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

@@ -88,14 +88,14 @@ def flags(separator: str, options: dict[str, Any]) -> list[str]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(commands())
 def test_flags_mean_what_they_mean_in_sd_scripts(image, command):
     found, separator, options = command
     assert written(image, found, *flags(separator, options)) == expected(found, separator, options)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(commands(), st.lists(st.sampled_from(["mine", "solo", "x y"]), unique=True))
 def test_appending_means_what_it_means_in_sd_scripts(image, command, existing):
     found, separator, options = command

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from paths import ROOT
 from pydantic import Field
@@ -89,7 +88,6 @@ def test_wrong_types_in_every_shipped_config_are_refused(schema, path):
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:e}", "{:.3e}", "{:.0e}"]))
-@hypothesis_settings(deadline=None)
 def test_every_notation_of_a_float_is_read(number, form):
     text = form.format(number)
     values: dict = {}

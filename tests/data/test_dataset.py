@@ -97,7 +97,7 @@ def test_labels_are_in_the_order_of_the_requested_rows(directory):
 
 
 @given(st.lists(st.sets(st.integers(0, 2)), min_size=1, max_size=20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_labels_survive_the_file(tmp_path_factory, tags):
     directory = tmp_path_factory.mktemp("dataset")
     write_tags(directory)

@@ -184,7 +184,6 @@ def test_the_format_is_recognized_by_content_not_by_name(tmp_path):
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40))
-@settings(deadline=None)
 def test_square_centers_the_image_on_white(width, height):
     side = max(width, height)
     squared = np.asarray(images.square(Image.new("RGB", (width, height), (1, 2, 3)), side))
@@ -195,7 +194,6 @@ def test_square_centers_the_image_on_white(width, height):
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40), size=st.integers(1, 50))
-@settings(deadline=None)
 def test_square_resizes_the_padded_image(width, height, size):
     image = Image.fromarray(noise(width, height))
     padded = images.square(image, max(width, height))
@@ -204,7 +202,6 @@ def test_square_resizes_the_padded_image(width, height, size):
 
 
 @given(width=st.integers(1, 300), height=st.integers(1, 300), longest=st.integers(1, 150))
-@settings(deadline=None)
 def test_fit_shrinks_to_the_longest_side_and_never_enlarges(width, height, longest):
     fitted = images.fit(Image.new("RGB", (width, height)), longest)
     if max(width, height) <= longest:
@@ -229,7 +226,7 @@ def by_pillow(path: Path, size: int) -> np.ndarray:
 
 
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 96), quality=st.integers(60, 100))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_training_squares_match_pillow(tmp_path_factory, width, height, size, quality):
     """Up to the rounding of two passes, for images that are not decoded at a fraction of their size."""
     path = tmp_path_factory.mktemp("images") / "image.jpg"
@@ -244,7 +241,7 @@ def test_training_squares_match_pillow(tmp_path_factory, width, height, size, qu
 
 
 @given(width=st.integers(1, 120), height=st.integers(1, 120), divisor=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_white_that_is_not_resized_matches_pillow(tmp_path_factory, width, height, divisor):
     """Also when several pixels become one, and when the image is a single line."""
     path = tmp_path_factory.mktemp("images") / "image.png"
@@ -370,7 +367,7 @@ def test_damaged_pixels_of_a_png_are_refused():
 SEGMENTS = (b"", b"JFIF", b"JFIF\0", b"JFXX\0", b"Exif\0\0", b"ICC_PROFILE\0", b"MPF\0", b"Adobe", b"Photoshop 3.0\0")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([*range(0xE0, 0xF0), 0xFE]), st.sampled_from(SEGMENTS), st.binary(max_size=20))
 def test_metadata_of_a_jpeg_never_cost_its_pixels(marker, beginning, rest):
     simplejpeg = pytest.importorskip("simplejpeg")

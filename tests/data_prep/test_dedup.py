@@ -1,7 +1,7 @@
 """Copies are recognized, near-copies are not; groups equal a comparison of all pairs."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import dedup
@@ -60,7 +60,6 @@ def test_images_that_differ_in_one_pixel_of_the_thumbnail_are_not_copies():
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_copies_do_not_depend_on_the_order_of_images(data):
     files = data.draw(
         st.lists(st.tuples(st.sampled_from([0, FULL, FULL ^ 7]), st.sampled_from([0, 3, 6, 90])), min_size=1)
@@ -89,7 +88,6 @@ def components(hashes: list[int], radius: int) -> set[frozenset[int]]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1)), max_size=30), st.integers(0, 5), st.data())
-@settings(deadline=None)
 def test_look_alikes_equal_a_comparison_of_all_pairs(drawn, radius, data):
     bases = [0, FULL, FULL ^ 0xFFFF, 2**63]
     bits = data.draw(st.lists(st.integers(0, 63), min_size=64, max_size=64))

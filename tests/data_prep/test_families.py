@@ -29,7 +29,7 @@ def partition(labels: list[int]) -> set[frozenset[int]]:
 
 
 @given(ROWS, st.sets(st.tuples(st.integers(0, 1), st.integers(1, 12))), st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_families_equal_a_search_over_sets(rows, listed, rng: random.Random):
     """Posts may be listed or not, and lack their id; parents are of the same source, works of any."""
     source_of, post_of = (np.array([pair[i] for pair in sorted(listed)], np.int64) for i in (0, 1))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import inputs
@@ -323,7 +323,6 @@ TAG_LISTS = st.lists(st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=
 
 
 @given(TAG_LISTS, st.sampled_from(STYLES))
-@settings(deadline=None)
 def test_what_tagging_writes_is_read_with_the_same_separator(lists, style):
     if style.separator in (",", ";"):  # no tag with that character can be written so
         lists = [[tag for tag in tags if style.separator not in tag] for tags in lists]
@@ -336,7 +335,6 @@ def test_what_tagging_writes_is_read_with_the_same_separator(lists, style):
 
 
 @given(TAG_LISTS, st.sampled_from([style for style in STYLES if style.separator in (", ", "; ", "\n", " ", " | ")]))
-@settings(deadline=None)
 def test_what_tagging_writes_is_recognized(lists, style):
     """Ten more files show the style, as in a folder that was tagged."""
     captions = Captions(style, VOCABULARY)

@@ -45,7 +45,7 @@ FOLDERS = st.lists(
     st.sets(st.integers(0, 7)),
     st.integers(0, 9),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_each_tag_has_its_minima_on_both_sides_or_is_dropped_and_named(images, wanted, least, kept, seed):
     """A recount in plain Python of what docs/datasets.md states."""
     wish = Validation(images=wanted, min_per_tag=least, seed=seed)

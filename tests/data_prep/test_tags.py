@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
 
@@ -34,7 +34,6 @@ def test_aliases_resolve(pairs, resolved):
 
 
 @given(PAIRS)
-@settings(deadline=None)
 def test_resolved_aliases_end_where_repeated_steps_end(pairs):
     def end(name: str) -> str:
         orbit = [name]
@@ -47,7 +46,6 @@ def test_resolved_aliases_end_where_repeated_steps_end(pairs):
 
 
 @given(PAIRS, PAIRS)
-@settings(deadline=None)
 def test_closed_implications_equal_reachability(pairs, alias_pairs):
     aliases = tags.resolve_aliases(alias_pairs)
     names = "abcdefg"
@@ -195,7 +193,6 @@ def lists(rows: Rows) -> list[list[int]]:
 
 
 @given(ROWS, ROWS.filter(bool), st.data())
-@settings(deadline=None)
 def test_rows_behave_like_lists(drawn, more, data):
     rows = Rows.of(drawn)
     assert lists(rows) == drawn

@@ -59,7 +59,7 @@ def test_averages_of_resamples_match_scikit_learn_on_the_images_drawn(sample):
                     assert replicates[str(t)][f"{kind}_{name}"][r] == pytest.approx(value, abs=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.booleans())
 def test_influence_is_the_derivative_of_mean_average_precision(seed, tied):
     rng = RNG(seed)

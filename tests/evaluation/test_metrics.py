@@ -88,7 +88,7 @@ def check_against_scikit_learn(scores, labels, threshold):
     assert means["tags_predicted"] == np.sum(some & (s > threshold).any(0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(decisions(), st.sampled_from([0, 0.05, 0.4, 0.7, 1]))
 def test_metrics_match_scikit_learn(pair, threshold):
     scores, labels = pair
@@ -103,7 +103,7 @@ def test_metrics_of_many_tags_match_scikit_learn():
     check_against_scikit_learn(scores, labels, 0.4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(decisions())
 def test_best_thresholds_of_tags_match_a_search(pair):
     scores, labels = pair
@@ -120,7 +120,7 @@ def test_best_thresholds_of_tags_match_a_search(pair):
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(decisions())
 def test_best_thresholds_of_averages_match_a_search(pair):
     scores, labels = pair
@@ -147,7 +147,7 @@ def nearly(by_threshold, wanted):
     return [t for t, value in by_threshold.items() if abs(value - wanted) < 1e-12]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(decisions())
 def test_curves_at_a_level_equal_the_averages_at_its_threshold(pair):
     scores, labels = pair
@@ -160,7 +160,7 @@ def test_curves_at_a_level_equal_the_averages_at_its_threshold(pair):
         assert tag_curves.tags_predicted[level] == expected["tags_predicted"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(decisions())
 def test_calibration_matches_scikit_learn(pair):
     scores, labels = pair
@@ -179,7 +179,7 @@ def test_calibration_matches_scikit_learn(pair):
         same(stored.ece[i], np.sum(count[count > 0] * np.abs(frequency - mean_score)) / y.size)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(decisions(), st.integers(1, 20))
 def test_streamed_and_stored_scores_give_the_same_metrics(pair, batch):
     scores, labels = pair

@@ -90,7 +90,7 @@ def test_predictions_killed_at_any_step_resume_to_the_same_bytes(tmp_path, direc
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_block_is_done_only_when_its_scores_and_journal_line_are_complete(tmp_path_factory, data):
     """Whatever part of them is lost in a crash."""
     writer = PredictionsWriter(tmp_path_factory.mktemp("work") / "predictions", ROWS, TAGS, BATCH)

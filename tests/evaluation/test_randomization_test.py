@@ -24,7 +24,7 @@ def by_enumeration(labels: np.ndarray, first: np.ndarray, second: np.ndarray) ->
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_p_value_is_the_share_of_all_swaps(decisions):
     labels, first, second = np.array(decisions).T
     (p_value,) = randomization_test(*(csc_array(column[:, None]) for column in (labels, first, second)))

@@ -46,7 +46,7 @@ def test_each_half_uses_thresholds_of_the_other_alone():
             np.testing.assert_array_equal(decisions.toarray()[half], scores[half].astype(float) > threshold)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([0, 1, 5, 1e9]))
 def test_shrunk_thresholds_match_a_search(seed, prior):
     rng = np.random.default_rng(seed)
