@@ -36,7 +36,7 @@ def train(values: dict[str, str]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     append(run / "calls.jsonl", {"threads": os.environ["OMP_NUM_THREADS"], "group": os.environ["WANDB_RUN_GROUP"]})
     state, rate = run / "checkpoints" / "state.json", float(values.get("optimizer.lr", 0.004))
-    if (run / "release").exists():
+    if (run / "release" / "quality").exists():  # written last
         return
     attempts = len((run / "calls.jsonl").read_text().splitlines())
     if way == "fail" or (way == "fail twice" and attempts < 3):
