@@ -101,10 +101,10 @@ def test_a_finished_sweep_starts_nothing(cheap_sweep):
 
 @needs_linux
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.faults)])
-def test_a_sweep_killed_at_random_moments_loses_and_repeats_nothing(cheap_sweep, tmp_path, kills):
-    changes: dict = {"axes": {DECAY: [0.02, 0.1, 0.01]}, "seeds": 1, "keep_checkpoints": "all"}
-    changes |= {"seeds": 3} if kills > 3 else {}
+def test_a_sweep_killed_at_random_moments_loses_and_repeats_nothing(cheap_sweep, monkeypatch, tmp_path, kills):
+    changes: dict = {"axes": {DECAY: [0.02, 0.1, 0.01]}, "seeds": 8 if kills > 3 else 1, "keep_checkpoints": "all"}
     run(whole := cheap_sweep(output=str(tmp_path / "whole"), **changes))
+    monkeypatch.setenv("STEP", "0.1")  # so that all of it takes longer than the kills, on any machine
     sweep, rng = cheap_sweep(output=str(tmp_path / "killed"), **changes), np.random.default_rng(0)
     for _ in range(kills):
         process = forked(sweep)
@@ -115,6 +115,7 @@ def test_a_sweep_killed_at_random_moments_loses_and_repeats_nothing(cheap_sweep,
         assert process.exitcode == -signal.SIGKILL
         time.sleep(0.5)
         assert alive(sweep.output) == []
+    monkeypatch.setenv("STEP", "0.01")
     ledger = run(sweep)
     assert weights(sweep) == weights(whole)
     assert len(weights(sweep)) == 3 * changes["seeds"], "of all points but the one that diverges"
