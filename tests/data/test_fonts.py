@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import matplotlib
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from joytag.data import fonts
@@ -11,6 +11,7 @@ from joytag.data import fonts
 BUNDLED = Path(matplotlib.get_data_path()) / "fonts/ttf"
 
 
+@example(":?MŒVL§", 30)  # whose kerning differs from that of its end
 @given(st.text(st.characters(codec="utf-8", categories=["L", "P"])), st.integers(30, 300))
 def test_text_fits_its_width(text, width):
     shown = [fonts.shorten(text, 11, width), *fonts.wrap(text, 11, width, 2)]
@@ -29,7 +30,7 @@ def test_the_end_of_a_long_name_is_kept():
 
 def test_the_font_is_one_that_has_all_characters(monkeypatch):
     default, other = BUNDLED / "DejaVuSans.ttf", BUNDLED / "STIXGeneral.ttf"
-    monkeypatch.setattr(fonts, "candidates", lambda: map(str, (default, Path("none.ttf"), other)))
+    monkeypatch.setattr(fonts, "candidates", lambda: [str(default), "none.ttf", str(other)])
     only_in_other = next(map(chr, sorted(fonts.characters(str(other)) - fonts.characters(str(default)))))
     fonts.find.cache_clear()
     assert fonts.find(f"a{only_in_other}") == str(other)

@@ -162,6 +162,6 @@ def test_in_a_browser_the_page_is_complete_and_requests_nothing(sweep, tmp_path,
         assert page.value("document.documentElement.scrollWidth") <= width
         assert page.value("document.querySelectorAll('#points tbody tr').length") == 6
         assert page.value("document.querySelectorAll('#trials tbody tr').length") == (24 if finished else 18)
-        assert page.value("document.querySelectorAll('.chart').length") == (3 if finished else 1)
+        assert page.value("document.querySelectorAll('.chart').length") == (2 if finished else 1)
         assert page.value(CUT_OFF) == []
         assert page.value(BROKEN_NAMES) == []
