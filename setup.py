@@ -8,6 +8,7 @@ setup(
     package_data={
         "data_prep.tools": ["openmoji.csv", "OPENMOJI.md"],
         "joytag": ["py.typed"],
+        "joytag.app": ["page/*"],
         "joytag.configs": ["**/*"],
         "joytag.export": ["usage/*"],
         "joytag.reports": ["templates/*"],

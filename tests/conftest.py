@@ -120,6 +120,29 @@ def exports(measured) -> Path:
     return write_exports(measured)
 
 
+@pytest.fixture(scope="session")
+def open_app():
+    """A function that opens a client of an app with the small release; see `app_clients.opener`."""
+    from app_clients import opener  # not at the top: the tests on a GPU have no fastapi
+
+    with opener() as open_client:
+        yield open_client
+
+
+@pytest.fixture(scope="session")
+def client(open_app):
+    """A client of the app as it is by default."""
+    return open_app()
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[bytes]:
+    """Eight PNG files of noise, of different sizes."""
+    from app_clients import picture
+
+    return [picture(number) for number in range(8)]
+
+
 @pytest.fixture
 def run_values(dataset_directory, tmp_path) -> dict:
     """Run settings of a miniature of the recipe; see `miniature`."""

@@ -22,6 +22,7 @@ PACKAGES = (  # a package imports only packages above it
     "reports",
     "export",
     "sweeps",
+    "app",
     "benchmarks",
     "cli",
 )

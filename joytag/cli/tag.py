@@ -1,6 +1,7 @@
 """Tag images, folders of them or glob patterns: into a text file beside each image, a table, or the terminal."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from joytag.cli.arguments import (
     tag_replacement,
     workers,
 )
-from joytag.core.terminal import print
-from joytag.data.tag_names import DEFAULT_THRESHOLD
+from joytag.core.terminal import plural, print, printable
+from joytag.data.images import ImageError
+from joytag.data.tag_names import DEFAULT_THRESHOLD, describe_unknown, matcher
 from joytag.tagging import engines
 from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
-from joytag.tagging.folder import Job
+from joytag.tagging.folder import Job, common_folder, find_images
+from joytag.tagging.table import relative_name
 from joytag.tagging.tagger import PRECISIONS, Tagger
 
 SD_SCRIPTS = r"""Flags of sd-scripts' tagger (--undesired_tags, --remove_underscore ...) are accepted and mean what they
@@ -55,6 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_output(parser.add_argument_group("output"))
     _add_choice(parser.add_argument_group("choice of tags"))
     _add_spelling(parser.add_argument_group("order and spelling of tags"))
+    _add_evidence(parser.add_argument_group("evidence"))
     _add_computation(parser.add_argument_group("computation"))
     for flag, reason in REFUSED.items():
         add(flag, action=Refused, reason=reason)
@@ -110,6 +114,14 @@ def _add_spelling(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_evidence(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = "instead of tagging, draw where each image speaks for these tags and where against them, a PNG for each"
+    add("--evidence", type=names, action="extend", default=[], metavar="TAG,TAG", help=text)
+    text = "folder for these drawings (default: %(default)s)"
+    add("--evidence-folder", type=Path, default=Path("evidence"), metavar="FOLDER", help=text)
+
+
 def _add_computation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
@@ -125,6 +137,9 @@ def _add_computation(group: argparse._ArgumentGroup) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
+    if options.evidence:
+        draw_evidence(options)
+        return
     try:
         job = plan(options)
     except OptionError as error:
@@ -142,6 +157,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{options.model}: {len(tagger.tags):,} tags, {tagger}")
     threshold = read_thresholds(options.thresholds, tagger.tags, options.threshold)
     job.run(tagger, threshold, options.batch_size, options.workers, None if options.frequency_tags else 20)
+
+
+def draw_evidence(options: argparse.Namespace) -> None:
+    """Draw the evidence for the named tags, an image at a time. Images that cannot be used are named and left out."""
+    from joytag.reports import evidence  # not at the top: it needs matplotlib
+
+    drawings = options.evidence_folder
+    paths = find_images(options.inputs, options.recursive).images
+    paths = [path for path in paths if drawings.absolute() not in path.absolute().parents]
+    if not paths:
+        raise ValueError(f"{options.inputs[0]}: no images besides the drawings in {drawings}")
+    folder = common_folder(options.inputs, paths)
+    if options.dry_run:
+        print(f"{len(paths):,} {plural(len(paths), 'image')} to draw into {drawings}")
+        return
+    tagger = Tagger.load(options.model, options.device, options.precision)
+    print(f"{options.model}: {len(tagger.tags):,} tags, {tagger}")
+    if unknown := describe_unknown(options.evidence, tagger.tags):
+        raise ValueError(f"--evidence: the model has no tag {unknown}")
+    is_chosen = matcher(options.evidence, tagger.tags)
+    tags = [tag for tag in tagger.tags if is_chosen(tag) is not None]
+    failed = []
+    for image in paths:
+        drawing = drawings / f"{relative_name(image, folder)}.png"
+        try:
+            scores = evidence.write(tagger, image, tags, drawing)
+        except ImageError as error:
+            failed.append(error)
+            continue
+        best = ", ".join(f"{tag} {score:.2f}" for tag, score in list(scores.items())[:5])
+        print(printable(f"{drawing}: {best}"))
+    if len(failed) == len(paths):
+        raise failed[0]
+    for reason in failed:
+        print(f"Not drawn: {printable(reason)}", file=sys.stderr)
 
 
 def plan(options: argparse.Namespace) -> Job:

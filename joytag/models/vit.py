@@ -335,6 +335,18 @@ class ViT(nn.Module):
         """[B, 3, height, width] float images to [B, D] mean-pooled embeddings; `noise_BS` as for `tokens`."""
         return self.tokens(images_BCYX, noise_BS).mean(dim=1)
 
+    def evidence(self, images_BCYX: Tensor, tags: Sequence[int]) -> Tensor:
+        """[B, 3, height, width] normalized float images to [B, len(tags), rows, columns]: what each patch adds.
+
+        A logit is the mean of the head's output over the patches, so these numbers, float32 in units of the logit, sum
+        to it, without any gradient. In evaluation mode only; raises ValueError as `tokens` does.
+        """
+        tokens_BTD, index = self.tokens(images_BCYX), torch.as_tensor(tags, device=images_BCYX.device)
+        with torch.autocast(images_BCYX.device.type, enabled=False):
+            logits_BTN = F.linear(tokens_BTD.float(), self.head.weight[index].float(), self.head.bias[index].float())
+        columns = images_BCYX.shape[-1] // self.config.patch_size
+        return (logits_BTN / logits_BTN.shape[1]).transpose(1, 2).unflatten(2, (-1, columns))
+
     def forward(self, images_BCYX: Tensor, noise_BS: Tensor | None = None) -> Tensor:
         """[B, 3, height, width] normalized float images to [B, N] logits; `noise_BS` as for `tokens`."""
         if self.config.head_mean_after:

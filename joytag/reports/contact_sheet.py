@@ -86,7 +86,7 @@ def contact_sheet(
     lines = np.minimum(((scores > threshold) | labels).sum(axis=1), MOST_TAGS)
     heights = [SIDE + GAP + LINE * int(lines[i : i + columns].max()) for i in range(0, len(decoded), columns)]
     tops = np.cumsum([LEGEND + GAP, *(height + GAP for height in heights)])
-    sheet = _Sheet(columns * (CELL + GAP) + GAP, int(tops[-1]))
+    sheet = Sheet(columns * (CELL + GAP) + GAP, int(tops[-1]))
     x = sheet.write(GAP, 10, "right", RIGHT)
     x = sheet.write(x + 18, 10, "wrong", WRONG, struck=True)
     x = sheet.write(x + 18, 10, "(missed)", MISSED)
@@ -99,7 +99,7 @@ def contact_sheet(
 
 
 def _write_tags(
-    sheet: _Sheet,
+    sheet: Sheet,
     left: int,
     top: int,
     labels: NDArray[np.bool_],
@@ -120,7 +120,7 @@ def _write_tags(
             sheet.write(left, y, f"({name})", MISSED)
 
 
-class _Sheet:
+class Sheet:
     """A white image to paste images and write text on; positions and sizes are in units of SCALE pixels."""
 
     def __init__(self, width: int, height: int) -> None:
@@ -128,6 +128,7 @@ class _Sheet:
         self._draw = ImageDraw.Draw(self.image)
 
     def paste(self, image: Image.Image, x: int, y: int) -> None:
+        """Paste an image, on a white square of SIDE."""
         square = images.square(image, SIDE * SCALE, Image.Resampling.LANCZOS)
         self.image.paste(square, (x * SCALE, y * SCALE))
         self._draw.rectangle([n * SCALE for n in (x, y, x + SIDE, y + SIDE)], outline=FRAME)

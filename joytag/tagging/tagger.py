@@ -6,9 +6,9 @@ import operator
 import os
 import sys
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 from joytag.core import devices
 from joytag.core.parallel import batches, read_ahead
 from joytag.data import images
-from joytag.data.tag_names import DEFAULT_THRESHOLD
+from joytag.data.tag_names import DEFAULT_THRESHOLD, canonical, describe_unknown
 from joytag.models import inference, int8, release
 from joytag.models.architectures import Model
+from joytag.models.vit import ViT
 from joytag.tagging import engines
 from joytag.tagging.engines import Session
 
@@ -45,6 +46,14 @@ class Result:
     tags: dict[str, float] = field(default_factory=dict)
     scores: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     error: str = ""
+
+
+class EvidenceError(ValueError):
+    """Raised for a model whose logits are no sums over patches."""
+
+
+class UnknownTag(ValueError):
+    """Raised for a tag that a model does not have; the message names the nearest one."""
 
 
 class Tagger:
@@ -98,7 +107,7 @@ class Tagger:
 
         Raises ImageError when the image cannot be used.
         """
-        return self._result(self._predict(prepare(image, self.size)[None])[0], threshold)
+        return self.result(self.predict(prepare(image, self.size)[None])[0], threshold)
 
     def stream(
         self,
@@ -135,6 +144,41 @@ class Tagger:
         finally:
             torch.set_num_threads(threads)
 
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        own = {tag: position for position, tag in enumerate(self.tags)}
+        return {canonical(tag): position for tag, position in own.items()} | own
+
+    def position(self, tag: str) -> int:
+        """Return the position of a tag, in any spelling, in `tags`. Raises UnknownTag."""
+        found = self._positions.get(tag, self._positions.get(canonical(tag)))
+        if found is None:
+            raise UnknownTag(f"the model has no tag {describe_unknown([tag], self.tags) or tag}")
+        return found
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether `evidence` works with this model: its head must be linear over patches."""
+        return isinstance(self.model, ViT)
+
+    def evidence(self, image: ImageSource, tag: str | Sequence[str]) -> NDArray[np.float32]:
+        """Return where an image speaks for a tag, and where against it, float32 [rows, columns].
+
+        Each number is what one patch adds to the tag's logit, and they sum to it exactly; its score is the sigmoid of
+        the sum. The patches cover the white square on which the image is centred. For several tags the shape is
+        [len(tag), rows, columns]. Tags may have any spelling. torch computes the tokens in the tagger's precision, even
+        if another engine computes the scores, and the head in float32. Raises EvidenceError for a backbone of timm,
+        UnknownTag, and ImageError when the image cannot be used.
+        """
+        model = self.model
+        if not isinstance(model, ViT):
+            raise EvidenceError("evidence: not for a backbone of timm, whose head is not linear over patches")
+        chosen = [self.position(name) for name in ([tag] if isinstance(tag, str) else tag)]
+        pixels = torch.from_numpy(prepare(image, self.size)[None]).to(self.device)
+        with torch.no_grad(), inference.autocast(self.device, self._dtype):
+            maps = model.evidence(images.normalize(pixels), chosen)[0].cpu().numpy()
+        return maps[0] if isinstance(tag, str) else maps
+
     def _read(self, image: ImageSource) -> NDArray[np.uint8] | str:
         """Return the model's input, or the reason that there is none."""
         try:
@@ -149,12 +193,12 @@ class Tagger:
         good = [array for array in arrays if not isinstance(array, str)]
         if good:
             batch[: len(good)] = good
-        scores = iter(self._predict(batch) if good else ())
+        scores = iter(self.predict(batch) if good else ())
         return [
-            Result(error=array) if isinstance(array, str) else self._result(next(scores), threshold) for array in arrays
+            Result(error=array) if isinstance(array, str) else self.result(next(scores), threshold) for array in arrays
         ]
 
-    def _predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scores, float32 [B, N], of images, uint8 [B, 3, S, S].
 
         A batch that does not fit in memory is computed in parts, and so are all later ones. Raises ValueError when a
@@ -176,7 +220,8 @@ class Tagger:
                     stacklevel=2,
                 )
 
-    def _result(self, scores: NDArray[np.float32], threshold: float | NDArray[np.float32]) -> Result:
+    def result(self, scores: NDArray[np.float32], threshold: float | NDArray[np.float32]) -> Result:
+        """Return the result for the scores, float32 [N], of an image."""
         above = np.flatnonzero(scores > threshold)
         above = above[np.argsort(-scores[above], kind="stable")]
         return Result({self.tags[i]: float(scores[i]) for i in above}, scores)

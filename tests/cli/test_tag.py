@@ -86,3 +86,27 @@ def test_unusable_images_and_models_are_named(call, tmp_path):
     assert_one_line(call("tag", "--model", TINY, tmp_path / "gone.png"), "gone.png", "no such file")
     assert_one_line(call("tag", "--model", tmp_path, tmp_path / "text.png"), "config.json", "missing")
     assert_one_line(call("tag", "--model", TINY, tmp_path / "texts"), "no images here")
+
+
+def test_evidence_is_drawn_instead_of_tagging(call, image_folder, tmp_path):
+    arguments = ["tag", "--model", TINY, image_folder, "--evidence", "Tag 3, tag_1*"]
+    done = call(*arguments)
+    assert done.returncode == 0, done.stderr
+    drawings = [tmp_path / "evidence" / f"{colour}.png.png" for colour in ("blue", "green", "red", "white")]
+    assert sorted((tmp_path / "evidence").iterdir()) == drawings
+    assert not list(image_folder.glob("*.txt"))
+    assert "red.png.png: tag_" in done.stdout
+    inside = ["--evidence-folder", image_folder / "maps", "--recursive"]
+    for _ in range(2):  # the second time its own drawings are there
+        assert call(*arguments, *inside).returncode == 0
+    assert len(list((image_folder / "maps").iterdir())) == 4
+
+
+def test_evidence_for_unknown_tags_or_unusable_images_is_an_error_in_one_line(call, image_folder, tmp_path):
+    done = call("tag", "--model", TINY, image_folder, "--evidence", "tag_99")
+    assert_one_line(done, "--evidence: the model has no tag tag_99 (did you mean tag_")
+    (image_folder / "red.png").write_bytes(b"no image")
+    done = call("tag", "--model", TINY, image_folder, "--evidence", "tag_1")
+    assert done.returncode == 0
+    assert "Not drawn" in done.stderr
+    assert_one_line(call("tag", "--model", TINY, image_folder / "red.png", "--evidence", "tag_1"), "red.png")

@@ -68,6 +68,32 @@ def test_mean_after_head_equals_head_after_mean():
     torch.testing.assert_close(first(images), second(images))
 
 
+@pytest.mark.parametrize("size", [64, 96])
+def test_evidence_sums_to_the_published_logits(size):
+    model, tags = release.load(TINY)
+    assert isinstance(model, ViT)
+    expected = np.load(TINY / "expected.npz")
+    images = torch.from_numpy(expected[f"input_{size}"])
+    with torch.inference_mode():
+        evidence = model.evidence(images, range(len(tags)))
+    assert evidence.shape == (len(images), len(tags), size // 16, size // 16)
+    np.testing.assert_allclose(evidence.sum(dim=(2, 3)), expected[f"logits_{size}"], atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"head_mean_after": True}, {"cnn_stem": None}], ids=str)
+def test_evidence_is_the_heads_output_for_each_patch(changes):
+    """Written out patch by patch, for an image that is not square."""
+    model, images = ViT(small(**changes)).eval(), torch.randn(2, 3, 12, 20)
+    tokens, evidence = model.tokens(images), model.evidence(images, [5, 2])
+    weight, bias = model.head.weight, model.head.bias
+    assert evidence.shape == (2, 2, 3, 5)
+    for image, place, row, column in np.ndindex(2, 2, 3, 5):
+        tag = [5, 2][place]
+        patch = weight[tag] @ tokens[image, 5 * row + column] + bias[tag]
+        torch.testing.assert_close(evidence[image, place, row, column], patch / 15)
+    torch.testing.assert_close(evidence.sum(dim=(2, 3)), model(images)[:, [5, 2]])
+
+
 def test_plain_patches_equal_unfolded_linear_projection():
     model = ViT(small(cnn_stem=None)).eval()
     images = torch.randn(2, 3, 16, 16)

@@ -238,14 +238,14 @@ def test_bad_items_of_a_stream_are_errors_of_their_own(tagger, tmp_path):
 def test_batches_and_threads_are_bounded_by_what_there_is(tagger, tmp_path, monkeypatch):
     Image.new("RGB", (12, 16)).save(tmp_path / "a.png")
     sizes, threads = set(), set()
-    predict = Tagger._predict
+    predict = Tagger.predict
 
     def record(self: Tagger, batch: np.ndarray) -> np.ndarray:
         sizes.add(len(batch))
         threads.add(threading.active_count())
         return predict(self, batch)
 
-    monkeypatch.setattr(Tagger, "_predict", record)
+    monkeypatch.setattr(Tagger, "predict", record)
     assert len(list(tagger.stream([tmp_path / "a.png"] * 5, batch_size=100_000, workers=100_000))) == 5
     assert sizes == {5}
     many = (tmp_path / "a.png" for _ in range(600))

@@ -1,0 +1,1 @@
+"""The app: tag in the browser, see why, and label the next images."""

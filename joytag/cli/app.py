@@ -1,0 +1,109 @@
+"""Tag images in the browser, see why, and serve the same to programs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+
+from joytag.app import served
+from joytag.app.security import LOOPBACK, Access, is_loopback
+from joytag.app.service import create_app
+from joytag.cli.arguments import Parser
+from joytag.core.terminal import print
+from joytag.tagging import engines
+from joytag.tagging.tagger import PRECISIONS
+
+TOKEN = "JOYTAG_TOKEN"  # in the environment: the token, which otherwise is drawn at each start
+SHORTEST_TOKEN = 16
+PORT = 8765
+PATIENCE = 10  # seconds for requests to end after Ctrl-C
+MOST_CONNECTIONS = 512
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, by default this process's. Raises ValueError."""
+    parser = Parser(prog="joytag app", description=__doc__)
+    add = parser.add_argument
+    text = "a release or checkpoint directory, or a model's id on the Hugging Face hub; may be given several times"
+    add("--model", required=True, action="append", metavar="RELEASE", help=text)
+    text = "address to listen on; any but this machine's own needs the token that is printed (default: %(default)s)"
+    add("--host", default=LOOPBACK, help=text)
+    add("--port", type=port, default=PORT, help="port to listen on; 0 chooses a free one (default: %(default)s)")
+    text = "answer everyone, without a token: tagging alone, no folder, no labelling, with limits for each visitor"
+    add("--public", action="store_true", help=text)
+    add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
+    add("--precision", choices=PRECISIONS, default="auto", help="number format to compute in (default: auto)")
+    text = "library that computes scores on a CPU (default: %(default)s)"
+    add("--engine", choices=engines.NAMES, default=engines.TORCH, help=text)
+    return parser.parse_args(arguments)
+
+
+def port(text: str) -> int:
+    """Read the number of a port. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command until Ctrl-C."""
+    options = parse(arguments)
+    access = Access(options.host, choose_token(options), options.public)
+    listener = listen(options.host, options.port)
+    models = served.load(options.model, options.device, options.precision, options.engine)
+    for model in models:
+        print(f"{model.name}: {len(model.tagger.tags):,} tags, {model.tagger}")
+    app = create_app(models, access)
+    print(f"Open {address(listener, access)} in a browser; Ctrl-C ends it", flush=True)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=PATIENCE,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # raised when all is closed
+        print("Stopped")
+
+
+def choose_token(options: argparse.Namespace) -> str:
+    """Return the token: none where nobody else can come or everybody may, that of the environment, or a new one."""
+    token = os.environ.get(TOKEN, "")
+    if options.public:
+        return ""
+    if token and (len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
+        raise ValueError(f"{TOKEN}: needs at least {SHORTEST_TOKEN} characters of ASCII, such as openssl rand -hex 16")
+    return token or ("" if is_loopback(options.host) else secrets.token_urlsafe(24))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address. Raises ValueError when that is impossible."""
+    name = host.strip("[]")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+        if os.name != "nt":  # where it would let two programs share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # who comes while the models are loaded waits
+    except OSError as error:
+        raise ValueError(f"--host {host} --port {port}: {error.strerror}; choose others") from None
+    return listener
+
+
+def address(listener: socket.socket, access: Access) -> str:
+    """Return the page's address, with the token if one is needed."""
+    number = listener.getsockname()[1]
+    host = "localhost" if access.host in ("0.0.0.0", "::") else access.host
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"http://{host}:{number}/" + (f"?token={access.token}" if access.token else "")

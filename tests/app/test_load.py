@@ -1,0 +1,119 @@
+"""Many clients at once, good and hostile, against the app in a process of its own."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+from app_server import BOUNDARY, Server, form, post, running
+from paths import ROOT, TINY
+
+from joytag.data import folders
+from joytag.tagging.tagger import Tagger
+
+QUICKSTART, DRAWINGS = ROOT / "runs" / "openmoji" / "release", ROOT / "data" / "openmoji" / "images"
+CLIENTS = 8
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running(TINY, "--device", "cpu", OMP_NUM_THREADS="2") as server:
+        yield server
+
+
+def send_all(server: Server, images: list[bytes], per_request: int = 1) -> list[list[float]]:
+    """Send images by CLIENTS clients at once and return their scores, in order."""
+    starts = range(0, len(images), per_request)
+
+    def client(number: int) -> list[tuple[int, list[list[float]]]]:
+        connection, answers = server.connect(), []
+        for start in starts[number::CLIENTS]:
+            status, answer = post(connection, "/api/tag", form(images[start : start + per_request], scores="true"))
+            assert status == 200, answer
+            answers.append((start, [file["scores"] for file in answer["files"]]))
+        connection.close()
+        return answers
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        by_start = dict(answer for answers in pool.map(client, range(CLIENTS)) for answer in answers)
+    return [scores for start in starts for scores in by_start[start]]
+
+
+def test_each_client_gets_the_scores_of_its_own_images(server, pictures):
+    tagger = Tagger.load(TINY, "cpu")
+    expected = [tagger(data).scores for data in pictures]
+    scores = send_all(server, pictures * 25)
+    np.testing.assert_allclose(scores, np.array(expected * 25), atol=2e-6)
+
+
+def test_hostile_uploads_among_good_ones_do_no_harm(server, pictures):
+    """Each kind of request is sent by several clients at the same time; the good ones are all answered."""
+    large = 100 * 2**20
+    wrong_type = {"Content-Type": "text/plain"}
+    hostile = [
+        (form([b"no image"]), {}, {415}),
+        (form([pictures[0][:-100]]), {}, {422}),
+        (form([pictures[0]] * 65), {}, {400}),
+        (bytes(large), {}, {413}),
+        ((bytes(2**20) for _ in range(100)), {}, {413}),
+        (form([pictures[0]]), wrong_type, {422}),
+        (form([pictures[0]])[:-40], {}, {400, 422}),
+        (form([pictures[0]]), {"Host": "evil.example"}, {421}),
+        (form([pictures[0]]), {"Origin": "http://evil.example"}, {403}),
+        (b"--%s\r\n" % BOUNDARY * 1000, {}, {400, 422}),
+        (b"--%s\r\n%s" % (BOUNDARY, b"a: b\r\n" * 50_000), {}, {400, 422}),
+    ]
+
+    def attack(number: int) -> tuple[int, int, object]:
+        body, headers, _ = hostile[number]
+        status, answer = post(server.connect(), "/api/tag", body, **headers)
+        return number, status, answer
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        attacks = [pool.submit(attack, number) for number in range(len(hostile))]
+        send_all(server, pictures * 5)
+        for done in attacks:
+            number, status, answer = done.result()
+            assert status in hostile[number][2], (number, answer)
+            assert "Traceback" not in str(answer)
+    assert server.get("/api/health")[0] == 200
+
+
+def test_clients_that_leave_early_cost_nothing(server, pictures):
+    for _ in range(20):
+        connection = server.connect()
+        kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
+        connection.request("POST", "/api/tag", form(pictures), kind)
+        connection.close()
+        connection = server.connect()
+        connection.putrequest("POST", "/api/tag")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"--")
+        connection.close()
+    assert post(server.connect(), "/api/tag", form(pictures))[0] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_request", [1, 8])
+def test_two_thousand_requests_by_eight_clients(per_request):
+    """Against the quickstart's model on its drawings; prints what it measured."""
+    images = [path.read_bytes() for path in folders.find_images(DRAWINGS).images[:2000]]
+    assert len(images) == 2000
+    with running(QUICKSTART, "--device", "cpu") as server:
+        process = psutil.Process(server.process.pid)
+        send_all(server, images[:200], per_request)
+        memory, rates = [], []
+        for _ in range(4):
+            start = time.perf_counter()
+            scores = send_all(server, images * (per_request if per_request > 1 else 1), per_request)
+            rates.append(len(scores) / (time.perf_counter() - start))
+            memory.append(process.memory_info().rss / 2**20)
+    tagger = Tagger.load(QUICKSTART, "cpu")
+    start = time.perf_counter()
+    expected = [result.scores for result in tagger.stream(images)]
+    alone = len(images) / (time.perf_counter() - start)
+    np.testing.assert_allclose(scores[: len(images)], expected, atol=1e-5)
+    ratio = max(rates) / alone
+    print(f"\n{per_request} in a request: {rates} images/s, {alone:.0f} by stream, ratio {ratio:.2f}; {memory} MiB")
+    assert max(memory[1:]) - memory[0] < 50

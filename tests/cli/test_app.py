@@ -1,0 +1,56 @@
+"""`joytag app`: starting, mistakes, stopping."""
+
+import signal
+import time
+
+from app_server import BOUNDARY, Server, form, running
+from commands import HANG, assert_one_line
+from paths import ROOT, TINY
+from requirements import needs_unix
+
+from joytag.cli.app import listen
+
+PICTURE = (ROOT / "docs" / "curves.png").read_bytes()
+
+
+def is_listening(server: Server) -> bool:
+    try:
+        return server.get("/api/health")[0] == 200
+    except OSError:
+        return False
+
+
+@needs_unix
+def test_ctrl_c_answers_what_was_asked_and_ends_well():
+    with running(TINY, "--device", "cpu") as server:
+        body = form([PICTURE])
+        upload = server.connect()
+        upload.putrequest("POST", "/api/tag")
+        upload.putheader("Content-Type", f"multipart/form-data; boundary={BOUNDARY.decode()}")
+        upload.putheader("Content-Length", str(len(body)))
+        upload.endheaders(body[:1000])
+        assert server.get("/api/health") == (200, {"status": "ok", "models": ["release_tiny"]})
+        server.process.send_signal(signal.SIGINT)
+        while is_listening(server):
+            time.sleep(0.05)
+        upload.send(body[1000:])
+        assert upload.getresponse().status == 200
+        assert server.process.communicate(timeout=HANG) == ("Stopped\n", None)
+        assert server.process.returncode == 0
+
+
+def test_an_address_for_others_has_a_token():
+    with running(TINY, "--device", "cpu", "--host", "0.0.0.0") as server:
+        assert len(server.token) >= 32
+        assert server.get("/api/health")[0] == 401
+        assert server.get("/api/health", Authorization=f"Bearer {server.token}")[0] == 200
+
+
+def test_mistakes_end_in_one_line(call, tmp_path):
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert_one_line(call("app", "--model", TINY, "--port", port), f"--port {port}: ", "choose others")
+    assert_one_line(call("app", "--model", tmp_path, "--port", 0), "config.json", "missing")
+    assert_one_line(call("app", "--port", 0), "--model")
+    assert_one_line(call("app", "--model", TINY, "--port", "70000"), "'70000' is not a port")
+    assert_one_line(call("app", "--model", TINY, "--host", "no.such.host.invalid"), "--host no.such.host.invalid")
