@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from joytag.core.files import naming
+from joytag.core.files import naming, sync
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -29,10 +30,25 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append an object, on a line of its own even when the line before is incomplete. Raises OSError naming `path`."""
-    with naming(path), path.open("ab+") as file:
+def append(path: Path, *rows: Mapping[str, Any], durable: bool = False) -> None:
+    """Append objects, on lines of their own even when the line before is incomplete; all of them or, on failure, none.
+
+    `durable`: they are on the disk when this returns. Raises OSError naming `path`.
+    """
+    is_new = durable and not path.exists()
+    with naming(path), path.open("ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         separator = "" if file.read(1) in (b"", b"\n") else "\n"
-        file.write(f"{separator}{json.dumps(row)}\n".encode())
+        content = "".join([separator, *(f"{json.dumps(row)}\n" for row in rows)]).encode()
+        try:
+            while content:
+                content = content[file.write(content) :]
+            if durable:
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+    if is_new:
+        sync(path.parent)
