@@ -83,6 +83,7 @@ def test_every_step_can_be_undone_and_the_answers_before_it_return(path):
         assert answers(decisions) == answers(Decisions(path)) == state
     assert decisions.undo() == []
     assert decisions.add([row(IMAGES[0], "cat", "yes")])[0].step == 40
+    assert Decisions(path).add([row(IMAGES[1], "cat", "yes")])[0].step == 41  # no number is used twice
 
 
 def test_a_browser_undoes_its_own_step(path):
