@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 from data_prep import dataset, dedup, families, image_table, inputs, rejected, scan, shards
 from data_prep.config import BuildSettings, Copies, Source, TagPolicy
 from data_prep.image_table import ImageTable, SourceFiles
+from data_prep.negatives import Negatives
 from data_prep.rejected import Reason
 from data_prep.shards import Backend
+from data_prep.sources import posts
 from data_prep.sources.registry import KINDS
 from data_prep.split import Needs, choose_validation, shuffled
 from data_prep.tags import Policy, read_names, survey
-from data_prep.vocabulary import Labelled, choose_tags, final_tags, print_odd, print_unknown
+from data_prep.vocabulary import Labelled, choose_tags, final_tags, print_odd, print_refused, print_unknown
 from joytag.core import settings
 from joytag.core.files import remove_partials, write_text
 from joytag.core.lock import sole_writer
@@ -98,12 +100,16 @@ def run_stages(
     family = find_families(images, files, keeper, alike, config)
     relations, unreadable = inputs.relations(config.sources)
     policy = Policy.of(relations.aliases, relations.implications, [*blacklist, *relations.deprecated], keep)
+    negatives = Negatives.of(*image_table.raw_negatives(files, images), keeper, policy)
     raw = image_table.raw_tags(files, images)
     print_odd(raw[1])
     related = [name for pair in [*relations.aliases, *relations.implications] for name in pair]
     print_unknown(blacklist, [*raw[1], *related])
     categories = policy.categories(raw[1], relations.categories)
-    labelled = choose_tags(*final_tags(*raw, keeper, policy), config.tags, keep)
+    final = final_tags(*raw, keeper, policy, negatives)
+    print_refused(final.refused)
+    is_partial = ~np.array([source.exhaustive for source in config.sources])[images.source]
+    labelled = choose_tags(final.chunks, final.names, config.tags, keep, negatives.of_images(is_partial))
     labelled, validation = hold_out(labelled, images.source, family, set(keep), config)
 
     for line in labelled.not_learned(config.tags.min_count):
@@ -118,7 +124,9 @@ def run_stages(
             f"{len(np.unique(family[labelled.rows])):,} families; add images or change it "
             f"(rejected images are in {output / rejected.FILE})"
         )
-    content = dataset.Content(images, labelled, validation, categories, family)
+    content = dataset.Content(
+        images, labelled, validation, categories, family, negatives.among(labelled.vocabulary), final.refused
+    )
     dataset.write(output, content, ledger)
     write_text(output / "work" / FINGERPRINTS, json.dumps(fingerprints))
     irregular = survey(relations.aliases, relations.implications, relations.categories)
@@ -157,11 +165,12 @@ def read_source(
 ) -> SourceFiles:
     """Read the posts of a source, list its images, and scan them if the config wants images."""
     work = image_table.work_directory(Path(config.output), source.name)
-    posts = shards.run(inputs.read, parts, work.posts, fingerprint, backend, f"{source.name}: posts")
+    identity = f"{posts.VERSION} {fingerprint}"
+    files = shards.run(inputs.read, parts, work.posts, identity, backend, f"{source.name}: posts")
     remove_partials(work.listing.parent)
-    image_table.write_listing(posts, work.listing)
+    image_table.write_listing(files, work.listing)
     scans = scan_images(source, work, config, backend) if config.images else []
-    return SourceFiles(posts, work.listing, scans)
+    return SourceFiles(files, work.listing, scans)
 
 
 def scan_images(source: Source, work: image_table.WorkDirectory, config: BuildSettings, backend: Backend) -> list[Path]:

@@ -37,6 +37,12 @@ class Source(Settings):
     """What names an image's family, which stays on one side of the split: in `jsonl` and `parquet` a column of texts or
     whole numbers, in `sidecar` a regular expression over paths such as `(\\d+)_p\\d+`, of which the groups, or without
     any the whole match, are the name. An image without a name has no such family. `danbooru2021` ignores it."""
+    negatives: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether a hyphen before a tag of a sidecar, or of a text of `jsonl`, rejects it: `-cat` means that no cat shows.
+    Off by default, since some tags begin with a hyphen. Lists `negatives` of `jsonl` and `parquet` are always read."""
+    exhaustive: bool = Field(default=True, exclude_if=lambda value: value)
+    """Whether an image has none of the tags that its labels do not name. If `false`, those are unknown, and
+    `data.unlabelled` of a run says what it makes of them."""
     min_tags: int = Field(default=0, ge=0)
     """Fewest tags of a post in the source, before aliases, implications and the blacklist; 0 accepts every post."""
 

@@ -18,6 +18,7 @@ import yaml
 from data_prep import families, inputs, rejected, scan
 from data_prep.config import BuildSettings
 from data_prep.image_table import ImageTable
+from data_prep.negatives import Negatives
 from data_prep.rejected import Ledger, Reason
 from data_prep.split import giants
 from data_prep.tags import Rows
@@ -37,7 +38,8 @@ LIBRARIES = ("duckdb", "imagehash", "numpy", "pillow", "pyarrow", "scipy")
 class Content:
     """The images and tags of a dataset: `validation` (bool [labelled.rows]) marks held-out images.
 
-    `categories` is by tag name. `family` (int64 [images]) is that of each image.
+    `categories` is by tag name. `family` (int64 [images]) is that of each image. `negatives` are numbers of the
+    vocabulary; `refused` counts the images that each tag was refused for, see `vocabulary.Final`.
     """
 
     images: ImageTable
@@ -45,6 +47,8 @@ class Content:
     validation: np.ndarray
     categories: dict[str, int]
     family: np.ndarray
+    negatives: Negatives
+    refused: dict[str, int]
 
 
 class SourceCounts(TypedDict):
@@ -99,7 +103,8 @@ def write(output: Path, content: Content, ledger: Ledger) -> None:
     paths = ledger.paths()
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
         tables = _split_tables(content, np.flatnonzero(chosen), index, paths)
-        write_table(tables, dataset.POSTS_SCHEMA.append(dataset.PATH), output / f"{split}.parquet")
+        schema = dataset.POSTS_SCHEMA.append(dataset.NEGATIVES).append(dataset.PATH)
+        write_table(tables, schema, output / f"{split}.parquet")
         print(f"{chosen.sum():>9,} {plural(chosen.sum(), 'image')}: {split}")
     print(f"{n_tags:>9,} {plural(n_tags, 'tag')}")
     if lacking := dataset.TagTable.read(output / "tags.parquet").describe_lacking():
@@ -127,19 +132,25 @@ def _split_tables(
     for start in range(0, len(chosen), ROW_GROUP):
         group = chosen[start : start + ROW_GROUP]
         rows = content.labelled.rows[group]
-        tags = content.labelled.tags.take(group)
-        tags = Rows(tags.offsets, index[tags.tags]).sets()
+        tags, negatives = content.labelled.tags.take(group), content.negatives.of_rows(rows)
         sha256 = pa.py_buffer(np.ascontiguousarray(images.sha256[rows]))
         yield pa.table(
             {
                 "post_id": images.post_id[rows],
-                "tags": pa.ListArray.from_arrays(tags.offsets.astype(np.int32), tags.tags.astype(np.int16)),
+                "tags": _lists(tags, index),
+                "negatives": _lists(negatives, index),
                 "hash": pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(rows), [None, sha256]),
                 "source": images.source[rows],
                 "phash": images.phash[rows],
                 "path": paths.take(rows),
             }
         )
+
+
+def _lists(tags: Rows, index: np.ndarray) -> pa.ListArray:
+    """Return lists of positions in `tags.parquet`, sorted; `index` is each vocabulary number's."""
+    tags = Rows(tags.offsets, index[tags.tags]).sets()
+    return pa.ListArray.from_arrays(tags.offsets.astype(np.int32), tags.tags.astype(np.int16))
 
 
 def describe(
@@ -160,12 +171,14 @@ def describe(
         print(f"{size:>9,} images in training: a family too large for validation, such as {name}")
     description = {
         "sources": [source.name for source in config.sources],
+        "exhaustive": [source.exhaustive for source in config.sources],
         "extension": scan.extension(config.format) if config.images else "none",
         "counts": _count_posts(content, reasons, [source.name for source in config.sources]),
         "not_learned": {
             "rare": dict(islice(labelled.rare.items(), NAMED)),
             "one_sided": dict(islice(labelled.one_sided.items(), NAMED)),
         },
+        "refused": dict(islice(content.refused.items(), NAMED)),
         "families": counts,
         "relations": irregular,
         "config": config.model_dump(),

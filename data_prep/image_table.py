@@ -182,7 +182,15 @@ def thumbnails(files: Sequence[SourceFiles], rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def raw_tags(files: Sequence[SourceFiles], images: ImageTable) -> tuple[list[Chunk], list[str]]:
+def raw_negatives(files: Sequence[SourceFiles], images: ImageTable) -> tuple[list[Chunk], list[str]]:
+    """Read the rejected tags as the sources have them, of the images that have some; return the tags' names, too."""
+    chunks, names = raw_tags(files, images, "negatives")
+    has_some = [np.flatnonzero(chunk.tags.counts) for chunk in chunks]
+    pairs = zip(chunks, has_some, strict=True)
+    return [Chunk(chunk.rows[kept], chunk.tags.take(kept)) for chunk, kept in pairs if len(kept)], names
+
+
+def raw_tags(files: Sequence[SourceFiles], images: ImageTable, column: str = "tags") -> tuple[list[Chunk], list[str]]:
     """Read the tags as the sources have them, one chunk per file of posts; return the tags' names, too."""
     names = pa.array([], pa.string())
     order = np.lexsort((images.row, images.shard))
@@ -191,17 +199,17 @@ def raw_tags(files: Sequence[SourceFiles], images: ImageTable) -> tuple[list[Chu
     chunks = []
     for first in range(0, len(posts), FILES_AT_ONCE):
         paths = posts[first : first + FILES_AT_ONCE]
-        columns = [pq.read_table(path, columns=["tags"])["tags"].combine_chunks() for path in paths]
-        values = pa.chunked_array([column.values for column in columns]).unify_dictionaries()
+        columns = [pq.read_table(path, columns=[column])[column].combine_chunks() for path in paths]
+        values = pa.chunked_array([lists.values for lists in columns]).unify_dictionaries()
         own_names = values.chunk(0).dictionary if values.num_chunks else names[:0]
         known = pc.index_in(own_names, names)
         new = own_names.filter(known.is_null())
         numbers = known.fill_null(-1).to_numpy().copy()
         numbers[numbers < 0] = np.arange(len(names), len(names) + len(new))
         names = pa.concat_arrays([names, new])
-        for shard, (column, chunk) in enumerate(zip(columns, values.chunks, strict=True), first):
+        for shard, (lists, chunk) in enumerate(zip(columns, values.chunks, strict=True), first):
             rows = order[bounds[shard] : bounds[shard + 1]]
-            lists = Rows(column.offsets.to_numpy().astype(np.int64), numbers[chunk.indices.to_numpy()])
-            chunks.append(Chunk(rows, lists.take(images.row[rows])))
+            tags = Rows(lists.offsets.to_numpy().astype(np.int64), numbers[chunk.indices.to_numpy()])
+            chunks.append(Chunk(rows, tags.take(images.row[rows])))
     pa.default_memory_pool().release_unused()
     return chunks, names.to_pylist()

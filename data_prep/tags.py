@@ -6,7 +6,7 @@ The policy looks up each name once; the millions of uses of a name are numbers i
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -54,6 +54,12 @@ class Rows:
         """Return the row that each tag belongs to, int64 [tags]."""
         return np.repeat(np.arange(len(self)), self.counts)
 
+    def first(self) -> np.ndarray:
+        """Return the first tag of each row, -1 for an empty one, int64 [rows]."""
+        first, rows = np.full(len(self), -1), np.flatnonzero(self.counts)
+        first[rows] = self.tags[self.offsets[rows]]
+        return first
+
     def uses(self, n_tags: int) -> np.ndarray:
         """Count how often each tag occurs, int64 [n_tags]."""
         uses = np.zeros(n_tags, dtype=np.int64)
@@ -73,6 +79,10 @@ class Rows:
         keys = np.sort(self.row_of_each() << 32 | self.tags)  # ten times faster than the hashing of np.unique
         keys = keys[np.diff(keys, prepend=-1) != 0]
         return Rows(np.searchsorted(keys, np.arange(len(self) + 1) << 32), (keys & 0xFFFFFFFF).astype(np.int32))
+
+    def without(self, dropped: np.ndarray) -> Rows:
+        """Return the rows without some of their tags, bool [tags]."""
+        return Rows(_offsets(~dropped)[self.offsets], self.tags[~dropped])
 
     def mapped(self, to: Rows) -> Rows:
         """Replace each tag by all tags of a row of `to`: tag t by row t."""
@@ -249,7 +259,29 @@ class Policy:
         return {self.spellings.get(name, name): category for name, category in (given | dict(known)).items()}
 
     def final(self, names: Sequence[str]) -> tuple[Rows, list[str]]:
-        """Return the final tags of each raw name, as numbers, and the names of these tags, sorted."""
+        """Return the final tags of each raw name, as numbers, and the names of these tags, sorted.
+
+        The first tag of a raw name is the one that it stands for, the others are what that implies.
+        """
+        finals = self._finals(names)
+        tags = sorted({tag for final in finals for tag in final})
+        number = {tag: i for i, tag in enumerate(tags)}
+        return Rows.of([[number[tag] for tag in final] for final in finals]), tags
+
+    def rejected(self, names: Sequence[str]) -> list[list[str]]:
+        """Return the final tags that each raw name rejects: the one that it stands for, and all that imply that one.
+
+        Who says that there is no animal says that there is no cat. Implications are not followed the other way: an
+        image without a cat may show another animal.
+        """
+        implying: defaultdict[str, list[str]] = defaultdict(list)
+        for name, implied in self.implied.items():
+            for other in implied:
+                implying[self.spellings.get(other, other)].append(self.spellings.get(name, name))
+        return [final and [final[0], *implying[final[0]]] for final in self._finals(names)]
+
+    def _finals(self, names: Sequence[str]) -> list[list[str]]:
+        """Return the final tags of each raw name: the one that it stands for, then those that it implies."""
         blacklisted = matcher(self.blacklist, names)
 
         @cache
@@ -263,6 +295,4 @@ class Policy:
             is_kept = is_wanted(raw) and is_wanted(plain) and is_wanted(name)
             kept = [name, *filter(is_wanted, self.implied.get(name, ()))] if is_kept else []
             finals.append([self.spellings.get(tag, tag) for tag in kept])
-        tags = sorted({tag for final in finals for tag in final})
-        number = {tag: i for i, tag in enumerate(tags)}
-        return Rows.of([sorted(number[tag] for tag in final) for final in finals]), tags
+        return finals

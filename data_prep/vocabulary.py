@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.config import TagPolicy
+from data_prep.negatives import NO_NEGATIVES, Negatives
 from data_prep.tags import Chunk, Policy, Rows, odd_names
 from joytag.core.terminal import plural, print
 from joytag.data.tag_names import describe_unknown
@@ -17,22 +18,39 @@ from joytag.data.tag_names import describe_unknown
 THREADED = 4  # chunks in threads at a time, which bounds the memory
 
 
-def final_tags(raw: list[Chunk], names: list[str], keeper: np.ndarray, policy: Policy) -> tuple[list[Chunk], list[str]]:
-    """Apply a policy to raw tags, and give the tags of copies to the image that is kept.
+class Final(NamedTuple):
+    """The final tags of images, and their names; `refused` counts the images that a tag was refused for, by name.
+
+    It is refused where somebody has rejected it, or a tag that it implies.
+    """
+
+    chunks: list[Chunk]
+    names: list[str]
+    refused: dict[str, int]
+
+
+def final_tags(raw: list[Chunk], names: list[str], keeper: np.ndarray, policy: Policy, negatives: Negatives) -> Final:
+    """Apply a policy to raw tags without the rejected ones, and give the tags of copies to the image that is kept.
 
     `names` are those of the raw tags. `keeper` (int64 [all images]) is the row of the copy that is kept, -1 for
-    unusable images. Returns the chunks and the names of their tags. Empties `raw`, to free memory.
+    unusable images. A tag that is refused implies nothing. Empties `raw`, to free memory.
     """
     mapping, final_names = policy.final(names)
     has_copies = np.bincount(keeper[keeper >= 0], minlength=len(keeper)) > 1
+    rejected, meant = negatives.among(final_names), mapping.first()
+    refused = [np.empty(0, dtype=np.int64)]
 
     def apply(chunk: Chunk) -> tuple[Chunk, Chunk]:
         """Return the final tags of images without copies, and the raw tags of copies, by the row that is kept."""
-        kept = keeper[chunk.rows]
+        kept, tags = keeper[chunk.rows], chunk.tags
+        is_refused = rejected.contradict(Chunk(kept, tags), meant)
+        if is_refused.any():
+            refused.append(kept[tags.row_of_each()[is_refused]] << 32 | meant[tags.tags[is_refused]])
+            tags = tags.without(is_refused)
         single = np.flatnonzero((kept >= 0) & ~has_copies[kept])
         copies = np.flatnonzero((kept >= 0) & has_copies[kept])
-        final = chunk.tags.take(single).mapped(mapping).sets()
-        return Chunk(chunk.rows[single], final), Chunk(kept[copies], chunk.tags.take(copies))
+        final = tags.take(single).mapped(mapping).sets()
+        return Chunk(chunk.rows[single], final), Chunk(kept[copies], tags.take(copies))
 
     applied: list[tuple[Chunk, Chunk]] = []
     with ThreadPoolExecutor() as pool:  # NumPy sorts without holding the interpreter lock
@@ -41,15 +59,20 @@ def final_tags(raw: list[Chunk], names: list[str], keeper: np.ndarray, policy: P
     rows, tags = _sorted([copies for _, copies in applied])
     kept, starts = np.unique(rows, return_index=True)
     merged = Rows(tags.offsets[[*starts, len(rows)]], tags.tags)
-    return [*(final for final, _ in applied), Chunk(kept, merged.mapped(mapping).sets())], final_names
+    chunks = [*(final for final, _ in applied), Chunk(kept, merged.mapped(mapping).sets())]
+    uses = np.bincount(np.unique(np.concatenate(refused)) & 0xFFFFFFFF)  # once for each image
+    return Final(
+        chunks, final_names, _most_frequent_first({final_names[i]: int(uses[i]) for i in np.flatnonzero(uses)})
+    )
 
 
 class Labelled(NamedTuple):
     """The images of a dataset, and the tags that are learned.
 
     `rows` (int64, ascending) are those of the images in the image table; `tags` holds the tags of each, at least one,
-    as numbers of the `vocabulary`, which is sorted. `unlabelled` (int64) are the rows of images with enough tags, but
-    none of the vocabulary. `rare` and `one_sided` count the images of tags that are not learned, the most frequent
+    as numbers of the `vocabulary`, which is sorted. Only the images of `negatives` need no tag, since one that is
+    rejected is a label, too. `unlabelled` (int64) are the rows of images with enough tags, but none of the vocabulary.
+    `rare` and `one_sided` count the images of tags that are not learned, the most frequent
     first: tags used too little, and tags of which training and validation cannot both hold enough images.
     """
 
@@ -59,6 +82,7 @@ class Labelled(NamedTuple):
     unlabelled: np.ndarray
     rare: dict[str, int]
     one_sided: dict[str, int]
+    negatives: Negatives = NO_NEGATIVES
 
     def without(self, one_sided: np.ndarray) -> Labelled:
         """Drop tags, bool [tags], and the images that have no others."""
@@ -66,14 +90,17 @@ class Labelled(NamedTuple):
         dropped = {self.vocabulary[i]: int(uses[i]) for i in np.flatnonzero(one_sided)}
         number = np.cumsum(~one_sided) - 1
         mapping = Rows.of([[] if is_dropped else [number[i]] for i, is_dropped in enumerate(one_sided)])
-        rows, tags, unlabelled = _split_unlabelled(self.rows, self.tags.mapped(mapping))
+        vocabulary = [name for name in self.vocabulary if name not in dropped]
+        negatives = self.negatives.among(vocabulary)
+        rows, tags, unlabelled = _split_unlabelled(self.rows, self.tags.mapped(mapping), negatives)
         return Labelled(
             rows,
             tags,
-            [name for name in self.vocabulary if name not in dropped],
+            vocabulary,
             np.concatenate([self.unlabelled, unlabelled]),
             self.rare,
             _most_frequent_first(self.one_sided | dropped),
+            negatives,
         )
 
     def not_learned(self, min_count: int) -> list[str]:
@@ -89,14 +116,17 @@ class Labelled(NamedTuple):
         return lines
 
 
-def choose_tags(chunks: list[Chunk], names: list[str], policy: TagPolicy, keep: list[str]) -> Labelled:
+def choose_tags(
+    chunks: list[Chunk], names: list[str], policy: TagPolicy, keep: list[str], negatives: Negatives = NO_NEGATIVES
+) -> Labelled:
     """Choose the images with enough tags, and the tags with enough of these images.
 
-    Tags in `keep` belong to the vocabulary even if they are rare. Empties `chunks`, to free memory.
+    Tags in `keep` belong to the vocabulary even if they are rare. Images of `negatives` need no tag, see Labelled.
+    Empties `chunks`, to free memory.
     """
     uses = np.zeros(len(names), dtype=np.int64)
     for number, (rows, tags) in enumerate(chunks):
-        has_enough = np.flatnonzero(tags.counts >= policy.min_tags)
+        has_enough = np.flatnonzero((tags.counts >= policy.min_tags) | np.isin(rows, negatives.rows))
         chunks[number] = Chunk(rows[has_enough], tags.take(has_enough))
         uses += chunks[number].tags.uses(len(names))
     vocabulary = sorted({names[i] for i in np.flatnonzero(uses >= policy.min_count)} | set(keep))
@@ -107,8 +137,9 @@ def choose_tags(chunks: list[Chunk], names: list[str], policy: TagPolicy, keep: 
     while chunks:
         rows, tags = chunks.pop()
         chosen.append(Chunk(rows, tags.mapped(mapping)))
-    rows, tags, unlabelled = _split_unlabelled(*_sorted(chosen))
-    return Labelled(rows, tags, vocabulary, unlabelled, _most_frequent_first(rare), {})
+    negatives = negatives.among(vocabulary)
+    rows, tags, unlabelled = _split_unlabelled(*_sorted(chosen), negatives)
+    return Labelled(rows, tags, vocabulary, unlabelled, _most_frequent_first(rare), {}, negatives)
 
 
 def print_odd(raw: list[str]) -> None:
@@ -125,9 +156,18 @@ def print_unknown(blacklist: list[str], known: Iterable[str]) -> None:
         print(f"{'':>9} on the blacklist, but no tag here: {unknown}")
 
 
-def _split_unlabelled(rows: np.ndarray, tags: Rows) -> tuple[np.ndarray, Rows, np.ndarray]:
-    """Return the rows with tags, their tags (without a copy, which would not fit into memory), and the other rows."""
-    is_labelled = tags.counts > 0
+def print_refused(refused: dict[str, int]) -> None:
+    """Print how many tags were refused since they are rejected, too, and the most frequent of them."""
+    if refused:
+        names = ", ".join(f"{name} ({count})" for name, count in islice(refused.items(), 5))
+        others = f" and {len(refused) - 5:,} others" if len(refused) > 5 else ""
+        count = sum(refused.values())
+        print(f"{count:>9,} {plural(count, 'label')}: both given and rejected, which counts: {names}{others}")
+
+
+def _split_unlabelled(rows: np.ndarray, tags: Rows, negatives: Negatives) -> tuple[np.ndarray, Rows, np.ndarray]:
+    """Return the rows with labels, their tags (without a copy, which would not fit into memory), and the other rows."""
+    is_labelled = (tags.counts > 0) | np.isin(rows, negatives.rows)
     offsets = np.concatenate([tags.offsets[:1], tags.offsets[1:][is_labelled]])
     return rows[is_labelled], Rows(offsets, tags.tags), rows[~is_labelled]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data_prep.sources import posts
 from data_prep.sources.posts import Post, Relations
-from joytag.data import tag_names
+from joytag.data import dataset, tag_names
 
 FILES = ("train.parquet", "validation.parquet")
 TYPES: dict[str, Callable[[pa.DataType], bool]] = {
@@ -21,6 +21,7 @@ TYPES: dict[str, Callable[[pa.DataType], bool]] = {
     "tags": lambda type_: pa.types.is_list(type_) and pa.types.is_integer(type_.value_type),
     "hash": lambda type_: pa.types.is_binary(type_) or pa.types.is_fixed_size_binary(type_),
 }
+NEGATIVES = dataset.NEGATIVES.name  # a column that datasets of older builds lack
 
 
 def _is_name(type_: pa.DataType) -> bool:
@@ -41,7 +42,7 @@ def parts(folder: Path, family: str | None) -> list[Part]:
 
     Raises ValueError when a file or a column is missing.
     """
-    columns = TYPES if family is None else TYPES | {family: _is_name}
+    required = TYPES if family is None else TYPES | {family: _is_name}
     row_groups: list[Part] = []
     for name in FILES:
         try:
@@ -49,6 +50,7 @@ def parts(folder: Path, family: str | None) -> list[Part]:
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{folder / name}: cannot be read ({error}); every dataset directory has it") from None
         types = {field.name: field.type for field in file.schema_arrow}
+        columns = required | ({NEGATIVES: TYPES["tags"]} if NEGATIVES in types else {})
         for column, is_right in columns.items():
             if column not in types:
                 raise ValueError(f"{folder / name}: {column}: column missing")
@@ -74,9 +76,10 @@ def read(part: Part) -> pa.Table:
     group = pq.ParquetFile(part.folder / part.file).read_row_group(part.group)
     columns = (group.column(name).to_pylist() for name in TYPES)
     families = [None] * len(group) if part.family is None else group.column(part.family).to_pylist()
+    negatives = group.column(NEGATIVES).to_pylist() if NEGATIVES in group.column_names else [[]] * len(group)
     return posts.table(
         _post(layout, *row)._replace(family=posts.family_id(family))
-        for family, row in zip(families, zip(*columns, strict=True), strict=True)
+        for family, row in zip(families, zip(*columns, negatives, strict=True), strict=True)
     )
 
 
@@ -101,14 +104,26 @@ class _Layout(NamedTuple):
     tags: np.ndarray
 
 
-def _post(layout: _Layout, post_id: int | None, tags: list[int] | None, sha256: bytes | None) -> Post:
+def _post(
+    layout: _Layout, post_id: int | None, tags: list[int] | None, sha256: bytes | None, negatives: list[int] | None
+) -> Post:
     if post_id is None or post_id < 0 or not isinstance(sha256, bytes) or len(sha256) != 32:
         return Post(reason="bad row", detail=f"post_id {post_id}: not an id, or the hash does not have 32 bytes")
-    if tags is None or not all(tag is not None and 0 <= tag < len(layout.tags) for tag in tags):
-        return Post(post_id, reason="bad row", detail=f"tags: not all from 0 to {len(layout.tags) - 1}")
+    names, rejected = _names(layout, tags), _names(layout, negatives)
+    if names is None or rejected is None:
+        column = "tags" if names is None else NEGATIVES
+        return Post(post_id, reason="bad row", detail=f"{column}: not all from 0 to {len(layout.tags) - 1}")
     name = sha256.hex()
     path = f"{layout.images}{name[:2]}/{name[2:4]}/{name}.{layout.extension}"
-    return Post(posts.path_id(name) if layout.has_several_sources else post_id, path, tags=" ".join(layout.tags[tags]))
+    post_id = posts.path_id(name) if layout.has_several_sources else post_id
+    return Post(post_id, path, tags=names, negatives=rejected)
+
+
+def _names(layout: _Layout, tags: list[int] | None) -> str | None:
+    """Return the names of tags by number, or None if not all are in the dataset."""
+    if tags is None or not all(tag is not None and 0 <= tag < len(layout.tags) for tag in tags):
+        return None
+    return " ".join(layout.tags[tags])
 
 
 def _read_layout(folder: Path) -> _Layout:

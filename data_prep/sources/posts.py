@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.sources.json_reader import Line, RowT
 from data_prep.sources.sidecar_style import Style
-from joytag.data.tag_names import canonical
+from joytag.data.tag_names import canonical, is_kaomoji
 
 SCHEMA = pa.schema(
     [
@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         pa.field("path", pa.string()),  # relative to the source's folder
         pa.field("md5", pa.string()),  # expected of the file; null if the source has none
         pa.field("tags", pa.list_(pa.dictionary(pa.int32(), pa.string()))),  # raw names, possibly repeated
+        pa.field("negatives", pa.list_(pa.dictionary(pa.int32(), pa.string()))),  # raw names of tags that it has not
         pa.field("offset", pa.int64()),  # of the row in its text file, bytes; null in other formats
         pa.field("reason", pa.string()),  # why the post is refused; null if it is usable
         pa.field("detail", pa.string()),
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
     ]
 )
 TIES = tuple(SCHEMA.names[-3:])
+VERSION = 2  # of what the kinds read from the same files
 
 
 class Post(NamedTuple):
@@ -47,6 +49,7 @@ class Post(NamedTuple):
     parent_id: int | None = None
     pixiv_id: int | None = None
     family: int | None = None
+    negatives: str | None = None  # separated by white space
 
 
 class Unreadable(NamedTuple):
@@ -70,12 +73,18 @@ class Relations:
 
 def table(posts: Iterable[Post]) -> pa.Table:
     """Return posts as a table of SCHEMA."""
-    columns = dict(zip(SCHEMA.names, list(zip(*posts, strict=True)) or [()] * len(SCHEMA), strict=True))
-    text = pc.ascii_trim_whitespace(pa.array(columns["tags"], pa.string()))
+    columns = dict(zip(Post._fields, list(zip(*posts, strict=True)) or [()] * len(SCHEMA), strict=True))
+    return pa.table([_array(columns[field.name], field.type) for field in SCHEMA], SCHEMA)
+
+
+def _array(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    """Return values of a type, texts that are split at white space for a list; there None is an empty list."""
+    if not pa.types.is_list(type_):
+        return pa.array(values, type_)
+    text = pc.ascii_trim_whitespace(pa.array(values, pa.string()))
     # Arrow splits and numbers the names much faster than Python could create millions of strings.
     names = pc.ascii_split_whitespace(pc.if_else(pc.equal(text, ""), None, text))
-    lists = pa.ListArray.from_arrays(names.offsets, names.values.dictionary_encode())
-    return pa.table([lists if f.name == "tags" else pa.array(columns[f.name], f.type) for f in SCHEMA], SCHEMA)
+    return pa.ListArray.from_arrays(names.offsets, names.values.dictionary_encode())
 
 
 def table_of_lines(lines: Iterable[Line[RowT]], convert: Callable[[RowT, int], Post]) -> pa.Table:
@@ -110,12 +119,33 @@ def is_storable(path: str) -> bool:
     return not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path)
 
 
-def with_text(post: Post, text: str, style: Style) -> Post:
-    """Return a post with the tags of a text, canonical and without repetitions; sentences are refused."""
+def with_text(post: Post, text: str, style: Style, negatives: bool = False) -> Post:
+    """Return a post with the tags of a text, canonical and without repetitions; sentences are refused.
+
+    With `negatives`, a hyphen before a name makes it one of a tag that the image has not, see `rejected`.
+    """
     tags = style.tags(text)
     if tags is None:
         return post._replace(reason="sentences instead of tags", detail=repr(text.strip()[:60]))
-    return post._replace(tags=" ".join(unique(tags)))
+    names = unique(tags)
+    if not negatives:
+        return post._replace(tags=" ".join(names))
+    refused = {name: rejected(name) for name in names}
+    return post._replace(
+        tags=" ".join(name for name, tag in refused.items() if tag is None),
+        negatives=" ".join(tag for tag in refused.values() if tag is not None),
+    )
+
+
+def rejected(name: str) -> str | None:
+    """Return the tag that a canonical name with a hyphen before it rejects, or None if it is a tag itself.
+
+    `-cat` rejects `cat`, `-^_^` the face `^_^`, and `--_-` the face `-_-`. Tags are `-_-` and other faces that end with
+    a hyphen, and `-_cat`, which is `- cat` in a list of a text.
+    """
+    rest = name.removeprefix("-")
+    is_face = name.endswith("-") and not rest.startswith("-") and is_kaomoji(name)
+    return None if rest in ("", name) or rest.startswith("_") or is_face else rest
 
 
 def unique(names: Iterable[str]) -> list[str]:

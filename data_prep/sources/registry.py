@@ -59,11 +59,16 @@ KINDS = {
         sidecar.parts,
         sidecar.read,
         sidecar.inputs,
-        settings=("separator", "family"),
+        settings=("separator", "family", "negatives"),
         sidecar_suffixes=sidecar.SUFFIXES,
     ),
     "jsonl": SourceKind(
-        jsonl.parts, jsonl.read, jsonl.inputs, path_is_file=True, reads_lines=True, settings=("separator", "family")
+        jsonl.parts,
+        jsonl.read,
+        jsonl.inputs,
+        path_is_file=True,
+        reads_lines=True,
+        settings=("separator", "family", "negatives"),
     ),
     "parquet": SourceKind(
         parquet.parts, parquet.read, parquet.inputs, settings=("family",), relations=parquet.read_relations

@@ -40,11 +40,12 @@ class Image(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Images below a folder, and the pattern of their paths that names families."""
+    """Images below a folder, the pattern of their paths that names families, and whether `-tag` rejects a tag."""
 
     folder: Path
     images: list[Image]
     family: re.Pattern[str] | None
+    negatives: bool
 
 
 class NoSidecars(ValueError):
@@ -60,11 +61,12 @@ class Unusable(Exception):
         self.detail = detail
 
 
-def parts(folder: Path, separator: str, family: str | None) -> list[Part]:
+def parts(folder: Path, separator: str, family: str | None, negatives: bool) -> list[Part]:
     """Divide the images below a folder; recognize and print the style of each folder's sidecars, if it is not set.
 
-    `family` is a regular expression over paths, see `_family`. Raises NoSidecars when no image has a sidecar,
-    ValueError when all folders hold sentences instead of tags, or when `family` is none.
+    `family` is a regular expression over paths, see `_family`; `negatives` says whether `-tag` rejects a tag. Raises
+    NoSidecars when no image has a sidecar, ValueError when all folders hold sentences instead of tags, or when `family`
+    is none.
     """
     try:
         pattern = None if family is None else re.compile(family)
@@ -88,7 +90,7 @@ def parts(folder: Path, separator: str, family: str | None) -> list[Part]:
         names = ", ".join(pattern.format(name="a.png", stem="a") for pattern in PATTERNS)
         example = f"such as {several[0]}; the first of {names} that holds tags counts"
         print(f"{len(several):>9,} {plural(len(several), 'image')}: several sidecars, {example}")
-    return [Part(folder, images[start : start + PART], pattern) for start in range(0, len(images), PART)]
+    return [Part(folder, images[start : start + PART], pattern, negatives) for start in range(0, len(images), PART)]
 
 
 def inputs(folder: Path) -> list[Path]:
@@ -102,7 +104,7 @@ def read(part: Part) -> pa.Table:
     """Read the posts of a part. A post's id is derived from its path, so it does not change when images are added."""
     root = part.folder.resolve()
     return posts.table(
-        _post(part.folder, root, image)._replace(family=_family(image.path, part.family)) for image in part.images
+        _post(part, root, image)._replace(family=_family(image.path, part.family)) for image in part.images
     )
 
 
@@ -183,7 +185,7 @@ def _read_text(folder: Path, root: Path, name: str) -> tuple[str, str]:
         raise Unusable("bad sidecar", str(error)) from None
 
 
-def _post(folder: Path, root: Path, image: Image) -> Post:
+def _post(part: Part, root: Path, image: Image) -> Post:
     if not posts.is_storable(image.path):
         return Post(path=ascii(image.path)[1:-1], reason="bad name", detail="rename the file")
     if image.passed_over:
@@ -191,10 +193,10 @@ def _post(folder: Path, root: Path, image: Image) -> Post:
     post = Post(posts.path_id(image.path), image.path)
     if image.sidecar is None or image.style is None:
         return post._replace(reason="without sidecar")
-    if not (folder / image.path).resolve().is_relative_to(root):
+    if not (part.folder / image.path).resolve().is_relative_to(root):
         return post._replace(reason="link out of the folder")
     try:
-        text, _ = _read_text(folder, root, image.sidecar)
+        text, _ = _read_text(part.folder, root, image.sidecar)
     except Unusable as error:
         return post._replace(reason=error.reason, detail=error.detail)
-    return posts.with_text(post, text, image.style)
+    return posts.with_text(post, text, image.style, part.negatives)

@@ -27,7 +27,8 @@ class StoredImages(dataset.Dataset):
         """Create the dataset of these files."""
         counts = np.full(n_tags, max(1, TAGS_PER_IMAGE * len(files) // n_tags))
         names = [f"tag_{i}" for i in range(n_tags)]
-        return cls(Path(), ["files"], "jpg", dataset.TagTable(names, counts.astype(np.int8), counts, counts), {}, files)
+        tags = dataset.TagTable(names, counts.astype(np.int8), counts, counts)
+        return cls(Path(), ["files"], "jpg", tags, {}, [True], files)
 
     def posts(self, split: str) -> dataset.Posts:
         """Return the files as posts, each with 32 random tags and its number as hash; all splits are the same."""

@@ -72,12 +72,16 @@ class MayChange:
 
 
 def flatten(settings: Settings, without: Collection[MayChange] = (), prefix: str = "") -> dict[str, Any]:
-    """Return settings as JSON values by their keys with dots, except those that have one of some marks."""
+    """Return settings as JSON values by their keys with dots, except those that have one of some marks.
+
+    As in `model_dump`, a value that the field's `exclude_if` excludes is left out, too: the default of a setting that
+    is younger than work in progress, which then goes on.
+    """
     values: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
-        if any(mark in field.metadata for mark in without):
-            continue
         key, value = f"{prefix}{name}", getattr(settings, name)
+        if any(mark in field.metadata for mark in without) or (field.exclude_if and field.exclude_if(value)):
+            continue
         items = {f"{key}.": value} if not isinstance(value, list) else {f"{key}.{i}.": v for i, v in enumerate(value)}
         if items and all(isinstance(item, Settings) for item in items.values()):
             for start, item in items.items():

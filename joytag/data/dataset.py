@@ -44,7 +44,11 @@ POSTS_SCHEMA = pa.schema(
         pa.field("phash", pa.uint64(), nullable=False),
     ]
 )
-# Datasets of older builds lack this column, which is only read to name images to people.
+# Datasets of older builds lack these columns.
+NEGATIVES = pa.field(  # tags that somebody rejected; never one of `tags`
+    "negatives", pa.list_(pa.field("element", pa.int16(), nullable=False)), nullable=False
+)
+# Only read to name images to people.
 PATH = pa.field("path", pa.string(), nullable=False)  # of the original file, relative to its source's folder
 TAGS_SCHEMA = pa.schema(
     [
@@ -116,11 +120,19 @@ class TagTable:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """Lists of tags, one a row: those of row i are `tags[offsets[i]:offsets[i + 1]]`."""
+
+    offsets: NDArray[np.integer]
+    tags: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
 class Posts:
     """The images of one split, as columns; row i is image i.
 
     The tags of row i are `tags[offsets[i]:offsets[i + 1]]`. `hashes` [rows, 32] are the sha256 of the original files.
-    `sources` are indexes of `Dataset.sources`.
+    `sources` are indexes of `Dataset.sources`. `negatives` are the tags that somebody rejected, None if there are none.
     """
 
     ids: NDArray[np.int64]
@@ -128,6 +140,7 @@ class Posts:
     tags: NDArray[np.int16]
     hashes: NDArray[np.uint8]
     sources: NDArray[np.integer]
+    negatives: Lists | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,12 +152,21 @@ class Posts:
             labels[i, self.tags[self.offsets[row] : self.offsets[row + 1]]] = True
         return labels
 
+    def signed_labels(self, rows: NDArray[np.int64], n_tags: int) -> NDArray[np.int8]:
+        """Return 1 for tags of the images, -1 for rejected ones and 0 for all others, [len(rows), n_tags]."""
+        labels = self.labels(rows, n_tags).view(np.int8)
+        if self.negatives is not None:
+            for i, row in enumerate(rows):
+                labels[i, self.negatives.tags[self.negatives.offsets[row] : self.negatives.offsets[row + 1]]] = -1
+        return labels
+
 
 @dataclass(frozen=True)
 class Dataset:
     """A dataset directory, opened and checked; its splits are read on demand.
 
-    `copies` are the settings of the stored images, by name: their longest side and their format.
+    `copies` are the settings of the stored images, by name: their longest side and their format. `exhaustive` says of
+    each source whether images have none of the tags that their labels do not name; otherwise these are unknown.
     """
 
     directory: Path
@@ -152,6 +174,7 @@ class Dataset:
     extension: str
     tags: TagTable
     copies: dict[str, Any]
+    exhaustive: list[bool]
 
     @classmethod
     def open(cls, directory: Path) -> Dataset:
@@ -163,34 +186,51 @@ class Dataset:
             raise DatasetError(f"{error}; build the dataset again") from None
         config = description.get("config")
         copies = {name: config.get(name) for name in COPIES} if isinstance(config, dict) else {}
-        return cls(directory, description["sources"], description["extension"], tags, copies)
+        sources = description["sources"]
+        exhaustive = description.get("exhaustive", [True] * len(sources))  # older builds have no others
+        return cls(directory, sources, description["extension"], tags, copies, exhaustive)
 
     def posts(self, split: str) -> Posts:
         """Read `train` or `validation`. Raises DatasetError when the file is damaged or contradicts the tag table."""
         path = self.directory / f"{split}.parquet"
         try:
-            table = read_table(path, POSTS_SCHEMA)
+            table = read_table(path, POSTS_SCHEMA, optional=[NEGATIVES])
         except TableError as error:
             raise DatasetError(f"{error}; build the dataset again") from None
-        column = table.column("tags").combine_chunks()
+        column, negatives = table.column("tags").combine_chunks(), None
+        if NEGATIVES.name in table.column_names:
+            lists = table.column(NEGATIVES.name).combine_chunks()
+            negatives = Lists(lists.offsets.to_numpy(), lists.values.to_numpy()) if len(lists.values) else None
         posts = Posts(
             ids=table.column("post_id").to_numpy(),
             offsets=column.offsets.to_numpy(),
             tags=column.values.to_numpy(),
             hashes=np.frombuffer(b"".join(table.column("hash").to_pylist()), dtype=np.uint8).reshape(-1, 32),
             sources=table.column("source").to_numpy(),
+            negatives=negatives,
         )
         if len(posts) == 0:
             raise DatasetError(f"{path}: holds no images; build the dataset again")
-        for name, values, limit in (("tags", posts.tags, len(self.tags)), ("source", posts.sources, len(self.sources))):
+        numbers = [("tags", posts.tags, len(self.tags)), ("source", posts.sources, len(self.sources))]
+        if negatives is not None:
+            numbers.append((NEGATIVES.name, negatives.tags, len(self.tags)))
+        for name, values, limit in numbers:
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise DatasetError(f"{path}: {name}: values outside 0 to {limit - 1}; build the dataset again")
         return posts
 
     def content_hash(self, posts: Posts) -> str:
-        """Hash what a split holds: the vocabulary, the images in their order, and their labels (sha256, hex)."""
+        """Hash what a split holds: the vocabulary, the images in their order, and their labels (sha256, hex).
+
+        Without rejected tags and with exhaustive sources alone it is the same as in versions that knew no others.
+        """
         content = hashlib.sha256("\n".join(self.tags.names).encode())
-        for column in (posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources):
+        columns = [posts.ids, posts.offsets, posts.tags, posts.hashes, posts.sources]
+        if posts.negatives is not None:
+            columns += [posts.negatives.offsets, posts.negatives.tags]
+        if not all(self.exhaustive):
+            columns.append(np.array(self.exhaustive))
+        for column in columns:
             content.update(np.ascontiguousarray(column).data)
         return content.hexdigest()
 
@@ -261,6 +301,9 @@ def read_description(directory: Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: sources: not a list of names; build the dataset again")
     if extension not in ("jpg", "webp", "png", "none"):
         raise DatasetError(f"{path}: extension: {extension!r} is not jpg, webp, png or none; build the dataset again")
+    exhaustive = description.get("exhaustive", [True] * len(sources))
+    if not isinstance(exhaustive, list) or [type(value) for value in exhaustive] != [bool] * len(sources):
+        raise DatasetError(f"{path}: exhaustive: not true or false for each source; build the dataset again")
     return description
 
 

@@ -44,7 +44,8 @@ class WorkerLost(Exit):
 class Batch:
     """Images uint8 [B, 3, S, S] (channels last), labels bool [B, N], sources int64 [B], rows int64 [B] of the split.
 
-    `bad` lists requested rows that cannot be decoded, with the reason. `draws` is augmentation that is not yet applied.
+    Signed labels are int8 [B, N]: 1 for tags of the image, -1 for rejected ones, 0 for all others. `bad` lists
+    requested rows that cannot be decoded, with the reason. `draws` is augmentation that is not yet applied.
     """
 
     images: Tensor
@@ -67,7 +68,7 @@ class ImageDataset(Dataset[Batch]):
 
     In training, `draw` is (seed, stage): the augmentation of an image, and the substitute for one that cannot be
     decoded, depend on (seed, stage, epoch, row). Without `draw` undecodable images are left out. `augmentation` is a
-    key of augment.SPACES or "none"; if `deferred`, it is drawn but left to the device.
+    key of augment.SPACES or "none"; if `deferred`, it is drawn but left to the device. With `signed` so are the labels.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class ImageDataset(Dataset[Batch]):
         draw: tuple[int, int] | None = None,
         augmentation: str = "none",
         deferred: bool = False,
+        signed: bool = False,
     ) -> None:
         self.dataset, self.size, self.draw = dataset, size, draw
-        self.augmentation, self.deferred = augmentation, deferred
+        self.augmentation, self.deferred, self.signed = augmentation, deferred, signed
         self.posts = dataset.posts(split)
         self._buffers: list[Tensor] = []  # of a decoding process, least recently used first
 
@@ -106,9 +108,10 @@ class ImageDataset(Dataset[Batch]):
             draws = augment.draw(coordinates, augment.SPACES[self.augmentation], self.size)
         while draws and not self.deferred:
             augment.apply(images, draws.pop(0))
+        labels = self.posts.signed_labels if self.signed else self.posts.labels
         return Batch(
             images,
-            torch.from_numpy(self.posts.labels(rows, len(self.dataset.tags))),
+            torch.from_numpy(labels(rows, len(self.dataset.tags))),
             torch.from_numpy(self.posts.sources[rows].astype(np.int64)),
             torch.from_numpy(rows),
             bad,

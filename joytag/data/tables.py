@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,14 +15,17 @@ class TableError(ValueError):
     """A parquet file that is missing, damaged or of another schema; one line with the file and the column."""
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read the columns of a schema; the file may have others.
+def read_table(path: Path, schema: pa.Schema, optional: Sequence[pa.Field] = ()) -> pa.Table:
+    """Read the columns of a schema, and those of the `optional` ones that the file has; it may have others.
 
     Raises TableError when the file cannot be read, or when a column is missing, holds nulls or is of another type.
     """
     try:
         with pa.OSFile(str(path)) as source, pq.ParquetFile(source) as file:  # closed even if it cannot be parsed
-            table = file.read([name for name in schema.names if name in file.schema_arrow.names])
+            names = file.schema_arrow.names
+            for column in optional:
+                schema = schema.append(column) if column.name in names else schema
+            table = file.read([name for name in schema.names if name in names])
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path}: cannot be read ({error})") from None
     for name in schema.names:

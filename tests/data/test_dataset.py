@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joytag.data.dataset import (
+    NEGATIVES,
     POSTS_SCHEMA,
     TAGS_SCHEMA,
     VERSION,
@@ -49,6 +50,11 @@ def table(columns: dict, schema: pa.Schema) -> pa.Table:
 
 def write_posts(directory: Path, **changes: list) -> None:
     write_table(table(POSTS | changes, POSTS_SCHEMA), POSTS_SCHEMA, directory / "train.parquet")
+
+
+def write_negatives(directory: Path, negatives: list[list[int]]) -> None:
+    schema = POSTS_SCHEMA.append(NEGATIVES)
+    write_table(table(POSTS | {NEGATIVES.name: negatives}, schema), schema, directory / "train.parquet")
 
 
 def write_tags(directory: Path, **changes: list) -> None:
@@ -110,6 +116,50 @@ def test_labels_survive_the_file(tmp_path_factory, tags):
     assert [set(np.flatnonzero(row)) for row in result] == tags
 
 
+@given(st.lists(st.dictionaries(st.integers(0, 2), st.booleans()), min_size=1, max_size=20))
+@settings(max_examples=20, deadline=None)
+def test_signed_labels_survive_the_file(tmp_path_factory, answers):
+    directory = tmp_path_factory.mktemp("dataset")
+    write_tags(directory)
+    write_description(directory, {"sources": ["drawn"], "extension": "jpg"})
+    zeros = [0] * len(answers)
+    columns = {"post_id": zeros, "hash": [bytes(32)] * len(answers), "source": zeros, "phash": zeros}
+    columns["tags"], columns["negatives"] = (
+        [sorted(t for t in a if a[t] is yes) for a in answers] for yes in (True, False)
+    )
+    schema = POSTS_SCHEMA.append(NEGATIVES)
+    write_table(table(columns, schema), schema, directory / "train.parquet")
+    posts, rows = Dataset.open(directory).posts("train"), np.arange(len(answers))[::-1]
+    signed = posts.signed_labels(rows, 3)
+    assert signed.dtype == np.int8
+    expected = [[0 if tag not in answers[row] else 1 if answers[row][tag] else -1 for tag in range(3)] for row in rows]
+    assert signed.tolist() == expected
+    assert np.array_equal(posts.labels(rows, 3), signed > 0)
+
+
+def test_a_dataset_of_an_older_build_has_no_rejected_tags_and_the_same_hash(directory):
+    dataset = Dataset.open(directory)
+    posts = dataset.posts("train")
+    assert dataset.exhaustive == [True, True]
+    assert posts.negatives is None
+    before = "bba131a84387970def1eed4c02941d08a2c1d36734462ef39df507e129352dc4"
+    assert dataset.content_hash(posts) == before
+    write_negatives(directory, [[], [], []])
+    write_description(directory, {"sources": ["drawn", "photo"], "extension": "jpg", "exhaustive": [True, True]})
+    assert Dataset.open(directory).content_hash(Dataset.open(directory).posts("train")) == before
+
+
+def test_rejected_tags_and_what_is_exhaustive_are_content(directory):
+    hashes = []
+    for rejected, exhaustive in (([], [True, True]), ([1], [True, True]), ([], [True, False])):
+        write_negatives(directory, [[], list(rejected), []])
+        write_description(directory, {"sources": ["drawn", "photo"], "extension": "jpg", "exhaustive": exhaustive})
+        dataset = Dataset.open(directory)
+        assert dataset.exhaustive == exhaustive
+        hashes.append(dataset.content_hash(dataset.posts("train")))
+    assert len(set(hashes)) == 3
+
+
 def test_schema_begins_with_the_columns_of_the_original_build(directory):
     schema = pq.read_schema(directory / "train.parquet")
     assert schema.names[:3] == ["post_id", "tags", "hash"]
@@ -154,6 +204,11 @@ def test_the_dataset_inside_a_run_is_suggested(directory):
         ('{"version": 1, "sources": [1], "extension": "jpg"}', "sources: not a list of names"),
         ('{"version": 1, "sources": ["a"]}', "extension: None is not jpg, webp, png or none"),
         ('{"version": 1, "sources": ["a"], "extension": "exe"}', "extension: 'exe' is not jpg, webp, png or none"),
+        (
+            '{"version": 1, "sources": ["a"], "extension": "jpg", "exhaustive": [1]}',
+            "exhaustive: not true or false for",
+        ),
+        ('{"version": 1, "sources": ["a"], "extension": "jpg", "exhaustive": []}', "exhaustive: not true or false for"),
     ],
 )
 def test_a_wrong_description_is_refused(directory, text, problem):
@@ -213,6 +268,12 @@ def test_a_column_of_another_type_is_refused(directory, column, values):
 def test_an_index_out_of_range_is_refused(directory, column, values, limit):
     write_posts(directory, **{column: values})
     assert damage(directory).startswith(f"{directory / 'train.parquet'}: {column}: values outside 0 to {limit}")
+
+
+@pytest.mark.parametrize("tag", [3, -1])
+def test_a_rejected_tag_out_of_range_is_refused(directory, tag):
+    write_negatives(directory, [[], [tag], []])
+    assert damage(directory).startswith(f"{directory / 'train.parquet'}: negatives: values outside 0 to 2")
 
 
 @pytest.mark.parametrize("index", [[1, 2, 3], [0, 2, 1], [0, 0, 1]])
