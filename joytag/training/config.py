@@ -43,6 +43,9 @@ class Data(Settings):
     """Augmentation: trivial is TrivialAugment, rand is RandAugment."""
     mixup: float = Field(default=0.0, ge=0)
     """Alpha of the beta distribution of mixup's shares; 0 turns mixup off."""
+    unlabelled: Literal["absent", "ignore"] = Field(default="absent", exclude_if=lambda value: value == "absent")
+    """Tags that a label neither names nor rejects, in sources whose labels are not exhaustive: `absent` learns that the
+    image has none of them, `ignore` leaves them out of the loss. In exhaustive sources they are always absent."""
     max_bad: Annotated[float, RESUMING] = Field(default=0.05, ge=0, le=1)
     """The run ends when more than this share of the images cannot be decoded; until then they are replaced."""
     timeout: Annotated[PositiveInt, RESUMING] = 600

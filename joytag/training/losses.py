@@ -1,6 +1,7 @@
 """Losses for multi-label logits [B, N]: float32 scalars, or float64 ones for float64 logits.
 
-Targets are 0 or 1, or values between them for mixed or smoothed labels. LOSSES lists those that a config can name.
+Targets are 0 or 1, or values between them for mixed or smoothed labels; `without_unknown` deals with unknown ones.
+LOSSES lists those that a config can name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+CERTAIN_NO = -1e4  # a logit in the range of fp16, whose sigmoid is 0 in float64, too
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor:
@@ -57,6 +60,19 @@ def asymmetric(
     positive = targets * positive_weight * F.logsigmoid(logits)
     negative = (1 - targets) * negative_weight * torch.log1p(-p_negative)
     return -(positive + negative).mean()
+
+
+def without_unknown(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and targets to which entries with an unknown target, NaN, add neither loss nor gradient.
+
+    They become a certain, right no, whose loss is 0 in every loss here, so the mean is still over all entries: the
+    partial BCE of Durand et al. 2019 (arXiv:1902.09720) with g = 1, where an image's labels do not weigh more because
+    it has few. In a mean over known entries one label of an otherwise unknown image would weigh as much as all the
+    thousands of a known one. With g = 1 a known entry has the same gradient whatever else is known, so `multiplier`
+    keeps it in the range of fp16, and the gradient does not depend on how micro-batches and processes divide a batch.
+    """
+    unknown = targets.isnan()
+    return logits.masked_fill(unknown, CERTAIN_NO), targets.masked_fill(unknown, 0.0)
 
 
 def smooth(targets: Tensor, share: float) -> Tensor:

@@ -92,7 +92,8 @@ def try_steps(run: Run, micro_batch: int) -> None:
     state.model.train()
     noise, empty = next(micro_batch_noise(state, run)), torch.zeros(micro_batch, dtype=torch.int64)
     images = torch.zeros(micro_batch, 3, size, size, dtype=torch.uint8)
-    labels = torch.zeros(micro_batch, len(run.dataset.tags), dtype=torch.bool)
+    dtype = torch.int8 if run.has_signed_labels else torch.bool
+    labels = torch.zeros(micro_batch, len(run.dataset.tags), dtype=dtype)
     batch = loader.Batch(images, labels, empty, empty, [])
     for _ in range(2):
         state.scaler.scale(batch_loss(state.model, batch, noise, run)).backward()

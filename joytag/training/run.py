@@ -40,6 +40,17 @@ class Run:
         return self.dataset.posts("train")
 
     @cached_property
+    def partial(self) -> Tensor | None:
+        """Which sources have labels that leave the other tags unknown, bool [sources]; None if unknown ones count."""
+        is_partial = ~torch.tensor(self.dataset.exhaustive, dtype=torch.bool)
+        return is_partial if self.config.data.unlabelled == "ignore" and is_partial.any() else None
+
+    @cached_property
+    def has_signed_labels(self) -> bool:
+        """Whether training tells tags that were rejected from those that nobody looked at."""
+        return self.partial is not None or (self.config.distill and self.images.negatives is not None)
+
+    @cached_property
     def originals(self) -> pa.ChunkedArray | None:
         """The original file of each training image, None if unknown; read when the first image must be named."""
         return self.dataset.originals("train")
@@ -91,7 +102,10 @@ class Run:
 
     @cached_property
     def frequencies(self) -> Tensor:
-        """Each tag's share of the training images, smoothed so that it is never 0 or 1; float64 [N]."""
+        """Each tag's share of the training images, smoothed so that it is never 0 or 1; float64 [N].
+
+        Unknown tags count as absent, as they mostly are.
+        """
         return torch.from_numpy((self.dataset.tags.counts + 1) / (len(self.images) + 2))
 
     @cached_property

@@ -16,7 +16,7 @@ from joytag.data import augment, loader
 from joytag.data.images import normalize
 from joytag.models.inference import autocast
 from joytag.training import schedule
-from joytag.training.losses import smooth
+from joytag.training.losses import smooth, without_unknown
 from joytag.training.run import Run
 from joytag.training.state import TrainState
 
@@ -39,16 +39,35 @@ def batch_loss(model: nn.Module, batch: loader.Batch, noise: MicroBatchNoise, ru
     for draws in batch.draws:
         images = augment.apply(images, draws)
     images = normalize(images)
-    labels = batch.labels.to(run.device, non_blocking=True)
+    labels, rejected = read_labels(batch, run)
     if settings.label_smoothing:
         labels = smooth(labels.float(), settings.label_smoothing)
     if noise.mixup is not None:
         images, labels = augment.mixup(images, labels.float(), noise.mixup)
+        if rejected is not None:
+            rejected = augment.mixup(rejected.float(), rejected.float(), noise.mixup)[1] > 0.5
     with autocast(run.device, run.dtype):
         if run.teacher is not None:
-            labels = run.teacher.targets(images, labels)
+            labels = run.teacher.targets(images, labels, rejected)
         logits = model(images, noise.depth)
+    if run.partial is not None:
+        logits, labels = without_unknown(logits, labels)
     return run.criterion(logits, labels) * settings.multiplier
+
+
+def read_labels(batch: loader.Batch, run: Run) -> tuple[Tensor, Tensor | None]:
+    """Return the labels of a micro-batch, bool or float32 [B, N], and which tags were rejected, bool [B, N] or None.
+
+    Unknown labels that the settings ignore are NaN, which smoothing keeps; mixed with others they are unknown, too.
+    """
+    labels = batch.labels.to(run.device, non_blocking=True)
+    if not run.has_signed_labels:
+        return labels, None
+    targets = (labels > 0).float()
+    if run.partial is not None:
+        is_partial = run.partial[batch.sources].to(run.device, non_blocking=True)
+        targets = targets.masked_fill((labels == 0) & is_partial[:, None], math.nan)
+    return targets, labels < 0
 
 
 def train_step(state: TrainState, model: nn.Module, batches: Iterator[loader.Batch], run: Run) -> Step:

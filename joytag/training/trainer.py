@@ -81,7 +81,10 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[loader.Batch], Me
     state.set_image_size(stage.image_size)
     state.model.train()
     draw, deferred = (config.seed, index), run.device.type != "cpu"
-    images = loader.ImageDataset(run.dataset, "train", stage.image_size, draw, config.data.augment, deferred)
+    augmentation = config.data.augment, deferred
+    images = loader.ImageDataset(
+        run.dataset, "train", stage.image_size, draw, *augmentation, signed=run.has_signed_labels
+    )
     ranks = distributed.rank(), distributed.world_size()
     keys = loader.training_keys(
         config.seed, index, len(images), done + state.skipped, config.batch_size, run.micro_batch, *ranks

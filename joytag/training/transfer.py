@@ -52,19 +52,24 @@ class Teacher:
         return cls(model.eval(), rows, columns)
 
     @torch.no_grad()
-    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+    def targets(self, images: Tensor, labels: Tensor, rejected: Tensor | None = None) -> Tensor:
         """Return the targets of images, float32 [B, N]: the labels, but for this model's tags its scores.
 
-        `images` are normalized, float [B, 3, S, S]; labels [B, N] are bool, or numbers from 0 to 1. An image with a
-        label of one of these tags counts as labelled with all of them: where its labels contradict the scores, these
-        are moved just across the threshold, to YES or NO. Moved to 1 and 0 they would raise and lower the scores of
-        other images, too.
+        `images` are normalized, float [B, 3, S, S]; labels [B, N] are bool, or numbers from 0 to 1, or NaN if they are
+        unknown. An image with a label of one of these tags counts as labelled with all of them that are not unknown;
+        `rejected` ones, bool [B, N], are labelled in every image. Where the labels contradict the scores, these are
+        moved just across the threshold, to YES or NO. Moved to 1 and 0 they would raise and lower the scores of other
+        images, too.
         """
         targets = labels.to(torch.float32, copy=True)
         scores = self.model(images).float().sigmoid()[:, self.rows]
-        labelled = targets[:, self.columns] > 0.5
+        known = targets[:, self.columns]
+        labelled = known > 0.5
         corrected = torch.where(labelled, scores.clamp(min=YES), scores.clamp(max=NO))
-        targets[:, self.columns] = torch.where(labelled.any(dim=1, keepdim=True), corrected, scores)
+        is_label = labelled.any(dim=1, keepdim=True) & ~known.isnan()
+        if rejected is not None:
+            is_label |= rejected[:, self.columns]
+        targets[:, self.columns] = torch.where(is_label, corrected, scores)
         return targets
 
 

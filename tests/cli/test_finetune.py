@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from commands import assert_one_line
 from paths import TINY
@@ -11,7 +12,8 @@ from PIL import Image
 
 from joytag.cli import finetune
 from joytag.core.errors import ExitCode, Stopped
-from joytag.training import trainer
+from joytag.data.dataset import SPLITS, Dataset
+from joytag.training import step, trainer
 from joytag.training.state import save_state
 
 
@@ -53,6 +55,41 @@ def test_settings_of_the_dataset_are_set_on_the_same_command_line(tmp_path):
     assert dataset.sources[0].separator == "space"
     assert dataset.sources[0].path == str(tmp_path)
     assert run.optimizer.lr == 0.5
+
+
+def test_rejected_tags_reach_the_loss(call, labelled_folder, tmp_path, monkeypatch):
+    """Beside every second image a new tag is rejected, and the labels leave the others open."""
+    known = (TINY / "top_tags.txt").read_text().split("\n")[0]
+    for number in range(12):
+        text = f"-gradient, -{known}" if number % 2 else "gradient"
+        (labelled_folder / f"{number}.txt").write_text(text)
+    batches, read_labels = [], step.read_labels
+
+    def recorded(*inputs):
+        batches.append(read_labels(*inputs))
+        return batches[-1]
+
+    monkeypatch.setattr(step, "read_labels", recorded)
+    settings = [
+        "sources.0.negatives=true",
+        "sources.0.exhaustive=false",
+        "stages.0.samples=64",
+        "tracking.wandb=disabled",
+    ]
+    done = call("finetune", labelled_folder, "--model", TINY, "--output", tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr
+    dataset = Dataset.open(tmp_path / "run" / "dataset")
+    new, old = (dataset.tags.names.index(name) for name in ("gradient", known))
+    assert dataset.exhaustive == [False]
+    assert sum(len(dataset.posts(split)) for split in SPLITS) == 12, "an image with rejected tags alone is labelled"
+    assert len(batches) == 2
+    for targets, rejected in batches:
+        assert rejected is not None
+        assert torch.equal(rejected[:, new], targets[:, new] == 0)
+        assert torch.equal(rejected[:, old], rejected[:, new])
+        assert torch.equal(targets[:, old].isnan(), ~rejected[:, old])
+        assert not targets[:, new].isnan().any()
+        assert targets.isnan().sum() == targets[:, old].isnan().sum() + len(targets) * (len(dataset.tags) - 2)
 
 
 def test_labels_that_changed_since_an_interruption_need_a_new_run(call, labelled_folder, tmp_path):
