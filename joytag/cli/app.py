@@ -7,13 +7,20 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from joytag.app import served
+from joytag.app.label_routes import create_router
+from joytag.app.labelling import Labelling
 from joytag.app.security import LOOPBACK, Access, is_loopback
 from joytag.app.service import create_app
+from joytag.app.suggestions import Rules
 from joytag.cli.arguments import Parser
+from joytag.core import settings
 from joytag.core.terminal import print
 from joytag.tagging import engines
 from joytag.tagging.tagger import PRECISIONS
@@ -31,6 +38,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     text = "a release or checkpoint directory, or a model's id on the Hugging Face hub; may be given several times"
     add("--model", required=True, action="append", metavar="RELEASE", help=text)
+    folder = parser.add_mutually_exclusive_group()
+    text = "a folder of images to label, with its subfolders; decisions and scores are kept in its folder .joytag"
+    folder.add_argument("--images", type=Path, metavar="FOLDER", help=text)
+    folder.add_argument("--data", type=Path, metavar="DATASET", help="a dataset directory to label instead")
+    text = "implied tags and exclusive groups: YAML with implies: {cat: [animal]}, exclusive: {tone: [light, dark]}"
+    add("--rules", type=Path, metavar="FILE", help=text)
     text = "address to listen on; any but this machine's own needs the token that is printed (default: %(default)s)"
     add("--host", default=LOOPBACK, help=text)
     add("--port", type=port, default=PORT, help="port to listen on; 0 chooses a free one (default: %(default)s)")
@@ -58,7 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = served.load(options.model, options.device, options.precision, options.engine)
     for model in models:
         print(f"{model.name}: {len(model.tagger.tags):,} tags, {model.tagger}")
-    app = create_app(models, access)
+    with ExitStack() as stack:
+        labelling = None
+        if root := options.images or options.data:
+            rules = settings.load(Rules, options.rules) if options.rules else Rules()
+            labelling = create_router(stack.enter_context(Labelling.opened(root, models[0], rules)))
+        serve(create_app(models, access, labelling=labelling), listener, access)
+
+
+def serve(app: FastAPI, listener: socket.socket, access: Access) -> None:
+    """Serve until Ctrl-C."""
     print(f"Open {address(listener, access)} in a browser; Ctrl-C ends it", flush=True)
     config = uvicorn.Config(
         app,

@@ -26,6 +26,7 @@ from joytag.core.terminal import print, printable, quote
 COMMANDS = (
     "tag",
     "app",
+    "labels",
     "finetune",
     "train",
     "evaluate",

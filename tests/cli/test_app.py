@@ -54,3 +54,21 @@ def test_mistakes_end_in_one_line(call, tmp_path):
     assert_one_line(call("app", "--port", 0), "--model")
     assert_one_line(call("app", "--model", TINY, "--port", "70000"), "'70000' is not a port")
     assert_one_line(call("app", "--model", TINY, "--host", "no.such.host.invalid"), "--host no.such.host.invalid")
+    assert_one_line(call("app", "--model", TINY, "--port", 0, "--images", tmp_path / "gone"), "gone: no such folder")
+    assert not (tmp_path / "gone").exists()
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("implied: {cat: [animal]}\n")
+    done = call("app", "--model", TINY, "--port", 0, "--images", tmp_path, "--rules", rules)
+    assert_one_line(done, "rules.yaml: implied: unknown key; did you mean implies?")
+
+
+@needs_unix
+def test_a_folder_is_labelled_by_one_app_at_a_time(call, image_folder):
+    with running(TINY, "--device", "cpu", "--images", image_folder) as server:
+        status, state = server.get("/api/label")
+        assert (status, state["folder"], state["files"]) == (200, "my images", 4)
+        done = call("app", "--model", TINY, "--device", "cpu", "--port", 0, "--images", image_folder)
+        assert_one_line(done, "writes there; wait until it ends")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.communicate(timeout=HANG)[0].endswith("Stopped\n")
+    assert {path.name.partition("-")[0] for path in (image_folder / ".joytag").iterdir()} == {"images.jsonl", "scores"}

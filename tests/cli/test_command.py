@@ -59,7 +59,7 @@ def test_the_error_for_an_unknown_command_lists_the_known_ones(monkeypatch, caps
     error = capsys.readouterr().err
     assert error.startswith("joytag: 'tga' is not a command; did you mean tag?")
     assert main(monkeypatch, "xyzzy") == ExitCode.USER_ERROR
-    assert "known: tag, finetune" in capsys.readouterr().err
+    assert "known: tag, app, labels, finetune" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", command.COMMANDS)
