@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,9 +99,10 @@ def ignores_case(image: Path) -> bool:
 
 def sort(paths: Iterable[Path]) -> list[Path]:
     """Return paths in natural order: 2.png before 10.png."""
-    return sorted(paths, key=_natural)
+    split = cache(_numbers)  # folders occur often
+    return sorted(paths, key=lambda path: ([split(part) for part in path.parts], path))
 
 
-def _natural(path: Path) -> tuple[list[list[str | int]], Path]:
-    parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.parts]
-    return [[int(text) if i % 2 else text for i, text in enumerate(part)] for part in parts], path
+def _numbers(name: str) -> list[str | int]:
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(text) if i % 2 else text for i, text in enumerate(parts)]
