@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 from joytag.core.settings import Settings
 
@@ -135,8 +136,6 @@ class TagQueue:
 
 def interval(right: int, seen: int) -> Precision:
     """Return a share of which `right` of `seen` were found, with the interval of Clopper and Pearson (1934)."""
-    from scipy.stats import beta  # an extra
-
     tail = (1 - CONFIDENCE) / 2
     low = float(beta.ppf(tail, right, seen - right + 1)) if right else 0.0
     high = float(beta.ppf(1 - tail, right + 1, seen - right)) if right < seen else 1.0

@@ -14,11 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from joytag.app import served
-from joytag.app.label_routes import create_router
-from joytag.app.labelling import Labelling
 from joytag.app.security import LOOPBACK, Access, is_loopback
 from joytag.app.service import create_app
-from joytag.app.suggestions import Rules
 from joytag.cli.arguments import Parser
 from joytag.core import settings
 from joytag.core.terminal import print
@@ -73,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{model.name}: {len(model.tagger.tags):,} tags, {model.tagger}")
     with ExitStack() as stack:
         labelling = None
-        if root := options.images or options.data:
+        if root := options.images or options.data:  # imported only here: tagging alone needs fewer packages
+            from joytag.app.label_routes import create_router
+            from joytag.app.labelling import Labelling
+            from joytag.app.suggestions import Rules
+
             rules = settings.load(Rules, options.rules) if options.rules else Rules()
             labelling = create_router(stack.enter_context(Labelling.opened(root, models[0], rules)))
         serve(create_app(models, access, labelling=labelling), listener, access)

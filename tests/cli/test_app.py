@@ -1,6 +1,8 @@
 """`joytag app`: starting, mistakes, stopping."""
 
 import signal
+import subprocess
+import sys
 import time
 
 from app_server import BOUNDARY, Server, form, running
@@ -72,3 +74,8 @@ def test_a_folder_is_labelled_by_one_app_at_a_time(call, image_folder):
         server.process.send_signal(signal.SIGINT)
         assert server.process.communicate(timeout=HANG)[0].endswith("Stopped\n")
     assert {path.name.partition("-")[0] for path in (image_folder / ".joytag").iterdir()} == {"images.jsonl", "scores"}
+
+
+def test_tagging_needs_none_of_the_packages_that_labelling_needs():
+    code = "import sys; sys.modules |= dict.fromkeys(['pyarrow', 'scipy', 'msgspec']); import joytag.cli.app"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
