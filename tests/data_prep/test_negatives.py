@@ -61,7 +61,7 @@ def test_a_hyphen_before_a_tag_rejects_it_but_faces_are_tags(name, tag):
     assert posts.rejected(name) == tag
 
 
-@given(st.text(min_size=1).map(canonical))
+@given(st.text("-_^.:ab ", min_size=1, max_size=6).map(canonical))
 def test_every_tag_can_be_rejected_unless_it_would_look_like_a_face_or_an_item_of_a_list(tag):
     is_ambiguous = tag == "" or tag.startswith("_") or (tag.endswith("-") and is_kaomoji(f"-{tag}"))
     assert posts.rejected(f"-{tag}") == (None if is_ambiguous and not tag.startswith("-") else tag)

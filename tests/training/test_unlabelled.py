@@ -229,11 +229,12 @@ def test_a_teacher_is_corrected_by_what_is_known(run_values, labelled, tmp_path,
     model = build_run(values).config.architecture(len(old), 8).build()
     model.head.weight.data.normal_(generator=torch.Generator().manual_seed(3))
     release.save(tmp_path / "source", model, old, "focal2")
-    run = build_run(values, init_from=str(tmp_path / "source"), distill=True, micro_batch=8)
+    changes = {"batch_size": 48, "micro_batch": 48, "stages": [{"image_size": 8, "samples": 96}]}
+    run = build_run(values, init_from=str(tmp_path / "source"), distill=True, **changes)
     logits, targets, batch, noise = learned(run, monkeypatch)
     assert batch.labels.dtype == torch.int8
     state = {-1: 0.0, 0: 0.0, 1: 1.0}
-    for i in range(8):
+    for i in range(48):
         share = 1.0 if noise.mixup is None else float(noise.mixup[i])
         pair = [(share, i), (1 - share, i ^ 1)] if mixup else [(1.0, i)]
 
