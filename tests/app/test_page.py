@@ -3,9 +3,13 @@
 import csv
 import io
 import re
+import shutil
+import time
 import zipfile
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +26,8 @@ from paths import ROOT
 from PIL import Image
 from requirements import require
 
+from joytag.app.collection import STATE
+from joytag.app.decisions import FILE, Decisions
 from joytag.models import release
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT
@@ -53,8 +59,9 @@ PASTE = DROP.replace("for (const type of ['dragover', 'drop'])", "").replace(
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A headless Chromium, controlled by Playwright."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    require(find_spec("playwright") is not None, "Playwright: pip install playwright")
     require(CHROMIUM is not None, "Chromium")
+    sync_api = import_module("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -85,19 +92,20 @@ def address(measured, other, tmp_path_factory, chromium) -> Iterator[str]:
 
 @pytest.fixture
 def open_page(chromium, address) -> Iterator[Callable[..., Any]]:
-    """Open the page; at the end there must be no error in the console and no request to another place."""
+    """Open the page of an app; at the end there must be no error in the console and no request to another place."""
     problems: list[str] = []
-    contexts = []
+    contexts: list[Any] = []
+    addresses = {address}
 
     def note(message: Any) -> None:
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             problems.append(message.text)
 
     def check(request: Any) -> None:
-        if not request.url.startswith((address, f"blob:{address}", "data:")):
+        if not request.url.removeprefix("blob:").startswith((*addresses, "data:")):
             problems.append(request.url)
 
-    def open_page(width: int = 1280, height: int = 900, dark: bool = False, models: int = 1) -> Any:
+    def open_page(width: int = 1280, height: int = 900, dark: bool = False, models: int = 1, at: str = "") -> Any:
         context = chromium.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
@@ -110,7 +118,8 @@ def open_page(chromium, address) -> Iterator[Callable[..., Any]]:
         page.on("console", note)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", check)
-        page.goto(address)
+        addresses.add(at or address)
+        page.goto(at or address)
         page.locator("#about").filter(has_text="tags").wait_for()
         if models == 1:
             page.locator("#other").evaluate("(each) => { each.value = ''; each.dispatchEvent(new Event('change')); }")
@@ -428,3 +437,168 @@ def spelled(page: Any, tags: list[str]) -> None:
 def test_tags_are_spelled_as_the_tagger_does(open_page):
     page = open_page()
     spelled(page)
+
+
+# The tab Label
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder of 60 images of one colour each."""
+    folder = tmp_path_factory.mktemp("colours")
+    for number, colour in enumerate(np.random.default_rng(3).integers(0, 256, (60, 3)).tolist()):
+        Image.new("RGB", (40, 30), tuple(colour)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(measured, folder, tmp_path_factory) -> Iterator[str]:
+    """The address of an app that labels `folder`; at most one of red and green can be, and light implies blue."""
+    rules = tmp_path_factory.mktemp("rules") / "rules.yaml"
+    rules.write_text("exclusive: {primaries: [red, green]}\nimplies: {light: [blue]}\n")
+    with running(measured, "--images", folder, "--rules", rules, "--device", "cpu") as server:
+        while server.get("/api/label")[1]["scored"] < 60:
+            time.sleep(0.1)
+        yield f"http://{server.host}:{server.port}/"
+
+
+@pytest.fixture
+def open_labelling(open_page, labelled) -> Callable[..., Any]:
+    """Open the tab Label, with the questions about a tag."""
+
+    def open_labelling(tag: str = "", **options: Any) -> Any:
+        page = open_page(at=labelled, **options)
+        page.click("#label-tab")
+        if tag:
+            page.fill("#word", tag)
+            page.keyboard.press("Enter")
+            page.locator(".cells li").nth(9).wait_for()
+            page.locator(".cells img").first.hover()
+            page.evaluate("document.activeElement.blur()")
+        return page
+
+    return open_labelling
+
+
+def decided(folder: Path, tag: str) -> dict[str, str]:
+    """Return what is on the disk about a tag, by image."""
+    return {image: row.decision for image, row in Decisions(folder / STATE / FILE).of_tag(tag).items()}
+
+
+def cells(page: Any) -> dict[str, str]:
+    """Return the images of a grid with the answers that they show."""
+    return dict(
+        page.locator(".cells button").evaluate_all("all => all.map(each => [each.dataset.key, each.className])")
+    )
+
+
+def told(page: Any, text: str) -> None:
+    page.locator("#told", has_text=text).wait_for()
+
+
+def test_a_grid_by_keys(open_labelling, folder):
+    page = open_labelling("red")
+    first = cells(page)
+    page.keyboard.press("3")
+    page.keyboard.press("0")
+    page.keyboard.press("0")
+    shown = cells(page)
+    changed = [old != new for old, new in zip(first.values(), shown.values(), strict=True)]
+    assert changed == [False, False, True, *[False] * 6, True]
+    page.keyboard.press("Enter")
+    told(page, "kept.")
+    page.wait_for_function("key => !document.querySelector(`[data-key='${key}']`)", arg=next(iter(shown)))
+    assert decided(folder, "red") == shown
+    assert not cells(page).keys() & shown.keys()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("z")
+    told(page, "Undone")
+    assert decided(folder, "red") == {}
+    assert cells(page).keys() == shown.keys()
+
+
+def test_only_what_the_service_answered_counts_as_kept(open_labelling, folder):
+    page = open_labelling("something new")
+    shown = cells(page)
+    page.route("**/api/label/decisions", lambda route: route.abort())
+    page.keyboard.press("Enter")
+    told(page, "10 decisions not kept: the service does not answer")
+    assert cells(page) == shown
+    assert decided(folder, "something_new") == {}
+    page.unroute_all()
+    page.click("#resend")
+    told(page, "10 decisions kept.")
+    assert decided(folder, "something_new") == shown
+    page.wait_for_function("key => !document.querySelector(`[data-key='${key}']`)", arg=next(iter(shown)))
+    assert page.locator("#resend").is_hidden()
+
+
+def test_one_image_by_keys(open_labelling, folder):
+    page = open_labelling()
+    page.check("[value=image]")
+    page.locator(".question.current").wait_for()
+    page.evaluate("document.activeElement.blur()")
+    source = page.get_attribute("#questions img", "src")
+    sha256 = source.split("/")[4]
+    page.fill("#word", "lovely thing")
+    page.keyboard.press("Enter")
+    told(page, "1 decision kept.")
+    assert decided(folder, "lovely_thing") == {sha256: "yes"}
+    page.evaluate("document.activeElement.blur()")
+    tag = page.inner_text(".question.current bdi")
+    page.keyboard.press("u")
+    told(page, "1 decision kept.")
+    page.locator(f'[aria-label="{tag}: unsure"][aria-pressed=true]').wait_for()
+    assert decided(folder, tag) == {sha256: "unsure"}
+    if page.locator("#questions kbd", has_text="2").count():  # the group is asked about
+        page.keyboard.press("2")
+        page.get_by_text("green: yes").wait_for()
+        assert decided(folder, "green")[sha256] == "yes"
+        assert tag == "red" or decided(folder, "red")[sha256] == "no"
+    page.keyboard.press("Enter")
+    page.wait_for_function("src => document.querySelector('#questions img')?.getAttribute('src') !== src", arg=source)
+
+
+def test_doubts(open_page, measured, tmp_path):
+    data = shutil.copytree(measured.parent / "data", tmp_path / "data")
+    with running(measured, "--data", data, "--device", "cpu") as server:
+        page = open_page(at=f"http://{server.host}:{server.port}/")
+        page.click("#label-tab")
+        page.check("[value=doubts]")
+        page.locator("#questions canvas").wait_for()
+        count = int(re.findall(r"of (\d+)", page.inner_text("#questions h2"))[0])
+        sha256, tag = page.get_attribute("#questions img", "src").split("/")[4], page.inner_text(".question bdi")
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("n")
+        page.locator("h2", has_text=f"of {count - 1}").wait_for()
+        assert decided(data, tag) == {sha256: "no"}
+
+
+def test_learning_shows_its_progress(open_labelling, labelled):
+    page = open_labelling()
+    state = page.request.get(f"{labelled}api/label").json()
+    asked: list[str] = []
+    learning: dict[str, Any] = {"state": "running", "samples": 320, "total": 1200, "message": ""}
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.method)
+        route.fulfill(json=learning)
+
+    page.route("**/api/label", lambda route: route.fulfill(json=state | {"learning": learning}))
+    page.route("**/api/label/learn", answer)
+    page.click("#learn")
+    page.get_by_text("Learning: 320 of 1,200 samples").wait_for()
+    learning |= {"state": "failed", "message": "too few images"}
+    page.get_by_text("Stop learning").click()
+    page.get_by_text("Learning failed: too few images").wait_for()
+    assert asked == ["POST", "DELETE"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_labelling_fits_the_window(open_labelling, width, height, dark):
+    page = open_labelling("light", width=width, height=height, dark=dark)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.check("[value=image]")
+    page.locator(".question").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == width

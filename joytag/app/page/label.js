@@ -16,7 +16,7 @@ export async function openLabelling(served) {
   model = served;
   for (const each of document.querySelectorAll("[name=view]")) each.addEventListener("change", () => show(VIEWS[each.value]));
   byId("undo").addEventListener("click", undo);
-  byId("resend").addEventListener("click", () => keep([]));
+  byId("resend").addEventListener("click", async () => (await keep([])) && attempt(view.load));
   byId("learn").addEventListener("click", () => watchLearning(state.learning.state in RUNNING ? post("/learn", undefined, "DELETE") : post("/learn")));
   byId("word").addEventListener("input", async ({ target }) => {
     const words = await ask(`label/words?text=${encodeURIComponent(target.value)}`);
