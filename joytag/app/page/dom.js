@@ -34,13 +34,13 @@ export function refill(element, ...children) {
 
 /** Ask the service; returns the JSON, or throws an error with `status` (0 without an answer), `body` and `after`, seconds. */
 export async function ask(path, options) {
-  let answer;
+  let answer, body;
   try {
     answer = await fetch(`/api/${path}`, options);
+    body = answer.ok ? await answer.json() : await answer.json().catch(() => ({}));
   } catch {
     throw Object.assign(new Error("the service does not answer; is it still running?"), { status: 0, body: {} });
   }
-  const body = await answer.json().catch(() => ({}));
   if (answer.ok) return body;
   const { detail = `status ${answer.status}` } = body;
   const reason = typeof detail === "string" ? detail : detail.map(({ loc, msg }) => `${loc.at(-1)}: ${msg}`).join("; ");
