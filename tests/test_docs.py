@@ -19,6 +19,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 import joytag
 from data_prep.config import BuildSettings
 from data_prep.sources.registry import KINDS
+from joytag.cli import finetune
 from joytag.cli.command import COMMANDS
 from joytag.core import settings
 from joytag.core.errors import ExitCode
@@ -90,8 +91,12 @@ def check(words: list[str]) -> None:
     if name_and_arguments is not None:
         assert name_and_arguments[0] in COMMANDS, f"{name_and_arguments[0]} is not a command"
         given = import_module(f"joytag.cli.{name_and_arguments[0]}").parse(name_and_arguments[1:])
-        if name_and_arguments[0] in ("train", "finetune"):
+        if name_and_arguments[0] == "train":
             settings.load(RunSettings, settings.find(given.config), given.overrides)
+        if name_and_arguments[0] == "finetune":
+            finetune.build_settings(given, Path(given.model))
+            of_run = [override for override in given.overrides if not finetune.is_of_dataset(override)]
+            settings.load(RunSettings, settings.find(given.config), of_run)
         if name_and_arguments[0] == "sweep":
             Sweep(settings.find(given.config, "sweeps"), given.overrides)
         if name_and_arguments[0] == "build":

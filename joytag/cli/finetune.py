@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def build_settings(options: argparse.Namespace, model: Path) -> BuildSettings:
     """Return the settings of the dataset. Raises SettingsError."""
-    overrides = [text for text in options.overrides if _is_of_dataset(text)]
+    overrides = [text for text in options.overrides if is_of_dataset(text)]
     base = settings.load(BuildSettings, settings.find("folder.yaml", "data"), overrides)
     source = base.sources[0].model_copy(update={"path": str(options.images)})
     tags = base.tags.model_copy(update={"keep": None if options.only_new_tags else str(model / tag_names.FILE)})
@@ -89,13 +89,14 @@ def build_settings(options: argparse.Namespace, model: Path) -> BuildSettings:
 
 def run_settings(options: argparse.Namespace, model: Path, chosen: list[str]) -> RunSettings:
     """Return the settings of the run; those on the command line win over the `chosen` ones. Raises SettingsError."""
-    overrides = [text for text in options.overrides if not _is_of_dataset(text)]
+    overrides = [text for text in options.overrides if not is_of_dataset(text)]
     config = settings.load(RunSettings, settings.find(options.config), [*chosen, *overrides])
     data = config.data.model_copy(update={"directory": str(options.output / DATASET)})
     paths = {"output": str(options.output), "init_from": str(model), "data": data}
     return config.model_copy(update=paths).fitted_to(release.read_config(model))
 
 
-def _is_of_dataset(override: str) -> bool:
+def is_of_dataset(override: str) -> bool:
+    """Whether a setting on the command line is one of the dataset, not of the run."""
     section = override.partition("=")[0].partition(".")[0]
     return section in BuildSettings.model_fields and section not in RunSettings.model_fields
