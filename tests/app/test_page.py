@@ -403,6 +403,20 @@ def test_fits_the_window(open_page, images, width, height, dark):
     assert all(name.inner_text() or name.get_attribute("aria-label") for name in names if name.is_visible())
 
 
+def test_the_models_are_named_once_images_can_be_dropped(open_page, images):
+    page, held = open_page(models=2), list[Any]()
+    page.route("**/api/tags*", lambda route: held.append(route))
+    page.reload()
+    while not held:
+        page.wait_for_timeout(50)
+    assert page.inner_text("#about") == ""
+    for route in held:
+        route.continue_()
+    page.locator("#about").filter(has_text="tags").wait_for()
+    drop(page, images)
+    page.locator(".tag").first.wait_for()
+
+
 def test_the_description_of_the_api_fits_too(open_page, address):
     page = open_page(390, 844)
     page.goto(f"{address}api/docs")
@@ -411,7 +425,7 @@ def test_the_description_of_the_api_fits_too(open_page, address):
 
 def test_the_colours_are_those_of_the_reports():
     page, reports = (
-        VARIABLES.findall((ROOT / path).read_text())
+        VARIABLES.findall((ROOT / path).read_text(encoding="utf-8"))
         for path in ("joytag/app/page/app.css", "joytag/reports/templates/style.css")
     )
     assert page == reports[:22]  # those of print follow
@@ -420,7 +434,7 @@ def test_the_colours_are_those_of_the_reports():
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Zs", "Cc"]), min_size=1), max_size=9))
 @example(["^_^", "(o)_(o)", "long_hair", r"a_(\(b\))", "a_b", "ß_ä", "初音_ミク", "\U0001f44d_\U0001f44d", "12_3"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def spelled(page: Any, tags: list[str]) -> None:
     tags = list(dict.fromkeys(tags))
     found = page.evaluate(

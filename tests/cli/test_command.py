@@ -45,7 +45,11 @@ def test_a_reader_that_stops_early_ends_the_help_quietly():
 
 
 def test_every_module_of_a_command_is_listed():
-    modules = {path.stem for path in (ROOT / "joytag" / "cli").glob("*.py") if "\ndef parse(" in path.read_text()}
+    modules = {
+        path.stem
+        for path in (ROOT / "joytag" / "cli").glob("*.py")
+        if "\ndef parse(" in path.read_text(encoding="utf-8")
+    }
     assert set(command.COMMANDS) == modules
 
 

@@ -8,9 +8,9 @@ const TABS = ["tag", "label"];
 
 async function start() {
   const models = await ask("models");
-  byId("about").textContent = models.map(({ name, tags, size }) => `${name}: ${tags.toLocaleString("en")} tags, ${size} px`).join("; ");
   const tags = await Promise.all(models.map((_, number) => ask(`tags?model=${number}`)));
   openTagging(models.map((model, number) => ({ ...model, number, rows: tags[number] })));
+  byId("about").textContent = models.map(({ name, tags, size }) => `${name}: ${tags.toLocaleString("en")} tags, ${size} px`).join("; ");
   const { paths } = await ask("openapi.json");
   if (!paths["/api/label"]) return;
   await openLabelling(models[0]);
