@@ -131,7 +131,7 @@ def open_app():
 
 @pytest.fixture(scope="session")
 def client(open_app):
-    """A client of the app as it is by default."""
+    """A test client of the app with its default settings."""
     return open_app()
 
 

@@ -49,7 +49,7 @@ def answers(decided: Mapping[str, Mapping[str, Decision]]) -> Answers:
 def to_sidecars(
     collection: Collection, given: Answers, format_of: Callable[[str], Format | None], negatives: bool = False
 ) -> Applied:
-    """Write answers into the .txt files beside the images, each whole or not at all.
+    """Write answers into the .txt files beside the images. A file is replaced as a whole, or not at all.
 
     A yes adds the tag; a no removes it and, with `negatives`, adds it with a hyphen. Other tags stay as they are
     written. `format_of` returns how a text separates tags, None if it holds none. An image whose file cannot be written

@@ -1,4 +1,4 @@
-"""Who may use the service: hosts, origins, tokens, rates, and what browsers are told."""
+"""Access to the service: Host, Origin, tokens, rates, and security headers."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""`joytag labels apply`: decisions into files of tags; each whole or not at all, and twice changes nothing."""
+"""`joytag labels apply` writes decisions into files of tags; applying them again changes nothing."""
 
 import hashlib
 import json
