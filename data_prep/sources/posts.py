@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_prep.sources.json_reader import Line, RowT
 from data_prep.sources.sidecar_style import Style
-from joytag.data.tag_names import canonical, is_kaomoji
+from joytag.data.tag_names import NEGATIVE, canonical, is_kaomoji
 
 SCHEMA = pa.schema(
     [
@@ -143,7 +143,7 @@ def rejected(name: str) -> str | None:
     `-cat` rejects `cat`, `-^_^` the face `^_^`, and `--_-` the face `-_-`. Tags are `-_-` and other faces that end with
     a hyphen, and `-_cat`, which is `- cat` in a list of a text.
     """
-    rest = name.removeprefix("-")
+    rest = name.removeprefix(NEGATIVE)
     is_face = name.endswith("-") and not rest.startswith("-") and is_kaomoji(name)
     return None if rest in ("", name) or rest.startswith("_") or is_face else rest
 

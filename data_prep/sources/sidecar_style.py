@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal, NamedTuple
 
 from joytag.core.terminal import plural
-from joytag.data.tag_names import is_kaomoji
+from joytag.data.tag_names import NEGATIVE, canonical, is_kaomoji
 
 AUTO = "auto"  # the setting `separator` of a source
 Shape = Literal["comma", "semicolon", "bar", "newline", "space", "phrase", "sentences", "word", "empty"]
@@ -23,6 +24,7 @@ _SPLIT = {
     "newline": r"[\r\n]",
     "space": r"\s",
 }
+_JOIN = {"comma": ", ", "semicolon": "; ", "bar": " | ", "newline": "\n", "space": " "}
 # The characters that end a tag, beside which brackets around it may be those of a weight.
 _EDGES = {"comma": ",，、\r\n", "semicolon": ";；\r\n", "bar": "|\r\n", "newline": "\r\n", "space": " \t\r\n"}
 _NAMES: dict[Shape, str] = {
@@ -103,6 +105,33 @@ def shape_of(text: str) -> Shape:
     if len(lines) > 1:
         return "newline"
     return "phrase" if is_spaced else "word"
+
+
+def edit(text: str, answers: Mapping[str, bool], negatives: bool = False) -> tuple[str, int]:
+    """Return a text of tags with answers applied, and the number of tags that are added or removed.
+
+    `answers` says of tags, in canonical spelling, whether the image has them. One that it has not is removed and, with
+    `negatives`, written with a hyphen. Other tags stay as they are written. Raises ValueError for sentences, and for a
+    tag that contains what separates tags in the text.
+    """
+    shape = shape_of(text)
+    if shape == "sentences":
+        raise ValueError("its text holds sentences instead of tags")
+    shape = shape if shape in _SPLIT else "comma"
+    written = [tag.strip() for tag in re.split(_SPLIT[shape], text) if tag.strip()]
+    dropped = {NEGATIVE + tag if has else tag for tag, has in answers.items()}
+    kept = [tag for tag in written if canonical(tag) not in dropped]
+    there = set(map(canonical, kept))
+    wanted = [tag if has else NEGATIVE + tag for tag, has in answers.items() if has or negatives]
+    new = [tag for tag in wanted if tag not in there]
+    for tag in new:
+        if re.search(_SPLIT[shape], tag):
+            raise ValueError(f"{tag} contains what separates tags there; write JSON lines instead")
+    if shape != "space" and any(" " in tag for tag in kept) and not any(map(_has_underscore, kept)):
+        new = [tag if is_kaomoji(tag) else tag.replace("_", " ") for tag in new]
+    if "\\(" in text:
+        new = [re.sub(r"([()])", r"\\\1", tag) for tag in new]
+    return _JOIN[shape].join([*kept, *new]) + "\n", len(new) + len(written) - len(kept)
 
 
 def _has_underscore(word: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,19 +13,11 @@ from joytag.app.decisions import Decision
 from joytag.core import files, jsonl
 from joytag.core.errors import describe
 from joytag.data.encodings import decode
-from joytag.data.tag_names import canonical, is_kaomoji
 
 SUFFIX = ".txt"
-NEGATIVE = "-"  # before the name of a tag that an image does not have
 KEYS = {"path", "tags", "negatives"}
 Answers = Mapping[str, Mapping[str, bool]]  # by image and tag, whether the image has the tag
-
-
-class Format(NamedTuple):
-    """How the tags of a text are separated: the text between them, and a pattern that splits at it."""
-
-    separator: str
-    pattern: str
+Edit = Callable[[str, Mapping[str, bool]], tuple[str, int]]
 
 
 class Applied(NamedTuple):
@@ -46,14 +37,11 @@ def answers(decided: Mapping[str, Mapping[str, Decision]]) -> Answers:
     return {image: given for image, given in sure.items() if given}
 
 
-def to_sidecars(
-    collection: Collection, given: Answers, format_of: Callable[[str], Format | None], negatives: bool = False
-) -> Applied:
+def to_sidecars(collection: Collection, given: Answers, edit: Edit) -> Applied:
     """Write answers into the .txt files beside the images. A file is replaced as a whole, or not at all.
 
-    A yes adds the tag; a no removes it and, with `negatives`, adds it with a hyphen. Other tags stay as they are
-    written. `format_of` returns how a text separates tags, None if it holds none. An image whose file cannot be written
-    or holds no tags, or that shares it with another one, is left alone.
+    `edit` returns a text with an image's answers applied, and the number of changes, or raises ValueError with the
+    reason why it cannot. An image whose file cannot be written, or that shares it with another one, is left alone.
     """
     done = Applied({}, [], {})
     owners = Counter(collection.path(name).with_suffix(SUFFIX) for name in collection.names)
@@ -62,11 +50,7 @@ def to_sidecars(
         try:
             if owners[path] > 1:
                 raise ValueError("shares its file of tags with another image; rename one")
-            text = decode(path.read_bytes())[0] if path.exists() else ""
-            style = format_of(text)
-            if style is None:
-                raise ValueError(f"{path.name} holds sentences instead of tags")
-            changes, text = change(text, its, style, negatives)
+            text, changes = edit(decode(path.read_bytes())[0] if path.exists() else "", its)
             if changes:
                 files.write_text(path, text)
                 done.changed[name] = changes
@@ -75,28 +59,6 @@ def to_sidecars(
         except (OSError, ValueError) as error:
             done.refused[name] = describe(error) if isinstance(error, OSError) else str(error)
     return done
-
-
-def change(text: str, given: Mapping[str, bool], style: Format, negatives: bool) -> tuple[int, str]:
-    """Return a text of tags with answers applied, and the number of tags that are added or removed.
-
-    Raises ValueError for a tag that contains the separator.
-    """
-    written = [tag.strip() for tag in re.split(style.pattern, text) if tag.strip()]
-    dropped = {NEGATIVE + tag if has else tag for tag, has in given.items()}
-    kept = [tag for tag in written if canonical(tag) not in dropped]
-    there = set(map(canonical, kept))
-    wanted = [tag if has else NEGATIVE + tag for tag, has in given.items() if has or negatives]
-    new = [tag for tag in wanted if tag not in there]
-    for tag in new:
-        if re.search(style.pattern, tag):
-            raise ValueError(f"{tag} contains what separates tags there; write JSON lines instead")
-    has_spaces = style.separator != " " and any(" " in tag for tag in kept)
-    if has_spaces and not any("_" in tag and not is_kaomoji(tag) for tag in kept):
-        new = [tag if is_kaomoji(tag) else tag.replace("_", " ") for tag in new]
-    if "\\(" in text:
-        new = [re.sub(r"([()])", r"\\\1", tag) for tag in new]
-    return len(new) + len(written) - len(kept), style.separator.join([*kept, *new]) + "\n"
 
 
 def to_jsonl(collection: Collection, given: Answers, path: Path) -> Applied:

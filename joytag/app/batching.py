@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +30,6 @@ class Scored(NamedTuple):
     size: tuple[int, int]
 
 
-class _Job(NamedTuple):
-    image: bytes
-    future: Future[Scored]
-
-
 class Batcher:
     """Threads that compute the scores of encoded images for all who ask.
 
@@ -44,74 +39,60 @@ class Batcher:
     """
 
     def __init__(self, tagger: Tagger) -> None:
-        self._tagger = tagger
-        self._waiting: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._idle, self._closed = 0, False
+        self._tagger, self._lock = tagger, threading.Lock()
+        self._waiting: deque[tuple[bytes, Future[Scored]]] = deque()
         available = torch.get_num_threads() if tagger.device.type == "cpu" else os.cpu_count() or 1
-        workers = min(MOST_THREADS, available)
-        limit = max(1, available // workers)
-        self._threads = [threading.Thread(target=self._work, args=(limit,), daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._idle = workers = min(MOST_THREADS, available)
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(available // workers,))
 
     def submit(self, image: bytes) -> Future[Scored]:
         """Return the future scores of an encoded image; its error is ImageError if the image cannot be used.
 
         Raises Busy. A cancelled future costs no computation if it is still waiting.
         """
-        job = _Job(image, Future())
-        with self._changed:
-            if self._closed or len(self._waiting) >= MOST_WAITING:
+        future: Future[Scored] = Future()
+        with self._lock:
+            if len(self._waiting) >= MOST_WAITING:
                 raise Busy
-            self._waiting.append(job)
-            self._changed.notify()
-        return job.future
+            try:
+                self._pool.submit(self._work)
+            except RuntimeError:  # it is closed
+                raise Busy from None
+            self._waiting.append((image, future))
+        return future
 
     def close(self) -> None:
         """Cancel what waits, finish what is being computed, and end the threads."""
-        with self._changed:
-            self._closed = True
-            for job in self._waiting:
-                job.future.cancel()
+        with self._lock:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for _, future in self._waiting:
+                future.cancel()
             self._waiting.clear()
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._pool.shutdown()
 
-    def _next(self) -> list[_Job]:
-        """Wait for work and return a fair share of it for one of the idle threads; nothing when closed."""
-        with self._changed:
-            self._idle += 1
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            share = -(-len(self._waiting) // self._idle)
+    def _work(self) -> None:
+        """Compute a fair share of what waits for one of the idle threads; nothing if others have taken it all."""
+        with self._lock:
+            share = min(-(-len(self._waiting) // self._idle), self._tagger.batch_size)
+            taken = [self._waiting.popleft() for _ in range(share)]
             self._idle -= 1
-            return [self._waiting.popleft() for _ in range(min(share, self._tagger.batch_size))]
+        self._compute([job for job in taken if job[1].set_running_or_notify_cancel()])
+        with self._lock:
+            self._idle += 1
 
-    def _work(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-        while group := self._next():
-            inputs, jobs, sizes = [], [], []
-            for job in group:
-                if not job.future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    decoded = images.decode(job.image)
-                    inputs.append(prepare(np.asarray(decoded), self._tagger.size))
-                except Exception as error:
-                    job.future.set_exception(error)
-                else:
-                    jobs.append(job)
-                    sizes.append(decoded.size)
-            if jobs:
-                self._compute(jobs, np.stack(inputs), sizes)
-
-    def _compute(self, jobs: list[_Job], batch: NDArray[np.uint8], sizes: list[tuple[int, int]]) -> None:
+    def _compute(self, jobs: list[tuple[bytes, Future[Scored]]]) -> None:
+        usable, inputs = [], []
+        for image, future in jobs:
+            try:
+                decoded = images.decode(image)
+                inputs.append(prepare(np.asarray(decoded), self._tagger.size))
+                usable.append((future, decoded.size))
+            except Exception as error:
+                future.set_exception(error)
         try:
-            scores = self._tagger.predict(batch)
+            scores = self._tagger.predict(np.stack(inputs)) if inputs else ()
+            for (future, size), row in zip(usable, scores, strict=True):
+                future.set_result(Scored(row.copy(), size))
         except Exception as error:
-            for job in jobs:
-                job.future.set_exception(error)
-        else:
-            for job, row, size in zip(jobs, scores, sizes, strict=True):
-                job.future.set_result(Scored(row.copy(), size))
+            for future, _ in usable:
+                future.set_exception(error)

@@ -23,7 +23,7 @@ from joytag.app.scores import Scores
 from joytag.app.served import ServedModel
 from joytag.app.suggestions import NEAR, Rules, Suggestions, suggest
 from joytag.core.lock import sole_writer
-from joytag.data.tag_names import canonical
+from joytag.data.tag_names import NEGATIVE, canonical
 from joytag.models import release
 from joytag.tagging.tagger import Tagger
 
@@ -184,5 +184,5 @@ class Labelling:
         """Yield the images with decisions."""
         for sha256, given in applying.answers(self.decisions.by_image()).items():
             for name in self.collection.find(sha256)[:1]:
-                tags = [tag if has else applying.NEGATIVE + tag for tag, has in given.items()]
+                tags = [tag if has else NEGATIVE + tag for tag, has in given.items()]
                 yield Example(self.collection.path(name), sha256, tags)

@@ -80,26 +80,23 @@ class Access:
         if is_loopback(hostname) or self.host.lower() == hostname:
             return True
         own = socket.gethostname().lower()
-        return not is_loopback(self.host) and (_is_address(hostname) or hostname in (own, f"{own}.local"))
+        return not is_loopback(self.host) and (_address(hostname) is not None or hostname in (own, f"{own}.local"))
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host: a name or an address, perhaps in brackets."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return host == "localhost"
+        return None
 
 
 LOCAL = Access()
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
 
 
 class Refusal(Exception):
@@ -213,18 +210,17 @@ class Guard:
             raise Refusal.of(429, "too many uploads at the same time", {"Retry-After": "1"})
         self._uploads[client] += 1
         try:
-            try:
-                await asyncio.wait_for(self._turns.acquire(), self.limits.patience)
-            except TimeoutError:
-                raise Refusal.of(503, "busy; try again", {"Retry-After": "5"}) from None
+            async with asyncio.timeout(self.limits.patience):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Refusal.of(503, "busy; try again", {"Retry-After": "5"}) from None
+        else:
             try:
                 yield
             finally:
                 self._turns.release()
         finally:
-            self._uploads[client] -= 1
-            if not self._uploads[client]:
-                del self._uploads[client]
+            self._uploads -= Counter([client])  # and forget who has none
 
     def _bounded(self, receive: Receive, most: int) -> Receive:
         """Return `receive` with limits on the bytes of a body and on the time that it takes."""
@@ -236,7 +232,8 @@ class Guard:
                 return await receive()
             left = start + self.limits.patience + received / self.limits.slowest - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), max(0.001, left))
+                async with asyncio.timeout(left):
+                    message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "the upload is too slow") from None
             received += len(message.get("body", b""))
@@ -250,9 +247,6 @@ class Guard:
 
 def client_of(scope: Scope) -> str:
     """Return the address of a client; of IPv6 the network of 64 bits, all of which one client may use."""
-    address = (scope.get("client") or ("",))[0]
-    try:
-        version = ipaddress.ip_address(address).version
-    except ValueError:
-        return address
-    return address if version == 4 else str(ipaddress.ip_network(f"{address}/64", strict=False))
+    host = (scope.get("client") or ("",))[0]
+    is_v6 = isinstance(_address(host), ipaddress.IPv6Address)
+    return str(ipaddress.ip_network(f"{host}/64", strict=False)) if is_v6 else host

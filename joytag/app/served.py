@@ -7,7 +7,6 @@ import io
 import json
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ class ServedModel:
     """
 
     def __init__(self, name: str, directory: Path, tagger: Tagger) -> None:
-        self.name, self.directory, self.tagger = name, directory, tagger
+        self.name, self.directory, self.tagger, self.batcher = name, directory, tagger, Batcher(tagger)
         path = directory / THRESHOLDS
         self.thresholds = read_thresholds(path if path.is_file() else None, tagger.tags, DEFAULT_THRESHOLD)
         evaluated = _read(directory / PER_TAG, _per_tag) or {}
@@ -80,16 +79,6 @@ class ServedModel:
             has_reliability=any(row.f1 is not None for row in self.rows),
             calibration=_read(directory / METRICS, _calibration),
         )
-
-    @cached_property
-    def batcher(self) -> Batcher:
-        """The threads that compute for its requests, started with the first."""
-        return Batcher(self.tagger)
-
-    def close(self) -> None:
-        """End its threads."""
-        if "batcher" in self.__dict__:
-            self.batcher.close()
 
 
 def load(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,19 +71,13 @@ def create_app(
     limits: Limits | None = None,
     labelling: APIRouter | None = None,
 ) -> FastAPI:
-    """Return the app, which serves models to those that `access` admits, and closes them when it ends.
+    """Return the app, which serves models to those that `access` admits; it does not close their batchers.
 
     `labelling` has the routes of the Label tab. Raises ValueError for such routes in a public service.
     """
     if labelling and access.public:
         raise ValueError("a public service has no labelling")
     limits = limits or (PUBLIC_LIMITS if access.public else LIMITS)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        for model in models:
-            await run_in_threadpool(model.close)
 
     app = FastAPI(
         title="JoyTag",
@@ -93,7 +86,6 @@ def create_app(
         openapi_url="/api/openapi.json",
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
-        lifespan=lifespan,
         form_limits={"max_files": limits.files, "max_fields": 16, "max_part_size": 4096},
     )
     app.state.models, app.state.access = models, access
@@ -186,7 +178,7 @@ async def tag(
 async def _score(served: ServedModel, file: UploadFile) -> tuple[str, Scored | ImageError]:
     """Return a file's hash, and its scores or why it has none. Raises Refusal when too many images wait."""
     content = await file.read()
-    sha256 = await run_in_threadpool(lambda: hashlib.sha256(content).hexdigest())
+    sha256 = hashlib.sha256(content).hexdigest()
     try:
         return sha256, await asyncio.wrap_future(served.batcher.submit(content))
     except ImageError as error:

@@ -66,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     access = Access(options.host, choose_token(options), options.public)
     listener = listen(options.host, options.port)
     models = served.load(options.model, options.device, options.precision, options.engine)
-    for model in models:
-        print(f"{model.name}: {len(model.tagger.tags):,} tags, {model.tagger}")
     with ExitStack() as stack:
+        for model in models:
+            stack.callback(model.batcher.close)
+            print(f"{model.name}: {len(model.tagger.tags):,} tags, {model.tagger}")
         labelling = None
         if root := options.images or options.data:  # imported only here: tagging alone needs fewer packages
             from joytag.app.label_routes import create_router

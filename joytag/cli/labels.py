@@ -3,25 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from data_prep.sources.sidecar_style import shape_of
+from data_prep.sources.sidecar_style import edit
 from joytag.app import applying, decisions
-from joytag.app.applying import Format
 from joytag.app.collection import STATE, Collection
 from joytag.app.decisions import Decisions
 from joytag.cli.arguments import Parser
 from joytag.core.lock import sole_writer
 from joytag.core.terminal import plural, print, printable, quote
-
-FORMATS = {  # by the shape of a text; None where it holds no tags
-    "semicolon": Format("; ", r"[;；]|\n"),
-    "bar": Format(" | ", r"\s\|\s|\n"),
-    "newline": Format("\n", r"\n"),
-    "space": Format(" ", r"\s+"),
-    "sentences": None,
-}
-COMMA = Format(", ", r"[,，、]|\n")  # also where a text does not show what separates its tags
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.jsonl is not None:
             done = applying.to_jsonl(collection, given, options.jsonl)
         else:
-            done = applying.to_sidecars(collection, given, lambda t: FORMATS.get(shape_of(t), COMMA), options.negatives)
+            done = applying.to_sidecars(collection, given, partial(edit, negatives=options.negatives))
     changes, here = sum(done.changed.values()), sum(bool(collection.find(image)) for image in given)
     print(f"{here:,} of {len(given):,} images with decisions are in {printable(options.images)}")
     files = f"{len(done.changed):,} {plural(len(done.changed), 'file')} changed ({changes:,} tags)"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 FILE = "top_tags.txt"  # of a release and of a dataset: one name a line, in the order of the model's outputs
 MAX_BYTES = 16 * 2**20  # of that file; a larger one is something else
+NEGATIVE = "-"  # in files of tags, before the name of one that the image does not have
 DEFAULT_THRESHOLD = 0.4  # a tag is predicted above it; that of the released model
 
 

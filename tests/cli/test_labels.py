@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_changed_is_named_and_the_others_are_written(call,
     (folder / "2.txt").write_text("hat, cat")
     decide(folder, {"new": "yes", "cat": "no"}, "0.png", "1.png", "2.png")
     done = succeeded(call("labels", "apply", folder))
-    assert "Not changed: 0.png: 0.txt holds sentences instead of tags" in done.stderr
+    assert "Not changed: 0.png: its text holds sentences instead of tags" in done.stderr
     assert "Not changed: 1.png: shares its file of tags with another image; rename one" in done.stderr
     assert texts(folder)["2.txt"] == "hat, new\n"
     assert not (folder / "1.txt").exists()
