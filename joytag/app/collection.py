@@ -53,7 +53,6 @@ class Collection:
         self._ids: dict[str, str] = {}  # the images of a dataset by post id
         self._stop, self._thread = threading.Event(), threading.Thread()
         self.refresh()
-        self._is_listed = True
 
     def refresh(self) -> None:
         """List the names again: those that are new are read by the next `start`, those that are gone are dropped."""
@@ -157,9 +156,7 @@ class Collection:
     def _work(self, tagger: Tagger, scores: Scores) -> None:
         waiting: deque[File] = deque()
         try:
-            if not self._is_listed:
-                self.refresh()
-            self._is_listed = False
+            self.refresh()
             with closing(tagger.stream(self._unscored(scores, waiting))) as results:
                 for result in results:
                     file = waiting.popleft()

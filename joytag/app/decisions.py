@@ -48,7 +48,6 @@ class Decisions:
         self.path, self._lock = path, threading.Lock()
         self._steps: dict[int, list[Decision]] = {}  # that are not undone
         self._last = 0
-        self._histories: defaultdict[tuple[str, str], list[Decision]] = defaultdict(list)
         self._by_tag: defaultdict[str, dict[str, list[Decision]]] = defaultdict(dict)
         self._by_image: defaultdict[str, dict[str, list[Decision]]] = defaultdict(dict)
         for row in jsonl.read(path):
@@ -68,8 +67,8 @@ class Decisions:
             time, step = datetime.now(UTC).isoformat(timespec="seconds"), self._last + 1
             new = [
                 row.model_copy(update={"time": time, "step": step})
-                for key, row in latest.items()
-                if not (before := self._histories.get(key)) or before[-1].decision != row.decision
+                for row in latest.values()
+                if not (before := self._by_tag[row.tag].get(row.sha256)) or before[-1].decision != row.decision
             ]
             if new:
                 jsonl.append(self.path, *map(Decision.model_dump, new), durable=True)
@@ -112,14 +111,14 @@ class Decisions:
 
     def _insert(self, rows: list[Decision]) -> None:
         for row in rows:
-            history = self._histories[row.sha256, row.tag]
+            history = self._by_tag[row.tag].setdefault(row.sha256, [])
             history.append(row)
-            self._by_tag[row.tag][row.sha256] = self._by_image[row.sha256][row.tag] = history
+            self._by_image[row.sha256][row.tag] = history
             self._steps.setdefault(row.step, []).append(row)
             self._last = max(self._last, row.step)
 
     def _remove(self, step: Any) -> list[Decision]:
         rows = self._steps.pop(step, []) if isinstance(step, int) else []
         for row in rows:
-            self._histories[row.sha256, row.tag].remove(row)
+            self._by_tag[row.tag][row.sha256].remove(row)
         return rows

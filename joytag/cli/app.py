@@ -16,11 +16,9 @@ from fastapi import FastAPI
 from joytag.app import served
 from joytag.app.security import LOOPBACK, Access, is_loopback
 from joytag.app.service import create_app
-from joytag.cli.arguments import Parser
+from joytag.cli.arguments import Parser, add_tagger_options
 from joytag.core import settings
 from joytag.core.terminal import print
-from joytag.tagging import engines
-from joytag.tagging.tagger import PRECISIONS
 
 TOKEN = "JOYTAG_TOKEN"  # in the environment: the token, which otherwise is drawn at each start
 SHORTEST_TOKEN = 16
@@ -43,21 +41,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rules", type=Path, metavar="FILE", help=text)
     text = "address to listen on; any but this machine's own needs the token that is printed (default: %(default)s)"
     add("--host", default=LOOPBACK, help=text)
-    add("--port", type=port, default=PORT, help="port to listen on; 0 chooses a free one (default: %(default)s)")
+    add("--port", type=int, default=PORT, help="port to listen on; 0 chooses a free one (default: %(default)s)")
     text = "answer everyone, without a token: tagging alone, no folder, no labelling, with limits for each visitor"
     add("--public", action="store_true", help=text)
-    add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
-    add("--precision", choices=PRECISIONS, default="auto", help="number format to compute in (default: auto)")
-    text = "library that computes scores on a CPU (default: %(default)s)"
-    add("--engine", choices=engines.NAMES, default=engines.TORCH, help=text)
+    add_tagger_options(add)
     return parser.parse_args(arguments)
-
-
-def port(text: str) -> int:
-    """Read the number of a port. Raises argparse.ArgumentTypeError."""
-    if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,17 +99,12 @@ def choose_token(options: argparse.Namespace) -> str:
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that is bound to an address. Raises ValueError when that is impossible."""
-    name = host.strip("[]")
     try:
-        family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family)
-        if os.name != "nt":  # where it would let two programs share the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()  # who comes while the models are loaded waits
-    except OSError as error:
-        raise ValueError(f"--host {host} --port {port}: {error.strerror}; choose others") from None
-    return listener
+        family, _, _, _, (name, _, *scope) = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((name, port, *scope), family=family)  # who comes while models load waits
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"--host {host} --port {port}: {reason}; choose others") from None
 
 
 def address(listener: socket.socket, access: Access) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +42,18 @@ def settings_reference(schema: type[Settings], form: str) -> str:
     if form == "markdown":
         return settings_docs.markdown(schema)
     return json.dumps(settings_docs.json_schema(schema), indent=2) + "\n"
+
+
+def add_tagger_options(add: Callable[..., Any]) -> None:
+    """Add the flags of `Tagger.load` by a parser's `add_argument`."""
+    from joytag.tagging import engines, tagger  # not at the top: they import torch
+
+    add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
+    add("--precision", choices=tagger.PRECISIONS, default="auto", help="number format to compute in (default: auto)")
+    text = (
+        "library that computes scores on a CPU; auto: onnxruntime where torch would use float32 (default: %(default)s)"
+    )
+    add("--engine", choices=engines.NAMES, default=engines.TORCH, help=text)
 
 
 def fraction(text: str) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from joytag.cli.arguments import (
     Parser,
     Refused,
+    add_tagger_options,
     batch_size,
     fraction,
     names,
@@ -20,11 +21,10 @@ from joytag.cli.arguments import (
 from joytag.core.terminal import plural, print, printable
 from joytag.data.images import ImageError
 from joytag.data.tag_names import DEFAULT_THRESHOLD, describe_unknown, matcher
-from joytag.tagging import engines
 from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
 from joytag.tagging.folder import Job, common_folder, find_images
 from joytag.tagging.table import relative_name
-from joytag.tagging.tagger import PRECISIONS, Tagger
+from joytag.tagging.tagger import Tagger
 
 SD_SCRIPTS = r"""Flags of sd-scripts' tagger (--undesired_tags, --remove_underscore ...) are accepted and mean what they
 mean there, with these differences: images that have tags are skipped without --overwrite; tags are sorted by score
@@ -124,10 +124,7 @@ def _add_evidence(group: argparse._ArgumentGroup) -> None:
 
 def _add_computation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--device", default="auto", help="auto, cpu, mps, cuda, cuda:1 ... (default: auto)")
-    add("--precision", choices=PRECISIONS, default="auto", help="number format to compute in (default: auto)")
-    text = "library that computes on a CPU; auto: onnxruntime where torch would use float32 (default: %(default)s)"
-    add("--engine", choices=engines.NAMES, default=engines.TORCH, help=text)
+    add_tagger_options(add)
     text = "images computed at once, at most as many as memory allows (default: auto)"
     add("--batch-size", "--batch_size", type=batch_size, metavar="auto|N", help=text)
     text = "threads that decode images ahead (default: chosen by device)"

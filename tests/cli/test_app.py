@@ -54,7 +54,7 @@ def test_mistakes_end_in_one_line(call, tmp_path):
         assert_one_line(call("app", "--model", TINY, "--port", port), f"--port {port}: ", "choose others")
     assert_one_line(call("app", "--model", tmp_path, "--port", 0), "config.json", "missing")
     assert_one_line(call("app", "--port", 0), "--model")
-    assert_one_line(call("app", "--model", TINY, "--port", "70000"), "'70000' is not a port")
+    assert_one_line(call("app", "--model", TINY, "--port", "70000"), "--port 70000: ", "choose others")
     assert_one_line(call("app", "--model", TINY, "--host", "no.such.host.invalid"), "--host no.such.host.invalid")
     assert_one_line(call("app", "--model", TINY, "--port", 0, "--images", tmp_path / "gone"), "gone: no such folder")
     assert not (tmp_path / "gone").exists()
