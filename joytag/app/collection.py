@@ -50,16 +50,13 @@ class Collection:
         self.names: list[str] = []
         self._known: dict[str, File] = {}
         self._names: dict[str, dict[str, None]] = {}  # by sha256; of files that may have changed since
-        self._ids: dict[str, str] = {}  # the images of a dataset by post id
         self._stop, self._thread = threading.Event(), threading.Thread()
         self.refresh()
 
     def refresh(self) -> None:
         """List the names again: those that are new are read by the next `start`, those that are gone are dropped."""
         if self.dataset is not None:
-            posts = [self.dataset.posts(split) for split in SPLITS]
-            self.names = [row.tobytes().hex() for part in posts for row in part.hashes]
-            self._ids = dict(zip((str(id) for part in posts for id in part.ids), self.names, strict=True))
+            self.names = [row.tobytes().hex() for split in SPLITS for row in self.dataset.posts(split).hashes]
             rows = {sha256: File(sha256, 0, 0, sha256) for sha256 in self.names}
         else:
             self.names = [path.relative_to(self.root).as_posix() for path in folders.find_images(self.root).images]
@@ -76,11 +73,6 @@ class Collection:
         """Return the names of an image, [] if it is not in the collection."""
         files = [self._known.get(name) for name in list(self._names.get(sha256, ()))]
         return [file.name for file in files if file is not None and file.sha256 == sha256]
-
-    def find_original(self, path: str, post_id: str) -> str | None:
-        """Return the sha256 of a file as an evaluation names it: by its path in its source's folder, or by its id."""
-        file = self._known.get(path)
-        return self._ids.get(post_id) if self.dataset is not None else file.sha256 if file is not None else None
 
     def files(self) -> list[File]:
         """Return what was read, in the order of names."""

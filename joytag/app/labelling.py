@@ -174,10 +174,8 @@ class Labelling:
         if not path.is_file():
             return []
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [
-                row | {"sha256": self.collection.find_original(row["path"], row["id"])} for row in csv.DictReader(file)
-            ]
-        known = [Doubt.model_validate(row) for row in rows if row["sha256"]]
+            here = [row for row in csv.DictReader(file) if self.collection.find(row.get("sha256", ""))]
+        known = map(Doubt.model_validate, here)
         return [row for row in known if canonical(row.tag) not in self.decisions.of_image(row.sha256)]
 
     def examples(self) -> Iterable[Example]:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = "127.0.0.1"
@@ -99,18 +99,6 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 LOCAL = Access()
 
 
-class Refusal(Exception):
-    """Raised anywhere in a request that is answered by `response` instead."""
-
-    def __init__(self, response: Response) -> None:
-        self.response = response
-
-    @classmethod
-    def of(cls, status: int, reason: str, headers: dict[str, str] | None = None) -> Refusal:
-        """Answer with a status and a reason in one line, as the routes' own errors are answered."""
-        return cls(JSONResponse({"detail": reason}, status, headers))
-
-
 class RateLimit:
     """A number of images a minute for each client; one that saved up may use those of a minute at once."""
 
@@ -119,7 +107,7 @@ class RateLimit:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by client: images, and since when
 
     def take(self, client: str, images: int = 1) -> None:
-        """Count images of a client. Raises Refusal when there are more than it has left."""
+        """Count images of a client. Raises HTTPException when there are more than it has left."""
         now, rate = self._now(), self.per_minute / 60
         left, since = self._left.pop(client, (self.per_minute, now))
         left = min(self.per_minute, left + (now - since) * rate)
@@ -129,7 +117,7 @@ class RateLimit:
             self._left.popitem(last=False)
         if not is_within:
             wait = max(1, round((images - left) / rate))
-            raise Refusal.of(429, f"more than {self.per_minute:g} images a minute", {"Retry-After": str(wait)})
+            raise HTTPException(429, f"more than {self.per_minute:g} images a minute", {"Retry-After": str(wait)})
 
 
 class Guard:
@@ -162,58 +150,59 @@ class Guard:
             is_form = headers.get("content-type", "").lower().startswith("multipart/")
             most = limits.form_bytes if is_form else limits.json_bytes
             if int(headers.get("content-length", 0)) > most:
-                raise Refusal.of(413, f"more than {most:,} bytes")
+                raise HTTPException(413, f"more than {most:,} bytes")
             async with self._turn(client_of(scope)) if is_form else nullcontext():
                 await self.app(scope, self._bounded(receive, most), send_with_headers)
-        except Refusal as refusal:
-            await refusal.response(scope, receive, send_with_headers)
+        except HTTPException as refusal:
+            response = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
+            await response(scope, receive, send_with_headers)
 
     def _check(self, scope: Scope) -> None:
-        """Raise Refusal for a foreign name, a foreign page, or without the token."""
+        """Raise HTTPException for a foreign name, a foreign page, or without the token."""
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "").lower()
         matched = _HOST.fullmatch(host)
         if not matched or not self.access.names_this(matched[1]):
-            raise Refusal.of(421, "this service has another name; use the address that it printed when it started")
+            raise HTTPException(421, "this service has another name; use the address that it printed when it started")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin.lower()).netloc != host:
-            raise Refusal.of(403, "a page of another origin may not use this service")
+            raise HTTPException(403, "a page of another origin may not use this service")
         site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode")
         is_link = mode == "navigate" and headers.get("sec-fetch-dest") == "document" and scope["method"] == "GET"
         if site not in ("none", "same-origin") and not (is_link and not path.startswith("/api")):
-            raise Refusal.of(403, "a page of another site may not use this service")
+            raise HTTPException(403, "a page of another site may not use this service")
         if self.access.token:
             self._check_token(headers, scope)
 
     def _check_token(self, headers: Headers, scope: Scope) -> None:
-        """Raise Refusal without the token; one in the address of the page becomes a cookie, and leaves the address."""
+        """Raise HTTPException without the token; one in the page's address becomes a cookie, and leaves the address."""
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and self._is_token(given):
-            response = RedirectResponse("/", 303)
+            response = Response()
             response.set_cookie(COOKIE, given, httponly=True, samesite="strict")
-            raise Refusal(response)
+            raise HTTPException(303, headers={"Location": "/", "Set-Cookie": response.headers["set-cookie"]})
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
         if not self._is_token(bearer if scheme.lower() == "bearer" else cookie):
             reason = "send the token as Authorization: Bearer TOKEN, or open the address that was printed at the start"
-            raise Refusal.of(401, reason, {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
 
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode("latin-1", "replace"), self.access.token.encode())
 
     @asynccontextmanager
     async def _turn(self, client: str) -> AsyncIterator[None]:
-        """Wait until one of the limited number of uploads may begin. Raises Refusal when that takes too long."""
+        """Wait until one of the limited number of uploads may begin. Raises HTTPException when that takes too long."""
         if self.rate:
             self.rate.take(client)
         if self._uploads[client] >= self.limits.uploads_of_client:
-            raise Refusal.of(429, "too many uploads at the same time", {"Retry-After": "1"})
+            raise HTTPException(429, "too many uploads at the same time", {"Retry-After": "1"})
         self._uploads[client] += 1
         try:
             async with asyncio.timeout(self.limits.patience):
                 await self._turns.acquire()
         except TimeoutError:
-            raise Refusal.of(503, "busy; try again", {"Retry-After": "5"}) from None
+            raise HTTPException(503, "busy; try again", {"Retry-After": "5"}) from None
         else:
             try:
                 yield

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,14 @@ def load(
 
     Each has the name of its directory, of its run's if that is called `release`, and no two the same.
     """
-    models: list[ServedModel] = []
+    models, names = [], Counter[str]()
     for source in sources:
         directory = release.locate(source)
         resolved = directory.resolve()
         name = resolved.parent.name if resolved.name == release.DIRECTORY else resolved.name
-        if not Path(source).exists():
-            name = source
-        taken = sum(model.name == name or model.name.startswith(f"{name} (") for model in models)
-        name = f"{name} ({taken + 1})" if taken else name
+        name = name if Path(source).exists() else source
+        names[name] += 1
+        name += f" ({names[name]})" if names[name] > 1 else ""
         models.append(ServedModel(name, directory, Tagger.load(directory, device, precision, engine)))
     return models
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from joytag.app import reference
 from joytag.app.batching import Busy, Scored
-from joytag.app.security import LIMITS, LOCAL, PUBLIC_LIMITS, Access, Guard, Limits, RateLimit, Refusal, client_of
+from joytag.app.security import LIMITS, LOCAL, PUBLIC_LIMITS, Access, Guard, Limits, RateLimit, client_of
 from joytag.app.served import ModelRow, ServedModel, TagRow
 from joytag.data.images import ImageError
 from joytag.tagging.tagger import EvidenceError, UnknownTag
@@ -176,7 +176,7 @@ async def tag(
 
 
 async def _score(served: ServedModel, file: UploadFile) -> tuple[str, Scored | ImageError]:
-    """Return a file's hash, and its scores or why it has none. Raises Refusal when too many images wait."""
+    """Return a file's hash, and its scores or why it has none. Raises HTTPException when too many images wait."""
     content = await file.read()
     sha256 = hashlib.sha256(content).hexdigest()
     try:
@@ -184,7 +184,7 @@ async def _score(served: ServedModel, file: UploadFile) -> tuple[str, Scored | I
     except ImageError as error:
         return sha256, error
     except Busy:
-        raise Refusal.of(503, "busy; try again", {"Retry-After": "5"}) from None
+        raise HTTPException(503, "busy; try again", {"Retry-After": "5"}) from None
 
 
 @router.post("/evidence", responses=REFUSALS)

@@ -44,7 +44,7 @@ def write_reports(
         write_csv(directory / "per_tag.csv", table)
         write_thresholds(directory / "thresholds.csv", table)
         errors = evaluation_html.name_disagreements(analysis.label_errors, predictions, dataset)
-        columns = ("path", "source", "id", "tag", "labelled", "score", "confidence")
+        columns = ("path", "source", "id", "sha256", "tag", "labelled", "score", "confidence")
         write_csv(directory / "label_errors.csv", pa.table({name: [row[name] for row in errors] for name in columns}))
         write_text(directory / "report.html", evaluation_html.render_page(analysis, predictions, dataset))
 

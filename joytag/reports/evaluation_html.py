@@ -142,6 +142,7 @@ def name_disagreements(
             **disagreement._asdict(),
             "path": path,
             "id": int(predictions.ids[disagreement.row]),
+            "sha256": predictions.hashes[disagreement.row].tobytes().hex(),
             "source": predictions.source_names[predictions.sources[disagreement.row]],
             "tag": predictions.tags.names[disagreement.tag],
         }

@@ -128,13 +128,13 @@ def test_stopped_it_goes_on(root, tagger, computed):
     assert sum(computed) - before == 44 - first
 
 
-@pytest.mark.parametrize("cut", [(0, 1), (0, 33), (1, 1), (1, 40)], ids=["score", "scores", "key", "keys"])
+@pytest.mark.parametrize("cut", [1, 33, 2 * 33, 2 * 33 + 1, 100], ids=["score", "scores", "key", "keys", "row"])
 def test_rows_that_were_cut_are_computed_again(root, tagger, cut, computed):
     scores = work(Collection(root), tagger)
     expected = {image: scores.table()[row].copy() for image, row in scores._rows.items()}
     scores.close()
-    path = root / STATE / f"scores-tiny{('.f16', '.keys')[cut[0]]}"
-    os.truncate(path, path.stat().st_size - cut[1])
+    path = root / STATE / "scores-tiny"
+    os.truncate(path, path.stat().st_size - cut)
     cut_off = Scores(root / STATE / "scores-tiny", len(tagger.tags))
     assert 2 <= len(cut_off.table()) < 4
     cut_off.close()
@@ -243,7 +243,6 @@ def test_a_dataset_has_its_images_by_the_hash_of_the_original(dataset_directory,
     posts = Dataset.open(root).posts("validation")
     hashes = [row.tobytes().hex() for row in posts.hashes]
     assert len(collection.files()) == 62
-    assert collection.find_original("", str(posts.ids[0])) in collection.names
     scores = work(collection, tagger)
     assert len(scores.table()) == 62
     assert (scores.rows(hashes) >= 0).all()

@@ -249,18 +249,19 @@ def test_wrong_decisions_are_refused(client, labelling, row, status):
 
 
 def test_doubts_are_the_label_errors_of_the_evaluation(client, folder, model):
-    names = ("path", "source", "id", "tag", "labelled", "score", "confidence")
+    names = ("path", "source", "id", "sha256", "tag", "labelled", "score", "confidence")
+    hashes = [hashlib.sha256((folder / f"{number}.png").read_bytes()).hexdigest() for number in (3, 5)]
     with (model.directory / "label_errors.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
             [
                 names,
-                ("3.png", "mine", "7", "tag_1", "true", "0.01", "0.9"),
-                ("gone.png", "mine", "8", "tag_1", "false", "0.99", "0.8"),
-                ("5.png", "mine", "9", "tag_4", "false", "0.97", "0.7"),
+                ("moved.png", "mine", "7", hashes[0], "tag_1", "true", "0.01", "0.9"),
+                ("gone.png", "mine", "8", "0" * 64, "tag_1", "false", "0.99", "0.8"),
+                ("5.png", "mine", "9", hashes[1], "tag_4", "false", "0.97", "0.7"),
             ]
         )
     first, second = get(client, "/doubts")
-    assert first["sha256"] == hashlib.sha256((folder / "3.png").read_bytes()).hexdigest()
+    assert [first["sha256"], second["sha256"]] == hashes
     assert (first["tag"], first["labelled"], first["score"], first["confidence"]) == ("tag_1", True, 0.01, 0.9)
     assert second["labelled"] is False
     decide(client, "yes", "tag_1", first["sha256"])

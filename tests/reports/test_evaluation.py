@@ -110,6 +110,7 @@ def test_label_errors_csv_names_image_and_tag(reports):
     assert len(rows) == len(analysis.label_errors)
     first, names = analysis.label_errors[0], analyses.names(80)
     assert (rows[0]["id"], rows[0]["tag"], rows[0]["labelled"]) == (first.row * 7, names[first.tag], first.labelled)
+    assert rows[0]["sha256"] == analyses.predictions(80).hashes[first.row].tobytes().hex()
 
 
 def small(kind: str) -> Predictions:
