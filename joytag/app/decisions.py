@@ -10,23 +10,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import AfterValidator, StringConstraints, ValidationError
 
 from joytag.core import jsonl
 from joytag.core.settings import Settings
+from joytag.core.terminal import printable
+from joytag.data.tag_names import canonical
 
 FILE = "decisions.jsonl"
 Answer = Literal["yes", "no", "unsure"]
 ANSWERS = get_args(Answer)
+
+
+def _tag(text: str) -> str:
+    """Return a tag in its canonical spelling. Raises ValueError for one that no file of tags could hold."""
+    tag = canonical(text)
+    if not tag or len(tag) > 200 or printable(tag) != tag:
+        raise ValueError("not a tag: give 1 to 200 printable characters")
+    return tag
+
+
+Tag = Annotated[str, AfterValidator(_tag)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]  # of an image's file
 
 
-class Decision(Settings):
-    """A row of the file. Decisions of one step were made at once and are undone at once."""
+class Answered(Settings):
+    """An answer to the question whether an image has a tag."""
 
     sha256: Sha256
-    tag: str
+    tag: Tag
     decision: Answer
+
+
+class Decision(Answered):
+    """A row of the file. Decisions of one step were made at once and are undone at once."""
+
     score: float | None = None
     """The model's at that time; None if the model does not know the tag, or the image had no scores yet."""
     model: str = ""

@@ -6,31 +6,19 @@ import io
 from typing import Annotated
 
 from fastapi import APIRouter, Body, HTTPException, Query, Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from joytag.app.collection import Unknown
-from joytag.app.decisions import Answer, Decision, Sha256
+from joytag.app.decisions import Answered, Decision, Sha256, Tag
 from joytag.app.labelling import Doubt, Labelling
 from joytag.app.learning import Progress
 from joytag.app.queues import Precision
 from joytag.app.service import Evidence, evidence_of
 from joytag.app.suggestions import Suggestions
-from joytag.core.terminal import printable
 from joytag.data import images
 from joytag.data.tag_names import canonical
 
 CACHED = {"Cache-Control": "private, max-age=31536000, immutable"}  # the image of a sha256 never changes
-
-
-def _tag(text: str) -> str:
-    """Return a tag in its canonical spelling. Raises ValueError for one that no file of tags could hold."""
-    tag = canonical(text)
-    if not tag or len(tag) > 200 or printable(tag) != tag:
-        raise ValueError("not a tag: give 1 to 200 printable characters")
-    return tag
-
-
-Tag = Annotated[str, AfterValidator(_tag)]
 
 
 class State(BaseModel):
@@ -77,14 +65,6 @@ class Grid(BaseModel):
     left_above: int = Field(description="Those of them above the threshold.")
     precision: Precision
     stop: str = Field(description="Why there is no need to go on; empty if there is.")
-
-
-class NewDecision(BaseModel):
-    """An answer to a question."""
-
-    sha256: Sha256
-    tag: Tag
-    decision: Answer
 
 
 def create_router(labelling: Labelling) -> APIRouter:
@@ -172,7 +152,7 @@ def create_router(labelling: Labelling) -> APIRouter:
         return labelling.doubts()
 
     @router.post("/decisions")
-    def decide(answers: Annotated[list[NewDecision], Body(min_length=1, max_length=5_000)]) -> list[Decision]:
+    def decide(answers: Annotated[list[Answered], Body(min_length=1, max_length=5_000)]) -> list[Decision]:
         """Keep decisions as one step, with what follows from them; the answer comes when they are on the disk.
 
         Those that are kept already are left out of the answer, so that a request may be repeated.

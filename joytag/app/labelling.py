@@ -183,4 +183,4 @@ class Labelling:
         for sha256, given in applying.answers(self.decisions.by_image()).items():
             for name in self.collection.find(sha256)[:1]:
                 tags = [tag if has else NEGATIVE + tag for tag, has in given.items()]
-                yield Example(self.collection.path(name), sha256, tags)
+                yield self.collection.path(name), sha256, tags

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -20,12 +20,8 @@ SOURCE = ("sources.0.separator=newline", "sources.0.negatives=true", "sources.0.
 RUN, EXAMPLES, OUTPUT = "run", "images", "output.txt"  # in the folder of an attempt
 
 
-class Example(NamedTuple):
-    """An image to learn from: its file, a name for it, and its tags, with a hyphen before those that it has not."""
-
-    path: Path
-    name: str
-    tags: list[str]
+# An image to learn from: its file, a name for it, and its tags, with a hyphen before those that it has not.
+Example = tuple[Path, str, list[str]]
 
 
 class Progress(BaseModel):
@@ -90,10 +86,10 @@ class Learning:
 def _write(folder: Path, examples: Callable[[], Iterable[Example]]) -> None:
     """Write a folder of images, linked where the file system can, with a text of tags beside each."""
     folder.mkdir(parents=True)
-    for example in examples():
-        target = folder / f"{example.name}{example.path.suffix}"
+    for path, name, tags in examples():
+        target = folder / f"{name}{path.suffix}"
         try:
-            target.hardlink_to(example.path.resolve())
+            target.hardlink_to(path.resolve())
         except OSError:
-            shutil.copyfile(example.path, target)
-        target.with_suffix(".txt").write_text("\n".join(example.tags) + "\n", encoding="utf-8")
+            shutil.copyfile(path, target)
+        target.with_suffix(".txt").write_text("\n".join(tags) + "\n", encoding="utf-8")

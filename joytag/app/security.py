@@ -104,20 +104,20 @@ class RateLimit:
 
     def __init__(self, per_minute: float, now: Callable[[], float] = time.monotonic) -> None:
         self.per_minute, self._now = per_minute, now
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by client: images, and since when
+        self._due: OrderedDict[str, float] = OrderedDict()  # by client: until when its images use up its rate
 
     def take(self, client: str, images: int = 1) -> None:
         """Count images of a client. Raises HTTPException when there are more than it has left."""
-        now, rate = self._now(), self.per_minute / 60
-        left, since = self._left.pop(client, (self.per_minute, now))
-        left = min(self.per_minute, left + (now - since) * rate)
-        is_within = images <= left
-        self._left[client] = left - images if is_within else left, now
-        if len(self._left) > MOST_CLIENTS:
-            self._left.popitem(last=False)
-        if not is_within:
-            wait = max(1, round((images - left) / rate))
-            raise HTTPException(429, f"more than {self.per_minute:g} images a minute", {"Retry-After": str(wait)})
+        now = self._now()
+        before = max(now, self._due.pop(client, now))
+        after = before + images * 60 / self.per_minute
+        wait = after - now - 60
+        self._due[client] = before if wait > 0 else after
+        if len(self._due) > MOST_CLIENTS:
+            self._due.popitem(last=False)
+        if wait > 0:
+            retry = {"Retry-After": str(max(1, round(wait)))}
+            raise HTTPException(429, f"more than {self.per_minute:g} images a minute", retry)
 
 
 class Guard:

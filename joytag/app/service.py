@@ -12,12 +12,13 @@ import numpy as np
 import python_multipart  # noqa: F401, whose absence FastAPI would report in an error of its own
 from fastapi import APIRouter, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from joytag.app import reference
-from joytag.app.batching import Busy, Scored
+from joytag.app.batching import Busy
 from joytag.app.security import LIMITS, LOCAL, PUBLIC_LIMITS, Access, Guard, Limits, RateLimit, client_of
 from joytag.app.served import ModelRow, ServedModel, TagRow
 from joytag.data.images import ImageError
@@ -91,7 +92,6 @@ def create_app(
     app.state.models, app.state.access = models, access
     app.state.rate = RateLimit(limits.images_per_minute) if limits.images_per_minute else None
     app.add_middleware(Guard, access=access, limits=limits, rate=app.state.rate)
-    app.add_exception_handler(ImageError, _answer_image_error)
     app.include_router(router, prefix="/api")
     if labelling:
         app.include_router(labelling, prefix="/api")
@@ -157,34 +157,31 @@ async def tag(
     if request.app.state.rate and len(files) > 1:  # the first is counted before it is read
         request.app.state.rate.take(client_of(request.scope), len(files) - 1)
     limit = served.thresholds if threshold is None else threshold
-    results = await asyncio.gather(*(_score(served, file) for file in files))
-    answers, errors = [], []
-    for file, (sha256, found) in zip(files, results, strict=True):
-        answer = TaggedFile(name=file.filename or "", sha256=sha256)
-        if isinstance(found, ImageError):
-            answer.error = str(found)
-            errors.append(found)
-        else:
-            answer.width, answer.height = found.size
-            answer.tags = served.tagger.result(found.scores, limit).tags
-            answer.scores = found.scores.astype(np.float64).round(6).tolist() if scores else None
-        answers.append(answer)
-    if len(errors) < len(files):
+    results = await asyncio.gather(*(_tagged(served, file, limit, scores) for file in files))
+    answers, statuses = [answer for answer, _ in results], [status for _, status in results]
+    if 200 in statuses:
         return Tagged(model=served.name, files=answers)
-    response.status_code = STATUS.get(errors[0].kind, 422)
-    return Tagged(model=served.name, files=answers, detail=str(errors[0]))
+    response.status_code = statuses[0]
+    return Tagged(model=served.name, files=answers, detail=answers[0].error)
 
 
-async def _score(served: ServedModel, file: UploadFile) -> tuple[str, Scored | ImageError]:
-    """Return a file's hash, and its scores or why it has none. Raises HTTPException when too many images wait."""
+async def _tagged(
+    served: ServedModel, file: UploadFile, threshold: float | NDArray[np.float32], with_scores: bool
+) -> tuple[TaggedFile, int]:
+    """Return what was found in a file, and the status that it deserves. Raises HTTPException when too many wait."""
     content = await file.read()
-    sha256 = hashlib.sha256(content).hexdigest()
+    answer = TaggedFile(name=file.filename or "", sha256=hashlib.sha256(content).hexdigest())
     try:
-        return sha256, await asyncio.wrap_future(served.batcher.submit(content))
-    except ImageError as error:
-        return sha256, error
+        found = await asyncio.wrap_future(served.batcher.submit(content))
     except Busy:
         raise HTTPException(503, "busy; try again", {"Retry-After": "5"}) from None
+    except ImageError as error:
+        answer.error = str(error)
+        return answer, STATUS.get(error.kind, 422)
+    answer.width, answer.height = found.size
+    answer.tags = served.tagger.result(found.scores, threshold).tags
+    answer.scores = found.scores.astype(np.float64).round(6).tolist() if with_scores else None
+    return answer, 200
 
 
 @router.post("/evidence", responses=REFUSALS)
@@ -199,9 +196,11 @@ async def evidence(
 
 
 async def evidence_of(served: ServedModel, image: bytes, tag: str) -> Evidence:
-    """Return the evidence for a tag in an encoded image. Raises HTTPException and ImageError."""
+    """Return the evidence for a tag in an encoded image. Raises HTTPException."""
     try:
         values = await run_in_threadpool(served.tagger.evidence, image, tag)
+    except ImageError as error:
+        raise HTTPException(STATUS.get(error.kind, 422), str(error)) from None
     except (UnknownTag, EvidenceError) as error:
         raise HTTPException(404 if isinstance(error, UnknownTag) else 422, str(error)) from None
     exact = values.astype(np.float64)
@@ -215,8 +214,3 @@ async def evidence_of(served: ServedModel, image: bytes, tag: str) -> Evidence:
 async def describe_api(request: Request) -> HTMLResponse:
     """Describe the routes for readers."""
     return HTMLResponse(reference.page(request.app.openapi()))
-
-
-async def _answer_image_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ImageError)
-    return JSONResponse({"detail": str(error)}, STATUS.get(error.kind, 422))

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator
 
-from joytag.app.decisions import Answer, Decision
+from joytag.app.decisions import Answer, Decision, Tag
 from joytag.app.queues import logits
 from joytag.core.settings import Settings
-from joytag.data.tag_names import canonical
 
 NEAR = 2.0  # logits; a tag that scores within them of its threshold needs a decision
 MOST = 60  # tags near their threshold that are shown
-
-
-Tag = Annotated[str, AfterValidator(canonical)]
 
 
 class Rules(Settings):

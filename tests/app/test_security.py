@@ -210,7 +210,7 @@ def test_the_rates_of_few_clients_are_remembered(monkeypatch):
     rate = RateLimit(60)
     for number in range(100):
         rate.take(str(number))
-    assert len(rate._left) == 10
+    assert len(rate._due) == 10
 
 
 def test_one_client_has_many_addresses_of_ipv6():
