@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import app_pages
 import hypothesis
 import numpy as np
 import pytest
@@ -141,6 +142,26 @@ def pictures() -> list[bytes]:
     from app_clients import picture
 
     return [picture(number) for number in range(8)]
+
+
+@pytest.fixture(scope="module")  # not longer: while it runs, no other test of the process could run a loop of asyncio
+def chromium():
+    """A headless Chromium, controlled by Playwright."""
+    with app_pages.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(chromium):
+    """A function that opens the page of an app; see `app_pages.visits`."""
+    with app_pages.visits(chromium) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="session")
+def gradients() -> dict[str, bytes]:
+    """Six PNG files of gradients, by name."""
+    return app_pages.gradients()
 
 
 @pytest.fixture

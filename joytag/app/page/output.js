@@ -36,40 +36,29 @@ export function zip(pairs) {
   const entries = [];
   let offset = 0;
   for (const [name, text] of pairs) {
-    const path = encoder.encode(name);
-    const data = encoder.encode(text);
+    const [path, data] = [encoder.encode(name), encoder.encode(text)];
+    const size = long(data.length);
     // Version 2.0, names in UTF-8, stored, 1 January 1980; then CRC, both sizes, the length of the name, no extra field.
-    const common = [[20, 2], [0x0800, 2], [0, 2], [0, 2], [0x21, 2], [crc32(data), 4], [data.length, 4], [data.length, 4], [path.length, 2], [0, 2]];
-    parts.push(record(0x04034b50, common), path, data);
-    entries.push(record(0x02014b50, [[20, 2], ...common, [0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]]), path);
+    const common = [20, 0x0800, 0, 0, 0x21, ...long(crc32(data)), ...size, ...size, path.length, 0];
+    parts.push(Uint16Array.of(0x4b50, 0x0403, ...common), path, data);
+    entries.push(Uint16Array.of(0x4b50, 0x0201, 20, ...common, 0, 0, 0, 0, 0, ...long(offset)), path);
     offset += 30 + path.length + data.length;
   }
-  const size = entries.reduce((sum, entry) => sum + entry.length, 0);
-  const end = record(0x06054b50, [[0, 2], [0, 2], [pairs.length, 2], [pairs.length, 2], [size, 4], [offset, 4], [0, 2]]);
+  const sizes = [...long(new Blob(entries).size), ...long(offset)];
+  const end = Uint16Array.of(0x4b50, 0x0605, 0, 0, pairs.length, pairs.length, ...sizes, 0);
   return new Blob([...parts, ...entries, end], { type: "application/zip" });
 }
 
-/** A record of little-endian numbers, [value, bytes], after its signature. */
-function record(signature, fields) {
-  const view = new DataView(new ArrayBuffer(4 + fields.reduce((sum, [, bytes]) => sum + bytes, 0)));
-  let at = 0;
-  for (const [value, bytes] of [[signature, 4], ...fields]) {
-    if (bytes === 4) view.setUint32(at, value, true);
-    else view.setUint16(at, value, true);
-    at += bytes;
-  }
-  return new Uint8Array(view.buffer);
-}
-
-const CRC = Uint32Array.from({ length: 256 }, (_, byte) => {
-  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
-  return byte;
-});
+/** A number of four bytes as two of two bytes, the lower one first. */
+const long = (value) => [value & 0xffff, value >>> 16];
 
 function crc32(data) {
   let crc = ~0;
-  for (const byte of data) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
-  return ~crc >>> 0;
+  for (const byte of data) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 && 0xedb88320);
+  }
+  return ~crc;
 }
 
 /** Have the browser save a text or a Blob. */
