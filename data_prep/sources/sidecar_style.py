@@ -127,7 +127,7 @@ def edit(text: str, answers: Mapping[str, bool], negatives: bool = False) -> tup
     for tag in new:
         if re.search(_SPLIT[shape], tag):
             raise ValueError(f"{tag} contains what separates tags there; write JSON lines instead")
-    if shape != "space" and any(" " in tag for tag in kept) and not any(map(_has_underscore, kept)):
+    if any(" " in tag for tag in kept) and not any(map(_has_underscore, kept)):
         new = [tag if is_kaomoji(tag) else tag.replace("_", " ") for tag in new]
     if "\\(" in text:
         new = [re.sub(r"([()])", r"\\\1", tag) for tag in new]

@@ -20,6 +20,8 @@ STYLES = {  # the text before; after yes for new_tag and no for old_one; and aft
     "1girl old_one long_hair": ("1girl long_hair new_tag\n", "1girl long_hair new_tag -old_one\n"),
     "1girl; old one; long hair": ("1girl; long hair; new tag\n", "1girl; long hair; new tag; -old one\n"),
     "old_one": ("new_tag\n", "new_tag, -old_one\n"),
+    "long hair, old_one, blue_eyes": ("long hair, blue_eyes, new_tag\n", "long hair, blue_eyes, new_tag, -old_one\n"),
+    "1girl | old one | long hair": ("1girl | long hair | new tag\n", "1girl | long hair | new tag | -old one\n"),
     "-new_tag, hat": ("hat, new_tag\n", "hat, new_tag, -old_one\n"),
     "new_tag, hat": (None, "new_tag, hat, -old_one\n"),
     "": ("new_tag\n", "new_tag, -old_one\n"),
@@ -70,6 +72,21 @@ def test_what_training_reads_has_the_answers(call, folder):
         "0.png": (["1girl", "long_hair", "new_tag_(x)"], ["old_one"]),
         "1.png": (["new_tag_(x)"], ["old_one"]),
     }
+
+
+def test_parentheses_are_escaped_where_the_text_escapes_them(call, folder):
+    (folder / "0.txt").write_text(r"1girl, tree \(plant\)")
+    decide(folder, {"cat_(animal)": "yes"}, "0.png")
+    succeeded(call("labels", "apply", folder))
+    assert texts(folder) == {"0.txt": "1girl, tree \\(plant\\), cat \\(animal\\)\n"}
+
+
+def test_a_tag_that_the_text_could_not_hold_is_refused(call, folder):
+    (folder / "0.txt").write_text("1girl, hat")
+    decide(folder, {"a,b": "yes"}, "0.png")
+    done = call("labels", "apply", folder)
+    assert "Not changed: 0.png: a,b contains what separates tags there; write JSON lines instead" in done.stderr
+    assert texts(folder) == {"0.txt": "1girl, hat"}
 
 
 def test_an_undone_answer_is_not_written(call, folder):
