@@ -27,7 +27,6 @@ class State(BaseModel):
     folder: str = Field(description="Name of the folder or dataset.")
     model: str = Field(description="Name of the model that orders the questions.")
     files: int = Field(description="Files with the name of an image.")
-    read: int = Field(description="Those that were read.")
     scored: int = Field(description="Different images that can be asked about.")
     broken: dict[str, str] = Field(description="Names of the files that are no images, with the reasons.")
     decided: int = Field(description="Images with a decision.")
@@ -86,7 +85,6 @@ def create_router(labelling: Labelling) -> APIRouter:
             folder=collection.root.absolute().name,
             model=labelling.current.served.name,
             files=len(collection.names),
-            read=len(files),
             scored=len(labelling.scored().images),
             broken={file.name: file.error for file in files if file.error},
             decided=len(decisions.by_image()),

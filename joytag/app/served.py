@@ -21,6 +21,8 @@ from joytag.tagging.captions import read_thresholds
 from joytag.tagging.tagger import Tagger
 
 THRESHOLDS, PER_TAG, METRICS = "thresholds.csv", "per_tag.csv", "metrics.json"  # that an evaluation writes
+# By field of a TagRow, the column of per_tag.csv.
+COLUMNS = {key: key for key in ("name", "category", "f1", "precision", "recall")} | {"images": "positives"}
 
 
 class TagRow(BaseModel):
@@ -28,7 +30,9 @@ class TagRow(BaseModel):
 
     name: str
     category: str | None = Field(None, description="general, artist, copyright, character or meta; null if unknown.")
-    threshold: float = Field(description="The tag's own threshold, from thresholds.csv, or else the default.")
+    threshold: float = Field(
+        DEFAULT_THRESHOLD, description="The tag's own, from thresholds.csv, or else the default."
+    )
     f1: float | None = Field(None, description="F1 at the evaluation's threshold.")
     precision: float | None = Field(None, description="Share of the images predicted to have the tag that have it.")
     recall: float | None = Field(None, description="Share of the images with the tag for which it is predicted.")
@@ -67,7 +71,7 @@ class ServedModel:
         self.thresholds = read_thresholds(path if path.is_file() else None, tagger.tags, DEFAULT_THRESHOLD)
         evaluated = _read(directory / PER_TAG, _per_tag) or {}
         self.rows = [
-            TagRow(name=tag, threshold=round(float(threshold), 6), **evaluated.get(tag, {}))
+            evaluated.get(tag, TagRow(name=tag)).model_copy(update={"threshold": round(float(threshold), 6)})
             for tag, threshold in zip(tagger.tags, self.thresholds, strict=True)
         ]
         self.row = ModelRow(
@@ -112,17 +116,11 @@ def _read(path: Path, parse: Any) -> Any:
         return None
 
 
-def _per_tag(text: str) -> dict[str, dict[str, Any]]:
+def _per_tag(text: str) -> dict[str, TagRow]:
     """Return the category and the metrics of each tag in a per_tag.csv."""
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    return {
-        row["name"]: {
-            "category": row["category"] or None,
-            "images": int(row["positives"]),
-            **{name: float(row[name]) if row[name] else None for name in ("f1", "precision", "recall")},
-        }
-        for row in rows
-    }
+    tables = [{key: row[column] or None for key, column in COLUMNS.items()} for row in rows]
+    return {row.name: row for row in map(TagRow.model_validate, tables)}
 
 
 def _calibration(text: str) -> Calibration:

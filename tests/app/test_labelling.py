@@ -98,7 +98,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_the_state_says_how_far_everything_is(client, folder):
     state = get(client, "")
-    assert state | {"folder": "images", "model": "tiny", "files": COUNT, "read": COUNT, "scored": COUNT} == state
+    assert state | {"folder": "images", "model": "tiny", "files": COUNT, "scored": COUNT} == state
     assert (state["broken"], state["decided"], state["failure"], state["is_scoring"]) == ({}, 0, "", False)
     assert state["learning"]["state"] == "idle"
     decide(client, "unsure", "tag_0", hashlib.sha256((folder / "0.png").read_bytes()).hexdigest())

@@ -3,14 +3,18 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from app_server import BOUNDARY, Server, form, post, running
 from paths import ROOT, TINY
 
 from joytag.data import folders
+from joytag.models import release
+from joytag.models.vit import ViT, ViTConfig
 from joytag.tagging.tagger import Tagger
 
 QUICKSTART, DRAWINGS = ROOT / "runs" / "openmoji" / "release", ROOT / "data" / "openmoji" / "images"
@@ -95,26 +99,45 @@ def test_clients_that_leave_early_cost_nothing(server, pictures):
     assert post(server.connect(), "/api/tag", form(pictures))[0] == 200
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("per_request", [1, 8])
-def test_two_thousand_images_by_eight_clients(per_request):
-    """The quickstart's drawings, by its model, in four rounds; prints what it measured."""
-    images = [path.read_bytes() for path in folders.find_images(DRAWINGS).images[:2000]]
-    assert len(images) == 2000
+@pytest.fixture
+def large(tmp_path) -> Path:
+    """A release of the published model's architecture for images of 224 pixels, with random weights."""
+    torch.manual_seed(0)
+    names = [f"tag_{number}" for number in range(5_813)]
+    release.save(tmp_path / "large", ViT(ViTConfig(n_tags=len(names), image_size=224)), names, "focal2")
+    return tmp_path / "large"
+
+
+def measure(model: Path, count: int, per_request: int) -> list[int]:
+    """Send drawings of the quickstart in four rounds, print the rates, and return the memory after each round, MiB."""
+    images = [path.read_bytes() for path in folders.find_images(DRAWINGS).images[:count]]
+    assert len(images) == count
     scores, memory, seconds = [], [], 0.0
-    with running(QUICKSTART, "--device", "cpu") as server:
+    with running(model, "--device", "cpu") as server:
         process = psutil.Process(server.process.pid)
-        send_all(server, images[:200], per_request)
-        for start in range(0, len(images), 500):
+        send_all(server, images[: count // 10], per_request)
+        for start in range(0, count, count // 4):
             begin = time.perf_counter()
-            scores += send_all(server, images[start : start + 500], per_request)
+            scores += send_all(server, images[start : start + count // 4], per_request)
             seconds += time.perf_counter() - begin
             memory.append(round(process.memory_info().rss / 2**20))
-    tagger = Tagger.load(QUICKSTART, "cpu")
+    tagger = Tagger.load(model, "cpu")
     begin = time.perf_counter()
     expected = [result.scores for result in tagger.stream(images)]
     alone = time.perf_counter() - begin
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    rates = f"{len(images) / seconds:.0f} images/s, Tagger.stream alone {len(images) / alone:.0f}"
+    rates = f"{count / seconds:.1f} images/s, Tagger.stream alone {count / alone:.1f}"
     print(f"\n{per_request} in a request: {rates}, ratio {alone / seconds:.2f}; memory after each round, MiB: {memory}")
+    return memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_request", [1, 8])
+def test_two_thousand_images_by_eight_clients(per_request):
+    memory = measure(QUICKSTART, 2_000, per_request)
     assert memory[-1] - memory[0] < 32
+
+
+@pytest.mark.slow
+def test_requests_cost_little_beside_a_model_of_the_published_size(large):
+    measure(large, 400, 1)
