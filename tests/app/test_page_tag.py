@@ -252,6 +252,11 @@ def test_thresholds_move_in_the_page(open_page, gradients, expected, own):
     page.fill(".details input", "")
     page.keyboard.press("Enter")
     assert float(page.input_value(".details input")) == pytest.approx(own("green"), abs=0.005)
+    page.click("#copy")
+    page.get_by_text("Copied.").wait_for()
+    page.check("input[value=all]")
+    page.fill("[name=all]", "0.99")
+    assert text_of(page) == page.inner_text("#copied") == ""
     assert [urlsplit(url).path for url in requests] == ["/api/evidence"]
 
 

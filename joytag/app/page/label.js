@@ -181,8 +181,7 @@ function focus(index) {
   const figure = tag ? mapped(src, "the image", tag, { ...model, name: state.model }, evidence) : plain(src, "the image", "");
   const question = ({ tag: name, note, answer }, at) =>
     h("li", {}, h("button", { "data-key": at, "aria-pressed": String(at === view.row), click: () => focus(at) },
-      h("span", {}, tagName(name), h("small", {}, ` ${note}`)),
-      h("b", { class: answer ?? "" }, answer ?? "")));
+      tagName(name), " ", h("small", {}, note), answer !== undefined && h("b", {}, answer ?? "")));
   fill(h("div", { class: "work" },
     h("div", { class: "figures" }, figure, tag && h("p", { class: "row" }, answers)),
     h("div", { class: "rows" }, view.parts(view.rows.map(question)))));
@@ -263,14 +262,14 @@ const doubts = {
   async load() {
     doubts.rows = (await ask("label/doubts")).map(({ sha256, path, tag, labelled, score, confidence }) => {
       const label = labelled ? "labelled" : "not labelled";
-      return { sha256, tag, note: `${path} ${label}, score ${number(score)}, confidence ${number(confidence)}` };
+      return { sha256, tag, path, note: `${label}, score ${number(score)}, confidence ${number(confidence)}` };
     });
     if (doubts.rows.length) focus(doubts.row);
     else fillNone("There are no doubts: the evaluation has no label_errors.csv about these images, or all are decided.");
   },
   parts: (questions) => [
     h("h2", {}, counted(questions.length, "doubt")),
-    h("p", { class: "how" }, "Confidence: that the label is wrong, and not the model."),
+    h("p", { class: "how" }, `Shown: ${doubts.rows[doubts.row].path}. Confidence: that the label is wrong, and not the model.`),
     h("ul", {}, questions),
   ],
   keys: rowKeys,
