@@ -344,13 +344,17 @@ def test_sure_tags_are_folded_away_and_what_follows_is_named(open_image, labelle
     assert page.inner_text("#told") == ""
 
 
-def test_no_image_is_left(open_labelling):
-    page = open_labelling()
+def test_no_image_is_left(open_image):
+    page = open_image()
     page.route("**/api/label/images", lambda route: route.fulfill(json=[]))
-    page.click("[value=image]")
+    while page.locator(".rows").count():
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(50)
     page.get_by_text("No image has an undecided tag near its threshold.").wait_for()
-    page.keyboard.press("y")
-    page.keyboard.press("Enter")
+    assert page.locator("#word").is_hidden()
+    for key in ("ArrowDown", "ArrowUp", "y", "1", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("No image has an undecided tag near its threshold.").wait_for()
     assert page.inner_text("#told") == ""
 
 
@@ -384,8 +388,9 @@ def test_without_doubts(open_labelling):
     page = open_labelling()
     page.click("[value=doubts]")
     page.get_by_text("There are no doubts").wait_for()
-    page.keyboard.press("y")
-    page.keyboard.press("ArrowDown")
+    for key in ("y", "ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+    page.get_by_text("There are no doubts").wait_for()
     assert page.inner_text("#told") == ""
 
 

@@ -193,7 +193,7 @@ function decideRow(decision) {
   if (tag) decide([{ sha256, tag, decision }]);
 }
 
-const rowKeys = () => ({
+const rowKeys = () => view.rows.length > 0 && ({
   ArrowDown: () => focus(view.row + 1),
   ArrowUp: () => focus(Math.max(0, view.row - 1)),
   ...Object.fromEntries(Object.entries(ANSWERS).map(([key, answer]) => [key, () => decideRow(answer)])),
@@ -212,6 +212,8 @@ const one = {
     if (undone) one.order = [undone.sha256, ...one.order.filter((each) => each !== undone.sha256)];
     if (!one.order.length) one.order = await ask("label/images");
     const [sha256] = one.order;
+    one.rows = one.choices = [];
+    byId("word").form.hidden = !sha256;
     if (!sha256) return fillNone("No image has an undecided tag near its threshold.");
     const { near, decided, sure, groups, implied } = await ask(`label/images/${sha256}/tags`);
     const row = sha256 === one.sha256 ? one.row : 0;
