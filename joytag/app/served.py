@@ -30,9 +30,7 @@ class TagRow(BaseModel):
 
     name: str
     category: str | None = Field(None, description="general, artist, copyright, character or meta; null if unknown.")
-    threshold: float = Field(
-        DEFAULT_THRESHOLD, description="The tag's own, from thresholds.csv, or else the default."
-    )
+    threshold: float = Field(DEFAULT_THRESHOLD, description="The tag's own, from thresholds.csv, or else the default.")
     f1: float | None = Field(None, description="F1 at the evaluation's threshold.")
     precision: float | None = Field(None, description="Share of the images predicted to have the tag that have it.")
     recall: float | None = Field(None, description="Share of the images with the tag for which it is predicted.")
