@@ -22,10 +22,6 @@ STATE = ".joytag"  # the folder within the images' folder to which everything is
 IMAGES = "images.jsonl"  # in it: the sha256 of each file that was read
 
 
-class Unknown(KeyError):
-    """Raised for an image that is not in the collection, or no longer."""
-
-
 class File(NamedTuple):
     """A file as it was when it was read: `size` in bytes, `mtime` in nanoseconds, and why it is no image, if so."""
 
@@ -78,14 +74,14 @@ class Collection:
         """Return what was read, in the order of names."""
         return [file for name in self.names if (file := self._known.get(name)) is not None]
 
-    def read(self, sha256: str) -> bytes:
-        """Return the file of an image. Raises Unknown if it is gone or has changed."""
+    def read(self, sha256: str) -> bytes | None:
+        """Return the file of an image, None if it is gone or has changed."""
         for name in self.find(sha256):
             with suppress(OSError):
                 file, data = self._read(name)
                 if file.sha256 == sha256:
                     return data
-        raise Unknown(sha256)
+        return None
 
     def _read(self, name: str) -> tuple[File, bytes]:
         """Read a file, and record what is new about it. Raises OSError, and forgets it."""

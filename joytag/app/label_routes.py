@@ -8,7 +8,6 @@ from typing import Annotated
 from fastapi import APIRouter, Body, HTTPException, Query, Response
 from pydantic import BaseModel, Field
 
-from joytag.app.collection import Unknown
 from joytag.app.decisions import Answered, Decision, Sha256, Tag
 from joytag.app.labelling import Doubt, Labelling
 from joytag.app.learning import Progress
@@ -72,10 +71,10 @@ def create_router(labelling: Labelling) -> APIRouter:
     collection, decisions, learning = labelling.collection, labelling.decisions, labelling.learning
 
     def read(sha256: str) -> bytes:
-        try:
-            return collection.read(sha256)
-        except Unknown:
-            raise HTTPException(404, f"{sha256}: no such image; it is gone, has changed, or is not read yet") from None
+        content = collection.read(sha256)
+        if content is None:
+            raise HTTPException(404, f"{sha256}: no such image; it is gone, has changed, or is not read yet")
+        return content
 
     @router.get("")
     def state() -> State:
