@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from scipy.stats import beta
 
 from joytag.core.settings import Settings
@@ -16,9 +17,10 @@ AUDITED = 0.1  # share of the images above the threshold that are asked about in
 EVERY = 10  # one question in so many is about one of them
 ENOUGH = 60  # answers in a row that agree with the model: in 95 % of such cases fewer than 1 in 20 others would not
 RELIABLE = 0.9  # precision from which on nobody need look at what is left
-CONFIDENCE = 0.95
-STEEPNESS = 8  # of the score of an unknown tag: log-odds for a cosine of 1
-PART = 4096  # images that are compared at once
+TAIL = 0.025  # probability that a share is below its interval, and that it is above
+STEEPNESS = 4  # of the score of an unknown tag: log-odds by which a certain yes and a certain no differ
+EXAMPLES = 1000  # the last ones with a yes and the last ones with a no that scores of an unknown tag follow from
+PART = 2048  # images that are computed at once
 WINDOW = 2  # pages of candidates from which one without neighbours is chosen: it delays no image by more than a page
 NEIGHBOURS = 0.9  # cosine of the scores of two images from which on they are not shown one after the other
 
@@ -40,8 +42,10 @@ class Precision(Settings):
 
 def logits(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return log-odds; a score that float16 rounds to 0 or 1 has those of the nearest one that it does not."""
-    clipped = np.clip(scores.astype(np.float64), 2.0**-24, 1 - 2.0**-11)
-    return np.log(clipped / (1 - clipped))
+    return logit(np.clip(scores.astype(np.float64), 2.0**-24, 1 - 2.0**-11))
+
+
+LOGITS = logits(np.arange(0x3C01, dtype=np.uint16).view(np.float16)).astype(np.float32)  # of float16, 0 to 1, by bits
 
 
 def information(margins: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -51,7 +55,7 @@ def information(margins: NDArray[np.float64]) -> NDArray[np.float64]:
     to find an image with the tag, (1 - rate) p / 2: the rarer a tag, the earlier come those that surely seem to have
     it, beside those that seem not to.
     """
-    p = 1 / (1 + np.exp(-margins))
+    p = expit(margins)
     return p * (1 - p) + (1 - (p.mean() if len(p) else 0)) / 2 * p
 
 
@@ -59,7 +63,7 @@ def information(margins: NDArray[np.float64]) -> NDArray[np.float64]:
 class TagQueue:
     """The questions about one tag: its `scores`, [P], for the images, and the answers to those that are decided.
 
-    A tenth of the images above the threshold, drawn by a hash of seed, tag and image, is set aside: it is asked about
+    A tenth of the images above the threshold, drawn by a hash of tag and image, is set aside: it is asked about
     in random order, one question in EVERY. `answers` are in the order in which they were given.
     """
 
@@ -68,31 +72,25 @@ class TagQueue:
     scores: NDArray[np.floating]
     threshold: float
     answers: Mapping[str, str]
-    seed: int = 0
 
     def __post_init__(self) -> None:
         self.margins = logits(self.scores) - logits(np.array(self.threshold))
-        self.is_left = np.array([image not in self.answers for image in self.images], dtype=bool)
+        places = {image: place for place, image in enumerate(self.images)}
+        self.asked = np.array([places[image] for image in self.answers if image in places], dtype=np.int64)
+        self.is_left = ~np.isin(np.arange(len(self.images)), self.asked)
         self.draws = np.ones(len(self.images))
         for i in np.flatnonzero(self.margins > 0).tolist():
-            digest = hashlib.blake2b(f"{self.seed} {self.tag} {self.images[i]}".encode(), digest_size=8).digest()
-            self.draws[i] = int.from_bytes(digest) / 2**64
+            self.draws[i] = int.from_bytes(blake2b(f"{self.tag} {self.images[i]}".encode()).digest()) / 2**512
+        self.is_audited = self.draws < AUDITED
+        self.audit = np.argsort(self.draws, kind="stable")[: self.is_audited.sum()]
         self.ranks = np.argsort(-information(self.margins), kind="stable")
-
-    @property
-    def is_audited(self) -> NDArray[np.bool_]:
-        """Whether an image is set aside, [P]."""
-        return self.draws < AUDITED
 
     def page(self, count: int, vectors: Vectors) -> NDArray[np.int64]:
         """Return the next images to ask about, at most `count` indices; neighbours do not follow each other."""
         main = self.ranks[(self.is_left & ~self.is_audited)[self.ranks]]
-        audit = np.argsort(self.draws, kind="stable")
-        audit = audit[(self.is_left & self.is_audited)[audit]]
+        audit = self.audit[self.is_left[self.audit]]
         audits = min(len(audit), max(count // EVERY, count - len(main)))
-        places_of = {image: place for place, image in enumerate(self.images)}
-        recent = np.array([places_of[image] for image in list(self.answers)[-count:] if image in places_of], np.int64)
-        main = thin(main[: WINDOW * count], recent, vectors, count - audits)
+        main = thin(main[: WINDOW * count], self.asked[-count:], vectors, count - audits)
         return np.insert(main, np.minimum(np.arange(1, audits + 1) * (EVERY - 1), len(main)), audit[:audits])
 
     def precision(self) -> Precision:
@@ -108,13 +106,9 @@ class TagQueue:
             return interval(0, 0)
         nearest = others[np.minimum(np.searchsorted(others, np.arange(len(above))), len(others) - 1)]
         represents_left = dict(zip(above.tolist(), self.is_left[above[nearest]].tolist(), strict=True))
-        answers = []
-        for i in np.argsort(self.draws, kind="stable"):
-            if self.draws[i] >= AUDITED or self.is_left[i]:
-                break
-            if represents_left[int(i)] and (answer := self.answers[self.images[i]]) != "unsure":
-                answers.append(answer == "yes")
-        return interval(sum(answers), len(answers))
+        first = self.audit[: int(np.argmax(np.append(self.is_left[self.audit], True)))].tolist()
+        answers = [self.answers[self.images[i]] for i in first if represents_left[i]]
+        return interval(answers.count("yes"), len(answers) - answers.count("unsure"))
 
     def left(self) -> tuple[int, int]:
         """Return how many images nobody has decided on: above the threshold, and in all."""
@@ -127,18 +121,16 @@ class TagQueue:
             return "Every image is decided."
         if above and (low := self.precision().low) >= RELIABLE:
             return f"At least {low:.0%} of the {above:,} images left above the threshold have the tag."
-        margins = dict(zip(self.images, self.margins.tolist(), strict=True))
-        last = [(image, answer) for image, answer in self.answers.items() if image in margins][-ENOUGH:]
-        if len(last) == ENOUGH and all((margins[image] > 0) == (answer == "yes") for image, answer in last):
+        last = self.asked[-ENOUGH:].tolist()
+        if len(last) == ENOUGH and all((self.margins[i] > 0) == (self.answers[self.images[i]] == "yes") for i in last):
             return f"The last {ENOUGH} answers agreed with the model."
         return ""
 
 
 def interval(right: int, seen: int) -> Precision:
     """Return a share of which `right` of `seen` were found, with the interval of Clopper and Pearson (1934)."""
-    tail = (1 - CONFIDENCE) / 2
-    low = float(beta.ppf(tail, right, seen - right + 1)) if right else 0.0
-    high = float(beta.ppf(1 - tail, right + 1, seen - right)) if right < seen else 1.0
+    low = float(beta.ppf(TAIL, right, seen - right + 1)) if right else 0.0
+    high = float(beta.ppf(1 - TAIL, right + 1, seen - right)) if right < seen else 1.0
     return Precision(right=right, seen=seen, low=low, high=high)
 
 
@@ -147,34 +139,35 @@ def thin(order: NDArray[np.int64], recent: NDArray[np.int64], vectors: Vectors, 
 
     If they do not suffice, the first others follow.
     """
-    shown = list(normalized(vectors(recent))) if len(recent) else []
-    units = normalized(vectors(order))
-    kept: list[int] = []
-    for i in range(len(order)):
-        if len(kept) < count and not (shown and (np.stack(shown) @ units[i]).max() >= NEIGHBOURS):
-            kept.append(i)
-            shown.append(units[i])
-    others = [i for i in range(len(order)) if i not in set(kept)]
-    return order[[*kept, *others][:count]]
-
-
-def normalized(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return vectors of length 1, [n, D]."""
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    units = vectors(np.concatenate([recent, order])).astype(np.float32)
+    units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
+    is_near, shown = units @ units.T >= NEIGHBOURS, list(range(len(recent)))
+    for i in range(len(recent), len(units)):
+        if not is_near[i, shown].any():
+            shown.append(i)
+    return order[np.argsort(~np.isin(np.arange(len(recent), len(units)), shown), kind="stable")[:count]]
 
 
 def scores_by_example(n: int, vectors: Vectors, yes: list[int], no: list[int]) -> NDArray[np.float64]:
-    """Return scores of a tag that the model does not know for `n` images, by how near they are to the decided ones.
+    """Return scores of a tag that the model does not know for `n` images, learned from the decided ones.
 
-    The score is 0.5 where the nearest other image with the tag is as near as the nearest other one without it.
+    This is ridge regression of the answers on the log-odds of the tags that the model knows, in its dual form. The
+    score of a decided image follows from the other ones. Until an image with the tag is found, all score the same.
     """
-    examples = normalized(vectors(np.array([*yes, *no], dtype=np.int64)))
-    nearest = np.zeros((n, 2))
-    for start in range(0, n if len(examples) else 0, PART):
-        rows = np.arange(start, min(start + PART, n))
-        cosines = normalized(vectors(rows)) @ examples.T
-        cosines[np.equal.outer(rows, np.array([*yes, *no]))] = 0  # itself
-        for column, part in enumerate(np.split(cosines, [len(yes)], axis=1)):
-            nearest[rows, column] = part.max(axis=1, initial=0)
-    return 1 / (1 + np.exp(-STEEPNESS * (nearest[:, 0] - nearest[:, 1])))
+
+    def features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return LOGITS[vectors(rows).astype(np.float16).view(np.uint16)]
+
+    decided = np.array([*yes[-EXAMPLES:], *no[-EXAMPLES:]], dtype=np.int64)
+    if not yes:
+        return np.full(n, expit(-STEEPNESS / 2))
+    sample, targets = features(np.arange(0, n, n // PART + 1)), np.isin(decided, yes)
+    centre, ridge = sample.mean(axis=0), 1 + sample.var(axis=0).sum()
+    examples = features(decided) - centre
+    inverse = np.linalg.inv(examples @ examples.T + ridge * np.eye(len(decided)))
+    dual = inverse @ targets
+    slopes = (dual @ examples).astype(np.float32)
+    parts = [features(rows) @ slopes for rows in np.array_split(np.arange(n), n // PART + 1)]
+    values = np.concatenate(parts) - centre @ slopes
+    values[decided] = targets - dual / np.diag(inverse)
+    return expit(STEEPNESS * (values - 0.5))
