@@ -10,7 +10,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-portable test-faults check-finetune check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
+.PHONY: help install quickstart test test-portable test-faults check-finetune check-labelling check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,6 +31,9 @@ test-portable: .venv/installed-dev  ## run what must pass on Windows and macOS, 
 
 check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-tune the quickstart's model on new tags, and measure
 	$(BIN)/pytest -m slow -s tests/training/test_transfer_case.py
+
+check-labelling: .venv/installed-dev | $(RUN)/release/metrics.json  ## simulate people who label the quickstart's images, and measure what their decisions teach
+	$(BIN)/pytest -m slow -s tests/app/test_queues.py tests/app/test_labelling_pays.py
 
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'

@@ -28,7 +28,7 @@ class Applied(NamedTuple):
     refused: dict[str, str]
 
 
-def answers(decided: Mapping[str, Mapping[str, Decision]]) -> Answers:
+def answers(decided: Mapping[str, Mapping[str, Decision]]) -> dict[str, dict[str, bool]]:
     """Return the answers of decisions by image and tag; those of which nobody is sure are left out."""
     sure = {
         image: {tag: row.decision == "yes" for tag, row in its.items() if row.decision != "unsure"}

@@ -29,7 +29,6 @@ from joytag.tagging.tagger import Tagger
 
 DOUBTS = "label_errors.csv"  # of an evaluation, in the model's directory
 RUNS = "runs"
-PART = 2048  # rows of scores that are read at once
 
 
 class Current(NamedTuple):
@@ -110,7 +109,7 @@ class Labelling:
 
     def scored(self) -> Scored:
         """Return the images that can be asked about."""
-        images = list(dict.fromkeys(file.sha256 for file in self.collection.files() if not file.error))
+        images = sorted({file.sha256 for file in self.collection.files() if not file.error})
         rows, table = self.current.scores.rows(images), self.current.scores.table()
         return Scored([images[i] for i in np.flatnonzero(rows >= 0)], rows[rows >= 0], table)
 
@@ -139,10 +138,9 @@ class Labelling:
         margins = queues.logits(self.current.served.thresholds) + np.array([[-NEAR], [NEAR]])
         low, high = (1 / (1 + np.exp(-margins))).astype(np.float16).view(np.uint16)
         scored = self.scored()
-        near = np.zeros(len(scored.images), dtype=np.int64)
-        for start in range(0, len(near), PART):
-            bits = scored.vectors(np.arange(start, min(start + PART, len(near)))).view(np.uint16)
-            near[start : start + PART] = ((bits > low) & (bits < high)).sum(axis=1)
+        parts = np.array_split(np.arange(len(scored.images)), len(scored.images) // queues.PART + 1)
+        bits = (scored.vectors(part).view(np.uint16) for part in parts)
+        near = np.concatenate([((rows > low) & (rows < high)).sum(axis=1) for rows in bits])
         for place, image in enumerate(scored.images):
             if self.decisions.of_image(image) and (found := self.suggestions(image)) is not None:
                 near[place] = len(found.near)
@@ -179,8 +177,18 @@ class Labelling:
         return [row for row in known if canonical(row.tag) not in self.decisions.of_image(row.sha256)]
 
     def examples(self) -> Iterable[Example]:
-        """Yield the images with decisions."""
-        for sha256, given in applying.answers(self.decisions.by_image()).items():
+        """Yield the images with decisions, and for each new tag as many that are assumed not to have it.
+
+        These are drawn from the undecided half that resembles the images with the tag least. The decided ones without
+        it resemble them most: from those alone a model learns to find the tag everywhere else.
+        """
+        answers, scored = applying.answers(self.decisions.by_image()), self.scored()
+        for tag in self.decisions.counts().keys() - set(map(canonical, self.first.tagger.tags)):
+            queue = self.queue(tag, scored)
+            unlike = queue.is_left & (queue.scores < np.median(queue.scores)) if scored.images else queue.is_left
+            for i in np.flatnonzero(unlike)[: len(queue.answers)]:
+                answers.setdefault(scored.images[i], {})[tag] = False
+        for sha256, its in answers.items():
             for name in self.collection.find(sha256)[:1]:
-                tags = [tag if has else NEGATIVE + tag for tag, has in given.items()]
+                tags = [tag if has else NEGATIVE + tag for tag, has in its.items()]
                 yield self.collection.path(name), sha256, tags
