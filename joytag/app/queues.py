@@ -148,7 +148,7 @@ def thin(order: NDArray[np.int64], recent: NDArray[np.int64], vectors: Vectors, 
     return order[np.argsort(~np.isin(np.arange(len(recent), len(units)), shown), kind="stable")[:count]]
 
 
-def scores_by_example(n: int, vectors: Vectors, yes: list[int], no: list[int]) -> NDArray[np.float64]:
+def scores_by_example(n: int, vectors: Vectors, yes: list[int], no: list[int]) -> NDArray[np.floating]:
     """Return scores of a tag that the model does not know for `n` images, learned from the decided ones.
 
     This is ridge regression of the answers on the log-odds of the tags that the model knows, in its dual form. The

@@ -315,6 +315,23 @@ def test_it_learns_what_is_decided_and_the_new_model_orders_the_questions(client
         assert set(texts[image].split()) - {"-brand_new"} == expected
 
 
+def test_undecided_images_least_like_those_with_a_new_tag_are_assumed_not_to_have_it(client, labelling):
+    images = shown(get(client, "/grid", tag="brand_new", count=COUNT))
+    decide(client, "yes", "brand_new", *images[:3])
+    decide(client, "no", "brand_new", *images[3:10])
+    decide(client, "unsure", "brand_new", images[10])
+    decide(client, "yes", "tag_0", images[11])
+    queue = labelling.queue("brand_new", labelling.scored())
+    score = dict(zip(queue.images, queue.scores, strict=True))
+    given = {sha256: tags for _, sha256, tags in labelling.examples()}
+    assumed = {image for image, tags in given.items() if "-brand_new" in tags} - set(images[3:10])
+    assert len(assumed) == 11
+    assert not assumed & set(images[:11])
+    assert max(score[image] for image in assumed) < np.median(queue.scores)
+    assert "tag_0" in given[images[11]]
+    assert all(tags == ["-brand_new"] for image, tags in given.items() if image in assumed - {images[11]})
+
+
 def test_learning_that_fails_says_why_and_can_begin_again(client, cheap):
     decide(client, "yes", "tag_0", *shown(get(client, "/grid", tag="tag_0"))[:3])
     (cheap / "fail").touch()
