@@ -11,6 +11,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from joytag.app.scores import Scores
 from joytag.core import jsonl
 from joytag.core.errors import describe
@@ -56,7 +58,10 @@ class Collection:
             rows = {sha256: File(sha256, 0, 0, sha256) for sha256 in self.names}
         else:
             self.names = [path.relative_to(self.root).as_posix() for path in folders.find_images(self.root).images]
-            rows = {row["name"]: File(**row) for row in jsonl.read(self.state / IMAGES)}
+            rows, file_of = {}, TypeAdapter(File).validate_python
+            for row in jsonl.read(self.state / IMAGES):
+                with suppress(ValidationError):  # a damaged one is written again
+                    rows[row["name"]] = file_of(row)
         self._known = {name: rows[name] for name in self.names if name in rows}
         for name, file in self._known.items():
             self._names.setdefault(file.sha256, {})[name] = None
@@ -67,8 +72,8 @@ class Collection:
 
     def find(self, sha256: str) -> list[str]:
         """Return the names of an image, [] if it is not in the collection."""
-        files = [self._known.get(name) for name in list(self._names.get(sha256, ()))]
-        return [file.name for file in files if file is not None and file.sha256 == sha256]
+        names = list(self._names.get(sha256, ()))
+        return [name for name in names if (file := self._known.get(name)) and file.sha256 == sha256]
 
     def files(self) -> list[File]:
         """Return what was read, in the order of names."""

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, StringConstraints, ValidationError
 from joytag.core import jsonl
 from joytag.core.settings import Settings
 from joytag.core.terminal import printable
-from joytag.data.tag_names import canonical
+from joytag.data.tag_names import NEGATIVE, canonical, is_kaomoji
 
 FILE = "decisions.jsonl"
 Answer = Literal["yes", "no", "unsure"]
@@ -25,8 +25,8 @@ ANSWERS = get_args(Answer)
 def _tag(text: str) -> str:
     """Return a tag in its canonical spelling. Raises ValueError for one that no file of tags could hold."""
     tag = canonical(text)
-    if not tag or len(tag) > 200 or printable(tag) != tag:
-        raise ValueError("not a tag: give 1 to 200 printable characters")
+    if not tag or len(tag) > 200 or printable(tag) != tag or (tag.startswith(NEGATIVE) and not is_kaomoji(tag)):
+        raise ValueError("not a tag: give 1 to 200 printable characters, of which the first is no hyphen")
     return tag
 
 

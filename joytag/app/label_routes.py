@@ -6,7 +6,7 @@ import io
 from typing import Annotated
 
 from fastapi import APIRouter, Body, HTTPException, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from joytag.app.decisions import Answered, Decision, Sha256, Tag
 from joytag.app.labelling import Doubt, Labelling
@@ -14,20 +14,22 @@ from joytag.app.learning import Progress
 from joytag.app.queues import Precision
 from joytag.app.service import Evidence, evidence_of
 from joytag.app.suggestions import Suggestions
+from joytag.core.terminal import printable
 from joytag.data import images
 from joytag.data.tag_names import canonical
 
 CACHED = {"Cache-Control": "private, max-age=31536000, immutable"}  # the image of a sha256 never changes
+Shown = Annotated[str, AfterValidator(printable)]  # a file's name, which need not be text
 
 
 class State(BaseModel):
     """What is labelled, and how far the work in the background is."""
 
-    folder: str = Field(description="Name of the folder or dataset.")
+    folder: Shown = Field(description="Name of the folder or dataset.")
     model: str = Field(description="Name of the model that orders the questions.")
     files: int = Field(description="Files with the name of an image.")
     scored: int = Field(description="Different images that can be asked about.")
-    broken: dict[str, str] = Field(description="Names of the files that are no images, with the reasons.")
+    broken: dict[Shown, str] = Field(description="Names of the files that are no images, with the reasons.")
     decided: int = Field(description="Images with a decision.")
     is_scoring: bool
     failure: str = Field(description="Why scoring has ended early; empty if it has not.")
@@ -48,7 +50,7 @@ class GridImage(BaseModel):
     """An image of a grid."""
 
     sha256: str
-    names: list[str] = Field(description="Its files, relative to the folder.")
+    names: list[Shown] = Field(description="Its files, relative to the folder.")
     score: float
 
 
@@ -105,16 +107,12 @@ def create_router(labelling: Labelling) -> APIRouter:
         scored = labelling.scored()
         queue = labelling.queue(tag, scored)
         above, left = queue.left()
+        page = [(scored.images[i], float(queue.scores[i])) for i in queue.page(count, scored.vectors)]
         return Grid(
             tag=tag,
             is_known=tag in labelling.current.tags,
             threshold=queue.threshold,
-            images=[
-                GridImage(
-                    sha256=(image := scored.images[i]), names=collection.find(image), score=float(queue.scores[i])
-                )
-                for i in queue.page(count, scored.vectors)
-            ],
+            images=[GridImage(sha256=image, names=collection.find(image), score=score) for image, score in page],
             left=left,
             left_above=above,
             precision=queue.precision(),
@@ -155,7 +153,7 @@ def create_router(labelling: Labelling) -> APIRouter:
         Those that are kept already are left out of the answer, so that a request may be repeated.
         """
         for sha256 in {row.sha256 for row in answers}:
-            if not collection.find(sha256):
+            if not collection.find(sha256) and sha256 not in labelling.current.scores:  # which was shown, and is gone
                 raise HTTPException(404, f"{sha256}: no such image")
         return labelling.decide([Decision(**row.model_dump()) for row in answers])
 

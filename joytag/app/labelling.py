@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from joytag.app.decisions import Decision, Decisions
 from joytag.app.learning import Example, Learning
 from joytag.app.queues import TagQueue
 from joytag.app.scores import Scores
-from joytag.app.served import ServedModel
+from joytag.app.served import ServedModel, read_report
 from joytag.app.suggestions import NEAR, Rules, Suggestions, suggest
 from joytag.core.lock import sole_writer
 from joytag.data.tag_names import NEGATIVE, canonical
@@ -168,12 +169,12 @@ class Labelling:
 
     def doubts(self) -> list[Doubt]:
         """Return the undecided ones of the label errors that an evaluation of the model found in these images."""
-        path = self.current.served.directory / DOUBTS
-        if not path.is_file():
-            return []
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            here = [row for row in csv.DictReader(file) if self.collection.find(row.get("sha256", ""))]
-        known = map(Doubt.model_validate, here)
+
+        def parse(text: str) -> list[Doubt]:
+            rows = csv.DictReader(io.StringIO(text, newline=""))
+            return [Doubt.model_validate(row) for row in rows if self.collection.find(row.get("sha256", ""))]
+
+        known = read_report(self.current.served.directory / DOUBTS, parse) or []
         return [row for row in known if canonical(row.tag) not in self.decisions.of_image(row.sha256)]
 
     def examples(self) -> Iterable[Example]:

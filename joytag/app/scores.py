@@ -19,14 +19,14 @@ class Scores:
     def __init__(self, path: Path, n_tags: int) -> None:
         self._row, self._lock = np.dtype([("sha256", "V32"), ("scores", "<f2", (n_tags,))]), threading.Lock()
         self._file = path.open("ab+")
-        count = self._file.seek(0, 2) // self._row.itemsize
-        self._file.truncate(count * self._row.itemsize)
-        self._rows = {key.tobytes().hex(): row for row, key in enumerate(self._read(count)["sha256"])}
+        self._count = self._file.seek(0, 2) // self._row.itemsize  # more than different images in a damaged file
+        self._file.truncate(self._count * self._row.itemsize)
+        self._rows = {key.tobytes().hex(): row for row, key in enumerate(self._read()["sha256"])}
 
-    def _read(self, count: int) -> NDArray[Any]:
-        if not count:
+    def _read(self) -> NDArray[Any]:
+        if not self._count:
             return np.empty(0, self._row)
-        return np.memmap(self._file.name, self._row, mode="r", shape=(count,))
+        return np.memmap(self._file.name, self._row, mode="r", shape=(self._count,))
 
     def __contains__(self, sha256: str) -> bool:
         return sha256 in self._rows
@@ -37,7 +37,7 @@ class Scores:
             if sha256 not in self._rows:
                 self._file.write(bytes.fromhex(sha256) + scores.astype("<f2").tobytes())
                 self._file.flush()
-                self._rows[sha256] = len(self._rows)
+                self._rows[sha256], self._count = self._count, self._count + 1
 
     def rows(self, images: list[str]) -> NDArray[np.int64]:
         """Return the rows of images, int64; -1 for those without scores."""
@@ -45,7 +45,7 @@ class Scores:
 
     def table(self) -> NDArray[np.float16]:
         """Return all scores, [rows, N]: a view of the file, of which only what is used is read."""
-        return self._read(len(self._rows))["scores"]
+        return self._read()["scores"]
 
     def close(self) -> None:
         """Close the file."""

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
@@ -161,11 +161,9 @@ class Guard:
         """Raise HTTPException for a foreign name, a foreign page, or without the token."""
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "").lower()
-        matched = _HOST.fullmatch(host)
-        if not matched or not self.access.names_this(matched[1]):
+        if not (matched := _HOST.fullmatch(host)) or not self.access.names_this(matched[1]):
             raise HTTPException(421, "this service has another name; use the address that it printed when it started")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin.lower()).netloc != host:
+        if headers.get("origin", f"http://{host}").lower().partition("://")[2] != host:
             raise HTTPException(403, "a page of another origin may not use this service")
         site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode")
         is_link = mode == "navigate" and headers.get("sec-fetch-dest") == "document" and scope["method"] == "GET"

@@ -67,7 +67,7 @@ class ServedModel:
         self.name, self.directory, self.tagger, self.batcher = name, directory, tagger, Batcher(tagger)
         path = directory / THRESHOLDS
         self.thresholds = read_thresholds(path if path.is_file() else None, tagger.tags, DEFAULT_THRESHOLD)
-        evaluated = _read(directory / PER_TAG, _per_tag) or {}
+        evaluated = read_report(directory / PER_TAG, _per_tag) or {}
         self.rows = [
             evaluated.get(tag, TagRow(name=tag)).model_copy(update={"threshold": round(float(threshold), 6)})
             for tag, threshold in zip(tagger.tags, self.thresholds, strict=True)
@@ -80,7 +80,7 @@ class ServedModel:
             threshold=DEFAULT_THRESHOLD,
             has_evidence=tagger.has_evidence,
             has_reliability=any(row.f1 is not None for row in self.rows),
-            calibration=_read(directory / METRICS, _calibration),
+            calibration=read_report(directory / METRICS, _calibration),
         )
 
 
@@ -103,14 +103,15 @@ def load(
     return models
 
 
-def _read(path: Path, parse: Any) -> Any:
+def read_report(path: Path, parse: Any) -> Any:
     """Return what a report holds, None if it is missing, or damaged, of which a warning tells."""
     if not path.is_file():
         return None
     try:
         return parse(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
-        warnings.warn(f"{path}: cannot be read ({error}); its figures are left out", stacklevel=2)
+    except (OSError, ValueError, LookupError, TypeError, csv.Error, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        warnings.warn(f"{path}: cannot be read ({reason}); its figures are left out", stacklevel=2)
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import numpy as np
 import python_multipart  # noqa: F401, whose absence FastAPI would report in an error of its own
 from fastapi import APIRouter, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from joytag.app import reference
 from joytag.app.batching import Busy
 from joytag.app.security import LIMITS, LOCAL, PUBLIC_LIMITS, Access, Guard, Limits, RateLimit, client_of
 from joytag.app.served import ModelRow, ServedModel, TagRow
+from joytag.core.errors import describe
 from joytag.data.images import ImageError
 from joytag.tagging.tagger import EvidenceError, UnknownTag
 
@@ -96,7 +99,19 @@ def create_app(
     if labelling:
         app.include_router(labelling, prefix="/api")
     app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.add_exception_handler(RequestValidationError, explain)
+    app.add_exception_handler(OSError, explain)
     return app
+
+
+async def explain(_: Request, error: Any) -> Response:
+    """Name the file that cannot be used, or the wrong fields of a request without what they hold.
+
+    That may be large, and JSON could not hold all of it.
+    """
+    is_field, keys = isinstance(error, RequestValidationError), ("type", "loc", "msg")
+    detail = [{key: row[key] for key in keys} for row in error.errors()] if is_field else describe(error)
+    return Response(json.dumps({"detail": detail}), 422 if is_field else 500, media_type="application/json")
 
 
 router = APIRouter(tags=["Tag"])
@@ -206,8 +221,9 @@ async def evidence_of(served: ServedModel, image: bytes, tag: str) -> Evidence:
     exact = values.astype(np.float64)
     logit = float(exact.sum())
     rows, columns = values.shape
-    score = float(1 / (1 + np.exp(-logit)))
-    return Evidence(rows=rows, columns=columns, values=exact.round(8).tolist(), logit=logit, score=score)
+    return Evidence(
+        rows=rows, columns=columns, values=exact.round(8).tolist(), logit=logit, score=1 / (1 + np.exp(-logit))
+    )
 
 
 @router.get("/docs", include_in_schema=False)

@@ -77,6 +77,7 @@ def serve(app: FastAPI, listener: socket.socket, access: Access) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        http="h11",  # of which a request's headers are bounded
         ws="none",
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=PATIENCE,
@@ -103,14 +104,12 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, (name, _, *scope) = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0]
         return socket.create_server((name, port, *scope), family=family)  # who comes while models load waits
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"--host {host} --port {port}: {reason}; choose others") from None
+        raise ValueError(f"--host {host} --port {port}: {getattr(error, 'strerror', error)}; choose others") from None
 
 
 def address(listener: socket.socket, access: Access) -> str:
     """Return the page's address, with the token if one is needed."""
     number = listener.getsockname()[1]
     host = "localhost" if access.host in ("0.0.0.0", "::") else access.host
-    if ":" in host and not host.startswith("["):
-        host = f"[{host}]"
+    host = f"[{host.strip('[]')}]" if ":" in host else host
     return f"http://{host}:{number}/" + (f"?token={access.token}" if access.token else "")

@@ -16,6 +16,7 @@ from commands import HANG
 from fastapi.testclient import TestClient
 from paths import ROOT, TINY
 from PIL import Image
+from requirements import needs_linux
 
 from joytag.app.label_routes import create_router
 from joytag.app.labelling import Labelling
@@ -242,12 +243,60 @@ def test_evidence_of_an_image_in_the_folder(client):
         ({"sha256": "0" * 64, "tag": " ", "decision": "yes"}, 422),
         ({"sha256": "0" * 64, "tag": "a\x1bb", "decision": "yes"}, 422),
         ({"sha256": "0" * 64, "tag": "a" * 201, "decision": "yes"}, 422),
+        ({"sha256": "0" * 64, "tag": "-cat", "decision": "yes"}, 422),  # which in a file of tags says: no cat
     ],
 )
 def test_wrong_decisions_are_refused(client, labelling, row, status):
     assert client.post("/api/label/decisions", json=[row]).status_code == status
     assert not (labelling.collection.state / "decisions.jsonl").exists()
     assert client.post("/api/label/decisions", json=[]).status_code == 422
+
+
+DAMAGED = [b"\xff\xfa\n", b"sha256,tag\nHASH\n", b'sha256,path\nHASH,"a', b"sha256,path\nHASH," + b"a" * 200_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=["encoding", "columns", "quote", "field"])
+@pytest.mark.filterwarnings("ignore:.*label_errors.csv. cannot be read:UserWarning")
+def test_damaged_label_errors_are_no_doubts(client, folder, model, content):
+    image = hashlib.sha256((folder / "3.png").read_bytes()).hexdigest().encode()
+    (model.directory / "label_errors.csv").write_bytes(content.replace(b"HASH", image))
+    assert get(client, "/doubts") == []
+
+
+@pytest.mark.parametrize(
+    "body", ["[1e999]", r'[{"sha256": "\ud800"}]', r'[{"\ud800": 1}]', "[" + '{"sha256": "x"},' * 9 + "1]"]
+)
+def test_wrong_fields_are_named_without_what_they_hold(client, body):
+    answer = client.post("/api/label/decisions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert all(row.keys() == {"type", "loc", "msg"} for row in answer.json()["detail"])
+
+
+@needs_linux
+def test_names_that_are_not_text_are_shown_with_escapes(model, folder):
+    (folder / "0.png").rename(os.fsencode(folder) + b"/\xff\n.png")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.png")).write_text("no image")
+    with Labelling.opened(folder, model) as opened:
+        client = TestClient(create_app([model], labelling=create_router(opened)), base_url="http://127.0.0.1")
+        wait_for(lambda: not opened.collection.is_working)
+        assert set(get(client, "")["broken"]) == {r"\udcfe.png"}
+        names = [image["names"] for image in get(client, "/grid", tag="tag_0", count=200)["images"]]
+        assert [r"\udcff\n.png"] in names
+
+
+def test_an_image_that_vanished_after_it_was_shown_can_be_answered(client, folder):
+    images = shown(get(client, "/grid", tag="tag_0", count=10))
+    for path in folder.glob("*.png"):
+        path.unlink()
+    assert client.get(f"/api/label/images/{images[0]}/picture").status_code == 404
+    assert len(decide(client, "yes", "tag_0", *images)) == 10
+
+
+def test_what_cannot_be_written_is_named(client, folder):
+    images = shown(get(client, "/grid", tag="tag_0", count=10))
+    (folder / ".joytag" / "decisions.jsonl").mkdir()
+    answer = client.post("/api/label/decisions", json=[{"sha256": images[0], "tag": "tag_0", "decision": "yes"}])
+    assert (answer.status_code, "decisions.jsonl: Is a directory" in answer.json()["detail"]) == (500, True)
 
 
 def test_doubts_are_the_label_errors_of_the_evaluation(client, folder, model):

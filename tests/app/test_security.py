@@ -51,6 +51,8 @@ FOREIGN_ORIGINS = [
     "http://127.0.0.1",
     "http://127.0.0.1:8765.evil.example",
     "http://evil.example@127.0.0.1:8765",
+    "http://[",  # no address
+    "",
 ]
 
 

@@ -1,6 +1,7 @@
 """`joytag app`: starting, mistakes, stopping."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,15 @@ def test_ctrl_c_answers_what_was_asked_and_ends_well():
         assert upload.getresponse().status == 200
         assert server.process.communicate(timeout=HANG) == ("Stopped\n", None)
         assert server.process.returncode == 0
+
+
+def test_headers_without_end_are_refused():
+    with (
+        running(TINY, "--device", "cpu", "--public") as server,
+        socket.create_connection((server.host, server.port), timeout=HANG) as s,
+    ):
+        s.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * 30_000)
+        assert s.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
 def test_an_address_for_others_has_a_token():
