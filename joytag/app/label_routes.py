@@ -81,13 +81,12 @@ def create_router(labelling: Labelling) -> APIRouter:
     @router.get("")
     def state() -> State:
         """Return what is labelled, and how far the work in the background is."""
-        files = collection.files()
         return State(
             folder=collection.root.absolute().name,
             model=labelling.current.served.name,
             files=len(collection.names),
             scored=len(labelling.scored().images),
-            broken={file.name: file.error for file in files if file.error},
+            broken={file.name: file.error for file in collection.files() if file.error},
             decided=len(decisions.by_image()),
             is_scoring=collection.is_working,
             failure=collection.failure,

@@ -110,8 +110,7 @@ def read_report(path: Path, parse: Any) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, LookupError, TypeError, csv.Error, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        warnings.warn(f"{path}: cannot be read ({reason}); its figures are left out", stacklevel=2)
+        warnings.warn(f"{path}: cannot be read ({' '.join(str(error).split())}); it is left out", stacklevel=2)
         return None
 
 

@@ -219,11 +219,9 @@ async def evidence_of(served: ServedModel, image: bytes, tag: str) -> Evidence:
     except (UnknownTag, EvidenceError) as error:
         raise HTTPException(404 if isinstance(error, UnknownTag) else 422, str(error)) from None
     exact = values.astype(np.float64)
-    logit = float(exact.sum())
-    rows, columns = values.shape
-    return Evidence(
-        rows=rows, columns=columns, values=exact.round(8).tolist(), logit=logit, score=1 / (1 + np.exp(-logit))
-    )
+    (rows, columns), logit = values.shape, float(exact.sum())
+    score = float(1 / (1 + np.exp(-logit)))
+    return Evidence(rows=rows, columns=columns, values=exact.round(8).tolist(), logit=logit, score=score)
 
 
 @router.get("/docs", include_in_schema=False)

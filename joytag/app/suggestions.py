@@ -94,10 +94,11 @@ def suggest(
             if name not in has and name not in decided:
                 implied.setdefault(name, []).append(tag)
     near = [row for row in undecided if abs(margins[row]) < NEAR and names[row] not in implied]
+    seen = {*has, *(names[row] for row in np.flatnonzero(margins > -NEAR).tolist())}
     groups = {
         name: [suggestion(tag) for tag in group]
         for name, group in rules.exclusive.items()
-        if any((tag in decided and decided[tag].decision == "yes") or _is_near(margins, rows.get(tag)) for tag in group)
+        if not seen.isdisjoint(group)
     }
     return Suggestions(
         near=[suggestion(names[row]) for row in near[:MOST]],
@@ -106,7 +107,3 @@ def suggest(
         implied=implied,
         groups=groups,
     )
-
-
-def _is_near(margins: NDArray[np.float64], row: int | None) -> bool:
-    return row is not None and bool(margins[row] > -NEAR)

@@ -35,9 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     source = options.decisions or options.images / STATE / decisions.FILE
     if not source.is_file():
-        raise ValueError(
-            f"{source}: no such file; label first: joytag app --images {quote(options.images)} --model RELEASE"
-        )
+        command = f"joytag app --images {quote(options.images)} --model RELEASE"
+        raise ValueError(f"{source}: no such file; label first: {command}")
     with sole_writer(options.images / STATE):
         collection = Collection(options.images)
         if collection.dataset is not None and options.jsonl is None:

@@ -274,8 +274,8 @@ def test_wrong_fields_are_named_without_what_they_hold(client, body):
 
 @needs_linux
 def test_names_that_are_not_text_are_shown_with_escapes(model, folder):
-    (folder / "0.png").rename(os.fsencode(folder) + b"/\xff\n.png")
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.png")).write_text("no image")
+    (folder / "0.png").rename(folder / os.fsdecode(b"\xff\n.png"))
+    (folder / os.fsdecode(b"\xfe.png")).write_text("no image")
     with Labelling.opened(folder, model) as opened:
         client = TestClient(create_app([model], labelling=create_router(opened)), base_url="http://127.0.0.1")
         wait_for(lambda: not opened.collection.is_working)

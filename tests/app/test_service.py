@@ -107,7 +107,7 @@ def test_damaged_reports_of_an_evaluation_are_left_out(measured, tmp_path):
         (tmp_path / name).write_bytes((measured / name).read_bytes())
     (tmp_path / "per_tag.csv").write_text("name,f1\nred,high\n")
     (tmp_path / "metrics.json").write_text("{")
-    with pytest.warns(UserWarning, match="its figures are left out"):
+    with pytest.warns(UserWarning, match="it is left out"):
         [model] = served.load([str(tmp_path)], "cpu")
     assert not model.row.has_reliability
     assert model.row.calibration is None
