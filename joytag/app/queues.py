@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from joytag.core.settings import Settings
 
@@ -17,7 +17,6 @@ AUDITED = 0.1  # share of the images above the threshold that are asked about in
 EVERY = 10  # one question in so many is about one of them
 ENOUGH = 60  # answers in a row that agree with the model: in 95 % of such cases fewer than 1 in 20 others would not
 RELIABLE = 0.9  # precision from which on nobody need look at what is left
-TAIL = 0.025  # probability that a share is below its interval, and that it is above
 STEEPNESS = 4  # of the score of an unknown tag: log-odds by which a certain yes and a certain no differ
 EXAMPLES = 1000  # the last ones with a yes and the last ones with a no that scores of an unknown tag follow from
 PART = 2048  # images that are computed at once
@@ -128,9 +127,8 @@ class TagQueue:
 
 
 def interval(right: int, seen: int) -> Precision:
-    """Return a share of which `right` of `seen` were found, with the interval of Clopper and Pearson (1934)."""
-    low = float(beta.ppf(TAIL, right, seen - right + 1)) if right else 0.0
-    high = float(beta.ppf(1 - TAIL, right + 1, seen - right)) if right < seen else 1.0
+    """Return a share of which `right` of `seen` were found, with the 95 % interval of Clopper and Pearson (1934)."""
+    low, high = binomtest(right, seen).proportion_ci() if seen else (0.0, 1.0)
     return Precision(right=right, seen=seen, low=low, high=high)
 
 

@@ -37,7 +37,8 @@ class Scores:
             if sha256 not in self._rows:
                 self._file.write(bytes.fromhex(sha256) + scores.astype("<f2").tobytes())
                 self._file.flush()
-                self._rows[sha256], self._count = self._count, self._count + 1
+                self._count += 1
+                self._rows[sha256] = self._count - 1
 
     def rows(self, images: list[str]) -> NDArray[np.int64]:
         """Return the rows of images, int64; -1 for those without scores."""

@@ -95,11 +95,7 @@ def suggest(
                 implied.setdefault(name, []).append(tag)
     near = [row for row in undecided if abs(margins[row]) < NEAR and names[row] not in implied]
     seen = {*has, *(names[row] for row in np.flatnonzero(margins > -NEAR).tolist())}
-    groups = {
-        name: [suggestion(tag) for tag in group]
-        for name, group in rules.exclusive.items()
-        if not seen.isdisjoint(group)
-    }
+    groups = {name: list(map(suggestion, group)) for name, group in rules.exclusive.items() if seen & {*group}}
     return Suggestions(
         near=[suggestion(names[row]) for row in near[:MOST]],
         sure=[suggestion(names[row]) for row in sure],

@@ -109,7 +109,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def address(listener: socket.socket, access: Access) -> str:
     """Return the page's address, with the token if one is needed."""
-    number = listener.getsockname()[1]
     host = "localhost" if access.host in ("0.0.0.0", "::") else access.host
     host = f"[{host.strip('[]')}]" if ":" in host else host
-    return f"http://{host}:{number}/" + (f"?token={access.token}" if access.token else "")
+    return f"http://{host}:{listener.getsockname()[1]}/" + (f"?token={access.token}" if access.token else "")
