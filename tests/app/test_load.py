@@ -121,10 +121,12 @@ def measure(model: Path, count: int, per_request: int) -> list[int]:
             scores += send_all(server, images[start : start + count // 4], per_request)
             seconds += time.perf_counter() - begin
             memory.append(round(process.memory_info().rss / 2**20))
-    tagger = Tagger.load(model, "cpu")
+    tagger, threads = Tagger.load(model, "cpu"), torch.get_num_threads()
+    torch.set_num_threads(psutil.cpu_count(logical=False) or 1)  # as the app has
     begin = time.perf_counter()
     expected = [result.scores for result in tagger.stream(images)]
     alone = time.perf_counter() - begin
+    torch.set_num_threads(threads)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     rates = f"{count / seconds:.1f} images/s, Tagger.stream alone {count / alone:.1f}"
     print(f"\n{per_request} in a request: {rates}, ratio {alone / seconds:.2f}; memory after each round, MiB: {memory}")
@@ -135,9 +137,10 @@ def measure(model: Path, count: int, per_request: int) -> list[int]:
 @pytest.mark.parametrize("per_request", [1, 8])
 def test_two_thousand_images_by_eight_clients(per_request):
     memory = measure(QUICKSTART, 2_000, per_request)
-    assert memory[-1] - memory[0] < 32
+    assert memory[-1] - memory[0] < 96  # of large batches it grows for 7,000 images, by 50 MiB, and then no more
 
 
 @pytest.mark.slow
 def test_requests_cost_little_beside_a_model_of_the_published_size(large):
-    measure(large, 400, 1)
+    memory = measure(large, 2_000, 1)
+    assert memory[-1] - memory[0] < 32
