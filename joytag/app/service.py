@@ -60,7 +60,10 @@ class Tagged(BaseModel):
 
 
 class Evidence(BaseModel):
-    """What each patch of an image adds to a tag's logit; the patches cover the white square around the image."""
+    """What each patch of an image adds to a tag's logit, compared with an empty image.
+
+    The patches cover the white square around the image.
+    """
 
     rows: int
     columns: int

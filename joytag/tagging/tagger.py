@@ -164,20 +164,31 @@ class Tagger:
     def evidence(self, image: ImageSource, tag: str | Sequence[str]) -> NDArray[np.float32]:
         """Return where an image speaks for a tag, and where against it, float32 [rows, columns].
 
-        Each number is what one patch adds to the tag's logit, and they sum to it exactly; its score is the sigmoid of
-        the sum. The patches cover the white square on which the image is centred. For several tags the shape is
-        [len(tag), rows, columns]. Tags may have any spelling. torch computes the tokens in the tagger's precision, even
-        if another engine computes the scores, and the head in float32. Raises EvidenceError for a backbone of timm,
-        UnknownTag, and ImageError when the image cannot be used.
+        The numbers sum to the tag's logit exactly; its score is the sigmoid of the sum. Each is what one patch adds to
+        the logit beyond the same patch of an empty image, and an equal share of the empty image's logit. The patches
+        cover the white square on which the image is centred. For several tags the shape is [len(tag), rows, columns].
+        Tags may have any spelling. torch computes the tokens in the tagger's precision, even if another engine computes
+        the scores, and the head in float32. Raises EvidenceError for a backbone of timm, UnknownTag, and ImageError
+        when the image cannot be used.
         """
+        chosen = [self.position(name) for name in ([tag] if isinstance(tag, str) else tag)]
+        maps = self._additions(prepare(image, self.size), chosen)
+        empty = self._empty[chosen]
+        maps += empty.mean(axis=(1, 2), keepdims=True) - empty
+        return maps[0] if isinstance(tag, str) else maps
+
+    def _additions(self, pixels: NDArray[np.uint8], tags: Sequence[int]) -> NDArray[np.float32]:
+        """Return what each patch of an image, uint8 [3, S, S], adds to the logits, [len(tags), rows, columns]."""
         model = self.model
         if not isinstance(model, ViT):
             raise EvidenceError("evidence: not for a backbone of timm, whose head is not linear over patches")
-        chosen = [self.position(name) for name in ([tag] if isinstance(tag, str) else tag)]
-        pixels = torch.from_numpy(prepare(image, self.size)[None]).to(self.device)
+        batch = torch.from_numpy(pixels[None]).to(self.device)
         with torch.no_grad(), inference.autocast(self.device, self._dtype):
-            maps = model.evidence(images.normalize(pixels), chosen)[0].cpu().numpy()
-        return maps[0] if isinstance(tag, str) else maps
+            return model.evidence(images.normalize(batch), tags)[0].cpu().numpy()
+
+    @cached_property
+    def _empty(self) -> NDArray[np.float32]:
+        return self._additions(np.full((3, self.size, self.size), 255, dtype=np.uint8), range(len(self.tags)))
 
     def _read(self, image: ImageSource) -> NDArray[np.uint8] | str:
         """Return the model's input, or the reason that there is none."""

@@ -1,7 +1,7 @@
 """Evidence maps: their sums, their places, the precisions, drawings."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,13 +68,14 @@ def check_sums(tagger: Tagger) -> None:
 def sees_red() -> Tagger:
     """A tagger whose first tag is what its patches say of their redness, and nothing else."""
     sizes: dict[str, Any] = dict(image_size=64, num_blocks=1, patch_size=PATCH, d_model=8, mlp_dim=8, num_heads=1)
-    model = ViT(ViTConfig(n_tags=2, cnn_stem=None, layerscale_init=0.0, **sizes)).eval()  # blocks add nothing
+    model = ViT(ViTConfig(n_tags=2, cnn_stem=None, layerscale_init=0.0, use_sine=False, **sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()
+            parameter.zero_()  # positions, too; blocks add nothing
         model.norm.weight.fill_(1)
         convolution = model.get_parameter("patch_embeddings.weight")
         convolution[0, 0], convolution[0, 1:] = 10 / PATCH**2, -5 / PATCH**2
+        model.get_parameter("patch_embeddings.bias")[1] = 10  # what redness is normalized by
         model.head.weight[0, 0] = 1
     return Tagger(model, ["red", "nothing"], torch.device("cpu"), "fp32")
 
@@ -103,45 +104,35 @@ def test_the_map_finds_what_a_tag_responds_to_in_every_place():
         assert not tagger.evidence(image, "nothing").any()
 
 
-class Planted(NamedTuple):
-    """A drawing that the model recognizes on light noise: maps of its best label with and without it, and its box."""
-
-    evidence: np.ndarray
-    without: np.ndarray
-    box: np.ndarray
-
-
-def drawn_cases(tagger: Tagger, count: int) -> Iterator[Planted]:
-    """Held-out drawings of half the canvas's side."""
+def drawn_cases(tagger: Tagger, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Held-out drawings that the model recognizes on light noise of twice their side: the best label's map, the box."""
     dataset, rng = Dataset.open(ROOT / "data" / "openmoji"), np.random.default_rng(0)
     posts = dataset.posts("validation")
     rows = rng.permutation(len(posts))
     for row, labels in zip(rows, posts.labels(rows, len(dataset.tags)), strict=True):
         drawing = images.decode(dataset.image_path(posts.hashes[row].tobytes()))
         drawing = images.square(drawing, tagger.size // 2, Image.Resampling.LANCZOS)
-        canvas = (255 - np.abs(rng.normal(0, 12, (tagger.size, tagger.size, 3)))).astype(np.uint8)
-        image, box = planted(rng, canvas, drawing)
-        names = [tagger.tags[tag] for tag in np.flatnonzero(labels)]
-        maps = tagger.evidence(image, names)
-        best = int(maps.sum(axis=(1, 2)).argmax())
-        if maps[best].sum() > 0 and count:  # a score above a half
+        light = 255 - np.abs(rng.normal(0, 12, (tagger.size, tagger.size, 3)))
+        image, box = planted(rng, light.astype(np.uint8), drawing)
+        maps = tagger.evidence(image, [tagger.tags[tag] for tag in np.flatnonzero(labels)])
+        best = maps[maps.sum(axis=(1, 2)).argmax()]
+        if best.sum() > 0 and count:  # a score above a half
             count -= 1
-            yield Planted(maps[best], tagger.evidence(canvas, names[best]), box)
+            yield best, box
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [96, 192])
-def test_what_a_drawing_adds_to_noise_is_where_the_drawing_is(size):
-    """A random patch touches the drawing in about 40 % of the cases.
+def test_the_quickstarts_model_reads_a_drawing_where_it_is(size):
+    """A random patch touches the drawing in about 40 % of the cases."""
+    found = [is_on(evidence, box, 16) for evidence, box in drawn_cases(at_size(QUICKSTART, size), 200)]
+    print(f"\n{size} px: the strongest patch touches the drawing in {np.mean(found):.1%} of {len(found)} cases")
+    assert np.mean(found) >= 0.95
 
-    Attention carries what a patch shows to others, where the head may read it, and they have evidence of their own: a
-    trained model is no `sees_red`, and its map alone is right less often than the difference that the drawing makes.
-    """
-    cases = list(drawn_cases(at_size(QUICKSTART, size), 200))
-    alone = np.mean([is_on(case.evidence, case.box, 16) for case in cases])
-    added = np.mean([is_on(case.evidence - case.without, case.box, 16) for case in cases])
-    print(f"\n{size} px: on the drawing in {alone:.1%} of {len(cases)} cases, what it adds in {added:.1%}")
-    assert added >= 0.95
+
+def test_an_empty_image_has_the_same_evidence_everywhere(tagger):
+    maps = tagger.evidence(np.full((20, 50, 3), 255, np.uint8), tagger.tags)
+    assert np.ptp(maps, axis=(1, 2)).max() < 1e-6
 
 
 def test_tags_may_have_any_spelling_and_unknown_ones_are_named(tagger):

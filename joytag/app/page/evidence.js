@@ -55,6 +55,6 @@ function draw({ rows, columns, values, logit, score }, tag, model, frame, captio
   caption.replaceChildren(
     h("p", {}, h("b", {}, tagName(tag)), ` by ${model.name}: ${figures}`),
     h("p", { class: "scale" }, `against ${number(-most)}`, h("span", { class: "ramp" }), `${signed(most)} for`),
-    h("p", { class: "how" }, "What each patch adds to the logit. ", readout),
+    h("p", { class: "how" }, "What each patch adds to the logit, compared with an empty image. ", readout),
   );
 }
