@@ -105,7 +105,7 @@ def write_folder(folder: Path) -> dict[str, set[str]]:
 
 
 async def learn(labelling: Labelling) -> None:
-    """Fine-tune on the decisions, as the page does; the model stays as it is if every new tag has too few images."""
+    """Fine-tune on the decisions, as the page does. If every new tag has too few images, the model does not change."""
     assert labelling.learning.start(labelling.first.directory, labelling.examples, labelling.use)
     while (now := labelling.learning.progress()).state in ("preparing", "running", "loading"):
         await asyncio.sleep(0.2)
