@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 
 from joytag.core import distributed
 from joytag.core.errors import WeightsDiverged
@@ -19,6 +18,9 @@ from joytag.models.architectures import Model
 from joytag.training import optimizers, transfer
 from joytag.training.config import AS_NAMES, BRANCHING, RESUMING
 from joytag.training.run import Run
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 # The first scale of fp16 gradients. At torch's 2**16 a quarter of the blocks' gradients underflow to 0 in B/16 at
 # 448 px, and all of them behind the small layer scales that more than 18 blocks choose; LAMB then only decays these
@@ -90,7 +92,11 @@ def new_model(run: Run) -> Model:
 
 def new_state(model: Model, run: Run) -> TrainState:
     """Create the state of a run that begins with this model."""
-    average = None if run.config.average is None else ModelEmaV3(model, decay=run.config.average)
+    average = None
+    if run.config.average is not None:
+        from timm.utils import ModelEmaV3  # not at the top: importing timm takes longer than importing torch
+
+        average = ModelEmaV3(model, decay=run.config.average)
     return TrainState(model, *fresh_optimizer(model, run), average)
 
 
