@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from data_prep.tools import emoji_variants
 from joytag.core import files, progress
 from joytag.core.signals import starting_processes
 from joytag.data.images import decode
@@ -74,6 +75,11 @@ def human_tags(row: Row, base: Row) -> set[str]:
     tags |= {f"{SKIN_TONES[int(tone) - 1]}_skin_tone" for tone in row["skintone"].split(",") if tone}
     tags.add(row["subgroups"])
     return tags
+
+
+def family(row: Row) -> str:
+    """Return what names the variants of an emoji in skin tone, hair and gender."""
+    return emoji_variants.family(row["skintone_base_hexcode"] or row["hexcode"])
 
 
 def subgroup_implications(rows: list[Row]) -> dict[str, str]:
@@ -158,7 +164,10 @@ def write_mirror(directory: Path, svgs: Path, size: int = 128) -> None:
 
 def _posts(rows: list[Row], images: list[Path], implications: dict[str, str]) -> Iterator[dict[str, object]]:
     by_code = {row["hexcode"]: row for row in rows}
+    variants = Counter(map(family, rows))
+    parents: dict[str, int] = {}
     for number, (row, png) in enumerate(zip(rows, images, strict=True), start=1):
+        parent = parents.setdefault(family(row), number)
         data = png.read_bytes()
         width, height = decode(data).size
         tags = human_tags(row, by_code.get(row["skintone_base_hexcode"], row))
@@ -178,8 +187,8 @@ def _posts(rows: list[Row], images: list[Path], implications: dict[str, str]) ->
             "image_height": str(height),
             "file_ext": "png",
             "file_size": str(len(data)),
-            "parent_id": None,
-            "has_children": False,
+            "parent_id": None if parent == number else str(parent),
+            "has_children": parent == number and variants[family(row)] > 1,
             "is_banned": False,
             "is_deleted": False,
             "is_flagged": False,
@@ -198,7 +207,7 @@ def code_point(hexcode: str) -> str:
 
 
 def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
-    """Write Twemoji as images with `.txt` sidecars, for the emoji that OpenMoji's table describes."""
+    """Write the emoji of OpenMoji's table from Twemoji, as images with `.txt` sidecars, in a folder for each family."""
     rows = read_table()
     by_code = {row["hexcode"]: row for row in rows}
     drawings = {code_point(svg.stem): svg for svg in svgs.glob("*.svg")}
@@ -207,7 +216,7 @@ def write_sidecars(directory: Path, svgs: Path, size: int = 128) -> None:
         svg = drawings.get(code_point(row["hexcode"]))
         if svg is None:
             continue
-        png = directory / f"{row['hexcode'].lower()}.png"
+        png = directory / family(row).lower() / f"{row['hexcode'].lower()}.png"
         tags = human_tags(row, by_code.get(row["skintone_base_hexcode"], row))
         jobs.append((svg, png))
         sidecars[png.with_suffix(".txt")] = ", ".join(sorted(tag for tag in tags if not is_meta(tag)))

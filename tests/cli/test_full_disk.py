@@ -117,7 +117,11 @@ CASES = {
     "openmoji": Case(
         "openmoji --output {disk}/raw",
         {},
-        ["raw/openmoji/metadata/posts000000000000.json", "raw/openmoji/original/0001/1.png", "raw/twemoji/1f600.txt"],
+        [
+            "raw/openmoji/metadata/posts000000000000.json",
+            "raw/openmoji/original/0001/1.png",
+            "raw/twemoji/1f600/1f600.txt",
+        ],
     ),
     "synthetic": Case(
         "synthetic --output {disk}/mirror --posts 60",

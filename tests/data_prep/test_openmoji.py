@@ -1,10 +1,11 @@
 """The embedded corpora have the tags of OpenMoji's table."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from data_prep.tools import openmoji
+from data_prep.tools import emoji_variants, openmoji
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,40 @@ def test_openmoji_tags_can_be_joined_by_spaces_and_commas(emoji):
 @pytest.mark.parametrize("name", ["1f44b-1f3fb.svg", "1F44B-1F3FB", "00a9-fe0f", "2764-FE0F-200D-1F525"])
 def test_both_projects_spell_a_code_point_the_same_way(name):
     assert openmoji.code_point(Path(name).stem) in ("1F44B-1F3FB", "A9", "2764-200D-1F525")
+
+
+def neutral_name(row: openmoji.Row) -> str:
+    """What an annotation says besides skin tone, hair and gender, as a plain reading of its words."""
+    name = re.sub(r": .*|, facing right", "", row["annotation"])
+    name = re.sub(r"\b(wo)?m[ae]n\b|\bpeople\b|\bperson\b", "", name)
+    return " ".join(re.sub(r"\b(boy|girl)\b", "child", name).split())
+
+
+def test_variants_in_skin_tone_hair_and_gender_are_a_family(emoji):
+    by_name: dict[str, set[str]] = {}
+    for row in emoji.values():
+        assert openmoji.family(row) == openmoji.family(emoji.get(row["skintone_base_hexcode"], row))
+        if row["group"] == "people-body":
+            by_name.setdefault(neutral_name(row), set()).add(openmoji.family(row))
+    assert len(by_name) > 150
+    assert {name: found for name, found in by_name.items() if len(found) > 1} == {}
+
+
+def test_different_emoji_are_different_families(emoji):
+    names: dict[str, set[str]] = {}
+    for row in emoji.values():
+        names.setdefault(openmoji.family(row), set()).add(neutral_name(row))
+    assert [sorted(found) for found in names.values() if len(found) > 1] == [
+        ["old", "older"],
+        ["prince", "princess", "with crown"],
+        ["Mrs. Claus", "Mx Claus", "Santa Claus"],
+        ["mermaid", "merman", "merperson"],
+        ["and holding hands", "holding hands"],
+        ["female doctor", "male doctor"],
+        ["female nurse", "male nurse"],
+    ]
+
+
+@pytest.mark.parametrize("hexcode", ["1F3FB", "1F9B0", "200D", "2640", "27A1"])
+def test_a_modifier_alone_is_a_family_of_its_own(hexcode):
+    assert emoji_variants.family(hexcode) == hexcode

@@ -60,15 +60,15 @@ def twemoji() -> tuple[dict[str, list[str]], dict[str, set[str]]]:
     """The old tags of each image, and the images of each new tag."""
     dataset = Dataset.open(DATA)
     known, tags, uses = known_tags(dataset), {}, defaultdict(set)
-    for text in sorted(TWEMOJI.glob("*.txt")):
-        image = text.with_suffix(".png")
-        digest = hashlib.sha256(image.read_bytes()).digest()
+    for text in sorted(TWEMOJI.rglob("*.txt")):
+        image = text.with_suffix(".png").relative_to(TWEMOJI).as_posix()
+        digest = hashlib.sha256((TWEMOJI / image).read_bytes()).digest()
         if digest in known:
-            tags[image.name] = known[digest]
+            tags[image] = known[digest]
             for tag in (
                 set(unique(text.read_text(encoding="utf-8").split(","))) - set(dataset.tags.names) - ALIASES.keys()
             ):
-                uses[tag].add(image.name)
+                uses[tag].add(image)
     new: list[str] = []
     for tag in sorted(uses, key=lambda tag: (-len(uses[tag]), tag)):
         if len(new) < NEW_TAGS and all(len(uses[tag] & uses[other]) < len(uses[tag]) / 2 for other in new):
@@ -95,7 +95,7 @@ def write_case(directory: Path, images: int, sidecars: str, seed: int) -> None:
     for image in train:
         shutil.copy(TWEMOJI / image, folder)
         words = labels[image] + (tags[image] if sidecars == "all" else [])
-        (folder / image).with_suffix(".txt").write_text(", ".join(words))
+        (folder / Path(image).name).with_suffix(".txt").write_text(", ".join(words))
     held = {"tags": new, "images": {str(image): labels[image] for image in held_out}}
     (directory / "held_out.json").write_text(json.dumps(held))
 
