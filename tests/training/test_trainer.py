@@ -14,7 +14,16 @@ from commands import HANG
 from paths import ROOT
 from requirements import needs_unix
 from safetensors.torch import load_file
-from training_runs import assert_equal_weights, build_run, newest_checkpoint, open_run, read_log, read_losses, weights
+from training_runs import (
+    assert_equal_weights,
+    build_run,
+    miniature,
+    newest_checkpoint,
+    open_run,
+    read_log,
+    read_losses,
+    weights,
+)
 
 from joytag.core import jsonl
 from joytag.core.errors import Stopped
@@ -25,6 +34,7 @@ from joytag.training import step as training_step
 from joytag.training.losses import LOSSES
 from joytag.training.optimizers import OPTIMIZERS
 from joytag.training.run import Run
+from joytag.training.state import TrainState
 
 MEASURED = {"samples_per_s", "data_wait", "memory_gb"}  # log values that differ from run to run
 
@@ -48,18 +58,24 @@ def train_killed_at(run: Run, samples: int, monkeypatch) -> None:
             trainer.train(run, checkpoint.newest(run.root))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, dataset_directory) -> tuple[Run, TrainState]:
+    """A run that nothing interrupted."""
+    run = build_run(miniature(tmp_path_factory.mktemp("whole") / "run", dataset_directory), average=0.9)
+    return run, trainer.train(run, None)
+
+
 # An epoch has 50 samples, a batch 8; a checkpoint is saved every 16. 40 is within an epoch, 48 just before one ends
 # inside the next batch, 104 the end of the first stage, 128 within the second stage.
 @pytest.mark.parametrize("stop", [0, 8, 40, 48, 56, 104, 112, 128, 176])
-def test_a_run_killed_at_any_step_resumes_bit_identical(run_values, tmp_path, monkeypatch, stop):
-    whole = build_run(run_values, average=0.9)
-    killed = build_run(run_values, average=0.9, output=str(tmp_path / "killed"))
+def test_a_run_killed_at_any_step_resumes_bit_identical(run_values, whole, monkeypatch, stop):
+    killed = build_run(run_values, average=0.9)
     train_killed_at(killed, stop, monkeypatch)
     assert trainer.train(killed, checkpoint.newest(killed.root)).samples == 184
-    assert trainer.train(whole, None).samples == 184
-    files = [{path.name: path.read_bytes() for path in newest_checkpoint(run).iterdir()} for run in (killed, whole)]
+    runs = killed, whole[0]
+    files = [{path.name: path.read_bytes() for path in newest_checkpoint(run).iterdir()} for run in runs]
     assert files[0] == files[1]
-    logs = [[{k: v for k, v in line.items() if k not in MEASURED} for line in read_log(run)] for run in (killed, whole)]
+    logs = [[{k: v for k, v in line.items() if k not in MEASURED} for line in read_log(run)] for run in runs]
     assert logs[0] == logs[1]
 
 
@@ -109,10 +125,9 @@ SIGNALS = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}
 @pytest.mark.parametrize(
     ("moment", "number"), [*((moment, "SIGTERM") for moment in MOMENTS), ("step", "SIGUSR1"), ("step", "SIGINT")]
 )
-def test_a_run_stopped_by_a_signal_resumes_bit_identical(run_values, tmp_path, monkeypatch, moment, number):
+def test_a_run_stopped_by_a_signal_resumes_bit_identical(run_values, whole, monkeypatch, moment, number):
     owner, name, call, samples = MOMENTS[moment]
-    whole = trainer.train(build_run(run_values, output=str(tmp_path / "whole")), None)
-    run = build_run(run_values)
+    run = build_run(run_values, average=0.9)
     with monkeypatch.context() as patch:
         interrupt_at(call, owner, name, signal.Signals[number], patch)
         with pytest.raises(Stopped, match="as requested") as end:
@@ -122,7 +137,7 @@ def test_a_run_stopped_by_a_signal_resumes_bit_identical(run_values, tmp_path, m
     assert saved.name == f"{samples:012d}"
     assert all(map(checkpoint.is_intact, checkpoint.checkpoints(run.root)))
     assert not (Path(run.config.output) / "release").exists()
-    assert_equal_weights(weights(trainer.train(run, saved)), weights(whole))
+    assert_equal_weights(weights(trainer.train(run, saved)), weights(whole[1]))
     lines = [line["samples"] for line in read_log(run) if "val_loss" in line]
     assert lines == [48, 96, 104, 144, 184], (
         "each validation is logged once; an interrupted one is repeated after the resume"
