@@ -10,7 +10,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-portable test-faults check-finetune check-labelling check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
+.PHONY: help install quickstart test test-portable test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,9 @@ check-finetune: .venv/installed-dev | $(RUN)/release/model.safetensors  ## fine-
 
 check-labelling: .venv/installed-dev | $(RUN)/release/metrics.json  ## simulate people who label the quickstart's images, and measure what their decisions teach
 	$(BIN)/pytest -m slow -s tests/app/test_queues.py tests/app/test_labelling_pays.py
+
+check-evidence: .venv/installed-dev | runs/openmoji_restart/release/model.safetensors  ## find planted drawings by the evidence maps of a model that saw 96 px
+	$(BIN)/pytest -m slow -s tests/tagging/test_evidence.py
 
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
@@ -99,6 +102,9 @@ $(DATA)/dataset.json: | $(RAW)
 
 $(RUN)/release/model.safetensors: | $(DATA)/dataset.json
 	$(BIN)/joytag train --config openmoji.yaml --resume auto
+
+runs/openmoji_restart/release/model.safetensors: | $(DATA)/dataset.json
+	$(BIN)/joytag train --config openmoji_restart.yaml --resume auto
 
 $(RUN)/release/metrics.json: | $(RUN)/release/model.safetensors
 	$(BIN)/joytag evaluate --model $(RUN)/release --data $(DATA) --groups configs/groups/openmoji.yaml

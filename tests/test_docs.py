@@ -114,7 +114,7 @@ def run(words: list[str]) -> None:
     """Run a command in this process, training cut short."""
     command, *arguments = subcommand(words) or [""]
     if command == "finetune" or (command == "train" and "--dry-run" not in arguments):
-        arguments += SHORT + ["stages.1.samples=32"] * ("openmoji.yaml" in arguments)
+        arguments += SHORT
     import_module(f"joytag.cli.{command}").main(arguments)
 
 
