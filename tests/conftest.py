@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from browser import Browser
 from commands import Call, Done
 from datasets import make_dataset
 from exports import write_exports, write_release
@@ -61,11 +62,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of PORTABLE, but not those that take minutes."""
+    """Mark the tests that need Chromium, and those of PORTABLE that `make test` runs."""
     portable = [ROOT / "tests" / name for name in PORTABLE.split()]
     for item in items:
-        is_long = item.get_closest_marker("slow") or item.get_closest_marker("faults")
-        if not is_long and any(item.path.is_relative_to(path) for path in portable):
+        if isinstance(item, pytest.Function) and {"browser", "chromium"} & set(item.fixturenames):
+            item.add_marker("pages")
+        is_left_out = any(item.get_closest_marker(name) for name in ("slow", "faults", "pages"))
+        if not is_left_out and any(item.path.is_relative_to(path) for path in portable):
             item.add_marker("portable")
 
 
@@ -148,6 +151,13 @@ def pictures() -> list[bytes]:
 def chromium():
     """A headless Chromium, controlled by Playwright."""
     with app_pages.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium that opens files."""
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 

@@ -153,6 +153,7 @@ def test_the_second_and_third_process_are_refused_and_the_first_ends_undisturbed
     assert results(output) == results(tmp_path / "alone")
 
 
+@pytest.mark.faults
 def test_a_killed_process_does_not_block_the_next(call, start, job, tmp_path):
     name, its_job = job
     first = start(name, its_job, tmp_path / "out")

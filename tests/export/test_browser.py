@@ -8,7 +8,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from browser import Browser
 from clients import sigmoid
 from paths import ROOT
 from PIL import Image
@@ -65,13 +64,12 @@ def site(exports, tmp_path) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.slow
-def test_a_browser_finds_the_same_tags(site, exports, tmp_path):
+def test_a_browser_finds_the_same_tags(browser, site, exports, tmp_path):
     address, count = site
-    with Browser(tmp_path / "profile") as browser:
-        page = browser.open(address)
-        scores = sigmoid(np.array(page.value(f"logits({count})")))
-        assert page.problems == []
-        assert all(url.startswith(address.removesuffix("index.html")) for url in page.requests)
+    page = browser.open(address)
+    scores = sigmoid(np.array(page.value(f"logits({count})")))
+    assert page.problems == []
+    assert all(url.startswith(address.removesuffix("index.html")) for url in page.requests)
     results = [*Tagger.load(exports / "joytag").stream([tmp_path / f"{number}.png" for number in range(count)])]
     expected = np.array([list(result.scores) for result in results])
     np.testing.assert_allclose(scores, expected, atol=1e-4)

@@ -8,7 +8,7 @@ import analyses
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from browser import BROKEN_NAMES, CUT_OFF, Browser
+from browser import BROKEN_NAMES, CUT_OFF
 from contests import clear_and_noisy_comparison, contest
 from rich.console import Console
 from scipy.sparse import csc_array
@@ -101,18 +101,17 @@ def test_names_are_escaped(hostile):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser_the_page_is_complete_and_requests_nothing(hostile, tmp_path, width):
-    with Browser(tmp_path) as browser:
-        page = browser.open(hostile, width=width)
-        assert page.problems == []
-        assert page.requests == []
-        assert page.value("document.documentElement.scrollWidth") <= width
-        assert page.value("document.querySelectorAll('.chart polyline.s3').length") == 4  # the third tagger's curves
-        assert page.value("document.querySelectorAll('.chart').length") == 4 + 3
-        differences = 3 * sum(len(view.metrics) for view in VIEWS.values())  # of three pairs
-        assert page.value("document.querySelectorAll('.zero .interval .bar').length") == differences
-        rows = "document.querySelectorAll('.sortable tbody tr').length"
-        assert page.value(rows) == 12
-        assert page.value("document.querySelectorAll('.verdict').length") > differences
-        assert page.value(CUT_OFF) == []
-        assert page.value(BROKEN_NAMES) == []
+def test_in_a_browser_the_page_is_complete_and_requests_nothing(browser, hostile, width):
+    page = browser.open(hostile, width=width)
+    assert page.problems == []
+    assert page.requests == []
+    assert page.value("document.documentElement.scrollWidth") <= width
+    assert page.value("document.querySelectorAll('.chart polyline.s3').length") == 4  # the third tagger's curves
+    assert page.value("document.querySelectorAll('.chart').length") == 4 + 3
+    differences = 3 * sum(len(view.metrics) for view in VIEWS.values())  # of three pairs
+    assert page.value("document.querySelectorAll('.zero .interval .bar').length") == differences
+    rows = "document.querySelectorAll('.sortable tbody tr').length"
+    assert page.value(rows) == 12
+    assert page.value("document.querySelectorAll('.verdict').length") > differences
+    assert page.value(CUT_OFF) == []
+    assert page.value(BROKEN_NAMES) == []

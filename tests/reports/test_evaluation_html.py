@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import BROKEN_NAMES, CUT_OFF, Browser
+from browser import BROKEN_NAMES, CUT_OFF
 from PIL import Image
 
 from joytag.data.dataset import Dataset
@@ -276,12 +276,6 @@ def test_the_page_stays_small(html, large):
 
 
 # The tests below render the page in a browser.
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

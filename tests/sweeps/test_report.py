@@ -6,7 +6,7 @@ import re
 import pyarrow.csv
 import pytest
 import yaml
-from browser import BROKEN_NAMES, CUT_OFF, Browser
+from browser import BROKEN_NAMES, CUT_OFF
 from sweeps import finish, finish_all, open_sweep, trials
 
 from joytag.core import jsonl, settings
@@ -146,7 +146,7 @@ def test_the_noise_floor_is_printed(sweep, capsys):
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("finished", [True, False])
-def test_in_a_browser_the_page_is_complete_and_requests_nothing(sweep, tmp_path, width, finished):
+def test_in_a_browser_the_page_is_complete_and_requests_nothing(browser, sweep, width, finished):
     if finished:
         report.write(sweep, *finish_all(sweep))
     else:
@@ -155,13 +155,12 @@ def test_in_a_browser_the_page_is_complete_and_requests_nothing(sweep, tmp_path,
         report.write(sweep, plan(sweep, ledger), ledger)
     html = (sweep.output / "sweep.html").read_text(encoding="utf-8")
     assert "<b>patch" not in html
-    with Browser(tmp_path / "profile") as browser:
-        page = browser.open(sweep.output / "sweep.html", width=width)
-        assert page.problems == []
-        assert page.requests == []
-        assert page.value("document.documentElement.scrollWidth") <= width
-        assert page.value("document.querySelectorAll('#points tbody tr').length") == 6
-        assert page.value("document.querySelectorAll('#trials tbody tr').length") == (24 if finished else 18)
-        assert page.value("document.querySelectorAll('.chart').length") == (2 if finished else 1)
-        assert page.value(CUT_OFF) == []
-        assert page.value(BROKEN_NAMES) == []
+    page = browser.open(sweep.output / "sweep.html", width=width)
+    assert page.problems == []
+    assert page.requests == []
+    assert page.value("document.documentElement.scrollWidth") <= width
+    assert page.value("document.querySelectorAll('#points tbody tr').length") == 6
+    assert page.value("document.querySelectorAll('#trials tbody tr').length") == (24 if finished else 18)
+    assert page.value("document.querySelectorAll('.chart').length") == (2 if finished else 1)
+    assert page.value(CUT_OFF) == []
+    assert page.value(BROKEN_NAMES) == []
