@@ -51,7 +51,7 @@ check-export: .venv/installed-dev | $(RUN)/release/metrics.json  ## export the q
 check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what their statistics claim and find
 	$(BIN)/pytest -m slow -s tests/sweeps/test_statistics.py
 
-test-pages: .venv/installed-dev  ## open the app's page and the reports in Chromium: three minutes
+test-pages: .venv/installed-dev  ## open the app's page and the reports in Chromium: minutes
 	CI=true $(BIN)/pytest -n logical -m "pages and not slow and not faults"
 
 test-faults: .venv/installed-dev  ## kill, stop and poison builds, sweeps and runs of one to four processes, fill disks: a quarter of an hour
