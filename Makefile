@@ -97,10 +97,13 @@ clean:  ## remove the environment, the embedded dataset and its run
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[train,demo,dev]'
 	touch $@
 
-$(RAW): | .venv/installed
+$(RAW): data_prep/tools/openmoji.py data_prep/tools/emoji_variants.py | .venv/installed
 	$(BIN)/joytag openmoji
 
-$(DATA)/dataset.json: | $(RAW)
+# These are always called: they skip what is done, and refuse what is left of another config or other data.
+.PHONY: $(DATA)/dataset.json $(RUN)/release/model.safetensors runs/openmoji_restart/release/model.safetensors
+
+$(DATA)/dataset.json: $(RAW)
 	$(BIN)/joytag build --config configs/data/openmoji.yaml
 
 $(RUN)/release/model.safetensors: | $(DATA)/dataset.json
