@@ -10,6 +10,9 @@ import torch
 import torch_optimizer
 from torch import Tensor
 
+CACHED = 1 << 18  # elements that a CPU updates at once, so that they stay in its cache
+Update = tuple[Tensor, Tensor, float]  # a parameter, its value before, its learning rate
+
 
 class Lamb(torch.optim.AdamW):
     """LAMB (You et al. 2020, arXiv:1904.00962) as timm implements it.
@@ -38,10 +41,8 @@ class Lamb(torch.optim.AdamW):
         super().step()
         for rate, group in zip(rates, self.param_groups, strict=True):
             group["lr"] = rate
-        # A GPU is fastest with few large operations, a CPU with tensors that are still in its cache.
-        at_once = len(updates) if updates and updates[0][0].is_cuda else 1
-        for first in range(0, len(updates), at_once):
-            self._scale(*map(list, zip(*updates[first : first + at_once], strict=True)))
+        for block in _blocks(updates):
+            self._scale(*map(list, zip(*block, strict=True)))
 
     def _scale(self, parameters: list[Tensor], before: list[Tensor], rates: list[float]) -> None:
         """Multiply the update, the difference between the parameters and `before`, by rates and trust ratios."""
@@ -52,6 +53,20 @@ class Lamb(torch.optim.AdamW):
         torch._foreach_mul_(parameters, (ratios * device_rates).unbind())
         torch._foreach_add_(parameters, before)
         self.trust_ratios.update(zip(parameters, ratios.unbind(), strict=True))
+
+
+def _blocks(updates: Iterable[Update]) -> Iterator[list[Update]]:
+    """Divide updates into blocks to compute at once: few large operations, but on a CPU only while they are cached."""
+    block: list[Update] = []
+    elements = 0
+    for update in updates:
+        block.append(update)
+        elements += update[0].numel()
+        if elements >= CACHED and not update[0].is_cuda:
+            yield block
+            block, elements = [], 0
+    if block:
+        yield block
 
 
 # What a config can name. torch_optimizer's LAMB follows the paper: no bias correction, weight norms clamped at 10.

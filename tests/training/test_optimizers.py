@@ -81,8 +81,10 @@ def test_steps_follow_the_formula(name):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_lamb_matches_timm():
-    """With groups of different rates, a parameter without a gradient, and one that is zero."""
+@pytest.mark.parametrize("cached", [1, 25, 1 << 18])
+def test_lamb_matches_timm(cached, monkeypatch):
+    """With groups of different rates, a parameter without a gradient, one that is zero, and blocks of several."""
+    monkeypatch.setattr(optimizers, "CACHED", cached)
     generator = torch.Generator().manual_seed(0)
     sizes: list[tuple[int, ...]] = [(6, 4), (3,), (2, 2), (5,)]
     runs = []
