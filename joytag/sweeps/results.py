@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from joytag.data.dataset import Dataset
 from joytag.evaluation import resampled
 from joytag.evaluation.bootstrap import Interval
-from joytag.evaluation.predictions import DIRECTORY, Predictions
+from joytag.evaluation.predictions import DIRECTORY, PROVENANCE, Predictions, read_provenance
 from joytag.evaluation.thresholds import random_half
 from joytag.sweeps import statistics
 from joytag.sweeps.config import Point, Sweep, Trial
@@ -67,6 +68,27 @@ class Results:
         """The best of the points that beat the base by more than noise, on fresh seeds if any were run on them."""
         judged = [point for point in self.points if point.confirmed] or self.points
         return max((p for p in judged if p.judged.is_better), key=lambda p: p.judged.mean, default=None)
+
+
+def check_images(points: Sequence[Point], ledger: Ledger) -> None:
+    """Raise ValueError when a trial was measured on other images than its dataset has now, since it was built anew."""
+    validation_hash = functools.cache(_validation_hash)
+    for point in points:
+        data = Path(point.config.data.directory)
+        for trial in point.trials:
+            predictions = trial.results / DIRECTORY
+            if ledger.state(trial.id) != "done" or not ((predictions / PROVENANCE).exists() and data.is_dir()):
+                continue
+            if read_provenance(predictions)["split_sha256"] != validation_hash(data):
+                raise ValueError(
+                    f"{trial.directory}: its validation images, tags or labels are not those that {data} has now, "
+                    "so new trials can't be compared with it; set output to another directory, or remove the sweep's"
+                )
+
+
+def _validation_hash(directory: Path) -> str:
+    dataset = Dataset.open(directory)
+    return dataset.content_hash(dataset.posts("validation"))
 
 
 def read(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> Results:

@@ -1,5 +1,6 @@
 """Running a sweep: kills, failures, a full disk, what is new, early stopping."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,10 @@ from requirements import needs_linux, needs_unix
 
 from joytag.core import child_process, jsonl
 from joytag.core.errors import Exit, Stopped
+from joytag.core.files import write_text
 from joytag.core.lock import InUse, sole_writer
+from joytag.data.dataset import Dataset
+from joytag.evaluation.predictions import DIRECTORY, PROVENANCE, VERSION
 from joytag.sweeps import results, supervisor
 from joytag.sweeps.config import Sweep, Trial
 from joytag.sweeps.ledger import ENDS, Ledger
@@ -213,6 +217,22 @@ def test_what_someone_removed_runs_again(cheap_sweep):
     ledger = run(sweep)
     assert [row["trial"] for row in ledger.rows if row["event"] == "lost"] == [trial.id]
     assert ledger.state(trial.id) == "done"
+
+
+def test_trials_of_a_dataset_that_was_built_anew_are_not_mixed_with_others(cheap_sweep):
+    run(sweep := cheap_sweep())
+    trial, dataset = trials(sweep)[1], Dataset.open(Path(sweep.base.data.directory))
+
+    def measured_on(images: str) -> None:
+        provenance = {"version": VERSION, "sources": [], "sha256": {}, "split_sha256": images}
+        write_text(trial.results / DIRECTORY / PROVENANCE, json.dumps(provenance))
+
+    measured_on(dataset.content_hash(dataset.posts("validation")))
+    rows = run(sweep).rows
+    measured_on("those of an older build")
+    with pytest.raises(ValueError, match=rf"{trial.id}: its validation images.*; set output to another directory"):
+        run(sweep)
+    assert Ledger(sweep.output).rows == rows
 
 
 def test_losing_trials_keep_all_but_checkpoints(cheap_sweep):
