@@ -23,7 +23,7 @@ from data_prep.rejected import Reason
 from data_prep.shards import Backend
 from data_prep.sources import posts
 from data_prep.sources.registry import KINDS
-from data_prep.split import Needs, choose_validation, shuffled
+from data_prep.split import RULES, Needs, choose_validation, shuffled
 from data_prep.tags import Policy, read_names, survey
 from data_prep.vocabulary import Labelled, choose_tags, final_tags, print_odd, print_refused, print_unknown
 from joytag.core import settings
@@ -147,8 +147,11 @@ def _is_built(output: Path, config: BuildSettings, fingerprints: list[str]) -> b
     """Whether the dataset exists. Raises Outdated when this config would build another one than the existing one."""
     if not (output / "dataset.json").exists():
         return False
-    if read_description(output).get("config") != config.model_dump():
+    description = read_description(output)
+    if description.get("config") != config.model_dump():
         raise Outdated(f"{output}: holds a dataset of another config")
+    if description.get("split_rules") != RULES:
+        raise Outdated(f"{output}: another version has chosen its validation images")
     path = output / "work" / FINGERPRINTS
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if recorded != fingerprints[: len(recorded)]:  # older versions did not record the lists of tags

@@ -20,7 +20,7 @@ from data_prep.config import BuildSettings
 from data_prep.image_table import ImageTable
 from data_prep.negatives import Negatives
 from data_prep.rejected import Ledger, Reason
-from data_prep.split import giants
+from data_prep.split import RULES, giants
 from data_prep.tags import Rows
 from data_prep.vocabulary import Labelled
 from joytag.core.files import write_text
@@ -63,15 +63,18 @@ class SourceCounts(TypedDict):
 class FamilyCounts(TypedDict):
     """The families of a dataset, counted in its own images.
 
-    `several` families have more than one image, together `images`; `largest` is the size of the largest. `giants`
-    are the sizes of those that always stay in training, by an image of theirs. `relatives` is the share of validation
-    images, of each source, that would have a relative in training if they had been drawn one by one.
+    `several` families have more than one image, together `images`; `largest` is the size of the largest. `too_large`
+    of them always stay in training, with `training_images`; `giants` are the sizes of the largest of these, in order,
+    by an image of theirs. `relatives` is the share of validation images, of each source, that would have a relative in
+    training if they had been drawn one by one.
     """
 
     families: int
     several: int
     images: int
     largest: int
+    too_large: int
+    training_images: int
     giants: dict[str, int]
     relatives: dict[str, float]
 
@@ -167,8 +170,8 @@ def describe(
     """
     labelled = content.labelled
     counts = count_families(content, config, ledger.paths())
-    for name, size in counts["giants"].items():
-        print(f"{size:>9,} images in training: a family too large for validation, such as {name}")
+    for line in describe_giants(counts):
+        print(line)
     description = {
         "sources": [source.name for source in config.sources],
         "exhaustive": [source.exhaustive for source in config.sources],
@@ -179,6 +182,7 @@ def describe(
             "one_sided": dict(islice(labelled.one_sided.items(), NAMED)),
         },
         "refused": dict(islice(content.refused.items(), NAMED)),
+        "split_rules": RULES,
         "families": counts,
         "relations": irregular,
         "config": config.model_dump(),
@@ -200,15 +204,25 @@ def count_families(content: Content, config: BuildSettings, paths: pa.ChunkedArr
     )
     chance = families.with_relatives(sizes, int(content.validation.sum()))[number]
     too_large = np.flatnonzero(giants(sizes, config.validation.wanted(len(rows))))
+    too_large = too_large[np.argsort(-sizes[too_large], kind="stable")]
     names = {i: f"{sources[source[first[i]]]}/{paths[int(rows[first[i]])]}" for i in too_large[:NAMED]}
     return FamilyCounts(
         families=len(sizes),
         several=int((sizes > 1).sum()),
         images=int(sizes[sizes > 1].sum()),
         largest=int(sizes.max(initial=0)),
+        too_large=len(too_large),
+        training_images=int(sizes[too_large].sum()),
         giants={name: int(sizes[i]) for i, name in names.items()},
         relatives={name: float(chance[source == i].mean()) for i, name in enumerate(sources) if (source == i).any()},
     )
+
+
+def describe_giants(counts: FamilyCounts) -> Iterator[str]:
+    """Yield a line on the families that always stay in training, if there are any; it names the largest."""
+    for name, size in islice(counts["giants"].items(), 1):
+        several = f"{counts['too_large']:,} ({counts['training_images']:,} images)"
+        yield f"families too large for validation: {several}, the largest that of {name} ({size:,})"
 
 
 def _count_posts(content: Content, reasons: Sequence[Reason], sources: Sequence[str]) -> dict[str, SourceCounts]:

@@ -11,9 +11,10 @@ import numpy as np
 from data_prep.config import Validation
 from data_prep.tags import Rows
 
+RULES = 2  # the version of the rules below, which decide who is held out
 CHUNK = 1 << 15  # images whose labels are in memory together
 MOST = 0.2  # largest share of the images in validation, unless more are asked for
-GIANT = 100  # images of the largest group that can always be held out, or more: a tenth of those to hold out
+GIANT = 10  # images of the largest group that can always be held out, or more: a hundredth of those to hold out
 SPARE = 64  # images of a label to try in addition to those that it needs
 
 
@@ -48,12 +49,12 @@ class _Shuffle(NamedTuple):
 
 
 def giants(sizes: np.ndarray, images: int) -> np.ndarray:
-    """Return which groups always stay in training, bool [groups]: those that would be much of the validation images.
+    """Return which groups always stay in training, bool [groups]: those on which metrics would depend too much.
 
     `sizes` (int64 [groups]) are in images, of which `images` are to be held out. If most images are in such groups,
     none of these is giant.
     """
-    is_giant = sizes > max(GIANT, images // 10)
+    is_giant = sizes > max(GIANT, images // 100)
     return is_giant & (2 * sizes[is_giant].sum() <= sizes.sum())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from data_prep.dataset import describe_giants
 from data_prep.image_table import work_directory
 from joytag.core.files import ABANDONED, remove_partials, replacing
 from joytag.data import dataset
@@ -59,7 +60,7 @@ def families(description: dict[str, Any]) -> list[str]:
     return [
         f"{counts['families']:,} families: {several} of several images ({images}), at most {counts['largest']:,}",
         f"without families these validation images would have a relative in training: {shares}",
-        *(f"in training for its {size:,} images: the family of {name}" for name, size in counts["giants"].items()),
+        *describe_giants(counts),
     ]
 
 

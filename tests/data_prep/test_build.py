@@ -260,6 +260,13 @@ def test_a_second_build_changes_nothing(built, capsys):
     assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")} == state
 
 
+def test_a_dataset_that_was_split_by_older_rules_is_not_up_to_date(built, monkeypatch):
+    config, _ = built
+    monkeypatch.setattr(data_prep.build, "RULES", data_prep.build.RULES + 1)
+    with pytest.raises(ValueError, match="dataset: another version has chosen its validation images"):
+        build(config)
+
+
 def test_a_dataset_of_another_config_is_not_overwritten(built):
     config, _ = built
     state = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}

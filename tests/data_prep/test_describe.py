@@ -110,12 +110,13 @@ def test_the_sheet_shows_copies_and_images_that_are_kept(dataset):
 
 def test_families_are_described_if_they_were_counted():
     assert describe.families({}) == []
-    counts = {"families": 9, "several": 1, "images": 4000, "largest": 4000, "giants": {"a/b.png": 4000}}
-    text = describe.families({"families": counts | {"relatives": {"a": 0.5, "b": 0.0}}})
+    counts = {"families": 9, "several": 2, "images": 4100, "largest": 4000, "relatives": {"a": 0.5, "b": 0.0}}
+    giants = {"too_large": 2, "training_images": 4100, "giants": {"a/b.png": 4000, "a/c.png": 100}}
+    text = describe.families({"families": counts | giants})
     assert text == [
-        "9 families: 1 of several images (4,000), at most 4,000",
+        "9 families: 2 of several images (4,100), at most 4,000",
         "without families these validation images would have a relative in training: 50.0% of a, 0.0% of b",
-        "in training for its 4,000 images: the family of a/b.png",
+        "families too large for validation: 2 (4,100 images), the largest that of a/b.png (4,000)",
     ]
 
 

@@ -85,11 +85,11 @@ def test_the_share_of_relatives_is_that_of_all_draws(sizes, images):
     assert families.with_relatives(np.array(sizes), images) == pytest.approx(has_relative / held)
 
 
-def test_a_giant_is_larger_than_a_tenth_of_validation_and_than_most_families():
-    assert giants(np.array([4000, *[1] * 40_000]), 32_768).nonzero()[0].tolist() == [0]
-    assert not giants(np.array([3000, *[1] * 40_000]), 32_768).any()
-    assert not giants(np.array([100, *[1] * 400]), 50).any(), "small datasets have no giants"
-    assert giants(np.array([101, *[1] * 400]), 50).nonzero()[0].tolist() == [0]
+def test_a_giant_is_larger_than_a_hundredth_of_validation_and_than_most_families():
+    assert giants(np.array([328, *[1] * 40_000]), 32_768).nonzero()[0].tolist() == [0]
+    assert not giants(np.array([327, *[1] * 40_000]), 32_768).any()
+    assert not giants(np.array([10, *[1] * 400]), 50).any(), "small datasets have no giants"
+    assert giants(np.array([11, *[1] * 400]), 50).nonzero()[0].tolist() == [0]
     assert not giants(np.full(20, 500), 1000).any(), "twenty videos"
 
 

@@ -314,6 +314,7 @@ def test_a_plain_recount_finds_the_same_families(mirror, built):
     path = pq.read_table(built / "train.parquet", columns=["post_id", "path"]).to_pylist()
     name = next(row["path"] for row in path if row["post_id"] == min(largest))
     assert counts["giants"] == {f"danbooru2021/{name}": len(largest)}
+    assert (counts["too_large"], counts["training_images"]) == (1, len(largest))
     assert (counts["families"], counts["several"], counts["images"], counts["largest"]) == (
         len(members),
         len(several),
