@@ -181,6 +181,7 @@ def test_the_share_of_the_peak_is_reported(monkeypatch, in_this_process):
     assert comparison.note.endswith(f"; {ours:.1%} of the peak of 1 TFLOP/s, the reference {theirs:.1%}")
 
 
+@pytest.mark.faults
 def test_a_process_that_dies_is_noticed():
     with Remote(dying) as remote, pytest.raises(ValueError, match="has died"):
         remote()

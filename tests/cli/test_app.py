@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from app_server import BOUNDARY, Server, form, running
 from commands import HANG, assert_one_line
 from paths import ROOT, TINY
@@ -24,6 +25,7 @@ def is_listening(server: Server) -> bool:
 
 
 @needs_unix
+@pytest.mark.faults
 def test_ctrl_c_answers_what_was_asked_and_ends_well():
     with running(TINY, "--device", "cpu") as server:
         body = form([PICTURE])
@@ -42,6 +44,7 @@ def test_ctrl_c_answers_what_was_asked_and_ends_well():
         assert server.process.returncode == 0
 
 
+@pytest.mark.faults
 def test_headers_without_end_are_refused():
     with (
         running(TINY, "--device", "cpu", "--public") as server,
@@ -75,6 +78,7 @@ def test_mistakes_end_in_one_line(call, tmp_path):
 
 
 @needs_unix
+@pytest.mark.faults
 def test_a_folder_is_labelled_by_one_app_at_a_time(call, image_folder):
     with running(TINY, "--device", "cpu", "--images", image_folder) as server:
         status, state = server.get("/api/label")
