@@ -106,7 +106,7 @@ def write(output: Path, content: Content, ledger: Ledger) -> None:
     paths = ledger.paths()
     for split, chosen in (("train", ~content.validation), ("validation", content.validation)):
         tables = _split_tables(content, np.flatnonzero(chosen), index, paths)
-        schema = dataset.POSTS_SCHEMA.append(dataset.NEGATIVES).append(dataset.PATH)
+        schema = dataset.POSTS_SCHEMA.append(dataset.NEGATIVES).append(dataset.FAMILY).append(dataset.PATH)
         write_table(tables, schema, output / f"{split}.parquet")
         print(f"{chosen.sum():>9,} {plural(chosen.sum(), 'image')}: {split}")
     print(f"{n_tags:>9,} {plural(n_tags, 'tag')}")
@@ -145,6 +145,7 @@ def _split_tables(
                 "hash": pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(rows), [None, sha256]),
                 "source": images.source[rows],
                 "phash": images.phash[rows],
+                "family": content.family[rows],
                 "path": paths.take(rows),
             }
         )

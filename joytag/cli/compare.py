@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             contenders.predict(tagger, dataset, output, options.device, options.precision) for tagger in taggers
         ]
         common = intersect(taggers, predicted, dataset, aliases)
-        comparison = compare(common.contenders, common.labels, common.tags, common.facts)
+        comparison = compare(common.contenders, common.labels, common.tags, common.facts, families=common.families)
         write_reports(output, comparison)
     for tagger in taggers:
         print(f"{tagger.letter}: {tagger.name} ({tagger.kind}, {tagger.path})")

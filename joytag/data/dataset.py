@@ -48,6 +48,7 @@ POSTS_SCHEMA = pa.schema(
 NEGATIVES = pa.field(  # tags that somebody rejected; never one of `tags`
     "negatives", pa.list_(pa.field("element", pa.int16(), nullable=False)), nullable=False
 )
+FAMILY = pa.field("family", pa.int64(), nullable=False)  # the same for images that one split must hold together
 # Only read to name images to people.
 PATH = pa.field("path", pa.string(), nullable=False)  # of the original file, relative to its source's folder
 TAGS_SCHEMA = pa.schema(
@@ -133,6 +134,7 @@ class Posts:
 
     The tags of row i are `tags[offsets[i]:offsets[i + 1]]`. `hashes` [rows, 32] are the sha256 of the original files.
     `sources` are indexes of `Dataset.sources`. `negatives` are the tags that somebody rejected, None if there are none.
+    `families` are numbers, the same for images that vary one another; None in datasets of older builds.
     """
 
     ids: NDArray[np.int64]
@@ -141,6 +143,7 @@ class Posts:
     hashes: NDArray[np.uint8]
     sources: NDArray[np.integer]
     negatives: Lists | None = None
+    families: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -194,7 +197,7 @@ class Dataset:
         """Read `train` or `validation`. Raises DatasetError when the file is damaged or contradicts the tag table."""
         path = self.directory / f"{split}.parquet"
         try:
-            table = read_table(path, POSTS_SCHEMA, optional=[NEGATIVES])
+            table = read_table(path, POSTS_SCHEMA, optional=[NEGATIVES, FAMILY])
         except TableError as error:
             raise DatasetError(f"{error}; build the dataset again") from None
         column, negatives = table.column("tags").combine_chunks(), None
@@ -208,6 +211,7 @@ class Dataset:
             hashes=np.frombuffer(b"".join(table.column("hash").to_pylist()), dtype=np.uint8).reshape(-1, 32),
             sources=table.column("source").to_numpy(),
             negatives=negatives,
+            families=table.column(FAMILY.name).to_numpy() if FAMILY.name in table.column_names else None,
         )
         if len(posts) == 0:
             raise DatasetError(f"{path}: holds no images; build the dataset again")

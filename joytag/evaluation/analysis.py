@@ -27,7 +27,7 @@ POINTS = 101  # of a curve along thresholds, and as many along recall
 TAG_CURVES = 9  # tags with a curve of their own
 AVERAGES = tuple(f"{kind}_{name}" for kind in ("macro", "micro") for name in ("precision", "recall", "f1"))
 HEADLINE = tuple(f"{kind}_{name}" for kind in ("macro", "micro") for name in ("precision", "recall", "f1", "mcc"))
-Resample = Callable[..., dict[str, dict[str, NDArray[np.float64]]]]  # bootstrap.replicates with its seed and resamples
+Resample = Callable[..., dict[str, dict[str, NDArray[np.float64]]]]  # bootstrap.replicates with its options
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Facts:
 
     provenance: Mapping[str, Any]
     images: int
+    families: int
     tags: int
     tags_with_positives: int
     labels_per_image: float
@@ -175,7 +176,8 @@ def analyse(
     """
     scores, labels, tags = metrics.copy_by_tag(predictions.scores), predictions.labels, predictions.tags
     bands, named = by_count(tags.counts), by_name(groups or {}, tags.names)
-    resample = partial(bootstrap.replicates, seed=seed, resamples=resamples)
+    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "families": predictions.families}
+    resample = partial(bootstrap.replicates, **options)
     curves = compute_curves(scores, labels)
     thresholds = {"fixed": float(threshold)} | choose_thresholds(curves)
     decisions = {name: metrics.predicted(scores, value) for name, value in thresholds.items()}
@@ -183,7 +185,7 @@ def analyse(
     counts = metrics.count(labels, fixed)
     headline, macro_over = _headline(labels, decisions, resample)
     ranked = np.flatnonzero(curves.positives >= max(1, minimum_positives))
-    headline["ranking"] = {"map": _map_interval(scores, labels, curves, ranked, resamples, seed)}
+    headline["ranking"] = {"map": _map_interval(scores, labels, curves, ranked, options)}
     kinds = {"categories": by_category(tags.categories), "bands": bands, "groups": named}
     groupings = _tag_groupings(kinds, counts, curves.ap, labels, fixed, minimum_positives, resample)
     disagreements = error_analysis.disagreements(scores, labels, fixed)
@@ -194,7 +196,7 @@ def analyse(
         thresholds=thresholds,
         headline=headline,
         macro_over=macro_over,
-        split_half=_split_half(scores, labels, fixed, threshold, seed, resample),
+        split_half=_split_half(predictions, scores, fixed, threshold, seed, resample),
         per_tag=per_tag_table(tags, bands, counts, curves, shrunk_thresholds(scores, labels, curves)),
         sources=_source_grouping(predictions, scores, fixed, curves, minimum_positives, resample),
         **groupings,
@@ -222,6 +224,7 @@ def _facts(
     return Facts(
         provenance=predictions.provenance,
         images=images,
+        families=len(np.unique(predictions.families)),
         tags=tags,
         tags_with_positives=int(np.count_nonzero(curves.positives)),
         labels_per_image=float(curves.positives.sum() / images),
@@ -247,12 +250,16 @@ def _headline(
 
 
 def _map_interval(
-    scores: NDArray[np.float16], labels: csc_array, curves: Curves, ranked: NDArray[np.int64], resamples: int, seed: int
+    scores: NDArray[np.float16],
+    labels: csc_array,
+    curves: Curves,
+    ranked: NDArray[np.int64],
+    options: Mapping[str, Any],
 ) -> Interval:
-    """Return mean average precision over the `ranked` tags, int64."""
+    """Return mean average precision over the `ranked` tags, int64; `options` are those of `bootstrap.ap_replicates`."""
     mean = float(curves.ap[ranked].mean()) if len(ranked) else np.nan
     influence = bootstrap.ap_influence(scores, labels, ranked)
-    return interval(mean, bootstrap.ap_replicates(mean, influence, seed, resamples))
+    return interval(mean, bootstrap.ap_replicates(mean, influence, **options))
 
 
 def _tag_groupings(
@@ -300,7 +307,8 @@ def _source_grouping(
         own_labels, own_decisions, ap = labels[images].tocsc(), decisions[images].tocsc(), curves.ap
         if len(images) < len(scores):
             ap = metrics.average_precision(table for _, table in metrics.histograms(scores, labels, images))
-        replicates[name] = resample(own_labels, {"": own_decisions})[""]["macro_f1"]
+        own_families = predictions.families[images]
+        replicates[name] = resample(own_labels, {"": own_decisions}, families=own_families)[""]["macro_f1"]
         counts = metrics.count(own_labels, own_decisions)
         rows[name] = _group_metrics(counts, ap, minimum, replicates[name], len(images))
     return Grouping(rows, _gap(rows, replicates))
@@ -332,10 +340,16 @@ def _gap(rows: Mapping[str, GroupMetrics], replicates: Mapping[str, NDArray[np.f
 
 
 def _split_half(
-    scores: NDArray[np.float16], labels: csc_array, fixed: csc_array, threshold: float, seed: int, resample: Resample
+    predictions: Predictions,
+    scores: NDArray[np.float16],
+    fixed: csc_array,
+    threshold: float,
+    seed: int,
+    resample: Resample,
 ) -> SplitHalf:
     """Compare the `fixed` decisions, those at `threshold`, with decisions at thresholds from the other half."""
-    fit = cross_fit(scores, labels, seed)
+    labels = predictions.labels
+    fit = cross_fit(scores, labels, seed, predictions.families)
     decisions = {"fixed": fixed, "shared": fit.shared, "per_tag": fit.per_tag}
     averages = {name: metrics.averages(metrics.count(labels, predicted)) for name, predicted in decisions.items()}
     sampled = resample(labels, decisions)

@@ -1,8 +1,9 @@
 """Intervals over images: how much metrics would vary on other images of the same kind.
 
 The bootstrap (Efron 1979) draws resamples of as many images, with replacement, and takes the 2.5th and 97.5th
-percentile of a metric over them. A resample is a weight per image, so the counts in all resamples are one sparse
-product. The model and its thresholds are taken as fixed: intervals do not include their variation.
+percentile of a metric over them. Images that vary one another are drawn together: what is drawn are families. A
+resample is a weight per image, so the counts in all resamples are one sparse product. The model and its thresholds are
+taken as fixed: intervals do not include their variation.
 """
 
 from __future__ import annotations
@@ -51,13 +52,20 @@ def interval(value: float, replicates: NDArray[np.float64]) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def resample_weights(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[NDArray[np.float32]]:
-    """Yield how often each resample holds each image: float32 [P, up to BLOCK resamples], block by block."""
+def resample_weights(
+    images: int, seed: int = 0, resamples: int = RESAMPLES, families: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Yield how often each resample holds each image: float32 [P, up to BLOCK resamples], block by block.
+
+    `families`, int64 [P], are the same for images that are drawn together; None: each image is drawn alone.
+    """
     rng = np.random.default_rng(seed)
+    number = np.arange(images) if families is None else np.unique(families, return_inverse=True)[1]
+    count = int(number.max()) + 1
     for start in range(0, resamples, BLOCK):
         block = np.empty((min(BLOCK, resamples - start), images), dtype=np.float32)
         for row in block:
-            row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
+            row[:] = np.bincount(rng.integers(count, size=count), minlength=count)[number]
         yield np.ascontiguousarray(block.T)
 
 
@@ -67,22 +75,23 @@ def replicates(
     measure: MetricFunction = averages,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    families: NDArray[np.int64] | None = None,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Return the metrics of several sets of decisions in every resample: name -> metric -> float64 [R].
 
-    Takes labels, bool [P, N], and decisions, bool [P, N], by name. All are counted in the same resamples, so that
-    differences are paired: pass `a["macro_f1"] - b["macro_f1"]` to `interval`. `measure` computes metrics from Counts
-    [N, R], whole numbers in float32; it is `metrics.averages` or a similar function.
+    Takes labels, bool [P, N], decisions, bool [P, N], by name, and `families` as `resample_weights`. All are counted in
+    the same resamples, so that differences are paired: pass `a["macro_f1"] - b["macro_f1"]` to `interval`. `measure`
+    computes metrics from Counts [N, R], whole numbers in float32; it is `metrics.averages` or a similar function.
     """
     by_image = labels.tocsr()  # rows are images, which makes products twice as fast
     decisions_by_image = {name: predicted.tocsr() for name, predicted in decisions.items()}
     hits = {name: predicted.multiply(by_image) for name, predicted in decisions_by_image.items()}
     blocks: dict[str, list[Mapping[str, Any]]] = {name: [] for name in decisions}
-    for weight in resample_weights(labels.shape[0], seed, resamples):
+    for weight in resample_weights(labels.shape[0], seed, resamples, families):
         positives = by_image.T @ weight
         for name, measured in blocks.items():
             tp, predicted = hits[name].T @ weight, decisions_by_image[name].T @ weight
-            tn = np.float32(len(weight)) - predicted - positives + tp
+            tn = weight.sum(axis=0) - predicted - positives + tp
             measured.append(measure(Counts(tp, predicted - tp, positives - tp, tn)))
     return {
         name: {metric: np.concatenate([block[metric] for block in measured]) for metric in measured[0]}
@@ -130,12 +139,16 @@ def _ap_slopes(
 
 
 def ap_replicates(
-    value: float, influence: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES
+    value: float,
+    influence: NDArray[np.float64],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    families: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """Return mean average precision in every resample, float64 [R], linearized with the result of `ap_influence`.
 
     The resamples are those of `replicates`. The error is of second order: smaller, the more positives the tags have. A
     tag without a positive in a resample stays in the mean.
     """
-    parts = [weight.T @ influence for weight in resample_weights(len(influence), seed, resamples)]
+    parts = [weight.T @ influence for weight in resample_weights(len(influence), seed, resamples, families)]
     return value + np.concatenate(parts) - influence.sum()

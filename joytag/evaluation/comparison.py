@@ -177,18 +177,21 @@ def compare(
     minimum_positives: int = 1,
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
+    families: NDArray[np.int64] | None = None,
 ) -> Comparison:
     """Compare taggers on labels, bool [P, N], of tags [N]; `facts` are added to those of the comparison.
 
+    `families`, int64 [P], are the same for images that vary one another; None: every image is independent.
     All intervals come from the same resamples of images. They take the thresholds and the tags of mAP as fixed, though
     these were chosen on images, too. Each interval covers 95 % on its own: of a hundred differences that are zero,
     about five will be called more than noise.
     """
-    first_half = random_half(labels.shape[0], seed)
+    first_half = random_half(labels.shape[0], seed, families)
     evaluated = {c.letter: evaluate_contender(c, labels, first_half) for c in contenders}
     positives = np.diff(labels.indptr).astype(np.int64)
     ranked = np.flatnonzero(positives >= max(1, minimum_positives))
-    resampled = _resample(contenders, evaluated, labels, tags.categories, ranked, resamples, seed)
+    options = {"seed": seed, "resamples": resamples, "families": families}
+    resampled = _resample(contenders, evaluated, labels, tags.categories, ranked, options)
     all_facts = {
         **(facts or {}),
         "images": labels.shape[0],
@@ -239,13 +242,12 @@ def _resample(
     labels: csc_array,
     categories: NDArray[np.int8],
     ranked: NDArray[np.int64],
-    resamples: int,
-    seed: int,
+    options: Mapping[str, Any],
 ) -> ResampledMetrics:
-    """Resample all metrics; `ranked` are the tags of mAP, int64."""
+    """Resample all metrics; `ranked` are the tags of mAP, int64, `options` those of `bootstrap.replicates`."""
     averages = _averages_by_category(categories)
     decisions = {f"{view} {letter}": e.decisions[view] for letter, e in evaluated.items() for view in DECISIONS}
-    replicates = bootstrap.replicates(labels, decisions, averages, seed, resamples)
+    replicates = bootstrap.replicates(labels, decisions, averages, **options)
     resampled: ResampledMetrics = {view: {} for view in VIEWS}
     for c in contenders:
         e = evaluated[c.letter]
@@ -254,7 +256,7 @@ def _resample(
             resampled[view][c.letter] = {name: Resampled(float(values[name]), of_view[name]) for name in values}
         mean = float(e.curves.ap[ranked].mean()) if len(ranked) else np.nan
         influence = bootstrap.ap_influence(c.scores, labels, ranked)
-        mean_ap = Resampled(mean, bootstrap.ap_replicates(mean, influence, seed, resamples))
+        mean_ap = Resampled(mean, bootstrap.ap_replicates(mean, influence, **options))
         resampled["ranking"][c.letter] = {"map": mean_ap}
     return resampled
 

@@ -24,21 +24,29 @@ class IntersectionError(ValueError):
 
 @dataclass(frozen=True)
 class Intersection:
-    """Contenders, labels bool [P, N] and tags [N], all of the common images and tags; `facts` are their numbers."""
+    """Contenders, labels bool [P, N] and tags [N], all of the common images and tags; `facts` are their numbers.
+
+    `families`, int64 [P], are the same for images that vary one another; None if that is unknown.
+    """
 
     contenders: list[Contender]
     labels: csc_array
+    families: NDArray[np.int64] | None
     tags: TagTable
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ReferenceLabels:
-    """The labels to compare on: bool [P, N], of tags [N] and of images with these `keys`, from `source`."""
+    """The labels to compare on: bool [P, N], of tags [N] and of images with these `keys`, from `source`.
+
+    `families` are those of the images, as in Intersection.
+    """
 
     source: Path
     keys: list[bytes]
     labels: csc_array
+    families: NDArray[np.int64] | None
     tags: TagTable
 
 
@@ -78,16 +86,17 @@ def intersect(
         "labelled_tags": len(reference.tags),
         "tags_by_aliases": len(tags) - len(_common_columns(vocabularies, None)[0]),
     }
-    return Intersection(contenders, labels, tags, facts)
+    families = None if reference.families is None else reference.families[rows[0]]
+    return Intersection(contenders, labels, families, tags, facts)
 
 
 def _reference_labels(predicted: Sequence[Predictions], dataset: Dataset | None) -> ReferenceLabels:
     if dataset is None:
         first = predicted[0]
-        return ReferenceLabels(first.directory, _image_keys(first), first.labels, first.tags)
+        return ReferenceLabels(first.directory, _image_keys(first), first.labels, first.families, first.tags)
     posts = dataset.posts(SPLIT)
     labels = predictions.label_matrix(posts, len(dataset.tags))
-    return ReferenceLabels(dataset.directory, _image_keys(posts), labels, dataset.tags)
+    return ReferenceLabels(dataset.directory, _image_keys(posts), labels, posts.families, dataset.tags)
 
 
 def _image_keys(images: Posts | Predictions) -> list[bytes]:

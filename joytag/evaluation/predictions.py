@@ -4,6 +4,7 @@ scores.npy       float16 [P, N], from 0 to 1
 ids.npy          int64 [P]
 hashes.npy       uint8 [P, 32], sha256 of the original files
 sources.npy      int64 [P], indices into the sources of provenance.json
+families.npy     int64 [P], the same for images that vary one another; older versions did not write it
 labels.npz       bool [P, N], a sparse matrix for scipy.sparse.load_npz
 tags.parquet     one row for each output of the model, in order
 provenance.json  the model, the dataset, the settings, the images left out, the files' sha256; written last
@@ -32,11 +33,18 @@ VERSION = 1
 DIRECTORY = "predictions"  # beside a release, or in a directory of reports
 PROVENANCE = "provenance.json"
 WORK = "work"
-ARRAYS = {"scores": (np.float16, 2), "ids": (np.int64, 1), "hashes": (np.uint8, 2), "sources": (np.int64, 1)}
+ARRAYS = {
+    "scores": (np.float16, 2),
+    "ids": (np.int64, 1),
+    "hashes": (np.uint8, 2),
+    "sources": (np.int64, 1),
+    "families": (np.int64, 1),
+}
 FILES = (*(f"{name}.npy" for name in ARRAYS), "labels.npz", "tags.parquet")
 TAGS_SCHEMA = pa.schema(
     [dataset.TAGS_SCHEMA.field(name) for name in ("index", "name", "category", "count", "count_train")]
 )
+FAMILIES = "families.npy"  # which older versions did not write
 CHUNK = 4096  # rows that are read, written or gathered together
 
 
@@ -49,8 +57,8 @@ class Predictions:
     """A predictions directory, opened and checked; row i is image i, column j is tag j.
 
     `scores` float16 [P, N] from 0 to 1, memory-mapped and read-only; `ids` int64 [P]; `hashes` uint8 [P, 32];
-    `sources` int64 [P], indices into `source_names`; `labels` bool [P, N]; `provenance`: the content of
-    provenance.json.
+    `sources` int64 [P], indices into `source_names`; `families` int64 [P], the same for images that vary one another;
+    `labels` bool [P, N]; `provenance`: the content of provenance.json.
     """
 
     directory: Path
@@ -58,6 +66,7 @@ class Predictions:
     ids: NDArray[np.int64]
     hashes: NDArray[np.uint8]
     sources: NDArray[np.int64]
+    families: NDArray[np.int64]
     source_names: list[str]
     labels: csc_array
     tags: dataset.TagTable
@@ -71,11 +80,17 @@ class Predictions:
         """Open a directory. Raises PredictionsError when it is missing, unfinished or damaged."""
         provenance = read_provenance(directory)
         try:
-            for name in FILES:
+            written = [name for name in FILES if name != FAMILIES or name in provenance["sha256"]]
+            for name in written:
                 _check_file(directory / name, provenance["sha256"].get(name))
+            arrays: dict[str, Any] = {
+                name: load_array(directory / f"{name}.npy", *kind)
+                for name, kind in ARRAYS.items()
+                if f"{name}.npy" in written
+            }
             predictions = cls(
                 directory,
-                **{name: load_array(directory / f"{name}.npy", *kind) for name, kind in ARRAYS.items()},
+                **{"families": np.arange(len(arrays["ids"]))} | arrays,
                 source_names=provenance["sources"],
                 labels=_read_labels(directory / "labels.npz"),
                 tags=dataset.TagTable.read(directory / "tags.parquet", TAGS_SCHEMA),
@@ -91,8 +106,8 @@ class Predictions:
         shape = len(self), len(self.tags)
         if 0 in shape or self.scores.shape != shape or self.labels.shape != shape:
             problem = f"scores.npy and labels.npz are not of {shape[0]} images and {shape[1]} tags"
-        elif self.hashes.shape != (len(self), 32) or self.sources.shape != (len(self),):
-            problem = f"hashes.npy and sources.npy are not of {shape[0]} images"
+        elif self.hashes.shape != (len(self), 32) or {self.sources.shape, self.families.shape} != {(len(self),)}:
+            problem = f"hashes.npy, sources.npy and families.npy are not of {shape[0]} images"
         elif not 0 <= self.sources.min() <= self.sources.max() < len(self.source_names):
             problem = f"sources.npy: numbers outside 0 to {len(self.source_names) - 1}"
         elif not all(are_valid_scores(self.scores[i : i + CHUNK]) for i in range(0, len(self), CHUNK)):

@@ -55,6 +55,7 @@ def write(
     ids: NDArray[np.int64],
     hashes: NDArray[np.uint8],
     sources: NDArray[np.int64],
+    families: NDArray[np.int64],
     labels: csc_array,
     tags: dataset.TagTable,
     provenance: Mapping[str, Any],
@@ -66,7 +67,7 @@ def write(
     Raises OutputError when the directory cannot be written.
     """
     rows = np.arange(len(scores)) if rows is None else rows
-    arrays: dict[str, np.ndarray] = {"scores": scores, "ids": ids, "hashes": hashes, "sources": sources}
+    arrays: dict[str, np.ndarray] = dict(zip(ARRAYS, (scores, ids, hashes, sources, families), strict=True))
     table = pa.table(
         {
             "index": range(len(tags)),
@@ -293,8 +294,9 @@ class PredictionsWriter:
             for row, reason in bad
         ]
         provenance = read_json(self._provenance) | {"undecodable": undecodable}
-        sources = posts.sources.astype(np.int64)
-        write(self.directory, self._open(), posts.ids, posts.hashes, sources, labels, tags, provenance, kept)
+        families = np.arange(self.rows) if posts.families is None else posts.families
+        arrays = self._open(), posts.ids, posts.hashes, posts.sources.astype(np.int64), families
+        write(self.directory, *arrays, labels, tags, provenance, kept)
         shutil.rmtree(self._work, ignore_errors=True)  # a reader may have begun to remove it
 
 

@@ -29,19 +29,25 @@ class Resampled:
 
 
 def measure(
-    scores: NDArray[np.float16], labels: csc_array, metric: str, threshold: float, resamples: int = bootstrap.RESAMPLES
+    scores: NDArray[np.float16],
+    labels: csc_array,
+    metric: str,
+    threshold: float,
+    resamples: int = bootstrap.RESAMPLES,
+    families: NDArray[np.int64] | None = None,
 ) -> Resampled:
     """Measure a metric of comparison.METRICS on all images, and in resamples of them.
 
-    Takes scores float16 [P, N] and labels bool [P, N]. `map` is the mean over the tags with a positive. Different
-    scores for the same images are measured in the same resamples.
+    Takes scores float16 [P, N], labels bool [P, N] and `families` as `bootstrap.resample_weights`. `map` is the mean
+    over the tags with a positive. Different scores for the same images are measured in the same resamples.
     """
     if metric == "map":
         positives = np.diff(labels.indptr)
         precision = metrics.average_precision(table for _, table in metrics.histograms(scores, labels))
         value, _ = metrics.mean_average_precision(precision, positives)
         influence = bootstrap.ap_influence(scores, labels, np.flatnonzero(positives))
-        return Resampled(value, bootstrap.ap_replicates(value, influence, resamples=resamples))
+        return Resampled(value, bootstrap.ap_replicates(value, influence, resamples=resamples, families=families))
     decisions = metrics.predicted(scores, threshold)
     value = metrics.averages(metrics.count(labels, decisions))[metric]
-    return Resampled(value, bootstrap.replicates(labels, {"": decisions}, resamples=resamples)[""][metric])
+    replicates = bootstrap.replicates(labels, {"": decisions}, resamples=resamples, families=families)
+    return Resampled(value, replicates[""][metric])

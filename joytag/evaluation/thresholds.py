@@ -28,17 +28,24 @@ class CrossFit:
     per_tag: csc_array
 
 
-def random_half(images: int, seed: int = 0) -> NDArray[np.bool_]:
-    """Return which images are in the first of two random halves, bool [P]."""
-    return np.random.default_rng(seed).permutation(images) < images // 2
+def random_half(images: int, seed: int = 0, families: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """Return which images are in the first of two random halves, bool [P].
+
+    It is half of the `families`, int64 [P], which are the same for images that vary one another; None: of the images.
+    """
+    number = np.arange(images) if families is None else np.unique(families, return_inverse=True)[1]
+    count = int(number.max(initial=-1)) + 1
+    return (np.random.default_rng(seed).permutation(count) < count // 2)[number]
 
 
-def cross_fit(scores: NDArray[np.float16], labels: csc_array, seed: int = 0) -> CrossFit:
+def cross_fit(
+    scores: NDArray[np.float16], labels: csc_array, seed: int = 0, families: NDArray[np.int64] | None = None
+) -> CrossFit:
     """Choose thresholds on each of two random halves and decide with them on the other.
 
-    Takes scores float16 [P, N] and labels bool [P, N].
+    Takes scores float16 [P, N], labels bool [P, N] and `families` as `random_half`.
     """
-    first_half = random_half(len(scores), seed)
+    first_half = random_half(len(scores), seed, families)
     shared, per_tag = [], []
     for half in (~first_half, first_half):
         rows = np.flatnonzero(half)

@@ -142,8 +142,9 @@ def measure(sweep: Sweep, trial: Trial) -> resampled.Resampled:
 @functools.cache
 def _measure(directory: Path, metric: str, threshold: float, half: bool | None) -> resampled.Resampled:
     opened = Predictions.open(directory)
-    rows = slice(None) if half is None else random_half(len(opened)) == half
-    return resampled.measure(opened.scores[rows], opened.labels[rows].tocsc(), metric, threshold, RESAMPLES)
+    rows = slice(None) if half is None else random_half(len(opened), families=opened.families) == half
+    scores, labels, families = opened.scores[rows], opened.labels[rows].tocsc(), opened.families[rows]
+    return resampled.measure(scores, labels, metric, threshold, RESAMPLES, families)
 
 
 def curve(sweep: Sweep, trial: Trial) -> Curve:

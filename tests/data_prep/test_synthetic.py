@@ -305,6 +305,11 @@ def test_a_plain_recount_finds_the_same_families(mirror, built):
     for post in side:
         members[family.get(post, post)].append(post)
     assert not [posts for posts in members.values() if len({side[post] for post in posts}) > 1]
+    written: dict[int, list[int]] = defaultdict(list)
+    for split in dataset.SPLITS:
+        for row in pq.read_table(built / f"{split}.parquet", columns=["post_id", "family"]).to_pylist():
+            written[row["family"]].append(row["post_id"])
+    assert sorted(map(sorted, written.values())) == sorted(map(sorted, members.values()))
     planted = {frozenset(family[i] for i in ids) for ids in key.families.values()}
     assert all(len(families) == 1 for families in planted)
 

@@ -27,6 +27,7 @@ def predictions(scores, labels, sources=None) -> Predictions:
         ids=np.arange(images),
         hashes=np.zeros((images, 32), dtype=np.uint8),
         sources=np.zeros(images, dtype=np.int64) if sources is None else sources,
+        families=np.arange(images),
         source_names=["danbooru", "photographs", "nothing"],
         labels=csc_array(labels),
         tags=dataset.TagTable([f"tag_{i}" for i in range(n_tags)], categories, counts, counts),

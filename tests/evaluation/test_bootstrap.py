@@ -41,6 +41,28 @@ def test_resamples_are_drawn_with_replacement_and_repeat_for_a_seed():
     assert (first[0] != next(bootstrap.resample_weights(50, seed=2))).any()
 
 
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=40), st.integers(0, 2**32))
+def test_families_are_drawn_together_as_single_images_would_be(families, seed):
+    names, row = np.unique(families, return_inverse=True)
+    drawn = next(bootstrap.resample_weights(len(families), seed, families=np.array(families)))
+    np.testing.assert_array_equal(drawn, next(bootstrap.resample_weights(len(names), seed))[row])
+
+
+def test_variants_of_an_image_do_not_make_intervals_narrower(sample):
+    """Each image three times, as a family, varies as the images alone; as independent images, it would vary less."""
+    scores, labels = sample
+    once = bootstrap.replicates(csc_array(labels), {"": metrics.predicted(scores, 0.4)})[""]
+    scores, labels = np.repeat(scores, 3, axis=0), csc_array(np.repeat(labels, 3, axis=0))
+    decisions, families = {"": metrics.predicted(scores, 0.4)}, np.repeat(np.arange(400), 3)
+    thrice = bootstrap.replicates(labels, decisions, families=families)[""]
+    for name in ("macro_f1", "micro_mcc"):
+        np.testing.assert_allclose(thrice[name], once[name])
+    assert bootstrap.replicates(labels, decisions)[""]["micro_f1"].std() < 0.7 * once["micro_f1"].std()
+    influence = bootstrap.ap_influence(scores, labels, np.arange(6))
+    apart, together = (bootstrap.ap_replicates(0.5, influence, families=of).std() for of in (None, families))
+    assert together == pytest.approx(np.sqrt(3) * apart, rel=0.1)
+
+
 def test_averages_of_resamples_match_scikit_learn_on_the_images_drawn(sample):
     scores, labels = sample
     decisions = {str(t): metrics.predicted(scores, t) for t in (0.4, 0.7)}

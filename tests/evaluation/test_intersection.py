@@ -25,7 +25,7 @@ def write_predictions(
     n = np.zeros(len(names), dtype=np.int64)
     tags = TagTable(names, n.astype(np.int8), n, n)
     sources = np.zeros(len(ids), dtype=np.int64)
-    arrays = scores.astype(np.float16), np.array(ids), hashes, sources
+    arrays = scores.astype(np.float16), np.array(ids), hashes, sources, np.arange(len(ids))
     predictions_writer.write(directory, *arrays, csc_array(labels), tags, {"sources": ["x"]})
     return Predictions.open(directory)
 
@@ -81,7 +81,7 @@ def test_conflicting_labels_are_refused_without_a_dataset(taggers, predicted, tm
     first = Predictions.open(predicted["early"])
     labels = first.labels.toarray()
     labels[4, 2] ^= True
-    arrays = first.scores, first.ids, first.hashes, first.sources
+    arrays = first.scores, first.ids, first.hashes, first.sources, first.families
     provenance = {"sources": first.source_names}
     predictions_writer.write(tmp_path / "other", *arrays, csc_array(labels), first.tags, provenance)
     opened = [first, Predictions.open(tmp_path / "other")]

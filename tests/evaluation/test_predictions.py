@@ -1,6 +1,7 @@
 """The predictions directory: complete, or refused if damaged or forged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def test_predictions_are_read_back_without_undecodable_images(directory):
     np.testing.assert_array_equal(opened.ids, POSTS.ids[kept])
     np.testing.assert_array_equal(opened.hashes, POSTS.hashes[kept])
     np.testing.assert_array_equal(opened.sources, POSTS.sources[kept])
+    np.testing.assert_array_equal(opened.families, np.array(kept) // 2)
     np.testing.assert_array_equal(opened.labels.toarray(), POSTS.labels(np.array(kept), TAGS))
     assert opened.labels.dtype == bool
     assert opened.labels.format == "csc"
@@ -48,6 +50,17 @@ def test_predictions_are_read_back_without_undecodable_images(directory):
     ]
     assert opened.provenance["undecodable"][0]["hash"] == POSTS.hashes[2].tobytes().hex()
     assert not (directory / "work").exists()
+
+
+def test_of_older_datasets_and_in_older_predictions_every_image_is_its_own_family(directory, tmp_path):
+    opened = Predictions.open(write_finished(tmp_path / "older", posts=replace(POSTS, families=None)))
+    assert len(set(opened.families)) == len(opened)
+    (directory / predictions.FAMILIES).unlink()
+    path = directory / predictions.PROVENANCE
+    provenance = json.loads(path.read_text())
+    del provenance["sha256"][predictions.FAMILIES]
+    path.write_text(json.dumps(provenance))
+    np.testing.assert_array_equal(Predictions.open(directory).families, np.arange(ROWS - len(BAD)))
 
 
 @given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=9))
@@ -117,6 +130,7 @@ HOSTILE = [
     (save("ids"), np.array([Evil()]), "ids.npy: damaged"),
     (save("ids"), np.zeros(0, np.int64), "0 images"),
     (save("hashes"), np.zeros((9, 31), np.uint8), "hashes.npy"),
+    (save("families"), np.arange(8), "families.npy are not of 9 images"),
     (save("sources"), np.full(9, 2), "sources.npy: numbers outside 0 to 1"),
     (save("sources"), np.full(9, -1), "sources.npy: numbers outside"),
     (labels, {"a": np.zeros(3)}, "labels.npz: damaged"),

@@ -34,6 +34,16 @@ def test_halves_are_random_and_disjoint():
     assert (first != random_half(1001, seed=4)).any()
 
 
+def test_halves_do_not_divide_families():
+    families = np.random.default_rng(0).integers(0, 300, 1000)
+    first = random_half(1000, seed=3, families=families)
+    assert not set(families[first]) & set(families[~first])
+    assert len(set(families[first])) == len(set(families)) // 2
+    scores, labels = skewed(0)
+    fit = cross_fit(scores, labels, seed=3, families=np.arange(len(scores)) // 4)
+    assert (fit.first_half == np.repeat(fit.first_half[::4], 4)).all()
+
+
 def test_each_half_uses_thresholds_of_the_other_alone():
     scores, labels = skewed(0)
     fit = cross_fit(scores, labels, seed=1)

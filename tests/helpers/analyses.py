@@ -136,6 +136,7 @@ def analysis(n_tags: int = 60, images: int = 400, seed: int = 0) -> Analysis:
         facts=Facts(
             provenance={"model": "runs/<b>model</b>", "versions": {"torch": "2.11"}},
             images=images,
+            families=images - 100,
             tags=n_tags,
             tags_with_positives=int(np.count_nonzero(table["positives"])),
             labels_per_image=8.6,
@@ -184,6 +185,7 @@ def predictions(n_tags: int = 60, images: int = 400, seed: int = 0) -> Predictio
         ids=np.arange(images) * 7,
         hashes=hashes,
         sources=sources,
+        families=np.arange(images),
         source_names=["danbooru", "<u>photographs</u>"],
         labels=labels,
         tags=TagTable(names(n_tags), np.zeros(n_tags, dtype=np.int8), counts, counts),

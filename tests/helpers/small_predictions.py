@@ -37,6 +37,7 @@ def make_posts() -> dataset.Posts:
         tags=np.concatenate(tags).astype(np.int16),
         hashes=rng.integers(0, 256, (ROWS, 32), dtype=np.uint8),
         sources=np.arange(ROWS, dtype=np.int16) % 2,
+        families=np.arange(ROWS) // 2,
     )
 
 
@@ -57,18 +58,18 @@ def write_block(writer: PredictionsWriter, block: int, scores: np.ndarray, bad: 
     writer.write(block, rows.astype(np.int64), scores[rows.astype(np.int64)], own, process)
 
 
-def finish(writer: PredictionsWriter) -> None:
-    """Finish predictions of POSTS."""
-    writer.finish(POSTS, label_matrix(POSTS, TAGS), vocabulary())
+def finish(writer: PredictionsWriter, posts: dataset.Posts = POSTS) -> None:
+    """Finish predictions of POSTS, or of other posts with the same labels."""
+    writer.finish(posts, label_matrix(posts, TAGS), vocabulary())
 
 
-def write_finished(directory: Path, bad: list = BAD) -> Path:
+def write_finished(directory: Path, bad: list = BAD, posts: dataset.Posts = POSTS) -> Path:
     """Write finished predictions, block by block."""
     writer = PredictionsWriter(directory, ROWS, TAGS, BATCH)
     writer.begin(FACTS)
     for block in (2, 0, 1):
         write_block(writer, block, SCORES, bad, process=block % 2)
-    finish(writer)
+    finish(writer, posts)
     return directory
 
 
