@@ -10,7 +10,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-portable test-pages test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
+.PHONY: help install quickstart test test-portable test-pages test-benchmarks test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what thei
 
 test-pages: .venv/installed-dev  ## open the app's page and the reports in Chromium: minutes
 	CI=true $(BIN)/pytest -n logical -m "pages and not slow and not faults"
+
+test-benchmarks: .venv/installed-dev  ## run the benchmarks in miniature: a minute
+	CI=true $(BIN)/pytest -n logical -m benchmarks
 
 test-faults: .venv/installed-dev  ## kill, stop and poison builds, sweeps and runs of one to four processes, fill disks: a quarter of an hour
 	$(BIN)/pytest -n logical -m "faults and not slow"

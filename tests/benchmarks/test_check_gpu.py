@@ -53,6 +53,7 @@ def measured(tmp_path_factory) -> dict:
     return json.loads(file.read_text())["parts"]
 
 
+@pytest.mark.benchmarks
 def test_every_part_runs_on_a_cpu(measured):
     assert list(measured) == PARTS_OF_A_SIZE
     errors = {name.partition(": ")[2]: part["error"] for name, part in measured.items() if "error" in part}
@@ -132,6 +133,7 @@ def backward(loss: Tensor, *_: object) -> None:
         nodes += [following for following, _ in node.next_functions]
 
 
+@pytest.mark.benchmarks
 def test_the_parts_run_on_a_simulated_gpu_as_far_as_it_goes(tmp_path, monkeypatch):
     """Devices are not mixed in steps, augmentation and updates. cuDNN needs a real GPU."""
     captured = []
@@ -367,6 +369,7 @@ def test_a_file_that_is_none_of_results_is_named_in_one_line(tmp_path, monkeypat
     assert_one_line(Done(int(end.value.code or 0), "", captured.err), str(file), reason, "make check-gpu writes it")
 
 
+@pytest.mark.benchmarks
 def test_a_table_can_be_drawn_whenever_the_script_is_stopped(measured):
     results = synthetic("H100", 1.0)
     for number in range(len(gpu.PARTS) + 1):

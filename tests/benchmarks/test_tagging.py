@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import pytest
 from paths import TINY
 
 from joytag.benchmarks import tagging
@@ -15,6 +16,7 @@ def test_metrics_match_scikit_learn_in_the_benchmark():
     assert float(text.rpartition(" ")[2]) < 1e-9
 
 
+@pytest.mark.benchmarks
 def test_tagging_is_compared_side_by_side(monkeypatch):
     small = ViTConfig(
         n_tags=20, image_size=32, num_blocks=1, patch_size=16, d_model=32, mlp_dim=32, num_heads=2, cnn_stem=None

@@ -73,6 +73,7 @@ def test_the_reference_computes_the_model_with_every_kind_of_stem(layer):
     torch.testing.assert_close(theirs(images), ours(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.benchmarks
 def test_the_loader_and_augmentation_are_compared(copies, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "SIZES", (16,))
     written = tmp_path / "figures.json"
@@ -188,6 +189,7 @@ def test_a_process_that_dies_is_noticed():
     assert not remote.process.is_alive()
 
 
+@pytest.mark.benchmarks
 def test_a_process_returns_one_value_per_call():
     with Remote(counting, 3) as remote:
         remote()

@@ -5,6 +5,7 @@ import pytest
 from data_prep.tools import benchmark, synthetic
 
 
+@pytest.mark.benchmarks
 def test_preparation_is_compared_side_by_side():
     text = benchmark.scanning(n_images=2, rounds=1)
     assert "JPEG" in text
