@@ -52,6 +52,12 @@ def interval(value: float, replicates: NDArray[np.float64]) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
+def number_families(images: int, families: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], int]:
+    """Return each image's family as a number from 0, int64 [P], and the number of families; None: an image each."""
+    number = np.arange(images) if families is None else np.unique(families, return_inverse=True)[1]
+    return number, int(number.max(initial=-1)) + 1
+
+
 def resample_weights(
     images: int, seed: int = 0, resamples: int = RESAMPLES, families: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.float32]]:
@@ -60,8 +66,7 @@ def resample_weights(
     `families`, int64 [P], are the same for images that are drawn together; None: each image is drawn alone.
     """
     rng = np.random.default_rng(seed)
-    number = np.arange(images) if families is None else np.unique(families, return_inverse=True)[1]
-    count = int(number.max()) + 1
+    number, count = number_families(images, families)
     for start in range(0, resamples, BLOCK):
         block = np.empty((min(BLOCK, resamples - start), images), dtype=np.float32)
         for row in block:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from joytag.evaluation import metrics
+from joytag.evaluation.bootstrap import number_families
 from joytag.evaluation.curves import BELOW, Curves, choose_thresholds, compute_curves
 from joytag.evaluation.metrics import LEVELS, VALUES
 
@@ -33,8 +34,7 @@ def random_half(images: int, seed: int = 0, families: NDArray[np.int64] | None =
 
     It is half of the `families`, int64 [P], which are the same for images that vary one another; None: of the images.
     """
-    number = np.arange(images) if families is None else np.unique(families, return_inverse=True)[1]
-    count = int(number.max(initial=-1)) + 1
+    number, count = number_families(images, families)
     return (np.random.default_rng(seed).permutation(count) < count // 2)[number]
 
 

@@ -71,7 +71,7 @@ class Results:
 
 
 def check_images(points: Sequence[Point], ledger: Ledger) -> None:
-    """Raise ValueError when a trial was measured on other images than its dataset has now, since it was built anew."""
+    """Raise ValueError when a trial was measured on other images than its dataset has now that it was built again."""
     validation_hash = functools.cache(_validation_hash)
     for point in points:
         data = Path(point.config.data.directory)

@@ -219,7 +219,7 @@ def test_what_someone_removed_runs_again(cheap_sweep):
     assert ledger.state(trial.id) == "done"
 
 
-def test_trials_of_a_dataset_that_was_built_anew_are_not_mixed_with_others(cheap_sweep):
+def test_trials_of_a_dataset_that_was_built_again_are_not_mixed_with_others(cheap_sweep):
     run(sweep := cheap_sweep())
     trial, dataset = trials(sweep)[1], Dataset.open(Path(sweep.base.data.directory))
 
