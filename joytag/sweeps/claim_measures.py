@@ -1,0 +1,119 @@
+"""What is measured on a trial to test a claim: a metric with its resamples of the images, or a number without any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from joytag.data import loader
+from joytag.data.dataset import Dataset
+from joytag.data.images import normalize
+from joytag.evaluation import bootstrap, metrics, resampled, runner
+from joytag.evaluation.predictions import DIRECTORY, Predictions
+from joytag.evaluation.resampled import Resampled
+from joytag.models import release
+from joytag.models.inference import autocast
+from joytag.sweeps.config import Trial
+from joytag.sweeps.results import RESAMPLES
+from joytag.training import losses, tracker
+
+THRESHOLDS = np.linspace(0.02, 0.98, 97)
+FIRST_SCALE = 2.0**16  # of torch's gradient scaler
+PUBLISHED_TAGS = 5813  # over which the published run averages its loss
+BATCH = 64  # images whose gradients are computed
+
+
+def constant(value: float) -> Resampled:
+    """Return a number that other images would not change."""
+    return Resampled(value, np.full(RESAMPLES, value))
+
+
+def final(trial: Trial, metric: str = "map") -> Resampled:
+    """Measure a trial on its validation images; 0 if it diverged, and so has no predictions."""
+    directory = trial.results / DIRECTORY
+    return _measure(directory, metric, trial.threshold) if directory.is_dir() else constant(0.0)
+
+
+def on(trial: Trial, data: Path, split: str, source: str | None = None) -> Resampled:
+    """Measure mAP on a split of a dataset, or on its images from one source; predicts them if that was not done."""
+    directory = trial.directory / f"{data.name}_{split}"
+    runner.predict_release(directory, trial.results, Dataset.open(data), split)
+    return _measure(directory, "map", trial.threshold, source)
+
+
+@cache
+def _measure(directory: Path, metric: str, threshold: float, source: str | None = None) -> Resampled:
+    opened = Predictions.open(directory)
+    rows = slice(None) if source is None else opened.sources == opened.source_names.index(source)
+    scores, labels, families = opened.scores[rows], opened.labels[rows].tocsc(), opened.families[rows]
+    return resampled.measure(scores, labels, metric, threshold, RESAMPLES, families)
+
+
+def best_validation(trial: Trial) -> int:
+    """Return the samples after which a trial's validation loss was lowest."""
+    return min(tracker.curve(trial.directory / tracker.LOG, "val_loss"), key=lambda point: point[1])[0]
+
+
+def logged(trial: Trial, name: str, samples: int | None = None) -> Resampled:
+    """Return a metric that a trial has logged after a number of samples, by default at its end."""
+    curve = dict(tracker.curve(trial.directory / tracker.LOG, name))
+    return constant(curve[max(curve) if samples is None else samples])
+
+
+def break_even(trial: Trial) -> Resampled:
+    """Return the lowest of THRESHOLDS at which a trial's macro precision is at least its macro recall."""
+    opened = Predictions.open(trial.results / DIRECTORY)
+    decisions = {str(threshold): metrics.predicted(opened.scores, threshold) for threshold in THRESHOLDS}
+    averages = [metrics.averages(metrics.count(opened.labels, of)) for of in decisions.values()]
+    resamples = bootstrap.replicates(opened.labels, decisions, resamples=RESAMPLES, families=opened.families)
+    value = first_crossing([{name: np.atleast_1d(value) for name, value in at.items()} for at in averages])
+    return Resampled(float(value[0]), first_crossing([*resamples.values()]))
+
+
+def first_crossing(averages: list[Mapping[str, NDArray[np.float64]]]) -> NDArray[np.float64]:
+    """Return the lowest threshold at which macro precision reaches macro recall, float64 [R]; 1 if none does.
+
+    `averages` holds both, each float64 [R], at each of THRESHOLDS.
+    """
+    reached = np.array([at["macro_precision"] >= at["macro_recall"] for at in averages])
+    return np.where(reached.any(0), THRESHOLDS[reached.argmax(0)], 1.0)
+
+
+def lost_gradients(model: Path, data: Path, multiplier: float, scale: float) -> dict[str, float]:
+    """Return the share of the gradients of each part of a model that are not 0 in float32, but are in fp16.
+
+    The loss is the focal loss of BATCH training images, averaged as if over PUBLISHED_TAGS, times `multiplier`; its
+    gradients are scaled by `scale`, as a gradient scaler does. Parts: the stem, each block, the head; `all` of them.
+    """
+    exact, rounded = (_gradients(model, data, multiplier * scale, dtype) for dtype in (torch.float32, torch.float16))
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {"all": []}
+    for name, gradient in exact.items():
+        first, number, *_ = name.split(".")
+        part = f"block {int(number) + 1}" if first == "blocks" else "head" if first in ("norm", "head") else "stem"
+        for key in (part, "all"):
+            parts.setdefault(key, []).append((gradient, rounded[name]))
+    return {
+        part: float(sum(((a != 0) & (b == 0)).sum() for a, b in pairs) / sum((a != 0).sum() for a, _ in pairs))
+        for part, pairs in parts.items()
+    }
+
+
+@cache
+def _gradients(directory: Path, data: Path, factor: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the gradients of a release's parameters by name, of its loss times `factor`, computed in a format."""
+    model, _ = release.load(directory)
+    images = loader.ImageDataset(Dataset.open(data), "train", model.config.image_size)
+    batch = images.__getitems__([(0, row) for row in range(min(BATCH, len(images)))])
+    assert isinstance(batch, loader.Batch)
+    model.eval()
+    with autocast(torch.device("cpu"), dtype):
+        logits = model(normalize(batch.images))
+    share = batch.labels.shape[1] / PUBLISHED_TAGS
+    (losses.focal(logits.float(), batch.labels.float()) * share * factor).backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}

@@ -1,0 +1,203 @@
+"""The published claims: their sweeps, measures and verdicts; against SciPy, scikit-learn and brute force."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from paths import ROOT
+from PIL import Image
+from scipy import stats
+from scipy.sparse import csc_array
+from sklearn.metrics import precision_recall_fscore_support
+from sweeps import write_predictions
+
+from joytag.core import jsonl
+from joytag.evaluation.bootstrap import Interval
+from joytag.evaluation.resampled import Resampled
+from joytag.models import release
+from joytag.models.vit import ViT, ViTConfig
+from joytag.sweeps import claim_measures, claims, claims_page
+from joytag.sweeps.claim_measures import constant
+from joytag.sweeps.claims import CLAIMS, FAILS, HOLDS, UNCLEAR, Effect
+from joytag.sweeps.config import Trial
+
+CONFIGS = ROOT / "configs/sweeps/claims"
+
+
+def effect(low: float, high: float, claimed: tuple[float, float], unit: str = "mAP") -> Effect:
+    """An effect with this interval, where the claim says that it is within `claimed`."""
+    return Effect(unit, ("one", "other"), Interval((low + high) / 2, low, high), *claimed)
+
+
+def trial(directory: Path, seed: int = 0) -> Trial:
+    """A trial whose model and results are in a directory."""
+    return Trial("0", "base", seed, 0.4, directory, directory / "release", [])
+
+
+@pytest.fixture
+def measured(monkeypatch) -> dict[str, float]:
+    """Replace what is measured on trials by numbers by settings, which are 0 unless set, plus noise by seed."""
+    values: dict[str, float] = {}
+
+    def value(of: Trial, *_: Any) -> Resampled:
+        added = sum(gain for settings, gain in values.items() if settings in of.name)
+        return constant(added + float(np.random.default_rng([of.seed, len(of.name)]).normal(0, 0.001)))
+
+    for name in ("final", "on", "logged", "break_even"):
+        monkeypatch.setattr(claims, name, value)
+    monkeypatch.setattr(claims, "best_validation", lambda of: 1000 * (1 + of.seed))
+    monkeypatch.setattr(claims, "lost_gradients", lambda model, data, multiplier, scale: {"all": 0.5 / multiplier})
+    return values
+
+
+def test_every_sweep_tests_a_claim_on_five_seeds():
+    assert {claim.name for claim in CLAIMS} == {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert len(CLAIMS) == 14
+    for number, claim in enumerate(CLAIMS, 1):
+        sweep = claims.sweep(claim)
+        title = (CONFIGS / f"{claim.name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        assert title.startswith(f"# Claim {number}: ")
+        assert sweep.output.as_posix() == "runs/claims", "they share their trials"
+        assert sweep.settings.metric == "map"
+        assert len(sweep.seeds) == 5
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+def test_each_claim_is_measured_on_the_trials_of_its_sweep(claim, measured):
+    found = claims.effects(claim)
+    assert len(found) == sum(len(comparison.sides) - 1 for comparison in claim.comparisons)
+    assert all(not math.isnan(each.difference.low) for each in found)
+
+
+def test_a_difference_has_the_interval_of_the_paired_t_test(measured):
+    measured["model.cnn_stem=null"] = -0.05
+    claim = CLAIMS[0]
+    (found,) = claims.effects(claim)
+    values = [
+        [claims.final(of_seed[label]).value for of_seed in claims.trials(claims.sweep(claim)).values()]
+        for label in ("cnn", "patches")
+    ]
+    expected = stats.ttest_rel(*values).confidence_interval()
+    assert (found.difference.low, found.difference.high) == pytest.approx((expected.low, expected.high), abs=1e-5)
+    assert claims.verdict([found]) == HOLDS
+
+
+def test_a_claim_about_several_fails_with_one_of_them(measured):
+    augmentation = next(claim for claim in CLAIMS if claim.name == "augmentation")
+    measured["augment=trivial"] = 0.05
+    assert claims.verdict(claims.effects(augmentation)) == HOLDS
+    measured["augment=rand"] = 0.1
+    rand, none = claims.effects(augmentation)
+    assert (rand.verdict, none.verdict) == (FAILS, HOLDS)
+    assert rand.difference.value == pytest.approx(-0.05, abs=0.01)
+    assert claims.verdict([rand, none]) == FAILS
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "claimed", "expected"),
+    [
+        (0.02, 0.03, (0.01, math.inf), HOLDS),
+        (0.005, 0.03, (0.01, math.inf), UNCLEAR),
+        (-0.01, 0.005, (0.01, math.inf), FAILS),
+        (-0.005, 0.005, (-0.01, 0.01), HOLDS),
+        (-0.005, 0.015, (-0.01, 0.01), UNCLEAR),
+        (0.012, 0.015, (-0.01, 0.01), FAILS),
+        (0.0, 0.0, (-math.inf, 0), FAILS),
+    ],
+)
+def test_a_verdict_is_where_the_interval_lies(low, high, claimed, expected):
+    assert effect(low, high, claimed).verdict == expected
+
+
+@given(st.lists(st.sampled_from([HOLDS, FAILS, UNCLEAR]), min_size=1))
+def test_a_verdict_is_the_worst_of_its_differences(verdicts):
+    bounds = {HOLDS: (1, 2), FAILS: (-2, -1), UNCLEAR: (-1, 1)}
+    expected = FAILS if FAILS in verdicts else UNCLEAR if UNCLEAR in verdicts else HOLDS
+    assert claims.verdict([effect(*bounds[verdict], (0, math.inf)) for verdict in verdicts]) == expected
+
+
+def test_precision_and_recall_break_even_where_scikit_learn_says(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.random((120, 5)) < 0.4
+    scores = np.clip(0.45 * labels + 0.3 * rng.random((120, 5)) + 0.1, 0, 1).astype(np.float16)
+    write_predictions(tmp_path / "release/predictions", scores, csc_array(labels))
+    found = claim_measures.break_even(trial(tmp_path))
+    expected = []
+    for threshold in claim_measures.THRESHOLDS:
+        decisions = scores.astype(np.float64) > threshold
+        precision, recall, *_ = precision_recall_fscore_support(labels, decisions, zero_division=np.nan)
+        expected.append(np.nanmean(precision) >= np.nanmean(recall))
+    assert found.value == claim_measures.THRESHOLDS[expected.index(True)]
+    assert abs(np.median(found.replicates) - found.value) < 0.1
+    assert found.replicates.std() > 0
+
+
+def test_without_a_crossing_the_threshold_is_one():
+    never = [{"macro_precision": np.zeros(3), "macro_recall": np.ones(3)}] * len(claim_measures.THRESHOLDS)
+    assert claim_measures.first_crossing(never).tolist() == [1, 1, 1]
+
+
+def test_a_log_is_read_at_its_lowest_loss_and_at_its_end(tmp_path):
+    for samples, loss, f1 in ((10, 3.0, 0.1), (20, 2.0, 0.2), (30, 2.5, 0.3)):
+        jsonl.append(tmp_path / "log.jsonl", {"samples": samples, "val_loss": loss, "val_macro_f1": f1})
+    of = trial(tmp_path)
+    assert claim_measures.best_validation(of) == 20
+    assert claim_measures.logged(of, "val_macro_f1", 20).value == 0.2
+    assert claim_measures.logged(of, "val_macro_f1").value == 0.3
+
+
+def test_a_trial_that_diverged_counts_as_zero(tmp_path):
+    assert claim_measures.final(trial(tmp_path)).value == 0
+
+
+def test_fp16_loses_what_rounds_to_zero(dataset_directory, tmp_path):
+    torch.manual_seed(0)
+    stem = "conv:c=8,s=4;ln;relu;conv:c=16,s=4"
+    save_release(tmp_path, ViTConfig(6, 32, 2, 16, 16, 32, 2, cnn_stem=stem))
+    lost = {
+        scale: claim_measures.lost_gradients(tmp_path, dataset_directory, 1.0, scale) for scale in (1e-6, 1.0, 2.0**16)
+    }
+    assert set(lost[1.0]) == {"all", "stem", "block 1", "block 2", "head"}
+    assert lost[1e-6]["all"] > 0.95
+    assert lost[1e-6]["all"] > lost[1.0]["all"] > lost[2.0**16]["all"]
+    assert lost[2.0**16]["all"] < 0.02
+    assert lost[2.0**16] == claim_measures.lost_gradients(tmp_path, dataset_directory, 128.0, 2.0**9), "one factor"
+
+
+def save_release(directory: Path, config: ViTConfig) -> None:
+    """Write a release with random weights."""
+    release.save(directory, ViT(config), [f"tag_{i}" for i in range(config.n_tags)], "focal2")
+
+
+def test_the_page_keeps_what_is_outside_the_markers():
+    page = "before\n<!-- results, by make claims -->\nold\n<!-- end -->\nafter"
+    filled = claims_page.fill(page, "results", "new")
+    assert filled == "before\n<!-- results, by make claims -->\n\nnew\n\n<!-- end -->\nafter"
+    assert claims_page.fill(filled, "results", "new") == filled
+
+
+def test_the_table_has_a_row_a_claim_and_the_figure_every_effect(tmp_path):
+    results = {claim.name: [effect(-0.02, 0.01, (0, math.inf), f"unit {i % 3}")] for i, claim in enumerate(CLAIMS)}
+    rows = claims_page.table(CLAIMS, results).splitlines()
+    assert len(rows) == 2 + len(CLAIMS)
+    assert rows[2] == (
+        "| 1 | A CNN stem helps much over plain patches. | unit 0, one − other: −0.005 (−0.020 to +0.010) "
+        "| too small to tell |"
+    )
+    claims_page.plot(results, tmp_path / "claims.png")
+    with Image.open(tmp_path / "claims.png") as image:
+        assert image.height > 300
+
+
+def test_the_page_names_every_claim_with_its_verdict():
+    page = (ROOT / "docs/claims.md").read_text(encoding="utf-8")
+    for number, claim in enumerate(CLAIMS, 1):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {number} | ")]
+        assert claim.text in row
+        assert row.endswith(tuple(f"| {verdict} |" for verdict in (HOLDS, FAILS, UNCLEAR)))
+        assert f"**{number}. " in page, "a paragraph for each"
