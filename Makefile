@@ -10,7 +10,7 @@ RUN := runs/openmoji
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart test test-portable test-pages test-benchmarks test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
+.PHONY: help install quickstart claims test test-portable test-pages test-benchmarks test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,6 +19,11 @@ install: .venv/installed  ## install the project into .venv
 
 quickstart: $(RUN)/release/metrics.json  ## build the embedded dataset, train, evaluate, draw a contact sheet
 	$(BIN)/joytag show --run $(RUN) --data $(DATA)
+
+claims: .venv/installed-dev | $(DATA)/dataset.json  ## test the published claims and write docs/claims.md: two hours; resumes
+	$(BIN)/joytag build --config configs/data/openmoji_alone.yaml
+	for config in configs/sweeps/claims/*.yaml; do $(BIN)/joytag sweep --config $$config --jobs 2 || exit; done
+	$(BIN)/python -m joytag.sweeps.claims_page
 
 test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/ruff check .

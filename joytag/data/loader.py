@@ -32,6 +32,7 @@ from joytag.data.images import ImageError, read_square
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # undecodable images in a row before loading fails
 PREFETCH = 2  # batches that each decoding process prepares ahead
+KEPT = 1 << 30  # bytes of images that training in its own process keeps, so that later epochs need not decode them
 HELD = PREFETCH + 1  # batches of each decoding process in memory: one that it loads, the others wait or are in use
 SHARED = Path("/dev/shm")  # Linux's file system for memory that processes share
 
@@ -85,6 +86,7 @@ class ImageDataset(Dataset[Batch]):
         self.augmentation, self.deferred, self.signed = augmentation, deferred, signed
         self.posts = dataset.posts(split)
         self._buffers: list[Tensor] = []  # of a decoding process, least recently used first
+        self._kept: dict[int, Tensor] = {}  # decoded images by row
 
     def __len__(self) -> int:
         return len(self.posts)
@@ -142,9 +144,12 @@ class ImageDataset(Dataset[Batch]):
         """
         row = key[1]
         for attempt in range(MAX_SUBSTITUTES):
+            if row in self._kept:
+                out.copy_(self._kept[row])
+                return [row]
             path = self.dataset.image_path(self.posts.hashes[row].tobytes())
             try:
-                read_square(path, self.size, out)
+                self._keep(row, read_square(path, self.size, out))
                 return [row]
             except ImageError as error:
                 bad.append((row, str(error)))
@@ -155,6 +160,11 @@ class ImageDataset(Dataset[Batch]):
         raise records.DatasetError(
             f"{bad[-1][1]}; {MAX_SUBSTITUTES - 1} other images cannot be read either; is the disk mounted?"
         )
+
+    def _keep(self, row: int, pixels: Tensor) -> None:
+        """Keep a decoded image for later epochs, where this process trains itself and KEPT allows it."""
+        if self.draw is not None and get_worker_info() is None and (len(self._kept) + 1) * pixels.nbytes <= KEPT:
+            self._kept[row] = pixels.clone()
 
 
 def check_shared_memory(batches: int, images: int, size: int, n_tags: int) -> None:

@@ -115,6 +115,19 @@ def test_augmentation_depends_on_epoch_and_row_but_not_on_the_batch(dataset_dire
     assert not torch.equal(together, read(images, [(3, row) for row in range(8)]).images)
 
 
+@pytest.mark.parametrize(("kept", "decoded"), [(data.KEPT, 4), (2 * 16 * 16 * 3, 6), (0, 8)])
+def test_training_decodes_an_image_once_if_memory_allows(dataset_directory, monkeypatch, kept, decoded):
+    dataset, keys = Dataset.open(dataset_directory), [[(epoch, row) for row in range(4)] for epoch in range(2)]
+    expected = [read(data.ImageDataset(dataset, "train", 16, (0, 0), "trivial"), of_epoch).images for of_epoch in keys]
+    calls, read_square = [], data.read_square
+    monkeypatch.setattr(data, "read_square", lambda *given: calls.append(given) or read_square(*given))
+    monkeypatch.setattr(data, "KEPT", kept)
+    images = data.ImageDataset(dataset, "train", 16, (0, 0), "trivial")
+    for of_epoch, before in zip(keys, expected, strict=True):
+        assert torch.equal(read(images, of_epoch).images, before)
+    assert len(calls) == decoded
+
+
 def test_deferred_augmentation_gives_the_same_images(dataset_directory):
     dataset, keys = Dataset.open(dataset_directory), [(0, row) for row in range(8)]
     now = read(data.ImageDataset(dataset, "train", 16, (0, 0), "rand"), keys)
