@@ -14,7 +14,8 @@ from torch import Tensor
 from joytag.data import loader
 from joytag.data.dataset import Dataset
 from joytag.data.images import normalize
-from joytag.evaluation import bootstrap, metrics, resampled, runner
+from joytag.evaluation import bootstrap, contenders, metrics, resampled, runner
+from joytag.evaluation.contenders import TaggerEntry
 from joytag.evaluation.predictions import DIRECTORY, Predictions
 from joytag.evaluation.resampled import Resampled
 from joytag.models import release
@@ -40,11 +41,18 @@ def final(trial: Trial, metric: str = "map") -> Resampled:
     return _measure(directory, metric, trial.threshold) if directory.is_dir() else constant(0.0)
 
 
-def on(trial: Trial, data: Path, split: str, source: str | None = None) -> Resampled:
-    """Measure mAP on a split of a dataset, or on its images from one source; predicts them if that was not done."""
-    directory = trial.directory / f"{data.name}_{split}"
-    runner.predict_release(directory, trial.results, Dataset.open(data), split)
-    return _measure(directory, "map", trial.threshold, source)
+def on_training_images(trial: Trial, data: Path) -> Resampled:
+    """Measure the mAP of a trial on the images of a dataset that it was trained on."""
+    directory = trial.directory / "training_predictions"
+    runner.predict_release(directory, trial.results, Dataset.open(data), "train")
+    return _measure(directory, "map", trial.threshold)
+
+
+def on_source(trial: Trial, data: Path, source: str) -> Resampled:
+    """Measure the mAP of a trial on the validation images of a dataset that come from one of its sources."""
+    tagger = TaggerEntry("", trial.name, "release", trial.results, trial.threshold)
+    predicted = contenders.predict(tagger, Dataset.open(data), trial.directory)
+    return _measure(predicted.directory, "map", trial.threshold, source)
 
 
 @cache

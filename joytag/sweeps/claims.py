@@ -24,7 +24,8 @@ from joytag.sweeps.claim_measures import (
     final,
     logged,
     lost_gradients,
-    on,
+    on_source,
+    on_training_images,
 )
 from joytag.sweeps.config import Sweep, Trial
 
@@ -94,7 +95,7 @@ def _gain_at_high_rate(optimizer: str) -> Measure:
 
 def _gap(label: str) -> Measure:
     """How much better a model is on its training images than on validation images."""
-    return lambda trials: on(trials[label], DATA, "train") - final(trials[label])
+    return lambda trials: on_training_images(trials[label], DATA) - final(trials[label])
 
 
 def _lost(multiplier: float) -> Measure:
@@ -114,7 +115,7 @@ def _samples_to_best(label: str) -> Measure:
 
 
 def _on_auxiliary(data: Path) -> Measure:
-    return lambda trials: on(trials[data.as_posix()], DATA, "validation", "twemoji")
+    return lambda trials: on_source(trials[data.as_posix()], DATA, "twemoji")
 
 
 REGULARIZERS = {  # in the order of mixup's sweep

@@ -13,11 +13,13 @@ from paths import ROOT
 from PIL import Image
 from scipy import stats
 from scipy.sparse import csc_array
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from sweeps import write_predictions
 
 from joytag.core import jsonl
+from joytag.data.dataset import Dataset
 from joytag.evaluation.bootstrap import Interval
+from joytag.evaluation.predictions import Predictions
 from joytag.evaluation.resampled import Resampled
 from joytag.models import release
 from joytag.models.vit import ViT, ViTConfig
@@ -40,7 +42,7 @@ def trial(directory: Path, seed: int = 0) -> Trial:
 
 
 @pytest.fixture
-def measured(monkeypatch) -> dict[str, float]:
+def invented(monkeypatch) -> dict[str, float]:
     """Replace what is measured on trials by numbers by settings, which are 0 unless set, plus noise by seed."""
     values: dict[str, float] = {}
 
@@ -48,7 +50,7 @@ def measured(monkeypatch) -> dict[str, float]:
         added = sum(gain for settings, gain in values.items() if settings in of.name)
         return constant(added + float(np.random.default_rng([of.seed, len(of.name)]).normal(0, 0.001)))
 
-    for name in ("final", "on", "logged", "break_even"):
+    for name in ("final", "on_source", "on_training_images", "logged", "break_even"):
         monkeypatch.setattr(claims, name, value)
     monkeypatch.setattr(claims, "best_validation", lambda of: 1000 * (1 + of.seed))
     monkeypatch.setattr(claims, "lost_gradients", lambda model, data, multiplier, scale: {"all": 0.5 / multiplier})
@@ -68,14 +70,14 @@ def test_every_sweep_tests_a_claim_on_five_seeds():
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
-def test_each_claim_is_measured_on_the_trials_of_its_sweep(claim, measured):
+def test_each_claim_is_measured_on_the_trials_of_its_sweep(claim, invented):
     found = claims.effects(claim)
     assert len(found) == sum(len(comparison.sides) - 1 for comparison in claim.comparisons)
     assert all(not math.isnan(each.difference.low) for each in found)
 
 
-def test_a_difference_has_the_interval_of_the_paired_t_test(measured):
-    measured["model.cnn_stem=null"] = -0.05
+def test_a_difference_has_the_interval_of_the_paired_t_test(invented):
+    invented["model.cnn_stem=null"] = -0.05
     claim = CLAIMS[0]
     (found,) = claims.effects(claim)
     values = [
@@ -87,11 +89,11 @@ def test_a_difference_has_the_interval_of_the_paired_t_test(measured):
     assert claims.verdict([found]) == HOLDS
 
 
-def test_a_claim_about_several_fails_with_one_of_them(measured):
+def test_a_claim_about_several_fails_with_one_of_them(invented):
     augmentation = next(claim for claim in CLAIMS if claim.name == "augmentation")
-    measured["augment=trivial"] = 0.05
+    invented["augment=trivial"] = 0.05
     assert claims.verdict(claims.effects(augmentation)) == HOLDS
-    measured["augment=rand"] = 0.1
+    invented["augment=rand"] = 0.1
     rand, none = claims.effects(augmentation)
     assert (rand.verdict, none.verdict) == (FAILS, HOLDS)
     assert rand.difference.value == pytest.approx(-0.05, abs=0.01)
@@ -153,6 +155,21 @@ def test_a_log_is_read_at_its_lowest_loss_and_at_its_end(tmp_path):
 
 def test_a_trial_that_diverged_counts_as_zero(tmp_path):
     assert claim_measures.final(trial(tmp_path)).value == 0
+
+
+def test_models_are_measured_on_a_source_and_on_what_they_were_trained_on(measured, tmp_path):
+    data = measured.with_name("data")
+    of = Trial("0", "base", 0, 0.4, tmp_path, measured, [])
+    source = Dataset.open(data).sources[0]
+    opened = Predictions.open(measured / "predictions")
+    rows = opened.sources == 0
+    labels, scores = opened.labels.toarray()[rows], opened.scores[rows]
+    with_positives = np.flatnonzero(labels.any(0))
+    expected = average_precision_score(labels[:, with_positives], scores[:, with_positives])
+    assert claim_measures.on_source(of, data, source).value == pytest.approx(expected)
+    trained = claim_measures.on_training_images(of, data)
+    assert 0 < trained.value <= 1
+    assert claim_measures.on_training_images(of, data) == trained, "predicted once"
 
 
 def test_fp16_loses_what_rounds_to_zero(dataset_directory, tmp_path):
