@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def break_even(trial: Trial) -> Resampled:
     return Resampled(float(value[0]), first_crossing([*resamples.values()]))
 
 
-def first_crossing(averages: list[Mapping[str, NDArray[np.float64]]]) -> NDArray[np.float64]:
+def first_crossing(averages: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArray[np.float64]:
     """Return the lowest threshold at which macro precision reaches macro recall, float64 [R]; 1 if none does.
 
     `averages` holds both, each float64 [R], at each of THRESHOLDS.

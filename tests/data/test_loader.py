@@ -13,6 +13,7 @@ from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,12 @@ def test_training_decodes_an_image_once_if_memory_allows(dataset_directory, monk
     dataset, keys = Dataset.open(dataset_directory), [[(epoch, row) for row in range(4)] for epoch in range(2)]
     expected = [read(data.ImageDataset(dataset, "train", 16, (0, 0), "trivial"), of_epoch).images for of_epoch in keys]
     calls, read_square = [], data.read_square
-    monkeypatch.setattr(data, "read_square", lambda *given: calls.append(given) or read_square(*given))
+
+    def count(*arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return read_square(*arguments)
+
+    monkeypatch.setattr(data, "read_square", count)
     monkeypatch.setattr(data, "KEPT", kept)
     images = data.ImageDataset(dataset, "train", 16, (0, 0), "trivial")
     for of_epoch, before in zip(keys, expected, strict=True):
