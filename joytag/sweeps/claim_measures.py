@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from joytag.data import loader
 from joytag.data.dataset import Dataset
 from joytag.data.images import normalize
-from joytag.evaluation import bootstrap, contenders, metrics, resampled, runner
+from joytag.evaluation import bootstrap, contenders, curves, resampled, runner
 from joytag.evaluation.contenders import TaggerEntry
 from joytag.evaluation.predictions import DIRECTORY, Predictions
 from joytag.evaluation.resampled import Resampled
@@ -24,7 +23,6 @@ from joytag.sweeps.config import Trial
 from joytag.sweeps.results import RESAMPLES
 from joytag.training import losses, tracker
 
-THRESHOLDS = np.linspace(0.02, 0.98, 97)
 FIRST_SCALE = 2.0**16  # of torch's gradient scaler
 PUBLISHED_TAGS = 5813  # over which the published run averages its loss
 BATCH = 64  # images whose gradients are computed
@@ -75,22 +73,16 @@ def logged(trial: Trial, name: str, samples: int | None = None) -> Resampled:
 
 
 def break_even(trial: Trial) -> Resampled:
-    """Return the lowest of THRESHOLDS at which a trial's macro precision is at least its macro recall."""
+    """Return the threshold at which a trial's macro precision and recall are equal, as `curves.choose_thresholds`."""
     opened = Predictions.open(trial.results / DIRECTORY)
-    decisions = {str(threshold): metrics.predicted(opened.scores, threshold) for threshold in THRESHOLDS}
-    averages = [metrics.averages(metrics.count(opened.labels, of)) for of in decisions.values()]
-    resamples = bootstrap.replicates(opened.labels, decisions, resamples=RESAMPLES, families=opened.families)
-    value = first_crossing([{name: np.atleast_1d(value) for name, value in at.items()} for at in averages])
-    return Resampled(float(value[0]), first_crossing([*resamples.values()]))
+    labels, images = opened.labels.tocsc(), np.arange(len(opened))
 
+    def of_images(rows: NDArray[np.int64]) -> float:
+        return curves.choose_thresholds(curves.compute_curves(opened.scores, labels, rows))["macro_break_even"]
 
-def first_crossing(averages: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArray[np.float64]:
-    """Return the lowest threshold at which macro precision reaches macro recall, float64 [R]; 1 if none does.
-
-    `averages` holds both, each float64 [R], at each of THRESHOLDS.
-    """
-    reached = np.array([at["macro_precision"] >= at["macro_recall"] for at in averages])
-    return np.where(reached.any(0), THRESHOLDS[reached.argmax(0)], 1.0)
+    weights = bootstrap.resample_weights(len(images), resamples=RESAMPLES, families=opened.families)
+    resamples = [np.repeat(images, weight.astype(int)) for block in weights for weight in block.T]
+    return Resampled(of_images(images), np.array([of_images(rows) for rows in resamples]))
 
 
 def lost_gradients(model: Path, data: Path, multiplier: float, scale: float) -> dict[str, float]:

@@ -35,7 +35,8 @@ def write(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> str:
     """Write sweep.html, sweep.json, sweep.csv and best.yaml into the sweep's directory, and return the verdict."""
     found, metric, words = results.read(sweep, points, ledger), sweep.settings.metric, METRICS[sweep.settings.metric]
     sentence = verdict(found, words)
-    contents = {"verdict": sentence, "warnings": at_the_end(found, sweep), "importance": importance(found, sweep)}
+    warnings = [*other_images(found), *at_the_end(found, sweep)]
+    contents = {"verdict": sentence, "warnings": warnings, "importance": importance(found, sweep)}
     slices = {name: _slice(found, sweep, name) for name in sweep.axes}
     charts = {"slices": slices, "curves": _curves(found, words), "costs": _costs(found, words)}
     axis = difference_axis("difference from the base", [row.search.difference for row in found.points])
@@ -74,6 +75,15 @@ def verdict(found: Results, metric: str) -> str:
     shown, flattery = (format_difference(of.value) for of in (best.search.difference, best.flattery))
     sentence = f"{sentence} on fresh seeds and images; it showed {shown} when it was chosen"
     return f"{sentence}, so it had flattered itself by {flattery}."
+
+
+def other_images(found: Results) -> list[str]:
+    """Return a warning for each point whose dataset has other validation images than that of the base."""
+    return [
+        f"{row.point.name} has other validation images than the base, so the two are not compared."
+        for row in found.points
+        if not row.comparable
+    ]
 
 
 def at_the_end(found: Results, sweep: Sweep) -> list[str]:

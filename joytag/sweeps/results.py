@@ -28,11 +28,13 @@ RESAMPLES = 200  # of the images: enough for a covariance
 class PointResult:
     """A point; `confirmed` and `flattery` only if it ran on fresh seeds; `curve` is the mean over the other seeds.
 
-    `values`: the metric of its finished trials by seed, on the images that choose or that confirm. `states`: of its
-    trials. `flop` is the cost of one training run.
+    `comparable`: whether it was measured on the images of the base, as far as it was measured. `values`: the metric of
+    its finished trials by seed, on the images that choose or that confirm. `states`: of its trials. `flop` is the cost
+    of one training run.
     """
 
     point: Point
+    comparable: bool
     values: dict[int, float]
     states: Sequence[str]
     search: Finding
@@ -43,8 +45,8 @@ class PointResult:
 
     @property
     def complete(self) -> bool:
-        """Whether the point is measured on all seeds of the search."""
-        return {trial.seed for trial in self.point.search} <= self.values.keys()
+        """Whether the point is measured on all seeds of the search, on the images of the base."""
+        return self.comparable and {trial.seed for trial in self.point.search} <= self.values.keys()
 
     @property
     def judged(self) -> Finding:
@@ -76,10 +78,9 @@ def check_images(points: Sequence[Point], ledger: Ledger) -> None:
     for point in points:
         data = Path(point.config.data.directory)
         for trial in point.trials:
-            predictions = trial.results / DIRECTORY
-            if ledger.state(trial.id) != "done" or not ((predictions / PROVENANCE).exists() and data.is_dir()):
+            if ledger.state(trial.id) != "done" or not data.is_dir():
                 continue
-            if read_provenance(predictions)["split_sha256"] != validation_hash(data):
+            if _images_hash(trial) not in (None, validation_hash(data)):
                 raise ValueError(
                     f"{trial.directory}: its validation images, tags or labels are not those that {data} has now, "
                     "so new trials can't be compared with it; set output to another directory, or remove the sweep's"
@@ -91,12 +92,27 @@ def _validation_hash(directory: Path) -> str:
     return dataset.content_hash(dataset.posts("validation"))
 
 
+def _images_hash(trial: Trial) -> str | None:
+    """Return the hash of the images, tags and labels that a trial was measured on; None if it has no predictions."""
+    predictions = trial.results / DIRECTORY
+    return read_provenance(predictions)["split_sha256"] if (predictions / PROVENANCE).exists() else None
+
+
+def _comparable(points: Sequence[Point]) -> list[Point]:
+    """Return the points that were measured on the images of the first, the base, or have not been measured yet."""
+    measured = {point.id: {_images_hash(trial) for trial in point.trials} - {None} for point in points}
+    return [point for point in points if measured[point.id] <= (measured[points[0].id] or measured[point.id])]
+
+
 def read(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> Results:
     """Read the results of points, the base first. Raises PredictionsError when a finished trial's are damaged."""
     chosen = {point.id: _by_seed(sweep, point.search, ledger) for point in points}
-    fresh = {point.id: _by_seed(sweep, point.fresh, ledger) for point in points if point.fresh}
+    paired = [point.id for point in _comparable(points)]
+    fresh = {point.id: _by_seed(sweep, point.fresh, ledger) for point in points if point.fresh and point.id in paired}
     comparisons = max(len(points) - 1, sweep.settings.trials or 0)
-    found, confirmed = statistics.compare(chosen, comparisons), statistics.compare(fresh, len(fresh) - 1)
+    found = {point: statistics.summarize(seeds) for point, seeds in chosen.items()}
+    found |= statistics.compare({point: chosen[point] for point in paired}, comparisons)
+    confirmed = statistics.compare(fresh, len(fresh) - 1)
     n_tags, rows = dry_run.vocabulary_size(sweep.base), list[PointResult]()
     for point in points:
         search = found[point.id]
@@ -107,15 +123,16 @@ def read(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> Results:
         flattery = statistics.flattery(search, again) if again else None
         flop, _ = dry_run.cost(point.config, n_tags, None)
         mean_curve = _mean_curve(sweep, point.search)
-        rows.append(PointResult(point, values, states, search, again, flattery, mean_curve, flop))
+        rows.append(PointResult(point, point.id in paired, values, states, search, again, flattery, mean_curve, flop))
     floor = statistics.noise_floor([seed.value for seed in chosen[points[0].id].values()])
     rows[1:] = sorted(rows[1:], key=lambda row: (not row.complete, -np.nan_to_num(row.search.mean)))
     return Results(rows, floor, comparisons)
 
 
 def best(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> list[Point]:
-    """Return the points to confirm, or the best one: done on all seeds, with the highest means, without the base."""
-    done = [point for point in points[1:] if all(ledger.state(trial.id) == "done" for trial in point.search)]
+    """Return the points to confirm, or the best one: those with the highest means, done on all seeds, but the base."""
+    others = _comparable(points)[1:]
+    done = [point for point in others if all(ledger.state(trial.id) == "done" for trial in point.search)]
     done.sort(key=lambda point: -sum(value(sweep, trial, ledger) for trial in point.search))
     return done[: sweep.settings.confirm.best if sweep.settings.confirm else 1]
 

@@ -11,7 +11,7 @@ point that varies more than the pool counts with its own variance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,15 +66,20 @@ def compare(points: Mapping[str, Mapping[int, Resampled]], comparisons: int) -> 
         pooled = 2 * (residuals**2).sum() / freedom
     findings = {}
     for point, seeds in points.items():
-        own = np.array([resampled.value for resampled in seeds.values()])
         shared = [seeds[seed] - base[seed] for seed in base if seed in seeds]
-        mean, deviation = own.mean() if len(own) else np.nan, own.std(ddof=1) if len(own) > 1 else np.nan
         value = float(np.mean([d.value for d in shared])) if shared else np.nan
         difference, p = Interval(value, np.nan, np.nan), np.nan
         if point in complete and seeds is not base and not np.isnan(pooled):
             difference, p = _test(shared, pooled, freedom, max(comparisons, len(complete) - 1))
-        findings[point] = Finding(float(mean), float(deviation), difference, p)
+        findings[point] = replace(summarize(seeds), difference=difference, p=p)
     return findings
+
+
+def summarize(seeds: Mapping[int, Resampled]) -> Finding:
+    """Return the finding of a point that is compared with nothing, from the metric by seed."""
+    values = np.array([of_seed.value for of_seed in seeds.values()])
+    mean, deviation = values.mean() if len(values) else np.nan, values.std(ddof=1) if len(values) > 1 else np.nan
+    return Finding(float(mean), float(deviation), Interval(np.nan, np.nan, np.nan), np.nan)
 
 
 def flattery(chosen: Finding, confirmed: Finding) -> Interval:

@@ -14,6 +14,7 @@ FACTS = {
     "dtype": "float32",
     "batch": BATCH,
     "device": "cpu",
+    "split_sha256": "of these images",
     "sources": ["drawn", "photo"],
     "date": "today",
 }

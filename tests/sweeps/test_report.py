@@ -100,6 +100,17 @@ def test_one_seed_shows_no_noise(tmp_path, run_values):
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_point_measured_on_other_images_is_named(sweep):
+    points, ledger = finish_all(sweep)
+    for trial in points[1].trials:
+        path = trial.results / "predictions/provenance.json"
+        path.write_text(path.read_text().replace("of these images", "of others"))
+    report.write(sweep, points, ledger)
+    warnings = json.loads((sweep.output / "sweep.json").read_text(encoding="utf-8"))["warnings"]
+    assert f"{points[1].name} has other validation images than the base, so the two are not compared." in warnings
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_report_of_a_half_finished_sweep_says_so(sweep):
     sweep.output.mkdir()
     ledger = Ledger(sweep.output)

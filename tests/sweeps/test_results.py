@@ -59,6 +59,24 @@ def test_equal_settings_give_no_winner(sweep):
     assert results.read(sweep, *finish_all(sweep, gain=0)).winner is None
 
 
+def test_points_measured_on_other_images_than_the_base_are_not_compared_with_it(tmp_path, run_values):
+    sweep = open_sweep(tmp_path / "sweep", run_values)
+    points, ledger = finish_all(sweep)
+    best = results.best(sweep, points, ledger)[0]
+    before = {row.point.id: row for row in results.read(sweep, points, ledger).points}
+    for trial in best.trials:
+        path = trial.results / "predictions/provenance.json"
+        path.write_text(path.read_text().replace("of these images", "of others"))
+    found = results.read(sweep, points, ledger)
+    row = next(row for row in found.points if row.point == best)
+    assert (row.values, row.search.mean) == (before[best.id].values, before[best.id].search.mean)
+    assert np.isnan([row.search.difference.value, row.search.difference.low, row.search.p]).all()
+    assert not row.complete
+    assert found.winner != row
+    assert best not in results.best(sweep, points, ledger)
+    assert [row.point for row in found.points if not row.comparable] == [best]
+
+
 def test_a_half_finished_sweep_claims_nothing_of_unfinished_points(sweep):
     sweep.output.mkdir()
     ledger = Ledger(sweep.output)
