@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from typing import Any
 
@@ -82,6 +83,11 @@ def pick_dtype(precision: str, device: torch.device, width: int = 0) -> torch.dt
 def has_amx() -> bool:
     """Whether this CPU has units that multiply matrices in bf16."""
     return bool(cpu_capabilities().get("amx_bf16"))
+
+
+def cpu_name() -> str:
+    """Return what this CPU is called, and the widest vector instructions that torch uses on it."""
+    return f"{cpu_capabilities().get('cpu_name', platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _amd_has_bf16() -> bool:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from joytag.core import devices, distributed, progress
 from joytag.core.errors import Exit, ExitCode, ProcessLost
 from joytag.core.signals import Interrupts
+from joytag.core.spinning import sleeping_when_busy
 from joytag.data import loader
 from joytag.data.dataset import Dataset, DatasetError
 from joytag.evaluation import predictions, predictions_writer
 from joytag.evaluation.metrics import Histogram
-from joytag.models import inference, release
+from joytag.models import inference, matmul, release
 
 TIMEOUT = 600  # seconds that processes wait for each other
 BATCH = 64  # rows of a block of predictions
@@ -143,10 +144,12 @@ def predict_blocks(
 
     Raises Unfinished when a signal asks to stop.
     """
+    matmul.prepare(model, device, dtype)
     rank, world = distributed.rank(), distributed.world_size()
     keys = loader.evaluation_keys(writer.rows, writer.batch, rank, world, done)
     loaded = loader.batches(image_dataset, keys, workers, device.type == "cuda")
-    with progress.bar("Predict", writer.rows, "images", min(len(done) * writer.batch, writer.rows)) as advance:
+    so_far = min(len(done) * writer.batch, writer.rows)
+    with sleeping_when_busy(), progress.bar("Predict", writer.rows, "images", so_far) as advance:
         for block, batch in zip(keys, loaded, strict=True):
             if block:
                 scores = torch.empty(0, writer.n_tags, dtype=torch.float16)

@@ -6,7 +6,6 @@ import platform
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from joytag.core.devices import cpu_capabilities
 from joytag.models.architectures import Model
@@ -70,6 +69,8 @@ class Int8Linear(nn.Module):
 class Int8Block(nn.Module):
     """A `vit.Block` for prediction only. Norms and attention are float32; layer scales are folded into the weights."""
 
+    attend = staticmethod(Block.attend)
+
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.num_heads, self.norm1, self.norm2 = block.num_heads, block.norm1, block.norm2
@@ -81,7 +82,7 @@ class Int8Block(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to the same shape."""
         qkv = self.qkv_proj(self.norm1(x_BTD)).unflatten(-1, (3, self.num_heads, -1))
-        out_BHTK = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        out_BHTK = self.attend(*qkv.permute(2, 0, 3, 1, 4))
         x_BTD = self.out_proj(out_BHTK.transpose(1, 2).flatten(2), x_BTD)
         return self.linear2(self.linear1(self.norm2(x_BTD)), x_BTD)
 

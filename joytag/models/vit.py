@@ -161,6 +161,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block: attention, then MLP, each on a scaled residual branch."""
 
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(F.scaled_dot_product_attention)
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         width = config.d_model
@@ -180,7 +182,7 @@ class Block(nn.Module):
         """Multi-head self-attention, [B, T, D] to the same shape."""
         qkv = self.qkv_proj(x_BTD).unflatten(-1, (3, self.num_heads, -1))
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK)
+        out_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK)
         return self.out_proj(out_BHTK.transpose(1, 2).flatten(2))
 
     def forward(

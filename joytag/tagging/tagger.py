@@ -19,7 +19,7 @@ from joytag.core import devices
 from joytag.core.parallel import batches, read_ahead
 from joytag.data import images
 from joytag.data.tag_names import DEFAULT_THRESHOLD, canonical, describe_unknown
-from joytag.models import inference, int8, release
+from joytag.models import inference, int8, matmul, release
 from joytag.models.architectures import Model
 from joytag.models.vit import ViT
 from joytag.tagging import engines
@@ -78,6 +78,8 @@ class Tagger:
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # as the stem computes
         self._at_once = sys.maxsize
         self._dtype = torch.float32 if precision == "int8" else devices.pick_dtype(precision, device, int8.width(model))
+        if session is None:
+            matmul.prepare(self.model, device, self._dtype)
 
     @classmethod
     def load(

@@ -15,6 +15,7 @@ from joytag.data.augment import SPACES
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.models import release
 from joytag.models.architectures import Config
+from joytag.models.matmul import LIBRARIES
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViTConfig, ViTOptions
 from joytag.training import schedule
@@ -179,6 +180,8 @@ class RunSettings(Settings):
     """cpu, mps, cuda or cuda:N; auto takes the fastest present."""
     precision: Annotated[Literal["auto", "fp16", "bf16", "fp32"], AS_NAMES] = "auto"
     """Number format of forward and backward passes; auto chooses by device and model width."""
+    matmul: Annotated[str, Choice(["auto", *LIBRARIES]), RESUMING] = "auto"
+    """A CPU's library of float32 products: torch's BLAS, or oneDNN; auto measures once which is faster."""
     compile: Annotated[bool, RESUMING] = False
     """Compile stem and blocks by torch.compile: a minute for each image size, and no gain on a CPU."""
     threshold: Annotated[float, RESUMING] = Field(default=DEFAULT_THRESHOLD, gt=0, lt=1)

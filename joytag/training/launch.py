@@ -9,6 +9,7 @@ from pathlib import Path
 from joytag.core import devices, distributed
 from joytag.core.errors import Exit, ExitCode
 from joytag.core.lock import sole_writer
+from joytag.core.spinning import sleeping_when_busy
 from joytag.core.terminal import print
 from joytag.data import loader
 from joytag.data.dataset import Dataset
@@ -54,6 +55,7 @@ def start(config: RunSettings, resume: str | None) -> None:
         # A teacher knows what its tags look like without images.
         if distributed.rank() == 0 and not config.distill and (lacking := dataset.tags.describe_lacking()):
             print(f"{dataset.directory}: {lacking}")
+        stack.enter_context(sleeping_when_busy())
         try:
             train(run, checkpoint_path)
         except Exit as end:

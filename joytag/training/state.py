@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from joytag.core import distributed
+from joytag.core import devices, distributed
 from joytag.core.errors import WeightsDiverged
 from joytag.core.settings import flatten
 from joytag.core.terminal import print
@@ -47,6 +47,7 @@ class TrainState:
     samples: int = 0  # trained on so far, over all stages
     skipped: int = 0  # besides those: the samples of steps without finite gradients, over all stages
     validated: int = 0  # `samples` at the last validation
+    matmul: str | None = None  # the library of float32 products so far
 
     @property
     def released(self) -> Model:
@@ -134,6 +135,8 @@ def save_state(state: TrainState, run: Run, required: bool) -> None:
             "samples": state.samples,
             "skipped": state.skipped,
             "validated": state.validated,
+            "matmul": state.matmul,
+            "cpu": devices.cpu_name(),
             "scaler": state.scaler.state_dict(),
             "optimizer": optimizer,
             "resume_fingerprint": resume_fingerprint(run),
@@ -185,6 +188,9 @@ def load_state(path: Path, run: Run) -> TrainState:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: does not fit the config's model and optimizer ({reason}); start a new run") from None
     state.set_image_size(saved.config.image_size)
+    state.matmul, cpu = values.get("matmul"), values.get("cpu", devices.cpu_name())
+    if run.device.type == "cpu" and distributed.rank() == 0 and cpu != devices.cpu_name():
+        print(f"{path}: was computed on another CPU ({cpu}); from here on products are rounded differently")
     return state
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from joytag.core import distributed
 from joytag.core.errors import Stopped
 from joytag.core.signals import Interrupts
+from joytag.core.terminal import print
 from joytag.data import loader
 from joytag.evaluation.runner import agreed_exit_code
-from joytag.models import release
+from joytag.models import matmul, release
 from joytag.models.architectures import Model, training_flop
 from joytag.training import optimizers, schedule, transfer
 from joytag.training.anomalies import AnomalyMonitor, Quarantine, SpikeDetector
@@ -50,6 +51,7 @@ def take_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Interr
     ends, quarantine = schedule.ends(run.stages), Quarantine(run, tracker)
     anomalies, size = AnomalyMonitor(run, tracker, quarantine, SpikeDetector()), state.model.config.image_size
     model = distributed.data_parallel(state.model, state.model.head.weight.new_zeros(1, 3, size, size))
+    choose_matmul(state, run)
     compile_parts(state.model, run)
     saved, batches, meter = state.samples, None, None
     while True:
@@ -92,6 +94,15 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[loader.Batch], Me
     batches = loader.batches(images, keys, run.workers, run.device.type == "cuda", config.data.timeout)
     meter = Meter(run.device, training_flop(state.model.config, stage.image_size), distributed.world_size())
     return meter.timed(batches), meter
+
+
+def choose_matmul(state: TrainState, run: Run) -> None:
+    """Compute with the library of float32 products of the settings, of the run so far, or the faster one."""
+    wanted = state.matmul if run.config.matmul == "auto" else run.config.matmul
+    state.matmul = distributed.run_on_rank_zero(lambda: matmul.pick(state.model, run.device, run.dtype, wanted))
+    if state.matmul != (wanted or matmul.DEFAULT) and distributed.rank() == 0:
+        print(f"float32 products by {state.matmul}")
+    matmul.use(state.matmul, state.model, state.released)
 
 
 def between_steps(state: TrainState, run: Run, tracker: Tracker, interrupts: Interrupts, saved: int) -> int:

@@ -27,6 +27,7 @@ from data_prep.split import GIANT
 from data_prep.tools import baseline, synthetic, synthetic_families
 from joytag.data import dataset
 
+VALIDATION = 0.2  # of the images: enough that families of each kind are held out
 OUTPUTS = ("train.parquet", "validation.parquet", "tags.parquet", "top_tags.txt", "rejected.parquet")
 
 
@@ -42,7 +43,7 @@ def settings(mirror: Path, output: Path, **changes: object) -> BuildSettings:
         "sources": [{"name": "danbooru2021", "kind": "danbooru2021", "path": str(mirror)}],
         "longest_side": 96,
         "tags": {"min_count": 40, "min_tags": 5},
-        "validation": {"images": 400},
+        "validation": {"images": VALIDATION},
     }
     return BuildSettings.model_validate(values | changes)
 
@@ -116,7 +117,7 @@ def test_tags_and_their_counts_equal_a_simple_recount(mirror, built):
 
 def test_no_validation_image_looks_like_a_training_image(mirror, built):
     train, validation = (np.array([row["phash"] for row in rows(built, s)], np.uint64) for s in dataset.SPLITS)
-    assert len(validation) >= 400
+    assert len(validation) >= int(VALIDATION * (len(train) + len(validation)))
     assert not np.isin(validation, train).any()
     side = {row["post_id"]: split for split in dataset.SPLITS for row in rows(built, split)}
     pairs = [pair for pair in mirror[1].recoloured if set(pair) <= set(side)]
@@ -319,7 +320,7 @@ def test_a_plain_recount_finds_the_same_families(mirror, built):
     assert set(largest) >= {post for post in key.families["giant"] if post in side}
     rows = pq.read_table(built / "train.parquet", columns=["post_id", "path"]).to_pylist()
     path = {row["post_id"]: f"danbooru2021/{row['path']}" for row in rows}
-    giants = [posts for posts in several if len(posts) > GIANT]
+    giants = [posts for posts in several if len(posts) > max(GIANT, int(VALIDATION * len(side)) // 100)]
     assert counts["giants"] == {path[min(posts)]: len(posts) for posts in giants}
     assert next(iter(counts["giants"])) == path[min(largest)]
     assert (counts["too_large"], counts["training_images"]) == (len(giants), sum(map(len, giants)))
@@ -335,7 +336,7 @@ def test_a_plain_recount_finds_the_same_families(mirror, built):
 def test_each_tie_can_be_switched_off(mirror, built, tmp_path, tie):
     """Without a tie some families are divided, which all others together would have kept whole."""
     ties = [name for name in families.TIES if name != tie]
-    changed = settings(mirror[0], tmp_path / "out", validation={"images": 400, "families": ties})
+    changed = settings(mirror[0], tmp_path / "out", validation={"images": VALIDATION, "families": ties})
     (tmp_path / "out").mkdir()
     for name in ("work", "images"):
         (tmp_path / "out" / name).symlink_to(built / name)

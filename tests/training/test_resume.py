@@ -15,7 +15,7 @@ from training_runs import assert_equal_weights, build_run, newest_checkpoint, we
 
 from joytag.core.files import file_hash
 from joytag.core.settings import Settings
-from joytag.models import checkpoint, release
+from joytag.models import checkpoint, matmul, release
 from joytag.training import launch, trainer
 from joytag.training.config import AS_NAMES, BRANCHING, RESUMING, RunSettings
 from joytag.training.run import Run
@@ -34,6 +34,7 @@ MAY_CHANGE = {
     "init_from",
     "keep_every",
     "keep_last",
+    "matmul",
     "max_skips",
     "micro_batch",
     "output",
@@ -111,8 +112,28 @@ def test_a_run_resumes_with_other_values_of_all_other_settings_and_learns_the_sa
         "tracking": {"wandb": "disabled", "project": "other"},
     }
     tested = {key for key in MAY_CHANGE if key.partition(".")[0] in changes}
-    assert MAY_CHANGE - tested == {"compile", "init_from", "micro_batch"}  # the first and last change the rounding
+    assert MAY_CHANGE - tested == {"compile", "init_from", "matmul", "micro_batch"}  # all but init_from change rounding
     assert_equal_weights(weights(trainer.train(build_run(run_values, **changes), early)), weights(whole))
+
+
+@pytest.mark.parametrize("library", [*matmul.LIBRARIES])
+def test_a_resumed_run_keeps_its_library_of_products(run_values, monkeypatch, library):
+    monkeypatch.setattr(matmul, "is_exact", lambda library: True)
+    monkeypatch.setattr(matmul.time, "thread_time", lambda: pytest.fail("it is measured again"))
+    used = list[str]()
+    monkeypatch.setattr(matmul, "use", lambda name, *models: used.append(name))
+    trainer.train(build_run(run_values, matmul=library), None)
+    trainer.train(build_run(run_values), checkpoint.checkpoints(Path(run_values["output"]) / checkpoint.DIRECTORY)[0])
+    assert used == [library, library]
+
+
+def test_a_run_that_resumes_on_another_cpu_says_so(saved, monkeypatch, capsys):
+    run, path = saved
+    load_state(path, run)
+    assert "CPU" not in capsys.readouterr().out
+    monkeypatch.setattr("joytag.core.devices.cpu_name", lambda: "Z80, no vectors")
+    load_state(path, run)
+    assert "was computed on another CPU (" in capsys.readouterr().out
 
 
 def test_all_that_differs_is_named_with_both_values_and_the_remedy(saved, call, run_values, tmp_path):
