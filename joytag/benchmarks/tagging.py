@@ -15,7 +15,7 @@ from joytag.core.timing import side_by_side
 from joytag.data import images
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation.curves import choose_thresholds, compute_curves
-from joytag.models import release
+from joytag.models import matmul, release
 from joytag.models.architectures import Model
 from joytag.models.vit import ViT, ViTConfig
 from joytag.tagging import engines
@@ -99,6 +99,7 @@ def _compare(tagger: Tagger, directory: Path, paths: list[Path], rounds: int) ->
         tagged["ours"] = [set(result.tags) for result in tagger.stream(paths)]
 
     def reference() -> None:
+        matmul.use(matmul.DEFAULT)  # as torch would, not as the tagger
         tagged["reference"] = [published_example(model, tags, path, tagger.device) for path in paths]
 
     timings = side_by_side(ours, reference, rounds)

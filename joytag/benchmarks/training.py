@@ -45,13 +45,14 @@ OPTIMIZER: dict[str, Any] = dict(name="lamb", lr=0.004, betas=(0.9, 0.999), eps=
 
 @dataclass(frozen=True)
 class Case:
-    """A training step to measure: image size, samples, device, `key=value` settings that replace the recipe's, tags."""
+    """A training step to measure: image size, samples, device, `key=value` settings that replace the config's, tags."""
 
     size: int
     batch: int
     device: str
     settings: tuple[str, ...] = ()
     tags: int = stored_images.TAGS
+    config: str = "b16_448.yaml"
 
 
 @dataclass(frozen=True)
@@ -298,10 +299,10 @@ def compare_feeding(copies: Sequence[Image.Image], case: Case, workers: int, rou
 
 
 def recipe(case: Case) -> Run:
-    """Return a run of the recipe on synthetic images. Raises SettingsError, or ValueError without a reference."""
+    """Return a run of a case on synthetic images. Raises SettingsError, or ValueError for what has no reference."""
     overrides = ["output=unused", "data.directory=unused", f"device={case.device}", f"batch_size={case.batch}"]
     overrides += ["micro_batch=null", f"stages.0.image_size={case.size}", *case.settings]
-    config = settings.load(RunSettings, settings.find("b16_448.yaml"), overrides)
+    config = settings.load(RunSettings, settings.find(case.config), overrides)
     if config.micro_batch == "auto":
         raise ValueError("micro_batch: auto cannot be measured; set a number")
     if config.model.timm is not None:
@@ -324,6 +325,7 @@ def our_steps(case: Case, change: Callable[[state.TrainState, Run], object] | No
         devices.keep_memory()
     current = state.initial_state(run)
     current.model.train()
+    trainer.choose_matmul(current, run)
     trainer.compile_parts(current.model, run)
     if change is not None:
         change(current, run)

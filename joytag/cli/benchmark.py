@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.tools import benchmark as preparation
-from joytag.benchmarks import tagging, training
+from joytag.benchmarks import cpu, tagging, training
 from joytag.benchmarks.stored_images import TAGS
 from joytag.cli.arguments import Parser, positive
 from joytag.core.terminal import print
@@ -54,6 +54,11 @@ SUBJECTS = {
         "these, on a CPU without feed; also writes the rates that joytag train --dry-run estimates times from",
         partial(measure_training, training.ALL),
         TRAINING,
+    ),
+    "cpu": Subject(
+        "what a CPU decides, on the quickstart's model: the library of products, and how threads wait",
+        cpu.measure,
+        (count("--rounds", 5),),
     ),
     "tag": Subject(
         "tagging images, against the released model's published example",

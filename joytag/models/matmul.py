@@ -62,9 +62,11 @@ def pick(model: nn.Module, device: torch.device, dtype: torch.dtype, wanted: str
     return "onednn" if GAIN * min(seconds["onednn"]) < min(seconds["blas"]) else DEFAULT
 
 
-def prepare(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Have a model compute with the faster library."""
-    use(pick(model, device, dtype), model)
+def prepare(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """Have a model compute with the faster library; returns it."""
+    library = pick(model, device, dtype)
+    use(library, model)
+    return library
 
 
 def is_exact(library: str) -> bool:

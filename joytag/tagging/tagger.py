@@ -78,8 +78,7 @@ class Tagger:
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # as the stem computes
         self._at_once = sys.maxsize
         self._dtype = torch.float32 if precision == "int8" else devices.pick_dtype(precision, device, int8.width(model))
-        if session is None:
-            matmul.prepare(self.model, device, self._dtype)
+        self._library = matmul.DEFAULT if session else matmul.prepare(self.model, device, self._dtype)
 
     @classmethod
     def load(
@@ -219,6 +218,7 @@ class Tagger:
         """
         if self._session is not None:
             return self._session(batch)
+        matmul.use(self._library)  # another model may use another
         while True:
             parts = torch.from_numpy(batch).split(min(self._at_once, len(batch)))
             try:

@@ -3,12 +3,12 @@
 import json
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_steps import SETTINGS, SMALL, Local
 
 from joytag.benchmarks import baselines, training
 from joytag.benchmarks.remote import Remote
@@ -28,28 +28,8 @@ def copies() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (20, 32, 3), dtype=np.uint8)) for _ in range(4)]
 
 
-SMALL: dict[str, Any] = {"num_blocks": 2, "d_model": 32, "mlp_dim": 64, "num_heads": 2, "patch_size": 4}
-SMALL |= {"stochdepth_rate": 0.0, "layerscale_init": 0.1, "cnn_stem": "conv:c=8;ln;relu;conv:c=32"}
-SETTINGS = tuple(f"model.{name}={value}" for name, value in SMALL.items())
-
-
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """No other processes, whose start takes seconds."""
-
-    class Local:
-        def __init__(self, function, *arguments):
-            self.values, self.results = function(*arguments), []
-
-        def __enter__(self):
-            return self
-
-        def __call__(self):
-            self.results.append(next(self.values))
-
-        def __exit__(self, *_):
-            pass
-
     monkeypatch.setattr(training, "Remote", Local)
 
 
