@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,17 +14,17 @@ from torch import Tensor
 from joytag.data import loader
 from joytag.data.dataset import Dataset
 from joytag.data.images import normalize
-from joytag.evaluation import bootstrap, contenders, curves, resampled, runner
+from joytag.evaluation import bootstrap, contenders, curves, runner
 from joytag.evaluation.contenders import TaggerEntry
 from joytag.evaluation.predictions import DIRECTORY, Predictions
 from joytag.evaluation.resampled import Resampled
 from joytag.models import release
 from joytag.models.inference import autocast
 from joytag.sweeps.config import Trial
-from joytag.sweeps.results import RESAMPLES
+from joytag.sweeps.results import RESAMPLES, measure_rows
 from joytag.training import losses, tracker
 
-FIRST_SCALE = 2.0**16  # of torch's gradient scaler
+SCALER_START = 2.0**16  # the first scale of torch's gradient scaler
 PUBLISHED_TAGS = 5813  # over which the published run averages its loss
 BATCH = 64  # images whose gradients are computed
 
@@ -33,37 +34,39 @@ def constant(value: float) -> Resampled:
     return Resampled(value, np.full(RESAMPLES, value))
 
 
-def final(trial: Trial, metric: str = "map") -> Resampled:
-    """Measure a trial on its validation images; 0 if it diverged, and so has no predictions."""
+def final(trial: Trial) -> Resampled:
+    """Measure the mAP of a trial on its validation images; 0 if it diverged, and so has no predictions."""
     directory = trial.results / DIRECTORY
-    return _measure(directory, metric, trial.threshold) if directory.is_dir() else constant(0.0)
+    return _mean_precision(directory) if directory.is_dir() else constant(0.0)
 
 
 def on_training_images(trial: Trial, data: Path) -> Resampled:
     """Measure the mAP of a trial on the images of a dataset that it was trained on."""
     directory = trial.directory / "training_predictions"
     runner.predict_release(directory, trial.results, Dataset.open(data), "train")
-    return _measure(directory, "map", trial.threshold)
+    return _mean_precision(directory)
 
 
 def on_source(trial: Trial, data: Path, source: str) -> Resampled:
     """Measure the mAP of a trial on the validation images of a dataset that come from one of its sources."""
     tagger = TaggerEntry("", trial.name, "release", trial.results, trial.threshold)
     predicted = contenders.predict(tagger, Dataset.open(data), trial.directory)
-    return _measure(predicted.directory, "map", trial.threshold, source)
+    return _mean_precision(predicted.directory, source)
 
 
 @cache
-def _measure(directory: Path, metric: str, threshold: float, source: str | None = None) -> Resampled:
+def _mean_precision(directory: Path, source: str | None = None) -> Resampled:
     opened = Predictions.open(directory)
-    rows = slice(None) if source is None else opened.sources == opened.source_names.index(source)
-    scores, labels, families = opened.scores[rows], opened.labels[rows].tocsc(), opened.families[rows]
-    return resampled.measure(scores, labels, metric, threshold, RESAMPLES, families)
+    return measure_rows(opened, slice(None) if source is None else opened.sources == opened.source_names.index(source))
 
 
-def best_validation(trial: Trial) -> int:
-    """Return the samples after which a trial's validation loss was lowest."""
-    return min(tracker.curve(trial.directory / tracker.LOG, "val_loss"), key=lambda point: point[1])[0]
+def lowest_loss(trials: Sequence[Trial]) -> int:
+    """Return the samples after which the mean validation loss of trials, validated equally often, was lowest."""
+    losses: dict[int, list[float]] = {}
+    for trial in trials:
+        for samples, loss in tracker.curve(trial.directory / tracker.LOG, "val_loss"):
+            losses.setdefault(samples, []).append(loss)
+    return min(losses, key=lambda samples: np.mean(losses[samples]))
 
 
 def logged(trial: Trial, name: str, samples: int | None = None) -> Resampled:
@@ -86,7 +89,7 @@ def break_even(trial: Trial) -> Resampled:
 
 
 def lost_gradients(model: Path, data: Path, multiplier: float, scale: float) -> dict[str, float]:
-    """Return the share of the gradients of each part of a model that are not 0 in float32, but are in fp16.
+    """Return the share of the gradients of each part of a model that are not 0 in float32, but 0 or infinite in fp16.
 
     The loss is the focal loss of BATCH training images, averaged as if over PUBLISHED_TAGS, times `multiplier`; its
     gradients are scaled by `scale`, as a gradient scaler does. Parts: the stem, each block, the head; `all` of them.
@@ -99,7 +102,9 @@ def lost_gradients(model: Path, data: Path, multiplier: float, scale: float) -> 
         for key in (part, "all"):
             parts.setdefault(key, []).append((gradient, rounded[name]))
     return {
-        part: float(sum(((a != 0) & (b == 0)).sum() for a, b in pairs) / sum((a != 0).sum() for a, _ in pairs))
+        part: float(
+            sum(((a != 0) & ((b == 0) | ~b.isfinite())).sum() for a, b in pairs) / sum((a != 0).sum() for a, _ in pairs)
+        )
         for part, pairs in parts.items()
     }
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from joytag.core import progress
+from joytag.core.errors import ExitCode
 from joytag.core.files import replacing, write_text
 from joytag.core.terminal import print
 from joytag.sweeps import claims
-from joytag.sweeps.claim_measures import FIRST_SCALE, lost_gradients
+from joytag.sweeps.claim_measures import SCALER_START, lost_gradients
 from joytag.sweeps.claims import CLAIMS, Claim, Effect
 
 PAGE, FIGURE = Path("docs/claims.md"), Path("docs/claims.png")
 BEGIN, END = "<!-- {}, by make claims -->", "<!-- end -->"
-SCALES = (1.0, FIRST_SCALE)
+SCALES = (1.0, 1024.0, SCALER_START)
 Results = Mapping[str, Sequence[Effect]]  # by the claim's name
 
 
@@ -31,25 +34,42 @@ def main() -> None:
 
 
 def fill(page: str, name: str, text: str) -> str:
-    """Replace what stands between a pair of markers."""
-    begin = BEGIN.format(name)
-    before, _, rest = page.partition(begin)
-    return f"{before}{begin}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
+    """Replace what stands between a pair of markers. Raises ValueError when one is missing."""
+    before, begin, rest = page.partition(BEGIN.format(name))
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{PAGE}: lacks the line {BEGIN.format(name)} or, after it, {END}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def table(chosen: Sequence[Claim], results: Results) -> str:
     """Return a row for each claim: its text, its differences with their intervals, and the verdict."""
-    lines = ["| | claim | difference (95 % interval) | verdict |", "|---|---|---|---|"]
+    lines = ["| | claim | difference (95 % interval) | claimed | verdict |", "|---|---|---|---|---|"]
     for number, claim in enumerate(chosen, 1):
         found = results[claim.name]
-        lines.append(f"| {number} | {claim.text} | {'<br>'.join(map(describe, found))} | {claims.verdict(found)} |")
+        columns = ("<br>".join(map(text, found)) for text in (describe, claimed))
+        lines.append(f"| {number} | {claim.text} | {' | '.join(columns)} | {claims.verdict(found)} |")
     return "\n".join(lines)
 
 
 def describe(effect: Effect) -> str:
     """Return a difference in words: `mAP, cnn - bce: +0.010 (-0.001 to +0.021)`."""
-    value, low, high = (f"{bound:+.3f}".replace("-", "−") for bound in _bounds(effect))
+    digits = 3 if max(map(abs, _bounds(effect))) < 1 else 1
+    value, low, high = (_signed(bound, digits) for bound in _bounds(effect))
     return f"{effect.unit}, {_difference(effect)}: {value} ({low} to {high})"
+
+
+def claimed(effect: Effect) -> str:
+    """Return where a difference is claimed to lie: `above +0.01`, `below 0`, `within ±0.01`."""
+    if -effect.low == effect.high:
+        return f"within ±{effect.high:g}"
+    side, limit = ("above", effect.low) if math.isfinite(effect.low) else ("below", effect.high)
+    return f"{side} {_signed(limit) if limit else '0'}"
+
+
+def _signed(value: float, digits: int | None = None) -> str:
+    text = f"{value:+g}" if digits is None else f"{value:+.{digits}f}"
+    return text.replace("-", "−")
 
 
 def _difference(effect: Effect) -> str:
@@ -90,11 +110,12 @@ def plot(results: Results, path: Path) -> None:
     figure = Figure(figsize=(9, 0.27 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(by_unit), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, (unit, rows) in zip(panels, by_unit.items(), strict=True):
-        reach = 1.1 * max(abs(bound) for _, effect in rows for bound in _bounds(effect))
+        bounds = [bound for _, effect in rows for bound in (*_bounds(effect), effect.low, effect.high)]
+        reach = 1.1 * max(abs(bound) for bound in bounds if math.isfinite(bound))
         for y, (_, effect) in enumerate(rows):
             value, low, high = _bounds(effect)
-            claimed = np.clip((effect.low, effect.high), -reach, reach)
-            axes.barh(y, np.ptp(claimed), 0.9, claimed[0], color="tab:green", alpha=0.15)
+            shaded = np.clip((effect.low, effect.high), -reach, reach)
+            axes.barh(y, np.ptp(shaded), 0.9, shaded[0], color="tab:green", alpha=0.15)
             axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color="tab:blue", capsize=3, ms=4)
         axes.axvline(0, color="black", lw=0.8)
         labels = [f"{name}: {_difference(effect)}" for name, effect in rows]
@@ -107,4 +128,8 @@ def plot(results: Results, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        print(f"claims_page: {error}; run: make claims", file=sys.stderr)
+        raise SystemExit(ExitCode.USER_ERROR) from None

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from joytag.data.dataset import Dataset
+from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import resampled
 from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.predictions import DIRECTORY, PROVENANCE, Predictions, read_provenance
@@ -72,15 +74,18 @@ class Results:
         return max((p for p in judged if p.judged.is_better), key=lambda p: p.judged.mean, default=None)
 
 
-def check_images(points: Sequence[Point], ledger: Ledger) -> None:
-    """Raise ValueError when a trial was measured on other images than its dataset has now that it was built again."""
+def check_datasets(points: Sequence[Point], ledger: Ledger) -> None:
+    """Raise DatasetError when a trial is to run on a dataset that is not there.
+
+    Raise ValueError when a trial was measured on other images than its dataset has now that it was built again.
+    """
     validation_hash = functools.cache(_validation_hash)
     for point in points:
         data = Path(point.config.data.directory)
         for trial in point.trials:
-            if ledger.state(trial.id) != "done" or not data.is_dir():
-                continue
-            if _images_hash(trial) not in (None, validation_hash(data)):
+            if ledger.state(trial.id) != "done":
+                validation_hash(data)
+            elif data.is_dir() and _images_hash(trial) not in (None, validation_hash(data)):
                 raise ValueError(
                     f"{trial.directory}: its validation images, tags or labels are not those that {data} has now, "
                     "so new trials can't be compared with it; set output to another directory, or remove the sweep's"
@@ -160,6 +165,13 @@ def measure(sweep: Sweep, trial: Trial) -> resampled.Resampled:
 def _measure(directory: Path, metric: str, threshold: float, half: bool | None) -> resampled.Resampled:
     opened = Predictions.open(directory)
     rows = slice(None) if half is None else random_half(len(opened), families=opened.families) == half
+    return measure_rows(opened, rows, metric, threshold)
+
+
+def measure_rows(
+    opened: Predictions, rows: slice | NDArray[np.bool_], metric: str = "map", threshold: float = DEFAULT_THRESHOLD
+) -> resampled.Resampled:
+    """Measure a metric on some of the images of predictions, and in RESAMPLES of them."""
     scores, labels, families = opened.scores[rows], opened.labels[rows].tocsc(), opened.families[rows]
     return resampled.measure(scores, labels, metric, threshold, RESAMPLES, families)
 

@@ -99,7 +99,7 @@ class Supervisor:
         if sweep.settings.search in SAMPLERS:
             search.distributions(sweep.axes)  # raises ModuleNotFoundError now rather than in the night
         points = search.plan(sweep, self.ledger)
-        results.check_images(points, self.ledger)
+        results.check_datasets(points, self.ledger)
         self.ledger.append("called")
         for trial in (trial for point in points for trial in point.trials):
             if self.ledger.state(trial.id) == "done" and not (trial.results / predictions.DIRECTORY).exists():

@@ -52,7 +52,8 @@ def invented(monkeypatch) -> dict[str, float]:
 
     for name in ("final", "on_source", "on_training_images", "logged", "break_even"):
         monkeypatch.setattr(claims, name, value)
-    monkeypatch.setattr(claims, "best_validation", lambda of: 1000 * (1 + of.seed))
+    monkeypatch.setattr(claims, "lowest_loss", lambda trials: 1000 * sum(1 + of.seed for of in trials))
+    monkeypatch.setattr(claims.Ledger, "state", lambda self, trial: "done")
     monkeypatch.setattr(claims, "lost_gradients", lambda model, data, multiplier, scale: {"all": 0.5 / multiplier})
     return values
 
@@ -140,13 +141,37 @@ def test_precision_and_recall_break_even_where_scikit_learn_says(tmp_path):
     assert found.replicates.std() > 0
 
 
-def test_a_log_is_read_at_its_lowest_loss_and_at_its_end(tmp_path):
-    for samples, loss, f1 in ((10, 3.0, 0.1), (20, 2.0, 0.2), (30, 2.5, 0.3)):
-        jsonl.append(tmp_path / "log.jsonl", {"samples": samples, "val_loss": loss, "val_macro_f1": f1})
-    of = trial(tmp_path)
-    assert claim_measures.best_validation(of) == 20
-    assert claim_measures.logged(of, "val_macro_f1", 20).value == 0.2
-    assert claim_measures.logged(of, "val_macro_f1").value == 0.3
+def test_logs_are_read_where_their_mean_loss_is_lowest_and_at_their_end(tmp_path):
+    losses = {"one": (3.0, 2.0, 2.5), "other": (2.5, 2.6, 1.0)}
+    for name, of_seed in losses.items():
+        (tmp_path / name).mkdir()
+        for samples, loss in zip((10, 20, 30), of_seed, strict=True):
+            row = {"samples": samples, "val_loss": loss, "val_macro_f1": samples / 100}
+            jsonl.append(tmp_path / name / "log.jsonl", row)
+    one, other = (trial(tmp_path / name) for name in losses)
+    assert [claim_measures.lowest_loss(trials) for trials in ([one], [other], [one, other])] == [20, 30, 30]
+    assert claim_measures.logged(one, "val_macro_f1", 20).value == 0.2
+    assert claim_measures.logged(one, "val_macro_f1").value == 0.3
+
+
+def test_the_seed_that_is_measured_does_not_choose_where(invented, monkeypatch):
+    """Else its loss would be lowest there by chance, and would always rise to the end."""
+    overfitting = next(claim for claim in CLAIMS if claim.name == "overfitting")
+    asked = list[set[int]]()
+
+    def choose(trials: list[Trial]) -> int:
+        asked.append({of.seed for of in trials})
+        return 1
+
+    monkeypatch.setattr(claims, "lowest_loss", choose)
+    claims.effects(overfitting)
+    assert asked == 2 * [{0, 1, 2, 3, 4} - {seed} for seed in range(5)]
+
+
+def test_a_claim_whose_trials_are_not_done_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"claims/stem.yaml: 10 of its 10 trials are not done"):
+        claims.effects(CLAIMS[0])
 
 
 def test_a_trial_that_diverged_counts_as_zero(tmp_path):
@@ -192,6 +217,9 @@ def test_the_page_keeps_what_is_outside_the_markers():
     filled = claims_page.fill(page, "results", "new")
     assert filled == "before\n<!-- results, by make claims -->\n\nnew\n\n<!-- end -->\nafter"
     assert claims_page.fill(filled, "results", "new") == filled
+    for damaged in (page.replace("by make", ""), page.replace("<!-- end -->", "")):
+        with pytest.raises(ValueError, match=r"claims.md: lacks the line <!-- results"):
+            claims_page.fill(damaged, "results", "new")
 
 
 def test_the_table_has_a_row_a_claim_and_the_figure_every_effect(tmp_path):
@@ -200,8 +228,11 @@ def test_the_table_has_a_row_a_claim_and_the_figure_every_effect(tmp_path):
     assert len(rows) == 2 + len(CLAIMS)
     assert rows[2] == (
         "| 1 | A CNN stem helps much over plain patches. | unit 0, one − other: −0.005 (−0.020 to +0.010) "
-        "| too small to tell |"
+        "| above 0 | too small to tell |"
     )
+    ranges = [(-0.01, 0.01), (0.01, math.inf), (-0.01, math.inf), (-math.inf, 0), (-math.inf, 0.01)]
+    expected = ["within ±0.01", "above +0.01", "above −0.01", "below 0", "below +0.01"]
+    assert [claims_page.claimed(effect(0, 1, each)) for each in ranges] == expected
     claims_page.plot(results, tmp_path / "claims.png")
     with Image.open(tmp_path / "claims.png") as image:
         assert image.height > 300

@@ -20,7 +20,7 @@ from joytag.core import child_process, jsonl
 from joytag.core.errors import Exit, Stopped
 from joytag.core.files import write_text
 from joytag.core.lock import InUse, sole_writer
-from joytag.data.dataset import Dataset
+from joytag.data.dataset import Dataset, DatasetMissing
 from joytag.evaluation.predictions import DIRECTORY, PROVENANCE, VERSION
 from joytag.sweeps import results, supervisor
 from joytag.sweeps.config import Sweep, Trial
@@ -86,7 +86,8 @@ def test_every_trial_runs_once_and_its_metric_is_recorded(cheap_sweep):
     assert len(ends) == len({row["trial"] for row in ends}) == 6
     points = plan(sweep, ledger)
     assert [point.changes for point in results.best(sweep, points, ledger)] == [{"optimizer.lr": 0.01}]
-    assert ends[0]["value"] == results.measure(sweep, points[0].search[0]).value
+    first = points[0].search[0]
+    assert ledger.last[first.id]["value"] == results.measure(sweep, first).value
     assert not alive(sweep.output)
 
 
@@ -233,6 +234,13 @@ def test_trials_of_a_dataset_that_was_built_again_are_not_mixed_with_others(chea
     with pytest.raises(ValueError, match=rf"{trial.id}: its validation images.*; set output to another directory"):
         run(sweep)
     assert Ledger(sweep.output).rows == rows
+
+
+def test_a_missing_dataset_is_named_before_the_first_trial(cheap_sweep, tmp_path):
+    sweep = cheap_sweep(axes={"data.directory": [str(tmp_path / "not built")]})
+    with pytest.raises(DatasetMissing, match="not built"):
+        run(sweep)
+    assert not Ledger(sweep.output).rows
 
 
 def test_losing_trials_keep_all_but_checkpoints(cheap_sweep):
