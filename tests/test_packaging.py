@@ -96,7 +96,7 @@ def test_tagging_works_without_the_extras_and_imports_none_of_them(tmp_path):
     done = python(TAG, ",".join(extras), "tag", *arguments)
     assert done.returncode == 0, done.stderr
     assert "red.png" in done.stdout
-    assert not {name.partition(".")[0] for name in done.stderr.split()} & extras
+    assert not {name.partition(".")[0] for name in done.stderr.split()} & (extras | {"sympy"})  # a second to import
 
 
 def test_a_command_without_its_extra_names_it_in_one_line():

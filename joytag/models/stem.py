@@ -29,7 +29,8 @@ class Item(NamedTuple):
     """A kind of layer.
 
     `build` takes the number of input channels and the item's options by name. `options` holds their defaults, None
-    where an option must be given. The option `c` is the number of output channels, by default that of the input.
+    where an option must be given. The option `c` is the number of output channels, by default that of the input. `s` is
+    the stride, by default 1, `k` the kernel, by default the stride, and `p` the padding, by default 0.
     """
 
     build: Callable[..., nn.Module]
@@ -72,7 +73,7 @@ def parse_stem(stem: str) -> list[tuple[str, dict[str, int]]]:
 def check_stem(stem: str, width: int, patch_size: int) -> None:
     """Raise ValueError unless a stem turns each patch of `patch_size` pixels into one token of `width` channels.
 
-    The stem is built on the meta device, where layers have no memory, and applied to an image of 4 x 4 patches.
+    That is calculated for an image of 4 x 4 patches.
     """
     layers = [options for _, options in parse_stem(stem)]
     channels = [options["c"] for options in layers if "c" in options]
@@ -82,12 +83,21 @@ def check_stem(stem: str, width: int, patch_size: int) -> None:
     if stride != patch_size:
         raise ValueError(f"cnn_stem: its strides multiply to {stride}, not to patch_size {patch_size}")
     try:
-        with torch.device("meta"):
-            rows, columns = build_stem(stem).eval()(torch.empty(1, 3, 4 * patch_size, 4 * patch_size)).shape[2:]
+        with torch.device("meta"):  # where layers have no memory
+            build_stem(stem)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # whatever a layer refuses
         raise ValueError(f"cnn_stem: {str(error).splitlines()[0]}") from None
-    if (rows, columns) != (4, 4):
-        raise ValueError(f"cnn_stem: turns 4 x 4 patches into {rows} x {columns}; adjust its kernels k and paddings p")
+    side = 4 * patch_size
+    for options in layers:
+        stride, padding = options.get("s", 1), options.get("p", 0)
+        kernel = options.get("k", stride)
+        if kernel > side + 2 * padding:
+            raise ValueError(
+                f"cnn_stem: kernel k={kernel} is larger than its input of 4 x 4 patches, {side} pixels wide"
+            )
+        side = (side + 2 * padding - kernel) // stride + 1
+    if side != 4:
+        raise ValueError(f"cnn_stem: turns 4 x 4 patches into {side} x {side}; adjust its kernels k and paddings p")
 
 
 def build_stem(stem: str, items: Mapping[str, Item] = ITEMS) -> nn.Sequential:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -39,13 +39,13 @@ def peak_flops(device: torch.device) -> float | None:
 class Meter:
     """Measures samples per second, the share of time spent waiting for data, memory, and model FLOP utilization.
 
-    `flop` is the cost of a sample; the utilization is left out where the device's peak is unknown, and so is a CPU's
-    memory on Windows.
+    `flop` returns the cost of a sample. It is not asked, and the utilization left out, where the device's peak is
+    unknown. A CPU's memory is left out on Windows.
     """
 
-    def __init__(self, device: torch.device, flop: int, processes: int) -> None:
+    def __init__(self, device: torch.device, flop: Callable[[], int], processes: int) -> None:
         peak = peak_flops(device)
-        self.device, self.utilization = device, flop / (processes * peak) if peak else None
+        self.device, self.utilization = device, flop() / (processes * peak) if peak else None
         self.elapsed, self.waited, self.samples = 0.0, 0.0, 0
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,7 +93,8 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[loader.Batch], Me
         config.seed, index, len(images), done + state.skipped, config.batch_size, run.micro_batch, *ranks
     )
     batches = loader.batches(images, keys, run.workers, run.device.type == "cuda", config.data.timeout)
-    meter = Meter(run.device, training_flop(state.model.config, stage.image_size), distributed.world_size())
+    flop = partial(training_flop, state.model.config, stage.image_size)  # which takes a second to import what it needs
+    meter = Meter(run.device, flop, distributed.world_size())
     return meter.timed(batches), meter
 
 
