@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +15,17 @@ CACHED = 1 << 18  # elements that a CPU updates at once, so that they stay in it
 Update = tuple[Tensor, Tensor, float]  # a parameter, its value before, its learning rate
 
 
-class Lamb(torch.optim.AdamW):
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, whose methods do not first import torch's compiler, for seconds: steps are not compiled here."""
+
+    add_param_group, zero_grad, state_dict, load_state_dict = (
+        inspect.unwrap(getattr(torch.optim.AdamW, name))
+        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    )
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Lamb(AdamW):
     """LAMB (You et al. 2020, arXiv:1904.00962) as timm implements it.
 
     The moments' bias is corrected, and weight decay is inside the trust ratio. A step has the direction of an AdamW
@@ -73,7 +84,7 @@ def _blocks(updates: Iterable[Update]) -> Iterator[list[Update]]:
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "lamb": Lamb,
     "torch_optimizer_lamb": torch_optimizer.Lamb,
-    "adamw": partial(torch.optim.AdamW, foreach=True),
+    "adamw": partial(AdamW, foreach=True),
 }
 
 
