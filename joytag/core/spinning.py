@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +48,10 @@ def sleeping_when_busy() -> Iterator[None]:
 
 
 def _watch(ended: threading.Event) -> None:
-    """Keep a second team of threads while other programs use cores, until an event."""
-    spare, before, is_kept = devices.cores() - torch.get_num_threads(), Usage.now(), False
-    with ExitStack() as team:
+    """Keep a second team of threads while other programs use cores, until an event, or if /proc/stat can't be read."""
+    spare, is_kept = devices.cores() - torch.get_num_threads(), False
+    with suppress(OSError, ValueError), ExitStack() as team:
+        before = Usage.now()
         while not ended.wait(INTERVAL):
             now = Usage.now()
             others, before = now.of_others(before) - spare, now

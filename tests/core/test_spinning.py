@@ -97,6 +97,15 @@ def test_results_are_the_same_beside_a_second_team():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("error", [OSError, ValueError])
+def test_a_system_that_does_not_say_how_busy_it_is_is_left_alone(monkeypatch, error):
+    def fail() -> Usage:
+        raise error
+
+    monkeypatch.setattr(Usage, "now", fail)
+    spinning._watch(threading.Event())
+
+
 def test_one_thread_needs_no_watcher(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     before = threading.active_count()
