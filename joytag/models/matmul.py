@@ -23,7 +23,9 @@ FEW_TOKENS = 256  # up to which torch's attention would ask oneDNN for many tiny
 
 def use(library: str, *models: nn.Module) -> None:
     """Multiply matrices by one of LIBRARIES in this process, and have models compute attention accordingly."""
-    torch.backends.mkldnn.matmul.fp32_precision = LIBRARIES[library]  # type: ignore[attr-defined]
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    if (products.fp32_precision == LIBRARIES["onednn"]) != (library == "onednn"):  # else others may have set it
+        products.fp32_precision = LIBRARIES[library]
     for module in (module for model in models for module in model.modules()):
         if isinstance(module, Block | Int8Block):
             module.attend = F.scaled_dot_product_attention if library == "blas" else attend_by_onednn

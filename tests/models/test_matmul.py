@@ -75,6 +75,16 @@ def test_products_are_exact_to_the_rounding_of_float32(monkeypatch, dtype, exact
     assert in_use == ["blas", "onednn", "blas"]
 
 
+def test_a_precision_that_others_have_set_is_kept():
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    products.fp32_precision = "tf32"
+    after = []
+    for library in ("blas", "onednn", "blas"):
+        matmul.use(library)
+        after.append(products.fp32_precision)
+    assert after == ["tf32", "bf16", "none"]
+
+
 def test_measuring_changes_neither_weights_nor_random_numbers_nor_threads(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state, threads = torch.get_rng_state(), torch.get_num_threads()
