@@ -86,7 +86,7 @@ def train() -> None:
     if not (MODEL / "model.safetensors").exists():
         shutil.rmtree(CASES, ignore_errors=True)
         write_dataset(CASES / "dataset")
-        command = ["joytag", "train", "--config", "openmoji_short.yaml"]
+        command = ["joytag", "train", "--config", "openmoji.yaml"]
         command += [f"data.directory={CASES / 'dataset'}", f"output={MODEL.parent}"]
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
 
