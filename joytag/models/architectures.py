@@ -42,7 +42,7 @@ def training_flop(config: Config, image_size: int) -> int:
 
     torch's FlopCounterMode counts them on the meta device, without allocating or computing anything.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # not at the top: it takes a tenth of the time to import torch
+    from torch.utils.flop_counter import FlopCounterMode  # not at the top: it imports much of torch.export
 
     with torch.device("meta"):
         model = config.build().eval()
