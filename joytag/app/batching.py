@@ -84,9 +84,9 @@ class Batcher:
         usable, inputs = [], []
         for image, future in jobs:
             try:
-                decoded = images.decode(image)
-                inputs.append(prepare(np.asarray(decoded), self._tagger.size))
-                usable.append((future, decoded.size))
+                pixels = images.decode_array(image)
+                inputs.append(prepare(pixels, self._tagger.size))
+                usable.append((future, (pixels.shape[1], pixels.shape[0])))
             except Exception as error:
                 future.set_exception(error)
         try:

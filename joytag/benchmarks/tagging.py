@@ -65,18 +65,19 @@ def compare_tagging(
 ) -> str:
     """Compare `Tagger.stream` with the published example on the same images: images per second, and decisions.
 
-    `engine` is one, or ALL for each in its precisions beside torch in the given one. Without a release, `model`, one of
-    the published size has random weights.
+    `engine` is one, or ALL for each in its precisions beside torch in the given one and in float32. Without a release,
+    `model`, one of the published size has random weights.
     """
     choices = [(engine, precision)]
     if engine == ALL:
         others = [(name, choice) for name, row in engines.ENGINES.items() for choice in row.precisions]
-        choices = [(engines.TORCH, precision), *others]
+        choices = [(engines.TORCH, precision), (engines.TORCH, "fp32"), *others]
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
             random_release(Path(folder))
         directory, paths = model or Path(folder), random_images(Path(folder), n_images)
-        taggers = [Tagger.load(directory, device, choice, name) for name, choice in choices]
+        loaded = [Tagger.load(directory, device, choice, name) for name, choice in choices]
+        taggers = list({str(tagger): tagger for tagger in loaded}.values())  # auto may be fp32
         lines = [_compare(tagger, directory, paths, rounds) for tagger in taggers]
     size, n_tags = taggers[0].size, len(taggers[0].tags)
     name = "ViT-B/16, random weights" if model is None else str(model)

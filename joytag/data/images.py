@@ -105,6 +105,15 @@ def decode(source: bytes | str | os.PathLike[str], *, still: bool = False, opaqu
         return _upright(image, opaque)
 
 
+def decode_array(source: bytes | str | os.PathLike[str], at_least: int | None = None) -> NDArray[np.uint8]:
+    """Return the pixels of `decode`, uint8 [height, width, 3], those of most JPEGs a quarter faster.
+
+    With `at_least`, a JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8 of its size. Raises ImageError.
+    """
+    pixels = _decode_jpeg(source, at_least)
+    return np.asarray(decode(source)) if pixels is None else pixels
+
+
 def decode_reduced(data: bytes, longest: int, *, still: bool = False, opaque: bool = False) -> Reduced:
     """Decode a file's bytes as `decode` does, but a JPEG at the smallest size that suffices for a copy of `longest`.
 
@@ -295,35 +304,36 @@ def read_square(path: Path, size: int, out: Tensor | None = None) -> Tensor:
     Differs from `decode` and `square` by at most two levels, and is several times faster. A JPEG at least twice as
     large is decoded at 1/2, 1/4 or 1/8 of its size, which shifts it by up to half an output pixel. Raises ImageError.
     """
-    import torch
-
-    pixels = _read_jpeg(path, size)
-    if pixels is None:
-        pixels = np.asarray(decode(path))
-    if max(pixels.shape[:2]) ** 2 > MAX_PIXELS:
-        pixels = np.asarray(square(Image.fromarray(pixels), size))
-    out = torch.empty(size, size, 3, dtype=torch.uint8) if out is None else out
-    _write_square(pixels, out)
-    return out
+    return square_tensor(decode_array(path, size), size, out=out)
 
 
-def _write_square(pixels: NDArray[np.uint8], out: Tensor) -> None:
-    """Compute `square` in torch, uint8 [height, width, 3] to [size, size, 3], without resizing most of the white.
+def square_tensor(
+    pixels: NDArray[np.uint8],
+    size: int,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Compute `square` by torch, uint8 [height, width, 3] to [size, size, 3], into `out` if it is given.
 
-    Each segment of `side / gcd(side, size)` input pixels becomes `size / gcd(side, size)` output pixels, so resizing
-    may begin and end at any segment boundary. Two segments of white around the image exceed the filter's support.
+    Differs from Pillow by at most two levels, in less than 1 % of the values, and is 3 to 10 times faster. Most of the
+    white is not resized: each segment of `side / gcd(side, size)` input pixels becomes `size / gcd(side, size)` output
+    pixels, so resizing may begin and end at any segment boundary, if no output near it depends on the image.
     """
     import torch
 
-    size, (height, width) = len(out), pixels.shape[:2]
+    if max(pixels.shape[:2]) ** 2 > MAX_PIXELS:  # Pillow shrinks a long strip
+        pixels = np.asarray(square(Image.fromarray(pixels), size, resample))
+    out = torch.empty(size, size, 3, dtype=torch.uint8) if out is None else out
+    mode, white = _FILTERS[resample]
+    height, width = pixels.shape[:2]
     side, short, axis = max(height, width), min(height, width), int(height > width)
     segments = math.gcd(side, size)
     length, before = side // segments, (side - short) // 2
-    first, last = max(0, before // length - 2), min(segments, -(-(before + short) // length) + 2)
+    first, last = max(0, before // length - white), min(segments, -(-(before + short) // length) + white)
     shape = [side, side, 3]
     shape[axis] = (last - first) * length
     canvas = pixels
-    if short < side or not pixels.flags.writeable:  # torch requires writable memory
+    if short < side or not pixels.flags.carray:  # torch takes writable memory alone, and no negative strides
         canvas = np.full(shape, 255, dtype=np.uint8)
         canvas.swapaxes(0, axis)[before - first * length :][:short] = pixels.swapaxes(0, axis)
     image = torch.from_numpy(canvas)
@@ -332,25 +342,38 @@ def _write_square(pixels: NDArray[np.uint8], out: Tensor) -> None:
         target = [size, size]
         target[axis] = end - start
         planes = image[None].permute(0, 3, 1, 2)
-        image = torch.nn.functional.interpolate(planes, target, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        image = torch.nn.functional.interpolate(planes, target, mode=mode, antialias=True)[0].permute(1, 2, 0)
     out.narrow(axis, 0, start).fill_(255)
     out.narrow(axis, start, end - start).copy_(image)
     out.narrow(axis, end, size - end).fill_(255)
+    return out
 
 
-def _read_jpeg(path: Path, size: int) -> NDArray[np.uint8] | None:
-    """Decode a plain JPEG, perhaps reduced, to uint8 [height, width, 3]; None when it needs Pillow or has an error."""
+# By the kind of resampling: torch's name, and how many segments of white around the image are twice the filter's reach.
+_FILTERS = {Image.Resampling.BILINEAR: ("bilinear", 2), Image.Resampling.BICUBIC: ("bicubic", 4)}
+
+
+def _decode_jpeg(source: bytes | str | os.PathLike[str], at_least: int | None) -> NDArray[np.uint8] | None:
+    """Decode a plain JPEG to uint8 [height, width, 3]; None for what needs Pillow: other images, and errors."""
     if simplejpeg is None:
         return None
     try:
-        data = path.read_bytes()
+        data = source if isinstance(source, bytes) else _read_if_jpeg(source)
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if _may_be_rotated(data) or colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
             return None
-        divisor = next(d for d in (8, 4, 2, 1) if max(height, width) >= d * size or d == 1)
+        divisor = next(d for d in (8, 4, 2, 1) if d == 1 or (at_least and max(height, width) >= d * at_least))
+        if divisor == 1 and height * width > HALVED:
+            return None
         return simplejpeg.decode_jpeg(data, min_height=-(-height // divisor), min_width=-(-width // divisor))
     except (OSError, ValueError):
         return None
+
+
+def _read_if_jpeg(path: str | os.PathLike[str]) -> bytes:
+    with Path(path).open("rb") as file:
+        start = file.read(len(_JPEG))
+        return start + file.read() if start == _JPEG else start
 
 
 def _may_be_rotated(jpeg: bytes) -> bool:

@@ -144,7 +144,7 @@ def _limits(manifests: Mapping[str, Manifest], first: Manifest) -> str:
     for manifest in manifests.values():
         lines += [f"- Layout {manifest.layout}: {_plain(note)}." for note in manifest.notes]
     if any(manifest.precision == "int8" for manifest in manifests.values()):
-        lines.append("- int8 gives other scores on CPUs without VNNI, and wrong ones on WebGPU.")
+        lines.append("- int8 gives wrong scores on WebGPU.")
     return "\n".join(lines)
 
 

@@ -15,12 +15,18 @@ OPERATORS = ("qlinear_prepack", "qlinear_pointwise")  # of torch.ops.onednn, whi
 
 
 def supported() -> bool:
-    """Whether this CPU multiplies 8-bit integers exactly (x86 with VNNI or AMX) and this torch supports it."""
+    """Whether this CPU multiplies 8-bit integers fast (x86 with AVX2) and this torch supports it."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
-    if not all(hasattr(torch.ops.onednn, name) for name in OPERATORS):
-        return False
-    return any(cpu_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return bool(cpu_capabilities().get("avx2")) and all(hasattr(torch.ops.onednn, name) for name in OPERATORS)
+
+
+def largest_weight() -> int:
+    """Return the largest absolute value of the 8-bit weights with which this CPU's products are exact.
+
+    A CPU without VNNI or AMX adds pairs of products in signed 16 bits: 2 * 255 * 64 fits, 2 * 255 * 65 does not.
+    """
+    return 127 if any(cpu_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")) else 64
 
 
 def width(model: Model) -> int:
@@ -41,7 +47,7 @@ class Int8Linear(nn.Module):
         weight, bias = linear.weight.detach(), linear.bias.detach()
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
-        self.steps = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self.steps = (weight.abs().amax(dim=1) / largest_weight()).clamp(min=torch.finfo(torch.float32).tiny)
         rounded = (weight / self.steps[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.zeros, self.bias = torch.zeros(len(weight), dtype=torch.int32), bias

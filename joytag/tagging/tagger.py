@@ -86,7 +86,7 @@ class Tagger:
     ) -> Tagger:
         """Read a release directory, a checkpoint, or a model from the Hugging Face hub by its id.
 
-        Precision `auto` is fp16 on CUDA and fp32 on MPS. On a CPU it is bf16 with AMX, else int8 with VNNI if the
+        Precision `auto` is fp16 on CUDA and fp32 on MPS. On a CPU it is bf16 with AMX, else int8 with AVX2 if the
         model is large enough to gain from it, else fp32; another engine than torch prefers its own. For `engine` see
         `engines.pick_engine`. Raises ReleaseError when there is no model or it is damaged, ValueError for a device,
         precision or engine that does not fit.
@@ -246,14 +246,15 @@ def prepare(image: ImageSource, size: int) -> NDArray[np.uint8]:
         if image.dtype != np.uint8 or not image.size or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)):
             described = f"array of {image.dtype} {image.shape}"
             raise images.ImageError(f"{described}: not uint8 [height, width, 3]", "not an image")
-        image = Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        upright = _upright(image)
+        pixels = image if image.shape[2:] == (3,) else np.asarray(_upright(Image.fromarray(image)))
+    elif isinstance(image, Image.Image):
+        pixels = np.asarray(_upright(image))
     elif isinstance(image, str | os.PathLike | bytes):
-        upright = images.decode(image)
+        pixels = images.decode_array(image)
     else:
         raise images.ImageError(f"{type(image).__name__}: not a path, bytes, PIL image or array", "not an image")
-    return images.to_array(images.square(upright, size, Image.Resampling.BICUBIC))
+    squared = images.square_tensor(pixels, size, Image.Resampling.BICUBIC)
+    return squared.permute(2, 0, 1).contiguous().numpy()
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -273,7 +274,7 @@ def pick_precision(precision: str, device: torch.device, width: int) -> str:
     if precision == "int8" and not width:
         raise ValueError("precision int8: not for a backbone of timm; use auto")
     if precision == "int8" and (device.type != "cpu" or not int8.supported()):
-        raise ValueError(f"precision int8: needs a CPU with VNNI, not {device}; use auto")
+        raise ValueError(f"precision int8: needs an x86 CPU with AVX2, not {device}; use auto")
     if precision != "auto":
         return precision
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}

@@ -240,14 +240,43 @@ def test_training_squares_match_pillow(tmp_path_factory, width, height, size, qu
     assert difference.mean() < 0.5
 
 
-@given(width=st.integers(1, 120), height=st.integers(1, 120), divisor=st.integers(1, 12))
-@settings(max_examples=60)
-def test_white_that_is_not_resized_matches_pillow(tmp_path_factory, width, height, divisor):
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@given(width=st.integers(1, 120), height=st.integers(1, 120), scale=st.sampled_from([*range(1, 13), 1 / 2, 1 / 3, 0.3]))
+@settings(max_examples=100)
+def test_white_that_is_not_resized_matches_pillow(resample, width, height, scale):
     """Also when several pixels become one, and when the image is a single line."""
-    path = tmp_path_factory.mktemp("images") / "image.png"
-    image(width, height).save(path)
-    size = max(1, max(width, height) // divisor)
-    assert np.abs(images.read_square(path, size).numpy() - by_pillow(path, size)).max() <= 2
+    pixels = np.asarray(image(width, height))
+    size = max(1, int(max(width, height) / scale))
+    expected = np.asarray(images.square(Image.fromarray(pixels), size, resample)).astype(int)
+    assert np.abs(images.square_tensor(pixels, size, resample).numpy() - expected).max() <= 2
+    side = max(width, height)
+    padded = images.square_tensor(np.array(images.square(Image.fromarray(pixels), side)), size, resample)
+    torch.testing.assert_close(images.square_tensor(pixels, size, resample), padded, rtol=0, atol=0)
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), quality=st.integers(1, 100), subsampling=st.integers(0, 2))
+@settings(max_examples=60)
+def test_arrays_hold_pillows_pixels(width, height, quality, subsampling):
+    options = {"quality": quality, "subsampling": subsampling}
+    for mode, progressive in (("RGB", False), ("RGB", True), ("L", False), ("CMYK", False)):
+        data = encode(image(width, height).convert(mode), "JPEG", progressive=progressive, **options)
+        np.testing.assert_array_equal(images.decode_array(data), np.asarray(images.decode(data)))
+
+
+def test_a_jpeg_too_large_for_memory_is_halved_in_an_array_too(monkeypatch):
+    data = encode(image(60, 40), "JPEG")
+    monkeypatch.setattr(images, "HALVED", 60 * 40 - 1)
+    np.testing.assert_array_equal(images.decode_array(data), np.asarray(images.decode(data)))
+    assert images.decode_array(data).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_squares_of_views_and_of_read_only_arrays_are_those_of_copies(size):
+    pixels = np.asarray(image(40, 40))
+    assert not pixels.flags.writeable
+    for view in (pixels, pixels.copy()[::-1, ::-1], pixels.copy()[..., ::-1], pixels[:, 10:20]):
+        expected = images.square_tensor(view.copy(), size)
+        torch.testing.assert_close(images.square_tensor(view, size), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("divisor", [2, 4, 8])

@@ -12,7 +12,6 @@ import onnx
 import pytest
 from commands import assert_one_line, succeeded
 from paths import ROOT, TINY
-from taggers import needs_vnni
 
 import joytag
 from joytag.core.settings import SettingsError
@@ -150,8 +149,7 @@ def test_decisions_and_tags_are_counted():
     assert result.largest_difference == pytest.approx(0.2)
 
 
-# Without VNNI onnxruntime adds pairs of 8-bit products in 16 bits, which saturates, and the export is refused.
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=needs_vnni)])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_other_precisions_are_smaller_and_verified(call, precision, measured, exports, tmp_path):
     flags = (
         "--to",

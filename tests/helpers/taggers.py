@@ -14,7 +14,7 @@ from joytag.models import int8
 
 IMAGES = 192  # in a split of the dataset
 
-needs_vnni = pytest.mark.skipif(not int8.supported(), reason="needs a CPU with VNNI")
+needs_int8 = pytest.mark.skipif(not int8.supported(), reason="needs an x86 CPU with AVX2")
 
 
 def write_taggers(directory: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from paths import ROOT, TINY
 from PIL import Image
-from taggers import needs_vnni
+from taggers import needs_int8
 
 from joytag.data import images
 from joytag.data.dataset import Dataset
@@ -160,7 +160,7 @@ def test_the_map_covers_the_white_square_around_an_image(tagger):
         np.testing.assert_array_equal(tagger.evidence(image, "tag_0"), tagger.evidence(padded.copy(), "tag_0"))
 
 
-@needs_vnni
+@needs_int8
 def test_int8_gives_the_evidence_of_its_own_scores(tmp_path):
     torch.manual_seed(0)
     sizes: dict[str, Any] = dict(image_size=32, num_blocks=2, patch_size=8, d_model=64, mlp_dim=128, num_heads=2)

@@ -11,7 +11,7 @@ import torch
 from paths import FIXTURES
 from PIL import Image
 from requirements import needs_unix
-from taggers import needs_vnni
+from taggers import needs_int8
 
 from joytag.data.images import ImageError, normalize
 from joytag.models import int8, release
@@ -43,11 +43,11 @@ def paths(tmp_path_factory) -> list[Path]:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_an_image_gets_the_published_preprocessing(tagger, number):
-    """The scores are those of the model for the published example's tensors."""
+    """The scores are those for the published example's tensors, but for pixels that torch rounds to the next level."""
     fixture = np.load(FIXTURES / "preprocess.npz")
     with torch.inference_mode():
         scores = tagger.model(torch.from_numpy(fixture[f"tensor_{number}"])[None]).sigmoid()[0]
-    np.testing.assert_allclose(tagger(fixture[f"image_{number}"]).scores, scores, atol=1e-5)
+    np.testing.assert_allclose(tagger(fixture[f"image_{number}"]).scores, scores, atol=2e-4)
 
 
 def test_a_result_has_all_scores_and_the_tags_above_the_threshold(tagger, paths):
@@ -173,13 +173,13 @@ def test_precision_is_chosen_by_device_and_model_width(monkeypatch):
     monkeypatch.setattr(int8, "supported", lambda: False)
     monkeypatch.setattr("joytag.core.devices.cpu_capabilities", dict)
     assert pick_precision("auto", cpu, 768) == "fp32"
-    with pytest.raises(ValueError, match="needs a CPU with VNNI"):
+    with pytest.raises(ValueError, match="needs an x86 CPU with AVX2"):
         pick_precision("int8", cpu, 768)
     monkeypatch.setattr("joytag.core.devices.has_amx", lambda: True)
     assert pick_precision("auto", cpu, 768) == "bf16"
 
 
-@needs_vnni
+@needs_int8
 def test_int8_agrees_with_float32_at_every_batch_size(paths, tmp_path):
     torch.manual_seed(0)
     config = ViTConfig(
