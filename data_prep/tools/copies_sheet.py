@@ -16,7 +16,7 @@ from data_prep.config import BuildSettings, Copies
 from data_prep.image_table import ImageTable, SourceFiles
 from joytag.core import settings
 from joytag.core.files import ABANDONED, remove_partials, replacing
-from joytag.data import dataset, fonts, images
+from joytag.data import dataset, fonts, images, preprocessing
 
 CELL = 160  # side of an image, pixels
 TEXT = 48  # height of the text below, pixels
@@ -63,7 +63,7 @@ def draw(directory: Path, pairs: int) -> Path:
         x, y = number % COLUMNS * (2 * CELL + 12) + 4, number // COLUMNS * (CELL + TEXT + 8) + 4
         for row, left in ((pair.better, x), (pair.other, x + CELL + 2)):
             path = dataset.image_path(directory, table.sha256[row].tobytes(), description["extension"])
-            canvas.paste(images.square(images.decode(path), CELL), (left, y))
+            canvas.paste(preprocessing.square(images.decode(path), CELL), (left, y))
             name = f"{names[table.source[row]]}/" * (len(names) > 1) + str(paths[int(row)])
             for line, text in enumerate(fonts.wrap(name, FONT, CELL, 2)):
                 pen.text((left, y + CELL + 2 + line * LINE), text, "black", fonts.load(text, FONT))

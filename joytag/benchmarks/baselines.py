@@ -16,7 +16,8 @@ from torchvision.ops import StochasticDepth
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.functional import normalize, to_tensor
 
-from joytag.data.images import MEAN, STD, WHITE
+from joytag.data.images import WHITE
+from joytag.data.preprocessing import MEAN, STD
 from joytag.models.stem import ITEMS, Item, build_stem
 from joytag.models.vit import ViTConfig, sine_positions
 

@@ -25,7 +25,7 @@ from joytag.core import devices
 from joytag.core.files import write_text
 from joytag.core.terminal import print
 from joytag.data import loader
-from joytag.data.images import normalize
+from joytag.data.preprocessing import normalize
 from joytag.models.vit import ViTConfig
 from joytag.tagging.tagger import Tagger
 from joytag.training import optimizers, state

@@ -12,7 +12,7 @@ from scipy.sparse import csc_array, csr_array, vstack
 
 from joytag.benchmarks.stored_images import TAGS, TAGS_PER_IMAGE
 from joytag.core.timing import side_by_side
-from joytag.data import images
+from joytag.data import images, preprocessing
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation.curves import choose_thresholds, compute_curves
 from joytag.models import matmul, release
@@ -33,7 +33,7 @@ def published_example(
     side = max(image.size)
     square = ImageOps.pad(image, (side, side), color=images.WHITE)
     pixels = np.asarray(square.resize((model.config.image_size,) * 2, Image.Resampling.BICUBIC))
-    batch = images.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]).to(device)
+    batch = preprocessing.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]).to(device)
     with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda"):
         scores = model(batch).sigmoid().cpu()
     by_tag = {tag: scores[0][i] for i, tag in enumerate(tags)}

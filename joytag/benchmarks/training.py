@@ -26,7 +26,7 @@ from joytag.benchmarks.stored_images import StoredImages
 from joytag.core import devices, progress, settings
 from joytag.core.files import write_text
 from joytag.core.timing import Comparison, Timings, side_by_side, table
-from joytag.data import augment, images, loader
+from joytag.data import augment, loader, preprocessing
 from joytag.models.architectures import training_flop
 from joytag.models.vit import ViT, ViTConfig
 from joytag.training import dry_run, optimizers, state, trainer
@@ -222,7 +222,7 @@ def seconds_per_batch(loaded: Iterator[object], ahead: int, batches: int) -> flo
 
 def compare_augmentation(copies: Sequence[Image.Image], size: int, n_images: int, rounds: int) -> Comparison:
     """Compare TrivialAugment of a batch on one CPU core."""
-    squares = [images.square(copies[i % len(copies)], size) for i in range(n_images)]
+    squares = [preprocessing.square(copies[i % len(copies)], size) for i in range(n_images)]
     batch = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
     draws = augment.draw([(0, row) for row in range(n_images)], augment.SPACES["trivial"], size)
     theirs = baselines.trivial_augment()
@@ -344,7 +344,7 @@ def reference_steps(case: Case) -> Iterator[float]:
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.device.type == "cuda")
 
     def inputs(batch: loader.Batch) -> tuple[Tensor, Tensor]:
-        normalized = images.normalize(batch.images.to(run.device, non_blocking=True)).contiguous()
+        normalized = preprocessing.normalize(batch.images.to(run.device, non_blocking=True)).contiguous()
         return normalized, batch.labels.to(run.device, non_blocking=True).float()
 
     steps = (baselines.train_step(model, lamb, scaler, list(map(inputs, batches))) for batches in _batches(run))

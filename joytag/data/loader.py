@@ -27,7 +27,8 @@ from joytag.core.errors import Exit, ExitCode
 from joytag.core.rng import Purpose, generator
 from joytag.data import augment
 from joytag.data import dataset as records
-from joytag.data.images import ImageError, read_square
+from joytag.data.images import ImageError
+from joytag.data.preprocessing import read_square
 
 Key = tuple[int, int]  # epoch, row of the split
 MAX_SUBSTITUTES = 100  # undecodable images in a row before loading fails

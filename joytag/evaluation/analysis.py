@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,20 +14,20 @@ from scipy.sparse import csc_array
 
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.evaluation import bootstrap, error_analysis, metrics
-from joytag.evaluation.bootstrap import Interval, interval
+from joytag.evaluation.bootstrap import Interval, Resample, interval
 from joytag.evaluation.curves import Calibration, Curves, SampledCurves, calibration, choose_thresholds, compute_curves
 from joytag.evaluation.error_analysis import Confusion, Disagreement
-from joytag.evaluation.metrics import LEVELS, VALUES, Counts
+from joytag.evaluation.groupings import Grouping, source_grouping, tag_groupings
+from joytag.evaluation.metrics import LEVELS, VALUES
 from joytag.evaluation.per_tag import per_tag_table
 from joytag.evaluation.predictions import Predictions
+from joytag.evaluation.split_half import SplitHalf, split_half
 from joytag.evaluation.tag_groups import by_category, by_count, by_name
-from joytag.evaluation.thresholds import cross_fit, shrunk_thresholds
+from joytag.evaluation.thresholds import shrunk_thresholds
 
 POINTS = 101  # of a curve along thresholds, and as many along recall
 TAG_CURVES = 9  # tags with a curve of their own
-AVERAGES = tuple(f"{kind}_{name}" for kind in ("macro", "micro") for name in ("precision", "recall", "f1"))
 HEADLINE = tuple(f"{kind}_{name}" for kind in ("macro", "micro") for name in ("precision", "recall", "f1", "mcc"))
-Resample = Callable[..., dict[str, dict[str, NDArray[np.float64]]]]  # bootstrap.replicates with its options
 
 
 @dataclass(frozen=True)
@@ -49,77 +49,6 @@ class Facts:
     def flat(self) -> dict[str, Any]:
         """Return the provenance and the other facts by name."""
         return {**self.provenance, **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "provenance"}}
-
-
-@dataclass(frozen=True)
-class F1Averages:
-    """Macro and micro F1 at one choice of thresholds."""
-
-    macro_f1: Interval
-    micro_f1: Interval
-
-
-@dataclass(frozen=True)
-class ChosenThresholds(F1Averages):
-    """F1 at thresholds chosen on the other half of the images.
-
-    `difference`: macro F1 minus that at the fixed threshold. `directions`: the same difference on each half alone.
-    `verdict`: the difference in a sentence.
-    """
-
-    difference: Interval
-    directions: list[float]
-    verdict: str
-
-
-@dataclass(frozen=True)
-class SplitHalf:
-    """The fixed threshold against thresholds chosen on the other half: one for all tags, and one per tag."""
-
-    fixed: F1Averages
-    shared: ChosenThresholds
-    per_tag: ChosenThresholds
-
-
-@dataclass(frozen=True)
-class GroupMetrics:
-    """Averages over some tags or some images at the fixed threshold; `macro_f1_low` and `_high` bound its interval.
-
-    `images`: the images of a source, or those with a label of the group.
-    """
-
-    macro_precision: float
-    macro_recall: float
-    macro_f1: float
-    micro_precision: float
-    micro_recall: float
-    micro_f1: float
-    macro_f1_low: float
-    macro_f1_high: float
-    map: float
-    tags: int
-    tags_with_positives: int
-    images: int
-
-
-@dataclass(frozen=True)
-class Gap:
-    """The groups with the best and the worst macro F1, and the difference.
-
-    The two are picked as the extremes, which makes the gap a little larger than it will be on other images.
-    """
-
-    best: str
-    worst: str
-    gap: Interval
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Metrics by group, and the gap between groups; None if fewer than two have a macro F1."""
-
-    rows: dict[str, GroupMetrics]
-    gap: Gap | None
 
 
 class TagCurve(NamedTuple):
@@ -187,7 +116,7 @@ def analyse(
     ranked = np.flatnonzero(curves.positives >= max(1, minimum_positives))
     headline["ranking"] = {"map": _map_interval(scores, labels, curves, ranked, options)}
     kinds = {"categories": by_category(tags.categories), "bands": bands, "groups": named}
-    groupings = _tag_groupings(kinds, counts, curves.ap, labels, fixed, minimum_positives, resample)
+    groupings = tag_groupings(kinds, counts, curves.ap, labels, fixed, minimum_positives, resample)
     disagreements = error_analysis.disagreements(scores, labels, fixed)
     confusions, confusions_by_share = error_analysis.confusions(labels, fixed, tags.names)
     false_positives, misses = error_analysis.worst_disagreements(disagreements)
@@ -196,9 +125,9 @@ def analyse(
         thresholds=thresholds,
         headline=headline,
         macro_over=macro_over,
-        split_half=_split_half(predictions, scores, fixed, threshold, seed, resample),
+        split_half=split_half(predictions, scores, fixed, threshold, seed, resample),
         per_tag=per_tag_table(tags, bands, counts, curves, shrunk_thresholds(scores, labels, curves)),
-        sources=_source_grouping(predictions, scores, fixed, curves, minimum_positives, resample),
+        sources=source_grouping(predictions, scores, fixed, curves, minimum_positives, resample),
         **groupings,
         curves=_sample_curves(curves),
         tag_curves=_tag_curves(predictions, curves, ranked),
@@ -260,132 +189,6 @@ def _map_interval(
     mean = float(curves.ap[ranked].mean()) if len(ranked) else np.nan
     influence = bootstrap.ap_influence(scores, labels, ranked)
     return interval(mean, bootstrap.ap_replicates(mean, influence, **options))
-
-
-def _tag_groupings(
-    kinds: Mapping[str, Mapping[str, NDArray[np.int64]]],
-    counts: Counts,
-    ap: NDArray[np.float64],
-    labels: csc_array,
-    decisions: csc_array,
-    minimum: int,
-    resample: Resample,
-) -> dict[str, Grouping]:
-    """Return a Grouping for each kind of groups of tags, all from the same resamples; `kinds`: kind -> name -> tags."""
-    every = {f"{kind}: {name}": tags for kind, groups in kinds.items() for name, tags in groups.items()}
-
-    def macro_f1(counts: Counts) -> dict[str, NDArray[np.float64]]:
-        return {key: metrics.averages(counts[tags])["macro_f1"] for key, tags in every.items()}
-
-    sampled = resample(labels, {"": decisions}, macro_f1)[""]
-    groupings = {}
-    for kind, groups in kinds.items():
-        replicates = {name: sampled[f"{kind}: {name}"] for name in groups}
-        rows = {}
-        for name, tags in groups.items():
-            images = len(np.unique(labels[:, tags].indices))
-            rows[name] = _group_metrics(counts[tags], ap[tags], minimum, replicates[name], images)
-        groupings[kind] = Grouping(rows, _gap(rows, replicates))
-    return groupings
-
-
-def _source_grouping(
-    predictions: Predictions,
-    scores: NDArray[np.float16],
-    decisions: csc_array,
-    curves: Curves,
-    minimum: int,
-    resample: Resample,
-) -> Grouping:
-    """Return a Grouping by source. Each source is resampled by itself, since they share no image."""
-    labels = predictions.labels
-    rows, replicates = {}, {}
-    for number, name in enumerate(predictions.source_names):
-        images = np.flatnonzero(predictions.sources == number)
-        if not len(images):
-            continue
-        own_labels, own_decisions, ap = labels[images].tocsc(), decisions[images].tocsc(), curves.ap
-        if len(images) < len(scores):
-            ap = metrics.average_precision(table for _, table in metrics.histograms(scores, labels, images))
-        own_families = predictions.families[images]
-        replicates[name] = resample(own_labels, {"": own_decisions}, families=own_families)[""]["macro_f1"]
-        counts = metrics.count(own_labels, own_decisions)
-        rows[name] = _group_metrics(counts, ap, minimum, replicates[name], len(images))
-    return Grouping(rows, _gap(rows, replicates))
-
-
-def _group_metrics(
-    counts: Counts, ap: NDArray[np.float64], minimum: int, macro_f1: NDArray[np.float64], images: int
-) -> GroupMetrics:
-    """Return a group's metrics from its counts and AP, [tags], and its macro F1 in every resample."""
-    averages = metrics.averages(counts)
-    bounds = interval(averages["macro_f1"], macro_f1)
-    return GroupMetrics(
-        **{name: averages[name] for name in AVERAGES},
-        macro_f1_low=bounds.low,
-        macro_f1_high=bounds.high,
-        map=metrics.mean_average_precision(ap, counts.positives, minimum)[0],
-        tags=averages["tags"],
-        tags_with_positives=averages["tags_with_positives"],
-        images=images,
-    )
-
-
-def _gap(rows: Mapping[str, GroupMetrics], replicates: Mapping[str, NDArray[np.float64]]) -> Gap | None:
-    defined = sorted((row.macro_f1, name) for name, row in rows.items() if not np.isnan(row.macro_f1))
-    if len(defined) < 2:
-        return None
-    (low, worst), (high, best) = defined[0], defined[-1]
-    return Gap(best, worst, interval(high - low, replicates[best] - replicates[worst]))
-
-
-def _split_half(
-    predictions: Predictions,
-    scores: NDArray[np.float16],
-    fixed: csc_array,
-    threshold: float,
-    seed: int,
-    resample: Resample,
-) -> SplitHalf:
-    """Compare the `fixed` decisions, those at `threshold`, with decisions at thresholds from the other half."""
-    labels = predictions.labels
-    fit = cross_fit(scores, labels, seed, predictions.families)
-    decisions = {"fixed": fixed, "shared": fit.shared, "per_tag": fit.per_tag}
-    averages = {name: metrics.averages(metrics.count(labels, predicted)) for name, predicted in decisions.items()}
-    sampled = resample(labels, decisions)
-    halves = [np.flatnonzero(half) for half in (fit.first_half, ~fit.first_half)]
-
-    def f1(name: str) -> dict[str, Interval]:
-        return {metric: interval(averages[name][metric], sampled[name][metric]) for metric in ("macro_f1", "micro_f1")}
-
-    def macro_f1_by_half(name: str) -> list[float]:
-        parts = [(labels[rows].tocsc(), decisions[name][rows].tocsc()) for rows in halves]
-        return [metrics.averages(metrics.count(*part))["macro_f1"] for part in parts]
-
-    def chosen(name: str, subject: str) -> ChosenThresholds:
-        difference = interval(
-            averages[name]["macro_f1"] - averages["fixed"]["macro_f1"],
-            sampled[name]["macro_f1"] - sampled["fixed"]["macro_f1"],
-        )
-        directions = np.subtract(macro_f1_by_half(name), macro_f1_by_half("fixed")).tolist()
-        verdict = _verdict(f"{subject}, chosen on the other half,", threshold, difference)
-        return ChosenThresholds(**f1(name), difference=difference, directions=directions, verdict=verdict)
-
-    return SplitHalf(
-        fixed=F1Averages(**f1("fixed")),
-        shared=chosen("shared", "One threshold for all tags"),
-        per_tag=chosen("per_tag", "A threshold for each tag"),
-    )
-
-
-def _verdict(subject: str, threshold: float, difference: Interval) -> str:
-    if np.isnan(difference.low):
-        return f"{subject} cannot be judged: no metric is defined."
-    verb = "beats" if difference.low > 0 else "does worse than" if difference.high < 0 else "does not beat"
-    return (
-        f"{subject} {verb} {threshold:g} in macro F1: {difference.value:+.4f}, "
-        f"95 % interval {difference.low:+.4f} to {difference.high:+.4f}."
-    )
 
 
 def _sample_curves(curves: Curves) -> SampledCurves:

@@ -21,6 +21,7 @@ from joytag.evaluation.metrics import Counts, averages, histograms
 RESAMPLES = 1000
 BLOCK = 25  # resamples that are processed together, so that they fit the processor's cache
 MetricFunction = Callable[[Counts], Mapping[str, Any]]
+Resample = Callable[..., dict[str, dict[str, NDArray[np.float64]]]]  # `replicates` with its options
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from joytag.data import images
+from joytag.data import preprocessing
 from joytag.export.layouts import Layout, Row
 from joytag.export.manifest import Input, Output
 from joytag.models import onnx_graph
@@ -42,7 +42,7 @@ class Network(nn.Module):
         if self.layout.channels == "BGR":
             x = x[:, [2, 1, 0]]
         if not self.layout.is_standardized:
-            x = images.normalize(x)
+            x = preprocessing.normalize(x)
         embedding = self.model.embed(x.to(self.dtype))
         logits = self.model.head(embedding).float()
         values = {"embedding": embedding.float(), "logits": logits, "scores": logits.sigmoid()}

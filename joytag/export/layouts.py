@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from joytag.core import files
-from joytag.data import images
+from joytag.data import preprocessing
 from joytag.data.dataset import CATEGORIES
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.export.manifest import Holds, Input, Output
@@ -123,8 +123,8 @@ def write_wd(directory: Path, source: Source, rows: Sequence[Row]) -> None:
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": list(images.MEAN),
-            "std": list(images.STD),
+            "mean": list(preprocessing.MEAN),
+            "std": list(preprocessing.STD),
             "num_classes": len(rows),
         },
     }
@@ -137,7 +137,7 @@ def write_imgutils(directory: Path, source: Source, rows: Sequence[Row]) -> None
     steps = [
         {"type": "pad_to_size", "size": [source.size] * 2, "background_color": "white", "interpolation": "bicubic"},
         {"type": "maybe_to_tensor"},
-        {"type": "normalize", "mean": list(images.MEAN), "std": list(images.STD)},
+        {"type": "normalize", "mean": list(preprocessing.MEAN), "std": list(preprocessing.STD)},
     ]
     _write_json(directory / "preprocess.json", {"test": steps, "val": steps})
     used = sorted({row.tag.category for row in rows})
@@ -170,8 +170,8 @@ def write_transformers(directory: Path, source: Source, rows: Sequence[Row]) -> 
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(images.MEAN),
-        "image_std": list(images.STD),
+        "image_mean": list(preprocessing.MEAN),
+        "image_std": list(preprocessing.STD),
     }
     _write_json(directory / "preprocessor_config.json", processor)
 

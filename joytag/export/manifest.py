@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from joytag.core.settings import Settings, SettingsError, validate
-from joytag.data import images
+from joytag.data import images, preprocessing
 
 FILE = "manifest.json"
 Holds = Literal["logits", "scores", "embedding"]
@@ -24,9 +24,9 @@ class Input(Settings):
     channels: Literal["RGB", "BGR"]
     range: Literal["0 to 255", "standardized"]
     """standardized: divided by 255, less `mean`, divided by `std`."""
-    mean: list[float] = list(images.MEAN)
+    mean: list[float] = list(preprocessing.MEAN)
     """In the order R, G, B; where the range is 0 to 255 the model itself uses it."""
-    std: list[float] = list(images.STD)
+    std: list[float] = list(preprocessing.STD)
     padding: list[int] = list(images.WHITE)
     """Colour, R, G, B, of the centred square around the image, and beneath transparent pixels."""
     resampling: Literal["bicubic"] = "bicubic"

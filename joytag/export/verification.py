@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from joytag.data import images
+from joytag.data import preprocessing
 from joytag.data.tag_names import DEFAULT_THRESHOLD
 from joytag.export.layouts import Layout, Row
 from joytag.export.manifest import Verification
@@ -36,7 +36,7 @@ def reference_scores(model: Model, squares: NDArray[np.uint8]) -> NDArray[np.flo
 def encode(layout: Layout, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the model's input in a layout for images, uint8 [B, 3, S, S]."""
     pixels = torch.from_numpy(squares)
-    values = (images.normalize(pixels) if layout.is_standardized else pixels.float()).numpy()
+    values = (preprocessing.normalize(pixels) if layout.is_standardized else pixels.float()).numpy()
     values = values[:, ::-1] if layout.channels == "BGR" else values
     return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if layout.axes == "NHWC" else values)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from joytag.data import dataset, images
+from joytag.data import dataset, images, preprocessing
 
 CPU = torch.device("cpu")
 MODEL = "model.onnx"
@@ -100,7 +100,7 @@ class OnnxTagger:
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """Read an image as a bicubic square on white, RGB uint8 [side, side, 3]. Raises ImageError."""
-        return np.asarray(images.square(images.decode(path), self.size, Image.Resampling.BICUBIC))
+        return np.asarray(preprocessing.square(images.decode(path), self.size, Image.Resampling.BICUBIC))
 
 
 def read_tags(path: Path) -> tuple[dataset.TagTable, NDArray[np.int64], int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from joytag.data import fonts, images
+from joytag.data import fonts, images, preprocessing
 from joytag.data.dataset import Dataset
 from joytag.tagging.tagger import Tagger
 
@@ -129,7 +129,7 @@ class Sheet:
 
     def paste(self, image: Image.Image, x: int, y: int) -> None:
         """Paste an image, on a white square of SIDE."""
-        square = images.square(image, SIDE * SCALE, Image.Resampling.LANCZOS)
+        square = preprocessing.square(image, SIDE * SCALE, Image.Resampling.LANCZOS)
         self.image.paste(square, (x * SCALE, y * SCALE))
         self._draw.rectangle([n * SCALE for n in (x, y, x + SIDE, y + SIDE)], outline=FRAME)
 

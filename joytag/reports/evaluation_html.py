@@ -15,8 +15,9 @@ from PIL import Image
 
 from joytag.data import images
 from joytag.data.dataset import Dataset, DatasetError
-from joytag.evaluation.analysis import Analysis, Gap, Grouping, GroupMetrics
+from joytag.evaluation.analysis import Analysis
 from joytag.evaluation.error_analysis import Disagreement
+from joytag.evaluation.groupings import Gap, Grouping, GroupMetrics
 from joytag.evaluation.per_tag import COLUMNS
 from joytag.evaluation.predictions import Predictions
 from joytag.reports.charts import Axis, interval_bar

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from joytag.core import files
-from joytag.data import fonts, images
+from joytag.data import fonts, images, preprocessing
 from joytag.reports.contact_sheet import CELL, FONT, GAP, INK, LINE, MISSED, SCALE, SIDE, Sheet
 from joytag.tagging.tagger import Tagger
 
@@ -64,7 +64,7 @@ def overlay(image: Image.Image, evidence: NDArray[np.float32]) -> Image.Image:
     The patch that weighs most is coloured most; patches that do not count stay grey.
     """
     side = SIDE * SCALE
-    grey = np.asarray(images.square(image, side, Image.Resampling.LANCZOS).convert("L"), dtype=np.float32)
+    grey = np.asarray(preprocessing.square(image, side, Image.Resampling.LANCZOS).convert("L"), dtype=np.float32)
     weight = evidence / max(np.abs(evidence).max(), np.finfo(np.float32).tiny)
     weight = np.asarray(Image.fromarray(weight).resize((side, side), Image.Resampling.NEAREST))[..., None]
     colour = np.where(weight > 0, np.array(FOR, dtype=np.float32), np.array(AGAINST, dtype=np.float32))

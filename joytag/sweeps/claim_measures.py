@@ -13,7 +13,7 @@ from torch import Tensor
 
 from joytag.data import loader
 from joytag.data.dataset import Dataset
-from joytag.data.images import normalize
+from joytag.data.preprocessing import normalize
 from joytag.evaluation import bootstrap, contenders, curves, runner
 from joytag.evaluation.contenders import TaggerEntry
 from joytag.evaluation.predictions import DIRECTORY, Predictions

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from joytag.core import files
-from joytag.data import images
+from joytag.data import preprocessing
 from joytag.models import inference, onnx_graph, release
 from joytag.models.architectures import Model
 
@@ -51,7 +51,7 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Uint8 [B, 3, S, S] to float32 [B, N]."""
-        return self.model(images.normalize(pixels)).sigmoid()
+        return self.model(preprocessing.normalize(pixels)).sigmoid()
 
 
 class OnnxRuntime:

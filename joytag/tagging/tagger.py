@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from joytag.core import devices
 from joytag.core.parallel import batches, read_ahead
-from joytag.data import images
+from joytag.data import images, preprocessing
 from joytag.data.tag_names import DEFAULT_THRESHOLD, canonical, describe_unknown
 from joytag.models import inference, int8, matmul, release
 from joytag.models.architectures import Model
@@ -185,7 +185,7 @@ class Tagger:
             raise EvidenceError("evidence: not for a backbone of timm, whose head is not linear over patches")
         batch = torch.from_numpy(pixels[None]).to(self.device)
         with torch.no_grad(), inference.autocast(self.device, self._dtype):
-            return model.evidence(images.normalize(batch), tags)[0].cpu().numpy()
+            return model.evidence(preprocessing.normalize(batch), tags)[0].cpu().numpy()
 
     @cached_property
     def _empty(self) -> NDArray[np.float32]:
@@ -253,7 +253,7 @@ def prepare(image: ImageSource, size: int) -> NDArray[np.uint8]:
         pixels = images.decode_array(image)
     else:
         raise images.ImageError(f"{type(image).__name__}: not a path, bytes, PIL image or array", "not an image")
-    squared = images.square_tensor(pixels, size, Image.Resampling.BICUBIC)
+    squared = preprocessing.square_tensor(pixels, size, Image.Resampling.BICUBIC)
     return squared.permute(2, 0, 1).contiguous().numpy()
 
 

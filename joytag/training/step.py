@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from joytag.core import distributed
 from joytag.core.rng import Purpose, generator
 from joytag.data import augment, loader
-from joytag.data.images import normalize
+from joytag.data.preprocessing import normalize
 from joytag.models.inference import autocast
 from joytag.training import schedule
 from joytag.training.losses import smooth, without_unknown

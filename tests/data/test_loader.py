@@ -26,7 +26,7 @@ from requirements import needs_linux
 from joytag.data import augment
 from joytag.data import loader as data
 from joytag.data.dataset import Dataset, DatasetError
-from joytag.data.images import square, to_array
+from joytag.data.preprocessing import square, to_array
 
 
 def read(images: data.ImageDataset, wanted: list[data.Key]) -> data.Batch:

@@ -12,7 +12,7 @@ from mirror import encode, md5, random_image
 from PIL import Image
 
 from data_prep import dedup, scan
-from joytag.data import dataset, images
+from joytag.data import dataset, images, preprocessing
 
 
 def scan_bytes(tmp_path: Path, data: bytes, expected_md5: str | None = None, longest: int = 32) -> scan.Scan:
@@ -71,8 +71,8 @@ def test_the_copy_of_a_transparent_image_is_what_tagging_sees(tmp_path):
     assert scanned.phash == scan.phash(tagged)
     assert scanned.sha256
     stored = dataset.image_path(tmp_path / "out", scanned.sha256, "jpg")
-    trained = images.read_square(stored, 64).numpy().astype(int)
-    assert np.abs(trained - np.asarray(images.square(tagged, 64))).mean() < 2  # levels, of JPEG at quality 95
+    trained = preprocessing.read_square(stored, 64).numpy().astype(int)
+    assert np.abs(trained - np.asarray(preprocessing.square(tagged, 64))).mean() < 2  # levels, of JPEG at quality 95
     (tmp_path / "flat.png").write_bytes(encode(tagged))
     flat = scan.scan(tmp_path / "flat.png", None, scan.Store(tmp_path / "out", 64, "jpeg"))
     assert flat.sha256

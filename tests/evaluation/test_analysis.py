@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from joytag.data import dataset
 from joytag.evaluation import analysis, metrics
 from joytag.evaluation.bootstrap import Interval
+from joytag.evaluation.groupings import GroupMetrics
 from joytag.evaluation.predictions import Predictions
 
 IMAGES, TAGS = 500, 40
@@ -69,7 +70,7 @@ def same(row, wanted):
     assert {name: row[name] for name in wanted} == {name: pytest.approx(v, abs=1e-9) for name, v in wanted.items()}
 
 
-def same_group(row: analysis.GroupMetrics, wanted):
+def same_group(row: GroupMetrics, wanted):
     same(dataclasses.asdict(row), wanted)
 
 

@@ -9,24 +9,15 @@ import pyarrow as pa
 from scipy.sparse import csc_array
 
 from joytag.data.dataset import TagTable
-from joytag.evaluation.analysis import (
-    HEADLINE,
-    Analysis,
-    ChosenThresholds,
-    F1Averages,
-    Facts,
-    Gap,
-    Grouping,
-    GroupMetrics,
-    SplitHalf,
-    TagCurve,
-)
+from joytag.evaluation.analysis import HEADLINE, Analysis, Facts, TagCurve
 from joytag.evaluation.bootstrap import Interval
 from joytag.evaluation.curves import Calibration, Curves, PrecisionRecallF1, SampledCurves
 from joytag.evaluation.error_analysis import Confusion, Disagreement
+from joytag.evaluation.groupings import Gap, Grouping, GroupMetrics
 from joytag.evaluation.metrics import Counts
 from joytag.evaluation.per_tag import per_tag_table
 from joytag.evaluation.predictions import Predictions
+from joytag.evaluation.split_half import ChosenThresholds, F1Averages, SplitHalf
 from joytag.evaluation.tag_groups import by_count
 
 HOSTILE = ['<script>alert("x")</script>', "' onload='alert(1)", "</title><b>", "=_=", "\u202eevil", "a" * 200]

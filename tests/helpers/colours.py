@@ -10,7 +10,7 @@ import torch
 from mirror import encode
 from PIL import Image
 
-from joytag.data import images
+from joytag.data import preprocessing
 from joytag.data.dataset import POSTS_SCHEMA, SPLITS, TAGS_SCHEMA, Dataset, image_path, write_description
 from joytag.data.tables import write_table
 from joytag.models import release
@@ -58,8 +58,11 @@ def train(dataset: Path, directories: dict[int, Path]) -> ViT:
     opened = Dataset.open(dataset)
     posts = opened.posts("train")
     paths = [opened.image_path(digest.tobytes()) for digest in posts.hashes]
-    pixels = torch.stack([images.read_square(path, SIZE) for path in paths]).permute(0, 3, 1, 2)
-    inputs, labels = images.normalize(pixels), torch.from_numpy(posts.labels(np.arange(len(posts)), len(NAMES))).float()
+    pixels = torch.stack([preprocessing.read_square(path, SIZE) for path in paths]).permute(0, 3, 1, 2)
+    inputs, labels = (
+        preprocessing.normalize(pixels),
+        torch.from_numpy(posts.labels(np.arange(len(posts)), len(NAMES))).float(),
+    )
     torch.manual_seed(0)
     sizes: dict[str, Any] = dict(image_size=SIZE, num_blocks=1, patch_size=8, d_model=32, mlp_dim=32, num_heads=2)
     model = ViT(ViTConfig(n_tags=len(NAMES), stochdepth_rate=0, cnn_stem=None, **sizes))

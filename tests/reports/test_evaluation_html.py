@@ -18,8 +18,8 @@ from browser import BROKEN_NAMES, CUT_OFF
 from PIL import Image
 
 from joytag.data.dataset import Dataset
-from joytag.evaluation.analysis import Grouping
 from joytag.evaluation.error_analysis import Disagreement
+from joytag.evaluation.groupings import Grouping
 from joytag.evaluation.per_tag import COLUMNS
 from joytag.reports import evaluation, evaluation_html
 from joytag.reports.charts import format_coordinate

@@ -10,7 +10,7 @@ from paths import ROOT, TINY
 from PIL import Image
 from taggers import needs_int8
 
-from joytag.data import images
+from joytag.data import images, preprocessing
 from joytag.data.dataset import Dataset
 from joytag.models import release
 from joytag.models.timm_backbone import TimmConfig
@@ -111,7 +111,7 @@ def drawn_cases(tagger: Tagger, count: int) -> Iterator[tuple[np.ndarray, np.nda
     rows = rng.permutation(len(posts))
     for row, labels in zip(rows, posts.labels(rows, len(dataset.tags)), strict=True):
         drawing = images.decode(dataset.image_path(posts.hashes[row].tobytes()))
-        drawing = images.square(drawing, tagger.size // 2, Image.Resampling.LANCZOS)
+        drawing = preprocessing.square(drawing, tagger.size // 2, Image.Resampling.LANCZOS)
         light = 255 - np.abs(rng.normal(0, 12, (tagger.size, tagger.size, 3)))
         image, box = planted(rng, light.astype(np.uint8), drawing)
         maps = tagger.evidence(image, [tagger.tags[tag] for tag in np.flatnonzero(labels)])

@@ -13,7 +13,8 @@ from PIL import Image
 from requirements import needs_unix
 from taggers import needs_int8
 
-from joytag.data.images import ImageError, normalize
+from joytag.data.images import ImageError
+from joytag.data.preprocessing import normalize
 from joytag.models import int8, release
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT, ViTConfig

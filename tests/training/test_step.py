@@ -8,7 +8,7 @@ import torch
 from torchvision.ops import sigmoid_focal_loss
 from training_runs import build_run, weights
 
-from joytag.data.images import normalize
+from joytag.data.preprocessing import normalize
 from joytag.training import schedule, state, trainer
 from joytag.training import step as training_step
 

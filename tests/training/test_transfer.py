@@ -11,7 +11,7 @@ from training_runs import assert_equal_weights, open_run, weights
 
 from joytag.core import settings
 from joytag.data import augment, loader
-from joytag.data.images import normalize
+from joytag.data.preprocessing import normalize
 from joytag.models import release
 from joytag.models.timm_backbone import TimmConfig
 from joytag.models.vit import ViT, ViTConfig

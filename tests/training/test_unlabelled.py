@@ -18,7 +18,7 @@ from training_runs import assert_equal_weights, build_run, newest_checkpoint, we
 from joytag.core.settings import flatten
 from joytag.data import loader
 from joytag.data.dataset import NEGATIVES, POSTS_SCHEMA, Dataset
-from joytag.data.images import normalize
+from joytag.data.preprocessing import normalize
 from joytag.data.tables import write_table
 from joytag.models import release
 from joytag.training import losses, step, trainer, transfer

@@ -8,7 +8,7 @@ from training_runs import build_run
 from joytag.core.signals import Interrupts
 from joytag.data import loader
 from joytag.data.dataset import Dataset
-from joytag.data.images import normalize
+from joytag.data.preprocessing import normalize
 from joytag.models import inference
 from joytag.training.losses import asymmetric
 from joytag.training.state import initial_state
