@@ -71,7 +71,7 @@ def check(model: Model) -> None:
         logits, embedding = session.run(None, {"input": x.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(logits, model(x), atol=1e-4)
-            np.testing.assert_allclose(embedding, model.embed(x), atol=1e-4)
+            np.testing.assert_allclose(embedding, model.embed(x), atol=1e-4, rtol=1e-5)  # some exceed 100
 
 
 @pytest.mark.parametrize("name", FAMILIES)
