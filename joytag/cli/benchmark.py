@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.tools import benchmark as preparation
-from joytag.benchmarks import cpu, tagging, training
+from joytag.benchmarks import cpu, shares, tagging, training
 from joytag.benchmarks.stored_images import TAGS
 from joytag.cli.arguments import Parser, positive
 from joytag.core.terminal import print
@@ -59,6 +59,11 @@ SUBJECTS = {
         "what a CPU decides, on the quickstart's model: the library of products, and how threads wait",
         cpu.measure,
         (count("--rounds", 5),),
+    ),
+    "shares": Subject(
+        "where a CPU's time goes, by kind of operation: in training steps and in predictions",
+        shares.measure,
+        (count("--repetitions", 3),),
     ),
     "tag": Subject(
         "tagging images, against the released model's published example",
