@@ -295,8 +295,8 @@ class PredictionsWriter:
         ]
         provenance = read_json(self._provenance) | {"undecodable": undecodable}
         families = np.arange(self.rows) if posts.families is None else posts.families
-        arrays = self._open(), posts.ids, posts.hashes, posts.sources.astype(np.int64), families
-        write(self.directory, *arrays, labels, tags, provenance, kept)
+        about_rows = posts.ids, posts.hashes, posts.sources.astype(np.int64), families
+        write(self.directory, self._open(), *about_rows, labels, tags, provenance, kept)  # no longer opened then
         shutil.rmtree(self._work, ignore_errors=True)  # a reader may have begun to remove it
 
 
