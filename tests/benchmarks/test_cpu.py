@@ -26,7 +26,8 @@ def test_products_and_waiting_threads_are_compared(small):
     rows = ("step of 32 at 16 px", "predict at 16 px", "step on idle cores", "step beside a busy program")
     assert [row for row in rows if row in text] == [*rows]
     assert "float32 products by " in text
-    assert "losses at most" in text
+    assert all(f"  {reference}" in text for reference in cpu.REFERENCES)
+    assert text.count("apart on average") == 2
     assert "scores at most" in text
 
 
@@ -34,7 +35,7 @@ def test_the_reference_uses_torchs_own_library(small, monkeypatch):
     used = []
     monkeypatch.setattr(matmul, "use", lambda library, *models: used.append(library))
     monkeypatch.setattr(matmul, "pick", lambda model, device, dtype, wanted=None: wanted or "onednn")
-    cpu.compare_steps(cpu.CASE, rounds=1)
+    cpu.compare_steps(cpu.CASE, 1, "torch's library")
     assert sorted(set(used)) == ["blas", "onednn"]
     assert RunSettings.model_fields["matmul"].default == "auto"
 
