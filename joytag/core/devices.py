@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ def cores() -> int:
 def visible_gpus() -> list[str]:
     """Return the CUDA devices that this process may use, by number or as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    if not named:
+        return [str(i) for i in range(torch.cuda.device_count())]
+    return list(takewhile(lambda name: name.strip() != "-1", named.split(",")))  # as CUDA reads it: -1 ends the list
 
 
 def pick_device(name: str = "auto") -> torch.device:

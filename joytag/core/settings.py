@@ -139,7 +139,7 @@ def load(schema: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> 
     replaced. In a schema with a setting `base`, it is that. Raises SettingsError with the file, the full key and the
     nearest valid one.
     """
-    values = _parse(path) if "base" in schema.model_fields else read(path)
+    values = read_mapping(path) if "base" in schema.model_fields else read(path)
     for override in overrides:
         _override(values, override)
     return validate(schema, values, str(path))
@@ -157,7 +157,7 @@ def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the mapping in a YAML file with its `base:` files merged in, not validated."""
     if path.resolve() in _above:
         raise SettingsError(f"{path}: base: the files include each other")
-    values = _parse(path)
+    values = read_mapping(path)
     base = values.pop("base", None)
     if base is None:
         return values
@@ -166,7 +166,7 @@ def read(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(read(path.parent / base, (*_above, path.resolve())), values)
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises SettingsError."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)

@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csc_array
 
 from joytag.core import files, jsonl
+from joytag.core.errors import describe
 from joytag.core.lock import sole_writer
 from joytag.data import dataset, tables
 from joytag.evaluation.predictions import (
@@ -314,7 +315,5 @@ def _write_header(file: BinaryIO, dtype: DTypeLike, shape: tuple[int, ...]) -> N
 
 
 def _cannot_write(directory: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{error.filename or directory}: cannot be written ({error.strerror or error}); free some space and evaluate "
-        "again, which resumes, or choose another output directory"
-    )
+    error.filename = error.filename or str(directory)
+    return OutputError(f"cannot write {describe(error)}; then evaluate again, which resumes")

@@ -59,7 +59,7 @@ def _short(number: int) -> str:
 
 def read(path: Path) -> dict[str, list[str]]:
     """Read groups from YAML, `{name: [tag, tag]}`. Raises SettingsError with the file, the group and the remedy."""
-    groups = settings.read(path)
+    groups = settings.read_mapping(path)
     for name, tags in groups.items():
         if not isinstance(name, str) or not isinstance(tags, list) or not tags:
             raise settings.SettingsError(f"{path}: {name}: not a name with a list of tags; write {{name: [tag, tag]}}")

@@ -68,7 +68,7 @@ def _front_matter(manifest: Manifest, about: About) -> dict[str, Any]:
 
 def _describe(manifests: Mapping[str, Manifest], first: Manifest) -> str:
     lines = [
-        f"A multi-label image tagger: {len_of_release(first):,} tags, images of {first.input.side} pixels, exported by "
+        f"A multi-label image tagger: {first.model_tags:,} tags, images of {first.input.side} pixels, exported by "
         f"JoyTag {first.joytag}. A tag is predicted when its score is above {first.thresholds.default:g}.",
         "",
         "| folder | for | format | verified |",
@@ -78,12 +78,6 @@ def _describe(manifests: Mapping[str, Manifest], first: Manifest) -> str:
         programs = LAYOUTS[manifest.layout].programs
         lines.append(f"| `{folder or './'}` | {programs} | {manifest.precision} | {_verified(manifest)} |")
     return "\n".join([*lines, "", "`manifest.json` describes input, outputs and thresholds for programs."])
-
-
-def len_of_release(manifest: Manifest) -> int:
-    """Return the number of the release's tags, without what a layout adds."""
-    logits = [output.size for output in manifest.outputs if output.holds == "logits"]
-    return logits[0] if logits else manifest.tags
 
 
 def _verified(manifest: Manifest) -> str:

@@ -71,6 +71,7 @@ class Exporter:
             input=input_,
             outputs=outputs,
             tags=len(rows),
+            model_tags=len(self.source.tags),
             thresholds=Thresholds(default=DEFAULT_THRESHOLD, suggested=self.source.suggested),
             notes=notes,
             release=self.source.hashes,

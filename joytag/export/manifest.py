@@ -101,6 +101,8 @@ class Manifest(Settings):
     input: Input
     outputs: list[Output]
     tags: int
+    """The size of the scores, with what the layout adds to the model's tags, and without what it leaves out."""
+    model_tags: int
     thresholds: Thresholds
     notes: list[str]
     """What the layout cannot hold, and what became of it."""

@@ -51,13 +51,13 @@ def save(
     """
     final = root / f"{samples:012d}"
     partial = root / f".{final.name}.part"
-    if final.exists():
-        if is_intact(final):
-            return final
-        rename(final, root / f".{final.name}.damaged")
-    for left in root.glob(".[0-9]*"):
-        shutil.rmtree(left, ignore_errors=True)  # on Windows another program may still read it
+    if final.exists() and is_intact(final):
+        return final
     try:
+        if final.exists():
+            rename(final, root / f".{final.name}.damaged")
+        for left in root.glob(".[0-9]*"):
+            shutil.rmtree(left, ignore_errors=True)  # another program may still read it
         _write(partial, model, tags, loss_type, tensors, values)
         rename(partial, final)
     except OSError as error:
@@ -70,7 +70,7 @@ def save(
         try:
             rename(old, root / f".{old.name}.old")
             shutil.rmtree(root / f".{old.name}.old")
-        except PermissionError as error:  # Windows, while another program reads it
+        except OSError as error:  # on Windows and NFS, while another program reads it
             warnings.warn(f"{old}: cannot be removed now ({error.strerror}); the next checkpoint tries", stacklevel=2)
     return final
 

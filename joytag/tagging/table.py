@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,9 +48,10 @@ class CsvRows:
         text = text.removeprefix(BOM) or ",".join(COLUMNS)
         for self.delimiter in ",;\t":
             lines = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=True)
-            self.header = next(lines)
-            if set(COLUMNS) <= set(self.header):
-                break
+            with suppress(csv.Error):  # in line 1, where quotes end before another delimiter
+                self.header = next(lines)
+                if set(COLUMNS) <= set(self.header):
+                    break
         else:
             raise ValueError(f"line 1 does not name the columns {' and '.join(COLUMNS)}")
         self.rows = [row for row in lines if row]

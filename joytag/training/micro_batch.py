@@ -56,10 +56,12 @@ def with_micro_batch(run: Run, micro_batch: int) -> Run:
 def largest(run: Run) -> int:
     """Find the largest divisor of a process's share whose step fits on all processes, by bisection.
 
-    Raises ValueError when not even the smallest fits.
+    Raises ValueError when not even the smallest fits, or an odd share has no pairs for mixup.
     """
     step = 2 if run.config.data.mixup else 1
     divisors = [n for n in range(step, run.share + 1, step) if run.share % n == 0]
+    if not divisors:
+        raise ValueError(f"batch_size: {run.share} samples a process, an odd number, but data.mixup mixes pairs")
     if run.device.type != "cuda":
         return max((n for n in divisors if n <= CPU_MICRO_BATCH), default=divisors[0])
     torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, run.device)
@@ -76,7 +78,7 @@ def largest(run: Run) -> int:
 def fits(run: Run, micro_batch: int) -> bool:
     """Whether steps with this micro-batch fit in memory, together with optimizer and average."""
     try:
-        try_steps(with_micro_batch(run, micro_batch), micro_batch)
+        try_steps(with_micro_batch(run, micro_batch))
         enough = True
     except torch.OutOfMemoryError:
         enough = False
@@ -84,16 +86,16 @@ def fits(run: Run, micro_batch: int) -> bool:
     return enough
 
 
-def try_steps(run: Run, micro_batch: int) -> None:
+def try_steps(run: Run) -> None:
     """Take two steps on black images; the second also needs memory for the moments that the first has created."""
     size = max(stage.image_size for stage in run.stages)
     state = new_state(new_model(run), run)
     state.set_image_size(size)
     state.model.train()
-    noise, empty = next(micro_batch_noise(state, run)), torch.zeros(micro_batch, dtype=torch.int64)
-    images = torch.zeros(micro_batch, 3, size, size, dtype=torch.uint8)
+    noise, empty = next(micro_batch_noise(state, run)), torch.zeros(run.micro_batch, dtype=torch.int64)
+    images = torch.zeros(run.micro_batch, 3, size, size, dtype=torch.uint8)
     dtype = torch.int8 if run.has_signed_labels else torch.bool
-    labels = torch.zeros(micro_batch, len(run.dataset.tags), dtype=dtype)
+    labels = torch.zeros(run.micro_batch, len(run.dataset.tags), dtype=dtype)
     batch = loader.Batch(images, labels, empty, empty, [])
     for _ in range(2):
         state.scaler.scale(batch_loss(state.model, batch, noise, run)).backward()

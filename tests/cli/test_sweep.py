@@ -208,6 +208,8 @@ def test_gpus_are_dealt_to_slots(monkeypatch):
     with pytest.raises(ValueError, match="8 GPUs a trial, but there are 4"):
         supervisor.slots(None, 8, False)
     assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in supervisor.slots(2, 1, True))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in supervisor.slots(2, 1, False))
 
 
 def test_missing_optuna_is_named_with_its_extra(call, write_sweep, monkeypatch):

@@ -328,8 +328,8 @@ def test_an_evaluation_stopped_by_a_full_disk_resumes(run, whole, tmp_path, monk
         codes, errors = together(lambda: run(tmp_path / "predictions"), 1, tmp_path / "errors")
     assert codes == [2]
     assert errors[0].count("\n") == 1
-    assert "cannot be written" in errors[0]
-    assert "free some space and evaluate again, which resumes" in errors[0]
+    assert "cannot write" in errors[0]
+    assert "File too large; then evaluate again, which resumes" in errors[0]
     assert run(tmp_path / "predictions")
     assert content(tmp_path / "predictions") == content(whole)
 

@@ -42,8 +42,8 @@ def test_bands_are_named_by_their_bounds():
 
 def test_a_groups_file_is_read(tmp_path):
     path = tmp_path / "groups.yaml"
-    path.write_text("# by eye\nskin tones: [dark, medium]\nexpressions:\n  - ';)'\n  - smile\n")
-    assert tag_groups.read(path) == {"skin tones": ["dark", "medium"], "expressions": [";)", "smile"]}
+    path.write_text("# by eye\nbase: [dark, medium]\nexpressions:\n  - ';)'\n  - smile\n")
+    assert tag_groups.read(path) == {"base": ["dark", "medium"], "expressions": [";)", "smile"]}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from paths import TINY
 from joytag.export import card, hub, manifest
 from joytag.export.card import About
 from joytag.export.layouts import LAYOUTS
+from joytag.models import release
 
 FLAGS = ("--hub", "me/tagger", "--license", "cc-by-sa-4.0", "--trained-on", "192 colours | <b>made up</b>")
 ABOUT = About(hub="me/tagger", license="other", trained_on="Colours.")
@@ -55,12 +56,13 @@ def test_the_card_is_complete_and_carries_the_figures(call, exports, tmp_path):
 
 
 def test_a_card_without_an_evaluation_says_that_it_is_unmeasured(call, tmp_path):
-    export = ("export", "--model", TINY, "--to", "joytag", "--output", tmp_path / "out", "--no-verify")
+    export = ("export", "--model", TINY, "--to", "wd", "--output", tmp_path / "out", "--no-verify")
     succeeded(call(*export))
     front, sections = parts(card.render(hub.find_manifests(tmp_path / "out"), ABOUT))
     assert "unmeasured" in sections["How it was measured"]
     assert "model-index" not in front
     assert "| no |" in sections["What it is"]
+    assert f"tagger: {len(release.read_tags(TINY))} tags," in sections["What it is"], "not with the layout's ratings"
 
 
 def test_the_python_example_of_the_card_runs(exports, tmp_path, monkeypatch, capsys):

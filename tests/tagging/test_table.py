@@ -73,6 +73,7 @@ def texts(path: Path) -> dict[str, str]:
         b"\xef\xbb\xbffile_name,text\r\na.png,my words\r\n",
         b"file_name;text\r\na.png;my words\r\n",
         b"file_name\ttext\na.png\tmy words\n",
+        b'"file_name";"text"\n"a.png";"my; words"\n',
         b"\xef\xbb\xbffile_name;text;note\r\na.png;my words;mine\r\n",
         b"file_name,text,note\na.png,my words,mine",
         b"note,text,file_name\nmine,my words,a.png",

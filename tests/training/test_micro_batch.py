@@ -36,6 +36,13 @@ def test_the_micro_batch_is_searched_once_and_recorded(run_values, monkeypatch, 
         micro_batch.resolve(run)
 
 
+def test_an_odd_batch_has_no_micro_batch_for_mixup(run_values):
+    with pytest.raises(ValueError, match="15 samples a process, an odd number"):
+        micro_batch.resolve(
+            build_run(run_values, data=run_values["data"] | {"mixup": 0.2}, micro_batch="auto", batch_size=15)
+        )
+
+
 def test_the_search_takes_two_steps_at_the_largest_image_size(run_values, monkeypatch):
     run, batch_loss, tried = build_run(run_values, average=0.9), micro_batch.batch_loss, []
     states: list[TrainState] = []
