@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from joytag.app.batching import Batcher
 from joytag.data.tag_names import DEFAULT_THRESHOLD
-from joytag.models import release
+from joytag.models import checkpoint, release
 from joytag.tagging import engines
 from joytag.tagging.captions import read_thresholds
 from joytag.tagging.tagger import Tagger
@@ -93,7 +93,7 @@ def load(
     """
     models, names = [], Counter[str]()
     for source in sources:
-        directory = release.locate(source)
+        directory = checkpoint.locate(source)
         resolved = directory.resolve()
         name = resolved.parent.name if resolved.name == release.DIRECTORY else resolved.name
         name = name if Path(source).exists() else source

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from joytag.app import served
 from joytag.app.security import LOOPBACK, Access, is_loopback
 from joytag.app.service import create_app
-from joytag.cli.arguments import Parser, add_tagger_options
+from joytag.cli.arguments import MODEL, Parser, add_tagger_options
 from joytag.core import settings
 from joytag.core.terminal import print
 
@@ -31,8 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag app", description=__doc__)
     add = parser.add_argument
-    text = "a release or checkpoint directory, or a model's id on the Hugging Face hub; may be given several times"
-    add("--model", required=True, action="append", metavar="RELEASE", help=text)
+    add("--model", required=True, action="append", help=f"{MODEL}; may be given several times")
     folder = parser.add_mutually_exclusive_group()
     text = "a folder of images to label, with its subfolders; decisions and scores are kept in its folder .joytag"
     folder.add_argument("--images", type=Path, metavar="FOLDER", help=text)

@@ -13,6 +13,8 @@ from joytag.core import settings_docs
 from joytag.core.settings import Settings
 from joytag.core.terminal import print
 
+MODEL = "a release, a checkpoint, a run, or a model's id on the Hugging Face hub"  # what `checkpoint.locate` takes
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises its errors, so that they are reported like all others."""

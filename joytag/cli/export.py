@@ -9,7 +9,7 @@ from pathlib import Path
 
 import joytag
 from data_prep.sources.danbooru2021 import read_categories
-from joytag.cli.arguments import Parser
+from joytag.cli.arguments import MODEL, Parser
 from joytag.cli.command import add_remedies
 from joytag.core.lock import Exists, InUse
 from joytag.core.terminal import plural, print, printable, quote
@@ -21,7 +21,7 @@ from joytag.export.precisions import PRECISIONS
 from joytag.export.samples import drawn, validation
 from joytag.export.source import Source, TagFacts
 from joytag.export.verification import DifferenceError
-from joytag.models import checkpoint, release
+from joytag.models import checkpoint
 
 ALL = "all"
 REMEDIES: dict[type[Exception], str] = {
@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag export", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="a release, a checkpoint, a run, or a model's id on the Hugging Face hub")
+    add("--model", required=True, help=MODEL)
     add("--to", required=True, choices=(*LAYOUTS, ALL), help="which programs shall load it; all: a folder for each")
     add("--output", required=True, type=Path, metavar="DIR", help="a directory that does not exist yet")
     add("--precision", choices=PRECISIONS, default="fp32", help="number format of the weights (default: %(default)s)")
@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
-    directory = checkpoint.newest_model(Path(options.model)) or release.locate(options.model)
+    directory = checkpoint.locate(options.model)
     dataset = None if options.data is None else Dataset.open(options.data)
     source = Source.open(directory, read_about(dataset, options.tags))
     layouts = list(LAYOUTS) if options.to == ALL else [options.to]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.build import BuildSettings, Outdated, build
 from data_prep.sources.sidecar import NoSidecars
-from joytag.cli.arguments import Parser
+from joytag.cli.arguments import MODEL, Parser
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.cli.remedies import AGAIN
 from joytag.core import settings
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag finetune", description=__doc__)
     parser.add_argument("images", type=Path, help="a folder of images, each with a .txt of tags beside it")
-    parser.add_argument("--model", required=True, help="a release directory, or a model's id on the Hugging Face hub")
+    parser.add_argument("--model", required=True, help=MODEL)
     parser.add_argument("--output", required=True, type=Path, help="the new run's directory, with release/ in it")
     parser.add_argument(
         "--only-new-tags", action="store_true", help="leave out the release's tags that these images do not use"
@@ -59,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = parse(arguments)
     released = options.output / release.DIRECTORY
-    if (released / release.WEIGHTS).exists():  # written last
+    if release.is_complete(released):
         raise ValueError(f"{options.output}: holds a finished run; choose another --output, or remove it")
     if not options.images.is_dir():
         raise ValueError(f"{options.images}: no such folder")
-    model = release.locate(options.model)
+    model = checkpoint.locate(options.model)
     run_settings(options, model, [])  # a mistake ends here, before anything is written
     with add_remedies(REMEDIES):
         dataset = Dataset.open(build(build_settings(options, model)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joytag.cli.arguments import (
+    MODEL,
     Parser,
     Refused,
     add_tagger_options,
@@ -52,7 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="joytag tag", description=__doc__, epilog=SD_SCRIPTS)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="PATH", help="an image, a folder, or a pattern such as 'art/*.png'")
-    add("--model", required=True, help="a release or checkpoint directory, or a model's id on the Hugging Face hub")
+    add("--model", required=True, help=MODEL)
     add("--recursive", action="store_true", help="also search subfolders")
     add("--dry-run", action="store_true", help="only print how many images there are to tag")
     _add_output(parser.add_argument_group("output"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -136,9 +137,17 @@ def newest_model(directory: Path) -> Path | None:
     Raises CheckpointError when all checkpoints are damaged.
     """
     finished = directory / release.DIRECTORY
-    if (finished / release.WEIGHTS).is_file():  # written last
+    if release.is_complete(finished):
         return finished
     return directory if (directory / release.CONFIG).exists() else newest(directory / DIRECTORY)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """Return the directory of a model: `newest_model` of a path, or one that `release.locate` finds or downloads.
+
+    Raises CheckpointError or ReleaseError when there is none.
+    """
+    return newest_model(Path(source)) or release.locate(source)
 
 
 def dataset(run: Path) -> Path:

@@ -64,6 +64,11 @@ def save(directory: Path, model: Model, tags: list[str], loss_type: str) -> None
         shutil.copymode(directory / CONFIG, partial)  # safetensors creates files that only their owner may read
 
 
+def is_complete(directory: Path) -> bool:
+    """Whether a release was written to its end."""
+    return (directory / WEIGHTS).is_file()  # written last
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors, contiguous and in CPU memory, to a safetensors file. Raises OSError."""
     try:
@@ -73,15 +78,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """Return the directory of a release on disk, in a run, or downloaded from the Hugging Face hub.
+    """Return the directory of a release on disk, or downloaded from the Hugging Face hub.
 
     `source` is a path, or the hub's `owner/name` when no such path exists. Raises ReleaseError when it is neither, or
     when the download fails.
     """
     directory = Path(source)
     if directory.is_dir():
-        finished = directory / DIRECTORY
-        return finished if (finished / CONFIG).is_file() and not (directory / CONFIG).exists() else directory
+        return directory
     if directory.exists():
         raise ReleaseError(f"{directory}: is a file; use the directory that holds {', '.join(FILES)}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source), re.ASCII):

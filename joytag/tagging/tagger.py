@@ -19,7 +19,7 @@ from joytag.core import devices
 from joytag.core.parallel import batches, read_ahead
 from joytag.data import images, preprocessing
 from joytag.data.tag_names import DEFAULT_THRESHOLD, canonical, describe_unknown
-from joytag.models import inference, int8, matmul, release
+from joytag.models import checkpoint, inference, int8, matmul, release
 from joytag.models.architectures import Model
 from joytag.models.vit import ViT
 from joytag.tagging import engines
@@ -84,14 +84,14 @@ class Tagger:
     def load(
         cls, source: str | os.PathLike[str], device: str = "auto", precision: str = "auto", engine: str = engines.TORCH
     ) -> Tagger:
-        """Read a release directory, a checkpoint, or a model from the Hugging Face hub by its id.
+        """Read a release directory, a checkpoint, a run's newest, or a model from the Hugging Face hub by its id.
 
         Precision `auto` is fp16 on CUDA and fp32 on MPS. On a CPU it is bf16 with AMX, else int8 with AVX2 if the
         model is large enough to gain from it, else fp32; another engine than torch prefers its own. For `engine` see
-        `engines.pick_engine`. Raises ReleaseError when there is no model or it is damaged, ValueError for a device,
-        precision or engine that does not fit.
+        `engines.pick_engine`. Raises ReleaseError or CheckpointError when there is no model or it is damaged,
+        ValueError for a device, precision or engine that does not fit.
         """
-        chosen, directory = devices.pick_device(device), release.locate(source)
+        chosen, directory = devices.pick_device(device), checkpoint.locate(source)
         model, tags = release.load(directory)
         if precision == "auto" and engine in engines.ENGINES:
             precision = engines.ENGINES[engine].precisions[0]

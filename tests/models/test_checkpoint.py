@@ -221,6 +221,20 @@ def test_damaged_checkpoints_are_not_overwritten_by_a_new_start(tmp_path):
         checkpoint.newest(tmp_path)
 
 
+def test_a_model_is_found_in_a_release_a_checkpoint_and_a_run(tmp_path):
+    assert checkpoint.locate(tmp_path) == tmp_path, "an error about its missing files follows"
+    model, _ = save(tmp_path / "checkpoints", 8)
+    newest = tmp_path / "checkpoints" / f"{8:012d}"
+    assert checkpoint.locate(newest) == newest
+    assert checkpoint.locate(str(tmp_path)) == newest
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / release.CONFIG).touch()
+    assert checkpoint.locate(tmp_path) == newest, "the release is not written to its end"
+    release.save(tmp_path / "release", model, TAGS, "focal2")
+    assert checkpoint.locate(tmp_path) == tmp_path / "release"
+    assert checkpoint.locate(tmp_path / "release") == tmp_path / "release"
+
+
 def test_an_unfinished_write_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 8)
     (tmp_path / f".{16:012d}.part").mkdir()

@@ -345,13 +345,3 @@ def test_a_loaded_release_does_not_depend_on_its_file(tmp_path):
     before = model.head.weight.clone()
     shutil.copyfile(TINY / "top_tags.txt", tmp_path / "model.safetensors")
     assert torch.equal(model.head.weight, before)
-
-
-def test_a_finished_run_is_located_as_its_release(tmp_path):
-    run = tmp_path / "run"
-    (run / "release").mkdir(parents=True)
-    assert release.locate(run) == run, "an error about its missing files follows"
-    (run / "release" / "config.json").touch()
-    assert release.locate(run) == run / "release"
-    (run / "config.json").touch()
-    assert release.locate(run) == run
