@@ -13,6 +13,7 @@ from joytag.core.settings import Settings
 from joytag.core.terminal import printable
 from joytag.export.layouts import LAYOUTS
 from joytag.export.manifest import Evaluation, Manifest
+from joytag.export.precisions import WEBGPU
 
 FILE = "README.md"
 SECTIONS = ("What it is", "How it was measured", "How to use it", "Limits", "Licence", "Training data")
@@ -137,8 +138,8 @@ def _limits(manifests: Mapping[str, Manifest], first: Manifest) -> str:
     ]
     for manifest in manifests.values():
         lines += [f"- Layout {manifest.layout}: {_plain(note)}." for note in manifest.notes]
-    if any(manifest.precision == "int8" for manifest in manifests.values()):
-        lines.append("- int8 gives wrong scores on WebGPU.")
+    precisions = {manifest.precision for manifest in manifests.values()}
+    lines += [f"- {limit}" for precision, limit in WEBGPU.items() if precision in precisions]
     return "\n".join(lines)
 
 

@@ -73,7 +73,7 @@ class Exporter:
             tags=len(rows),
             model_tags=len(self.source.tags),
             thresholds=Thresholds(default=DEFAULT_THRESHOLD, suggested=self.source.suggested),
-            notes=notes,
+            notes=[*notes, *layout.limits(self.source.size)],
             release=self.source.hashes,
             verification=verified,
             evaluation=self.source.evaluation,

@@ -23,6 +23,8 @@ RATINGS = ("general", "sensitive", "questionable", "explicit")  # the first rows
 FIRST_RATING_ID = 9_999_999  # of the first; each later one is one less
 GENERAL, CHARACTER = 0, 4  # the categories of tags that the WD layout knows
 NO_CHARACTER = "no_character"  # keeps programs going that look for the first row of a character
+MISSING = {"n/a", "na", "nan", "none", "null"}  # what pandas reads as no name, in some spellings
+SD_SCRIPTS_SIDE = 448  # of the only images that sd-scripts gives to a model, pixels
 
 
 class Row(NamedTuple):
@@ -41,7 +43,7 @@ class Layout:
     """What programs of one kind expect.
 
     `outputs` are the model's, by name; `rows` orders its tags and tells what could not be kept; `write` writes the
-    files beside the model, `model`.
+    files beside the model, `model`. `limits` tells which of the programs cannot use a model for images of some side.
     """
 
     programs: str
@@ -53,6 +55,7 @@ class Layout:
     write: Callable[[Path, Source, Sequence[Row]], None]
     rows: Callable[[Sequence[Tag]], tuple[list[Row], list[str]]]
     model: str = wd_onnx.MODEL
+    limits: Callable[[int], list[str]] = lambda side: []
 
     def describe_input(self, side: int) -> Input:
         """Describe the input of a model for images of `side` pixels."""
@@ -100,7 +103,16 @@ def rows_of_wd(tags: Sequence[Tag]) -> tuple[list[Row], list[str]]:
     if not characters:
         characters = [Row(len(tags), Tag(NO_CHARACTER, CHARACTER, 0, DEFAULT_THRESHOLD), None)]
         notes.append(f"no tag is known as a character; the layout needs one, {NO_CHARACTER}, whose score is always 0")
+    if lost := [tag.name for tag in tags if tag.name.lower() in MISSING]:
+        notes.append(f"programs that read selected_tags.csv by pandas have no name for {', '.join(lost)}")
     return [*ratings, *general, *characters], notes
+
+
+def limits_of_wd(side: int) -> list[str]:
+    """Name the program whose images have one size."""
+    if side == SD_SCRIPTS_SIDE:
+        return []
+    return [f"sd-scripts cannot use it: it takes models of {SD_SCRIPTS_SIDE} pixels, and this one is of {side}"]
 
 
 def write_release(directory: Path, source: Source, rows: Sequence[Row]) -> None:
@@ -208,13 +220,14 @@ LAYOUTS = {
         write=write_release,
     ),
     "wd": Layout(
-        programs="programs for WD taggers: sd-scripts, ComfyUI-WD14-Tagger, TagGUI, SD.Next, web UIs",
+        programs="programs for WD taggers: sd-scripts, ComfyUI-WD14-Tagger, TagGUI, web UIs",
         input="input",
         axes="NHWC",
         channels="BGR",
         is_standardized=False,
         outputs={"output": "scores"},
         rows=rows_of_wd,
+        limits=limits_of_wd,
         write=write_wd,
     ),
     "imgutils": Layout(

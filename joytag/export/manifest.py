@@ -105,7 +105,7 @@ class Manifest(Settings):
     model_tags: int
     thresholds: Thresholds
     notes: list[str]
-    """What the layout cannot hold, and what became of it."""
+    """What the layout cannot hold and what became of it, and which of its programs cannot use the model."""
     release: dict[str, str]
     """The sha256 of each file of the release, by name."""
     verification: Verification | None

@@ -48,6 +48,7 @@ def to_int8(graph: ModelProto) -> ModelProto:
         return onnx.load(path)
 
 
+WEBGPU = {"fp16": "fp16 on WebGPU needs a GPU with `shader-f16`.", "int8": "int8 gives wrong scores on WebGPU."}
 PRECISIONS = {
     "fp32": Precision(torch.float32, agreement=1, tolerance=1e-4),
     "fp16": Precision(torch.float16, agreement=0.999, tolerance=0.05),

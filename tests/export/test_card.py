@@ -46,6 +46,10 @@ def test_the_card_is_complete_and_carries_the_figures(call, exports, tmp_path):
         )
     assert "always 0" in sections["Limits"]
     assert "sigmoid" in sections["How to use it"]
+    assert "shader-f16" not in sections["Limits"]
+    first = next(iter(hub.find_manifests(directory).values()))
+    text_of_fp16 = card.render({"": first.model_copy(update={"precision": "fp16"})}, ABOUT)
+    assert "shader-f16" in parts(text_of_fp16)[1]["Limits"]
     assert sections["Training data"].strip() == r"192 colours \| \<b\>made up\</b\>"
     assert "$" not in re.sub(r"\$\{", "", text)
     data = huggingface_hub.ModelCard(text).data.to_dict()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from clients import CLIENTS, RESIZES_OTHERWISE
+from clients import CLIENTS, PADS_LATE, RESIZES_OTHERWISE
 from paths import ROOT
 from PIL import Image
 
@@ -54,13 +54,20 @@ class Expected(NamedTuple):
         return cls(tagger, images, tags_of(tagger, images))
 
 
-def check(name: str, exports: Path, expected: Expected) -> float:
-    """Compare a program's tags with the tagger's image by image; return the share of equal decisions.
+def check(name: str, exports: Path, expected: Expected) -> str:
+    """Compare a program's tags with the tagger's image by image; say how many decisions and tags are equal.
 
     Programs that resize otherwise may decide otherwise on images that they resize, close to the threshold; images that
     they enlarge differ most, at the edges.
     """
     tagger, images, tags = expected
+    if name in PADS_LATE:
+        narrow = np.array([max(image.size) >= 2 * tagger.size * min(image.size) for image in images])
+        for number in np.flatnonzero(narrow):
+            with pytest.raises(ValueError, match="must be > 0"):
+                read_by(name, exports, [images[number]])
+        wide = np.flatnonzero(~narrow)
+        images, tags = [images[number] for number in wide], [tags[number] for number in wide]
     found = read_by(name, exports, images)
     assert sum(map(len, tags)) > len(images) / 2, "there is something to tag"
     differing = [len(a ^ b) for a, b in zip(found, tags, strict=True)]
@@ -69,7 +76,8 @@ def check(name: str, exports: Path, expected: Expected) -> float:
     assert not any(number for number, image in zip(differing, images, strict=True) if image.size == (tagger.size,) * 2)
     shrunk = [number for number, image in zip(differing, images, strict=True) if max(image.size) > tagger.size]
     assert sum(shrunk) <= 0.01 * len(tagger.tags) * len(shrunk)
-    return 1 - sum(differing) / len(images) / len(tagger.tags)
+    common = sum(len(a & b) for a, b in zip(found, tags, strict=True)) / sum(map(len, map(set.union, found, tags)))
+    return f"{1 - sum(differing) / len(images) / len(tagger.tags):.3%} of decisions, {common:.1%} of the tags"
 
 
 @pytest.mark.parametrize("name", CLIENTS)
@@ -109,7 +117,7 @@ def test_this_project_reads_its_own_wd_export(
 @pytest.mark.parametrize("name", CLIENTS)
 def test_every_program_finds_the_tags_of_the_quickstarts_model(name, quickstart):
     expected, exports = quickstart
-    print(f"{name}: {check(name, exports, expected):.3%} of decisions on {len(expected.images)} images")
+    print(f"{name}: {check(name, exports, expected)}")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import joytag
 from joytag.core.settings import SettingsError
 from joytag.export import manifest, verification
 from joytag.export.exporter import Exporter
-from joytag.export.layouts import LAYOUTS, NO_CHARACTER, rows_of_wd
+from joytag.export.layouts import LAYOUTS, NO_CHARACTER, limits_of_wd, rows_of_wd
 from joytag.export.manifest import Manifest
 from joytag.export.precisions import PRECISIONS
 from joytag.export.samples import drawn
@@ -81,6 +81,7 @@ def test_an_unmeasured_release_says_so(call, tmp_path):
     done = succeeded(call("export", "--model", TINY, "--to", "wd", "--output", tmp_path / "x"))
     assert "unmeasured" in done.stdout
     assert "no tag is known as a character" in done.stderr
+    assert "sd-scripts cannot use it: it takes models of 448 pixels, and this one is of" in done.stderr
     assert manifest.read(tmp_path / "x").evaluation is None
 
 
@@ -114,6 +115,9 @@ def test_wd_tags_are_ordered_as_programs_slice_them():
     rows, notes = rows_of_wd([Tag("a", 0, 7, 0.4)])
     assert rows[-1].tag.name == NO_CHARACTER
     assert NO_CHARACTER in notes[1]
+    rows, notes = rows_of_wd([Tag(name, 4, 7, 0.4) for name in ("null", "a", "NaN")])
+    assert notes[1] == "programs that read selected_tags.csv by pandas have no name for null, NaN"
+    assert limits_of_wd(448) == []
 
 
 def test_categories_come_from_a_mirrors_file_of_tags(call, measured, tmp_path):

@@ -75,7 +75,7 @@ def comfyui(directory: Path, image: Image.Image, threshold: float) -> set[str]:
     model = session(directory / "model.onnx")
     size = model.get_inputs()[0].shape[1]
     ratio = size / max(image.size)
-    new = max(1, int(image.width * ratio)), max(1, int(image.height * ratio))
+    new = int(image.width * ratio), int(image.height * ratio)
     square = Image.new("RGB", (size, size), (255, 255, 255))
     square.paste(on_white(image).resize(new, LANCZOS), ((size - new[0]) // 2, (size - new[1]) // 2))
     batch = np.asarray(square).astype(np.float32)[:, :, ::-1][None]
@@ -110,7 +110,7 @@ def imgutils(directory: Path, image: Image.Image, threshold: float | None) -> se
         if kind == "pad_to_size":
             width, height = step["size"]
             ratio = min(width / values.width, height / values.height)
-            new = max(1, round(values.width * ratio)), max(1, round(values.height * ratio))
+            new = round(values.width * ratio), round(values.height * ratio)
             canvas = Image.new("RGB", (width, height), ImageColor.getrgb(step["background_color"]))
             resized = values.resize(new, Image.Resampling[step["interpolation"].upper()])
             canvas.paste(resized, ((width - new[0]) // 2, (height - new[1]) // 2))
@@ -135,8 +135,14 @@ def imgutils(directory: Path, image: Image.Image, threshold: float | None) -> se
     return {row["name"] for row, score, limit in found if score >= limit}
 
 
+def transformers_js(directory: Path, image: Image.Image, threshold: float) -> set[str]:
+    """transformers.js: the caller pads and shrinks by lanczos, as the card says; then as transformers."""
+    size = json.loads((directory / "preprocessor_config.json").read_text())["size"]
+    return transformers(directory, squared(on_white(image)).resize((size["width"], size["height"]), LANCZOS), threshold)
+
+
 def transformers(directory: Path, image: Image.Image, threshold: float) -> set[str]:
-    """transformers.js: the processor's steps on an image that the caller padded, then the caller's sigmoid."""
+    """transformers: the processor's steps on an image that the caller padded, then the caller's sigmoid."""
     steps = json.loads((directory / "preprocessor_config.json").read_text())
     config = json.loads((directory / "config.json").read_text())
     size = steps["size"]["width"], steps["size"]["height"]
@@ -154,5 +160,7 @@ CLIENTS: dict[str, tuple[str, Client]] = {  # with the layouts that they read
     "TagGUI": ("wd", taggui),
     "imgutils": ("imgutils", imgutils),
     "transformers": ("transformers", transformers),
+    "transformers.js": ("transformers", transformers_js),
 }
-RESIZES_OTHERWISE = {"sd-scripts", "ComfyUI-WD14-Tagger", "imgutils"}  # than bicubically after padding
+RESIZES_OTHERWISE = {"sd-scripts", "ComfyUI-WD14-Tagger", "imgutils", "transformers.js"}  # than bicubically when padded
+PADS_LATE = {"ComfyUI-WD14-Tagger", "imgutils"}  # so that one side of a very narrow image shrinks to nothing
