@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from joytag.core.errors import Exit, ExitCode, ProcessLost
+from joytag.core.errors import Exit, ExitCode, ProcessLost, first_line
 
 Value = TypeVar("Value")
 
@@ -91,7 +91,7 @@ def _missing_ranks(group: Any, error: RuntimeError) -> str:
         dist.monitored_barrier(group, timedelta(seconds=5), wait_all_ranks=True)
     except RuntimeError as missing:
         error = missing
-    return str(error).strip().splitlines()[0]
+    return first_line(error)
 
 
 def data_parallel(model: nn.Module, example: Tensor) -> nn.Module:

@@ -39,6 +39,11 @@ def describe(error: OSError) -> str:
     return "; ".join([reason, *([REMEDIES[error.errno]] if error.errno in REMEDIES else [])])
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's message, at most 200 characters, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 def system_error(error: Exception, path: Path) -> OSError:
     """Return the OSError for a file that another library has raised as an error of its own, with errno in its text."""
     found = re.search(r'(?:os error |"errno":")(\d+)', str(error))

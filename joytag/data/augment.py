@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from joytag.core.rng import Purpose, generator
+
 BINS = 31
 CACHED = 1 << 18  # pixels that a CPU processes at once, so that they stay in its cache
 
@@ -68,12 +70,12 @@ class Draws:
 
 
 def draw(keys: Sequence[Sequence[int]], space: Space, size: int) -> list[Draws]:
-    """Draw operations, bins and signs for images of `size` pixels a side, each from its key, `(1, seed, stage, row)`.
+    """Draw operations, bins and signs for images of `size` pixels, each from its key: seed, stage, epoch, row.
 
     All draws returned are to be applied, one after the other.
     """
     names = list(OPERATIONS)
-    generators = [np.random.default_rng(list(key)) for key in keys]
+    generators = [generator(Purpose.AUGMENTATION, *key) for key in keys]
     draws = []
     for _ in range(space.number):
         operations, magnitudes = [], []

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from joytag.core import devices, distributed, signals
-from joytag.core.errors import Exit, ExitCode
+from joytag.core.errors import Exit, ExitCode, first_line
 from joytag.core.rng import Purpose, generator
 from joytag.data import augment
 from joytag.data import dataset as records
@@ -107,8 +107,8 @@ class ImageDataset(Dataset[Batch]):
         draws: list[augment.Draws] = []
         if self.augmentation != "none":
             assert self.draw is not None, "augmentation needs the draw of a training stage"
-            coordinates = [(Purpose.AUGMENTATION, *self.draw, *key) for key in keys]
-            draws = augment.draw(coordinates, augment.SPACES[self.augmentation], self.size)
+            drawn = [(*self.draw, *key) for key in keys]
+            draws = augment.draw(drawn, augment.SPACES[self.augmentation], self.size)
         while draws and not self.deferred:
             augment.apply(images, draws.pop(0))
         labels = self.posts.signed_labels if self.signed else self.posts.labels
@@ -328,7 +328,7 @@ def worker_errors() -> Iterator[None]:
         processes = ", ".join(str(process.pid) for process in left)
         _kill(left)
         raise WorkerLost(
-            f"{str(error).strip().splitlines()[0]} (other decoding processes: {processes or 'none'}); "
+            f"{first_line(error)} (other decoding processes: {processes or 'none'}); "
             "usually memory ran out, or a disk does not answer; lower data.workers, or set it to 0 to see the cause"
         ) from None
 

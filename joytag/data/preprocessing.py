@@ -90,11 +90,6 @@ def square_tensor(
     return out
 
 
-def to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert an RGB image to uint8 [3, height, width]."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
 def normalize(images: Tensor) -> Tensor:
     """Convert uint8 [..., 3, height, width] to float32, standardized with CLIP's mean and standard deviation."""
     import torch  # here: data preparation does not need it, nor its workers the memory that it takes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from joytag.core import files
+from joytag.core.errors import first_line
 from joytag.core.lock import sole_writer
 from joytag.export import card, manifest
 from joytag.export.card import About
@@ -49,7 +50,6 @@ def upload(directory: Path, hub: str, private: bool) -> str:
         api.create_repo(hub, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=hub, folder_path=directory, commit_message="Export by JoyTag"))
     except Exception as error:  # those of the hub, of its HTTP client and of the system have no common base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unreachable(
-            f"{hub}: not uploaded ({reason}); {directory} is ready, so run the same command again"
+            f"{hub}: not uploaded ({first_line(error)}); {directory} is ready, so run the same command again"
         ) from None

@@ -18,7 +18,7 @@ Model = ViT | TimmModel
 class Architecture(NamedTuple):
     """A kind of model: its configuration, stored in `config.json`, and its network.
 
-    Both have the public attributes and methods of ViTConfig and ViT.
+    Configurations share the public methods of TimmConfig, networks the public methods and attributes of TimmModel.
     """
 
     config: type[Config]

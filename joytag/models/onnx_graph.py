@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from joytag.core.errors import first_line
+
 OPSET = 17  # what programs with an older onnxruntime still load
 BATCH = "batch"  # the name of the axis of any size
 
@@ -74,4 +76,4 @@ def _explained() -> Iterator[None]:
         with redirect_stdout(io.StringIO()):
             yield
     except torch.onnx.errors.OnnxExporterError as error:
-        raise GraphError(f"the model cannot be written as ONNX: {str(error).splitlines()[0]}") from None
+        raise GraphError(f"the model cannot be written as ONNX: {first_line(error)}") from None

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from joytag.core import files
-from joytag.core.errors import system_error
+from joytag.core.errors import first_line, system_error
 from joytag.data import tag_names
 from joytag.models.architectures import ARCHITECTURES, Config, Model
 
@@ -95,9 +95,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=[*FILES, OLD_WEIGHTS]))
     except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ReleaseError(
-            f"{source}: no such directory, and the Hugging Face hub cannot provide it ({reason}); "
+            f"{source}: no such directory, and the Hugging Face hub cannot provide it ({first_line(error)}); "
             "download the release by other means and use its directory"
         ) from None
 
@@ -130,7 +129,7 @@ def load(directory: Path) -> tuple[Model, list[str]]:
         with torch.device("meta"):
             model: Model = config.build()
     except (RuntimeError, ValueError) as error:  # sizes beyond the range of integers
-        raise ReleaseError(f"{directory / CONFIG}: describes no model ({str(error).splitlines()[0]})") from None
+        raise ReleaseError(f"{directory / CONFIG}: describes no model ({first_line(error)})") from None
     _check(path, state, model.state_dict())
     if not model.state_is_complete:
         model = config.build()
@@ -209,9 +208,8 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     try:
         path, content = old, torch.load(old, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle can raise errors of any type
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReleaseError(
-            f"{old}: damaged, or holds more than weights ({reason}); save the model's state_dict alone"
+            f"{old}: damaged, or holds more than weights ({first_line(error)}); save the model's state_dict alone"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from joytag.core.errors import first_line
+
 RELEASE_STEM = "conv:c=64;ln;relu;conv:c=128;ln;relu;conv:c=256;ln;relu;conv:c=512;ln;relu;conv:c=768,s=1,k=1,p=0"
 
 
@@ -86,7 +88,7 @@ def check_stem(stem: str, width: int, patch_size: int) -> None:
         with torch.device("meta"):  # where layers have no memory
             build_stem(stem)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # whatever a layer refuses
-        raise ValueError(f"cnn_stem: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"cnn_stem: {first_line(error)}") from None
     side = 4 * patch_size
     for options in layers:
         stride, padding = options.get("s", 1), options.get("p", 0)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from joytag.core.errors import first_line
 from joytag.data import dataset, images, preprocessing
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ class OnnxTagger:
         try:
             (scores,) = self._session.run(None, {self._session.get_inputs()[0].name: squares})
         except Exception as error:  # onnxruntime's errors have no other common base class
-            raise OnnxError(f"{self.path}: cannot be computed ({_line(error)})") from None
+            raise OnnxError(f"{self.path}: cannot be computed ({first_line(error)})") from None
         return np.asarray(scores, dtype=np.float32)[: len(pixels)]
 
     def read(self, path: Path) -> NDArray[np.uint8]:
@@ -156,8 +157,4 @@ def _open(path: Path, device: torch.device) -> Any:
             )
         return session
     except Exception as error:  # onnxruntime's errors have no other common base class
-        raise OnnxError(f"{path}: damaged, or not for onnxruntime ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise OnnxError(f"{path}: damaged, or not for onnxruntime ({first_line(error)})") from None

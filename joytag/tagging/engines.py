@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from joytag.core import files
+from joytag.core.errors import first_line
 from joytag.data import preprocessing
 from joytag.models import inference, onnx_graph, release
 from joytag.models.architectures import Model
@@ -146,8 +147,7 @@ def open_session(name: str, model: Model, release_directory: Path, precision: st
     except ModuleNotFoundError:
         raise
     except Exception as error:  # exporters and engines raise errors of any type
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        warnings.warn(f"engine {name}: {reason}; torch computes instead", stacklevel=2)
+        warnings.warn(f"engine {name}: {first_line(error)}; torch computes instead", stacklevel=2)
         with suppress(OSError):
             path.unlink(missing_ok=True)  # the next run exports it again
         return None

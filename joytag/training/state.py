@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from joytag.core import devices, distributed
-from joytag.core.errors import WeightsDiverged
+from joytag.core.errors import WeightsDiverged, first_line
 from joytag.core.settings import flatten
 from joytag.core.terminal import print
 from joytag.models import checkpoint
@@ -185,7 +185,7 @@ def load_state(path: Path, run: Run) -> TrainState:
         state.scaler.load_state_dict(values["scaler"])
         state.samples, state.skipped, state.validated = (values[k] for k in ("samples", "skipped", "validated"))
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{path}: does not fit the config's model and optimizer ({reason}); start a new run") from None
     state.set_image_size(saved.config.image_size)
     state.matmul, cpu = values.get("matmul"), values.get("cpu", devices.cpu_name())

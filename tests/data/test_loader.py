@@ -26,7 +26,7 @@ from requirements import needs_linux
 from joytag.data import augment
 from joytag.data import loader as data
 from joytag.data.dataset import Dataset, DatasetError
-from joytag.data.preprocessing import square, to_array
+from joytag.data.preprocessing import square
 
 
 def read(images: data.ImageDataset, wanted: list[data.Key]) -> data.Batch:
@@ -100,7 +100,7 @@ def test_batches_hold_the_requested_images_labels_and_rows(dataset_directory, wo
     posts = dataset.posts("train")
     for row, batch in ((3, batches[0]), (7, batches[1])):
         path = dataset.image_path(posts.hashes[row].tobytes())
-        expected = to_array(square(Image.open(path), 16)).astype(int)
+        expected = np.asarray(square(Image.open(path), 16)).transpose(2, 0, 1).astype(int)
         assert np.abs(batch.images[0].numpy() - expected).max() <= 1
         assert set(torch.nonzero(batch.labels[0]).flatten().tolist()) == set(
             posts.tags[posts.offsets[row] : posts.offsets[row + 1]].tolist()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from paths import FIXTURES
 from PIL import Image
 from pixels import encode, image, noise
+from torchvision.transforms.functional import pil_to_tensor
 
 from joytag.data import images, preprocessing
 from joytag.data.images import ImageError
@@ -23,13 +24,13 @@ def test_an_image_becomes_the_tensor_of_the_published_example(number):
     image, expected = fixture[f"image_{number}"], fixture[f"tensor_{number}"]
     decoded = images.decode(encode(Image.fromarray(image)))
     square = preprocessing.square(decoded, expected.shape[-1], Image.Resampling.BICUBIC)
-    tensor = preprocessing.normalize(torch.from_numpy(preprocessing.to_array(square)))
+    tensor = preprocessing.normalize(pil_to_tensor(square))
     assert tensor.dtype == torch.float32
     np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-6, rtol=0)
 
 
 def test_normalize_treats_all_images_of_a_batch_equally():
-    pixels = torch.from_numpy(np.stack([preprocessing.to_array(Image.fromarray(noise()))] * 2))
+    pixels = torch.stack([pil_to_tensor(Image.fromarray(noise()))] * 2)
     batch = preprocessing.normalize(pixels)
     assert torch.equal(batch[0], batch[1])
     assert torch.equal(batch[0], preprocessing.normalize(pixels[0]))
