@@ -121,9 +121,9 @@ class Labelling:
             column = self.current.tags.index(tag)
             threshold = float(self.current.served.thresholds[column])
             return TagQueue(tag, scored.images, scored.table[scored.rows, column], threshold, answers)
-        places = {image: place for place, image in enumerate(scored.images)}
-        yes, no = ([places[i] for i, a in answers.items() if a == name and i in places] for name in ("yes", "no"))
-        scores = queues.scores_by_example(len(places), scored.vectors, yes, no)
+        positions = {image: position for position, image in enumerate(scored.images)}
+        yes, no = ([positions[i] for i, a in answers.items() if a == name and i in positions] for name in ("yes", "no"))
+        scores = queues.scores_by_example(len(positions), scored.vectors, yes, no)
         return TagQueue(tag, scored.images, scores, 0.5, answers)
 
     def suggestions(self, sha256: str) -> Suggestions | None:
@@ -142,9 +142,9 @@ class Labelling:
         parts = np.array_split(np.arange(len(scored.images)), len(scored.images) // queues.PART + 1)
         bits = (scored.vectors(part).view(np.uint16) for part in parts)
         near = np.concatenate([((rows > low) & (rows < high)).sum(axis=1) for rows in bits])
-        for place, image in enumerate(scored.images):
+        for position, image in enumerate(scored.images):
             if self.decisions.of_image(image) and (found := self.suggestions(image)) is not None:
-                near[place] = len(found.near)
+                near[position] = len(found.near)
         return [scored.images[i] for i in np.argsort(-near, kind="stable") if near[i]]
 
     def decide(self, answers: Sequence[Decision]) -> list[Decision]:

@@ -74,8 +74,8 @@ class TagQueue:
 
     def __post_init__(self) -> None:
         self.margins = logits(self.scores) - logits(np.array(self.threshold))
-        places = {image: place for place, image in enumerate(self.images)}
-        self.asked = np.array([places[image] for image in self.answers if image in places], dtype=np.int64)
+        positions = {image: position for position, image in enumerate(self.images)}
+        self.asked = np.array([positions[image] for image in self.answers if image in positions], dtype=np.int64)
         self.is_left = ~np.isin(np.arange(len(self.images)), self.asked)
         self.draws = np.ones(len(self.images))
         for i in np.flatnonzero(self.margins > 0).tolist():

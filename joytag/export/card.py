@@ -122,12 +122,12 @@ def _usage(folder: str, manifest: Manifest, about: About) -> str:
     text = files("joytag.export").joinpath("usage", f"{manifest.layout}.md").read_text(encoding="utf-8")
     values = {"hub": about.hub, "folder": folder, "side": manifest.input.side}
     filled = Template(text).substitute(values, threshold=f"{manifest.thresholds.default:g}")
-    place = (
+    location = (
         f"The files are in `{folder}`; programs that load a model by its id need them at its root.\n\n"
         if folder
         else ""
     )
-    return f"### {LAYOUTS[manifest.layout].programs}\n\n{place}{filled.strip()}"
+    return f"### {LAYOUTS[manifest.layout].programs}\n\n{location}{filled.strip()}"
 
 
 def _limits(manifests: Mapping[str, Manifest], first: Manifest) -> str:

@@ -47,5 +47,5 @@ def validation(dataset: Dataset, size: int) -> Samples:
     posts = dataset.posts("validation")
     rows = np.unique(np.linspace(0, len(posts) - 1, MOST).astype(int))
     paths: list[Path] = [dataset.image_path(posts.hashes[row].tobytes()) for row in rows]
-    origin = f"validation images of {printable(dataset.directory.resolve().name)}"  # its place is the owner's alone
+    origin = f"validation images of {printable(dataset.directory.resolve().name)}"  # where it lies is the owner's alone
     return Samples(np.stack([prepare(path, size) for path in paths]), origin)

@@ -58,7 +58,7 @@ def write(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> str:
 
 
 def verdict(found: Results, metric: str) -> str:
-    """Return a sentence: which setting beats the base, by how much, and how far it flattered itself."""
+    """Return a sentence: which setting beats the base, by how much, and how optimistic its first result was."""
     over = [state not in ("pending", "running") for row in found.points for state in row.states]
     begin = "" if all(over) else f"So far, with {sum(over)} of {len(over)} trials over: "
     if np.isnan(found.noise_floor.value):
@@ -70,11 +70,11 @@ def verdict(found: Results, metric: str) -> str:
     gain, name = best.judged.difference, best.point.name
     claim = f"{name} beats the base" if found.winner else f"{nothing}: {name} differs"
     sentence = f"{begin}{claim} by {gain.value:.3f} {metric} (95 % {gain.low:.3f} to {gain.high:.3f})"
-    if best.flattery is None:
+    if best.optimism is None:
         return f"{sentence}, not confirmed on fresh seeds."
-    shown, flattery = (format_difference(of.value) for of in (best.search.difference, best.flattery))
+    shown, optimism = (format_difference(of.value) for of in (best.search.difference, best.optimism))
     sentence = f"{sentence} on fresh seeds and images; it showed {shown} when it was chosen"
-    return f"{sentence}, so it had flattered itself by {flattery}."
+    return f"{sentence}, an optimism of {optimism}."
 
 
 def other_images(found: Results) -> list[str]:

@@ -28,7 +28,7 @@ RESAMPLES = 200  # of the images: enough for a covariance
 
 @dataclass(frozen=True)
 class PointResult:
-    """A point; `confirmed` and `flattery` only if it ran on fresh seeds; `curve` is the mean over the other seeds.
+    """A point; `confirmed` and `optimism` only if it ran on fresh seeds; `curve` is the mean over the other seeds.
 
     `comparable`: whether it was measured on the images of the base, as far as it was measured. `values`: the metric of
     its finished trials by seed, on the images that choose or that confirm. `states`: of its trials. `flop` is the cost
@@ -41,7 +41,7 @@ class PointResult:
     states: Sequence[str]
     search: Finding
     confirmed: Finding | None
-    flattery: Interval | None
+    optimism: Interval | None
     curve: Curve
     flop: float
 
@@ -125,10 +125,10 @@ def read(sweep: Sweep, points: Sequence[Point], ledger: Ledger) -> Results:
         measured = chosen[point.id] | fresh.get(point.id, {})
         values = {seed: of_seed.value for seed, of_seed in measured.items()}
         states = [ledger.state(trial.id) for trial in point.trials]
-        flattery = statistics.flattery(search, again) if again else None
+        optimism = statistics.optimism(search, again) if again else None
         flop, _ = dry_run.cost(point.config, n_tags, None)
         mean_curve = _mean_curve(sweep, point.search)
-        rows.append(PointResult(point, point.id in paired, values, states, search, again, flattery, mean_curve, flop))
+        rows.append(PointResult(point, point.id in paired, values, states, search, again, optimism, mean_curve, flop))
     floor = statistics.noise_floor([seed.value for seed in chosen[points[0].id].values()])
     rows[1:] = sorted(rows[1:], key=lambda row: (not row.complete, -np.nan_to_num(row.search.mean)))
     return Results(rows, floor, comparisons)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from joytag.evaluation.bootstrap import Interval
-from joytag.evaluation.dunnett import adjusted_p, critical_value
 from joytag.evaluation.resampled import Resampled
+from joytag.sweeps.dunnett import adjusted_p, critical_value
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def summarize(seeds: Mapping[int, Resampled]) -> Finding:
     return Finding(float(mean), float(deviation), Interval(np.nan, np.nan, np.nan), np.nan)
 
 
-def flattery(chosen: Finding, confirmed: Finding) -> Interval:
+def optimism(chosen: Finding, confirmed: Finding) -> Interval:
     """Return by how much a point's difference from the base, when it was chosen, exceeded the confirmed one."""
     value, fresh = chosen.difference.value, confirmed.difference
     return Interval(value - fresh.value, value - fresh.high, value - fresh.low)

@@ -45,11 +45,11 @@ def test_files_contain_all_findings(sweep):
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_verdict_names_the_confirmed_winner_and_its_flattery(sweep):
+def test_the_verdict_names_the_confirmed_winner_and_its_optimism(sweep):
     sentence = report.write(sweep, *finish_all(sweep))
     assert sentence.startswith("optimizer.lr=0.1 beats the base by 0.")
     assert "on fresh seeds and images" in sentence
-    assert "flattered itself by" in sentence
+    assert "an optimism of" in sentence
 
 
 @pytest.mark.usefixtures("quick")

@@ -37,8 +37,8 @@ def test_one_half_of_the_images_chooses_and_the_other_confirms(sweep):
     assert len(again) == 2
     for point in again:
         assert point.confirmed
-        assert point.flattery
-        assert point.flattery.value == point.search.difference.value - point.confirmed.difference.value
+        assert point.optimism
+        assert point.optimism.value == point.search.difference.value - point.confirmed.difference.value
     assert found.winner
     assert found.winner.point.labels["optimizer.lr"] == 0.1
 

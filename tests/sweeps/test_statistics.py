@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 from sweeps import SD, Points, Rates, find, image_effects, simulate, winner
 
-from joytag.evaluation.dunnett import adjusted_p
 from joytag.evaluation.resampled import Resampled
-from joytag.sweeps.statistics import compare, flattery, noise_floor
+from joytag.sweeps.dunnett import adjusted_p
+from joytag.sweeps.statistics import compare, noise_floor, optimism
 
 
 def points_of(values: np.ndarray, noise: float = 0) -> Points:
@@ -114,7 +114,7 @@ def test_large_gains_are_found():
     assert sum(winner(find([0, 0, 5, 0], 3, sweep)) == "p3" for sweep in range(40)) >= 38
 
 
-def test_flattery_agrees_with_the_truth():
+def test_optimism_agrees_with_the_truth():
     """The best of 8 equal points looks better than it is: by how much is what fresh seeds and images show."""
     reported, true, held, sweeps = [], [], 0, 100
     for sweep in range(sweeps):
@@ -122,7 +122,7 @@ def test_flattery_agrees_with_the_truth():
         chosen = compare(simulate([0.0] * 8, range(3), rng, image_effects(9, rng)), 8)
         best = max((point for point in chosen if point != "p0"), key=lambda point: chosen[point].mean)
         confirmed = compare(simulate([0.0], range(5), rng, image_effects(2, rng)), 1)["p1"]
-        interval = flattery(chosen[best], confirmed)
+        interval = optimism(chosen[best], confirmed)
         reported.append(interval.value)
         true.append(chosen[best].difference.value)  # since its true difference is 0
         held += interval.low <= true[-1] <= interval.high

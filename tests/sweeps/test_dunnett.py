@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from joytag.evaluation.dunnett import adjusted_p, critical_value
+from joytag.sweeps.dunnett import adjusted_p, critical_value
 
 
 @given(st.floats(0, 20), st.sampled_from([1, 2, 3, 8, 40]))
