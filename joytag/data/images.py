@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 try:
     import simplejpeg
@@ -34,6 +35,7 @@ if pillow_heif is not None:
     FORMATS += ("HEIF",)
     SUFFIXES += HEIF_SUFFIXES
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit stays on
+MAX_BYTES = 1 << 30  # of a file; in one of MAX_PIXELS the pixels themselves take less
 
 # Pillow warns of metadata, which is ignored, and of large images, which `_opened` refuses. One filter for the process:
 # `warnings.catch_warnings` in the threads that decode would drop the warnings of others.
@@ -113,8 +115,8 @@ def decode_reduced(data: bytes, longest: int, *, still: bool = False, opaque: bo
     whole file, so damage is found. Raises ImageError.
     """
     with _opened(data, still) as image:
-        width, height = image.size
         orientation = _read_orientation(image)
+        width, height = image.size
         if image.format == "JPEG" and orientation == 1:
             scale = OVERSAMPLING * longest / max(image.size)
             image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
@@ -155,6 +157,8 @@ def _opened(source: bytes | str | os.PathLike[str], still: bool) -> Iterator[Ima
 
 def _open(source: bytes | str | os.PathLike[str]) -> Image.Image:
     """Open an image; a PNG or a JPEG whose metadata Pillow refuses is opened without them."""
+    if not isinstance(source, bytes) and Path(source).stat().st_size > MAX_BYTES:  # which Pillow might read to its end
+        raise ImageError(f"larger than {MAX_BYTES >> 30} GB", "too large")
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         return Image.open(file, formats=FORMATS)
@@ -202,8 +206,9 @@ def _pixels_of_jpeg(data: bytes) -> bytes:
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
-    if isinstance(image, PngImageFile):  # whose EXIF may follow the pixels: their damage must not be ignored below
+    """Return the EXIF orientation, 1 to 8, in which the pixels lie; 1 where there is none or it cannot be read."""
+    # A PNG's EXIF may follow its pixels, whose damage must not be ignored below; a TIFF is turned upright as it loads.
+    if isinstance(image, PngImageFile | TiffImageFile):
         image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -216,7 +221,7 @@ def _upright(image: Image.Image, opaque: bool) -> Image.Image:
     orientation = _read_orientation(image)
     factor = 2 if image.width * image.height > HALVED else 1
     if factor == 2 and image.format == "JPEG":
-        image.draft(None, (-(-image.width // 2), -(-image.height // 2)))
+        image.draft(None, (image.width // 2, image.height // 2))
         factor = 1
     image.load()
     if opaque and is_transparent(image):
@@ -288,21 +293,23 @@ def _decode_jpeg(source: bytes | str | os.PathLike[str], at_least: int | None) -
         if divisor == 1 and height * width > HALVED:
             return None
         return simplejpeg.decode_jpeg(data, min_height=-(-height // divisor), min_width=-(-width // divisor))
-    except (OSError, ValueError):
+    except (OSError, ValueError, MemoryError):
         return None
 
 
 def _read_if_jpeg(path: str | os.PathLike[str]) -> bytes:
     with Path(path).open("rb") as file:
         start = file.read(len(_JPEG))
-        return start + file.read() if start == _JPEG else start
+        return start + file.read() if start == _JPEG and os.fstat(file.fileno()).st_size <= MAX_BYTES else start
 
 
 def _may_be_rotated(jpeg: bytes) -> bool:
-    """Whether a JPEG has EXIF before its scan, or an invalid segment; reads only the segments' headers."""
+    """Whether a JPEG has EXIF or an orientation in XMP before its scan, or an invalid segment."""
     offset = 2
     while (marker := jpeg[offset : offset + 2]) != b"\xff\xda":  # start of scan
-        if marker[:1] != b"\xff" or (marker == b"\xff\xe1" and jpeg[offset + 4 : offset + 8] == b"Exif"):
+        end = offset + 2 + int.from_bytes(jpeg[offset + 2 : offset + 4])
+        content = jpeg[offset + 4 : end] if marker == b"\xff\xe1" else b""
+        if marker[:1] != b"\xff" or content.startswith(b"Exif") or b"tiff:Orientation" in content:
             return True
-        offset += 2 + int.from_bytes(jpeg[offset + 2 : offset + 4])
+        offset = end
     return False

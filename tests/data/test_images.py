@@ -76,14 +76,34 @@ def test_cmyk_becomes_rgb():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_exif_orientation_is_applied(orientation, kind):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_once(orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(noise()), kind, exif=exif)
     decoded = images.decode(data)
     np.testing.assert_array_equal(decoded, ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert decoded.size == ((16, 24) if orientation > 4 else (24, 16))
+    reduced = images.decode_reduced(data, 100)
+    np.testing.assert_array_equal(reduced.image, decoded)
+    assert reduced.size == decoded.size
+
+
+def test_an_orientation_in_xmp_is_applied_to_arrays_too():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encode(Image.fromarray(noise()), "JPEG", xmp=xmp)
+    assert images.decode(data).size == (16, 24)
+    np.testing.assert_array_equal(images.decode_array(data), images.decode(data))
+
+
+@pytest.mark.parametrize("start", [encode(Image.fromarray(noise()), "JPEG"), b"\xff\xd8\xff\xe0\0\0"])
+def test_a_file_too_large_to_be_an_image_is_refused(tmp_path, start):
+    (tmp_path / "a.jpg").write_bytes(start)
+    with (tmp_path / "a.jpg").open("r+b") as file:
+        file.truncate(1 << 40)  # which takes no space on the disk
+    for decode in (images.decode, images.decode_array):
+        with pytest.raises(ImageError, match=r"a\.jpg: larger than 1 GB"):
+            decode(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("kind", ANIMATED)
@@ -173,9 +193,10 @@ def test_arrays_hold_pillows_pixels(width, height, quality, subsampling):
         np.testing.assert_array_equal(images.decode_array(data), np.asarray(images.decode(data)))
 
 
-def test_a_jpeg_too_large_for_memory_is_halved_in_an_array_too(monkeypatch):
-    data = encode(image(60, 40), "JPEG")
-    monkeypatch.setattr(images, "HALVED", 60 * 40 - 1)
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (59, 39), (59, 40)])
+def test_a_jpeg_too_large_for_memory_is_halved_in_an_array_too(monkeypatch, width, height):
+    data = encode(image(width, height), "JPEG")
+    monkeypatch.setattr(images, "HALVED", width * height - 1)
     np.testing.assert_array_equal(images.decode_array(data), np.asarray(images.decode(data)))
     assert images.decode_array(data).shape == (20, 30, 3)
 
