@@ -35,12 +35,14 @@ def pick_device(name: str = "auto") -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device mps: not on this machine; use cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device {name}: not one of auto, cpu, mps, cuda, cuda:0 ...") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "mps", "cuda"):
+        raise ValueError(f"device {name}: not one of auto, cpu, mps, cuda, cuda:0 ...")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {name}: not on this machine; use cpu")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name}: no CUDA device here; use cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 
 import torch
@@ -57,9 +58,12 @@ class Int8Linear(nn.Module):
         """Return the outputs, added to `residual` in place if it is given. Overwrites `x`."""
         low, high = (float(bound) for bound in torch.aminmax(x))
         low, high = min(low, 0.0), max(high, 0.0)
+        if not math.isfinite(high - low):
+            return x.new_full((*x.shape[:-1], len(self.steps)), math.nan)
         step = max((high - low) / 255, torch.finfo(torch.float32).tiny)
         zero = round(-low / step)
         x = torch.add(x.new_full((), zero - 128), x, alpha=1 / step, out=x).round_()
+        x = x.clamp_(-128, 127)  # the largest value may be rounded up to one more
         x = x.to(torch.int8).view(torch.uint8).bitwise_xor_(128)
         weights = (self.weight, self.steps, self.zeros)
         if residual is None:

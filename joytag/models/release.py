@@ -123,7 +123,7 @@ def load(directory: Path) -> tuple[Model, list[str]]:
         if not torch.equal(ids, torch.arange(len(state[POSITIONS])).unsqueeze(0)):
             raise ReleaseError(f"{path}: tensor {POSITION_IDS} does not number the positions in order")
     for name in ("head.weight", "head.bias"):
-        if name in state and len(state[name]) == config.n_tags + OLD_OUTPUTS:
+        if name in state and state[name].shape[:1] == (config.n_tags + OLD_OUTPUTS,):
             state[name] = state[name][: config.n_tags]
     try:
         with torch.device("meta"):
@@ -155,9 +155,10 @@ def read_tags(directory: Path) -> list[str]:
 def read_config(directory: Path) -> Config:
     """Return the architecture in `config.json`. Raises ReleaseError naming a key that is missing, unknown or wrong."""
     path = directory / CONFIG
+    text = _read_text(path)
     try:
-        values: dict[str, Any] = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        values: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise ReleaseError(f"{path}: not valid JSON ({error})") from None
     kind = values.pop("class", None) if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
@@ -237,8 +238,8 @@ def _check(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) ->
             )
         if value.is_floating_point() != expected[name].is_floating_point():
             raise ReleaseError(f"{path}: tensor {name} holds {value.dtype}, not {expected[name].dtype}")
-        if not torch.isfinite(value).all():
-            raise ReleaseError(f"{path}: tensor {name} holds NaN or infinity; the training diverged")
+        if not torch.isfinite(_as_published(value)).all():
+            raise ReleaseError(f"{path}: tensor {name} holds NaN or infinity as float32; the training diverged")
 
 
 def _as_published(value: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ class _Pairs(list[tuple[str, Any]]):
 def _json_thresholds(path: Path) -> list[tuple[str, Any]]:
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also for bytes that are no UTF-8, and for thousands of digits
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, _Pairs):
         raise ValueError(f'{path}: write it as {{"tag": 0.4, ...}}')

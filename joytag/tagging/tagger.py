@@ -214,10 +214,16 @@ class Tagger:
         """Return the scores, float32 [B, N], of images, uint8 [B, 3, S, S].
 
         A batch that does not fit in memory is computed in parts, and so are all later ones. Raises ValueError when a
-        single image does not fit.
+        single image does not fit, and when scores are not numbers.
         """
-        if self._session is not None:
-            return self._session(batch)
+        scores = self._compute(batch) if self._session is None else self._session(batch)
+        if np.isnan(scores).any():
+            raise ValueError(
+                f"the model's scores in {self.precision} are not numbers: its weights are damaged, or need fp32"
+            )
+        return scores
+
+    def _compute(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         matmul.use(self._library)  # another model may use another
         while True:
             parts = torch.from_numpy(batch).split(min(self._at_once, len(batch)))
@@ -248,6 +254,8 @@ def prepare(image: ImageSource, size: int) -> NDArray[np.uint8]:
             raise images.ImageError(f"{described}: not uint8 [height, width, 3]", "not an image")
         pixels = image if image.shape[2:] == (3,) else np.asarray(_upright(Image.fromarray(image)))
     elif isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise images.ImageError(f"PIL image of {image.width}x{image.height}: has no pixels", "not an image")
         pixels = np.asarray(_upright(image))
     elif isinstance(image, str | os.PathLike | bytes):
         pixels = images.decode_array(image)

@@ -3,12 +3,15 @@
 import ast
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import warnings
 
 import pytest
-from paths import ROOT
+from paths import ROOT, TINY
+from PIL import Image
+from requirements import needs_unix
 
 import joytag
 from joytag.cli import command, finetune, train
@@ -42,6 +45,16 @@ def test_a_reader_that_stops_early_ends_the_help_quietly():
     done = subprocess.run([sys.executable, "-m", "joytag", "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (ExitCode.FAILED, b"")
+
+
+@needs_unix
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_change_nothing(closed, tmp_path):
+    shutil.copyfile(TINY / "top_tags.txt", tmp_path / "a.txt")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "joytag", "tag", tmp_path, "--model", TINY, "--overwrite"]
+    subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], cwd=ROOT, check=True)
+    assert (tmp_path / "a.txt").read_bytes() != (TINY / "top_tags.txt").read_bytes()
 
 
 def test_every_module_of_a_command_is_listed():

@@ -76,6 +76,15 @@ def test_a_model_keeps_its_logits():
     assert (output - expected).abs().max() > 0  # it does compute in 8 bits
 
 
+@pytest.mark.parametrize(("low", "high"), [(-13.784560203552246, 2.451295852661133), (-0.39263263, 5.328585624694824)])
+@torch.no_grad()
+def test_the_largest_value_is_never_rounded_past_eight_bits(low, high):
+    """In these ranges zero point and largest value both lie half-way between two steps."""
+    linear = nn.Linear(1, 8)
+    x = torch.tensor([[[low], [high]]])
+    torch.testing.assert_close(int8.Int8Linear(linear)(x.clone()), linear(x), rtol=0, atol=0.005 * (high - low))
+
+
 def test_a_torch_without_the_operators_is_not_supported(monkeypatch):
     assert int8.supported()
     monkeypatch.setattr(int8, "OPERATORS", (*int8.OPERATORS, "qlinear_removed"))

@@ -141,6 +141,8 @@ def test_a_threshold_of_a_pattern_holds_for_tags_without_their_own(tmp_path):
     ("text", "message"),
     [
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"solo": 1' + "0" * 5000 + "}", "not valid JSON"),
         ("[1]", "write it as"),
         ('{"solo": 2}', "solo: 2 is not a number"),
         ('{"solo": true}', "True"),

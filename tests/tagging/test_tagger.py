@@ -91,8 +91,9 @@ def test_transparency_orientation_and_grey_of_pil_images(tagger):
 
 @pytest.mark.parametrize(
     "wrong",
-    [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8), b"text"],
-    ids=lambda value: str(getattr(value, "shape", value)),
+    [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8), b"text"]
+    + [Image.new("RGB", size) for size in ((0, 0), (0, 5), (5, 0))],
+    ids=lambda value: str(getattr(value, "shape", getattr(value, "size", value))),
 )
 def test_other_data_than_images_is_refused(tagger, wrong):
     with pytest.raises(ImageError):
@@ -193,6 +194,23 @@ def test_int8_agrees_with_float32_at_every_batch_size(paths, tmp_path):
         if not result.error:
             np.testing.assert_array_equal(result.scores, fast(path).scores)
             np.testing.assert_allclose(result.scores, exact(path).scores, atol=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs_int8)])
+def test_scores_that_are_no_numbers_are_refused(paths, precision):
+    tagger = Tagger.load(TINY, device="cpu", precision=precision)
+    with torch.no_grad():
+        dict(tagger.model.named_parameters())["blocks.0.norm2.weight"].fill_(1e38)
+    with pytest.raises(ValueError, match=f"scores in {precision} are not numbers"):
+        tagger(paths[0])
+    with pytest.raises(ValueError, match="not numbers"):
+        list(tagger.stream(paths))
+
+
+@pytest.mark.parametrize("name", ["meta", "xpu", "mps:9", "gpu", "cuda:x"])
+def test_a_device_that_is_not_here_is_refused(name):
+    with pytest.raises(ValueError, match=f"device {name}: not "):
+        Tagger.load(TINY, device=name)
 
 
 def test_a_timm_backbone_tags_like_any_model(paths, tmp_path):
