@@ -19,12 +19,14 @@ from joytag.cli.arguments import (
     tag_replacement,
     workers,
 )
+from joytag.core.errors import describe
 from joytag.core.terminal import plural, print, printable
 from joytag.data.images import ImageError
 from joytag.data.tag_names import DEFAULT_THRESHOLD, describe_unknown, matcher
 from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
 from joytag.tagging.folder import Job, common_folder, find_images
-from joytag.tagging.table import relative_name
+from joytag.tagging.outputs import FULL_DISK
+from joytag.tagging.table import real_path, relative_name
 from joytag.tagging.tagger import Tagger
 
 SD_SCRIPTS = r"""Flags of sd-scripts' tagger (--undesired_tags, --remove_underscore ...) are accepted and mean what they
@@ -163,7 +165,7 @@ def draw_evidence(options: argparse.Namespace) -> None:
 
     drawings = options.evidence_folder
     paths = find_images(options.inputs, options.recursive).images
-    paths = [path for path in paths if drawings.absolute() not in path.absolute().parents]
+    paths = [path for path in paths if drawings.resolve() not in real_path(path).parents]
     if not paths:
         raise ValueError(f"{options.inputs[0]}: no images besides the drawings in {drawings}")
     folder = common_folder(options.inputs, paths)
@@ -182,12 +184,17 @@ def draw_evidence(options: argparse.Namespace) -> None:
         try:
             scores = evidence.write(tagger, image, tags, drawing)
         except ImageError as error:
-            failed.append(error)
+            failed.append(str(error))
+            continue
+        except OSError as error:  # such as a name that is too long
+            if error.errno in FULL_DISK:
+                raise
+            failed.append(describe(error))
             continue
         best = ", ".join(f"{tag} {score:.2f}" for tag, score in list(scores.items())[:5])
         print(printable(f"{drawing}: {best}"))
     if len(failed) == len(paths):
-        raise failed[0]
+        raise ValueError(failed[0])
     for reason in failed:
         print(f"Not drawn: {printable(reason)}", file=sys.stderr)
 

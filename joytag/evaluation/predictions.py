@@ -42,7 +42,10 @@ ARRAYS = {
 }
 FILES = (*(f"{name}.npy" for name in ARRAYS), "labels.npz", "tags.parquet")
 TAGS_SCHEMA = pa.schema(
-    [dataset.TAGS_SCHEMA.field(name) for name in ("index", "name", "category", "count", "count_train")]
+    [
+        pa.field("index", pa.int32(), nullable=False),  # other taggers may have more tags than a dataset
+        *(dataset.TAGS_SCHEMA.field(name) for name in ("name", "category", "count", "count_train")),
+    ]
 )
 FAMILIES = "families.npy"  # which older versions did not write
 CHUNK = 4096  # rows that are read, written or gathered together

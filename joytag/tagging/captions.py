@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,8 @@ class CaptionStyle:
     see `tag_names.matcher`. `replace` renames tags first; its values are written as they are. Then those in `exclude`
     are dropped, and all but the best `max_tags`. Of tags that share a name, the one with the higher score is kept. Tags
     in `always_first` move to the front if the image has them. `underscores="space"` turns `blue_hair` into `blue hair`
-    but keeps kaomoji such as `^_^`. `escape` writes `\(` for `(`. Raises OptionError for a separator that also occurs
-    within tags.
+    but keeps kaomoji such as `^_^`. `escape` writes `\(` for `(`. Raises OptionError for spaces as the
+    separator of tags that contain spaces.
     """
 
     exclude: Sequence[str] = ()
@@ -101,12 +102,20 @@ class Captions:
 
     def merge(self, text: str, names: Iterable[str]) -> list[str]:
         """Return the tags of an existing text, spelled as they are there, then the `names` that it lacks."""
-        separator = self.style.separator.strip() or ("\n" if "\n" in self.style.separator else " ")
         merged: dict[str, str] = {}
-        for name in [*re.split(f"{re.escape(separator)}|\n", text), *names]:
+        for name in [*self._divide.findall(text), *names]:
             if name.strip():
                 merged.setdefault(canonical(name), name.strip())
         return self._move_first(merged.values())
+
+    @cached_property
+    def _divide(self) -> re.Pattern[str]:
+        """A pattern for one tag of a text and the separator behind it; names that contain the separator stay whole."""
+        separator = self.style.separator.strip() or ("\n" if "\n" in self.style.separator else " ")
+        end = rf"[^\S\n]*(?:{re.escape(separator)}|\n|\Z)"
+        whole = sorted((name for name in self._names.values() if separator in name), key=len, reverse=True)
+        kinds = [*(rf"{re.escape(name)}(?={end})" for name in whole), ".*?"]
+        return re.compile(rf"[^\S\n]*({'|'.join(kinds)}){end}")
 
     def _move_first(self, names: Iterable[str]) -> list[str]:
         last = len(self.style.always_first)

@@ -22,7 +22,7 @@ from joytag.data.folders import Listing
 from joytag.tagging import failures
 from joytag.tagging.captions import Captions, CaptionStyle, OptionError
 from joytag.tagging.outputs import Output, Printer, Sidecars
-from joytag.tagging.table import Table
+from joytag.tagging.table import Table, real_path
 from joytag.tagging.tagger import Tagger
 
 
@@ -50,7 +50,7 @@ def find_images(inputs: Sequence[str], recursive: bool = False) -> Listing:
                 listing = Listing([path], {}) if is_single else Listing([], {path: "not an image"})
             passed_over |= listing.passed_over
             for image in listing.images:
-                found.setdefault(image.absolute(), image)
+                found.setdefault(real_path(image), image)
     result = Listing(list(found.values()), passed_over)
     if not found:
         others = f"; passed over: {result.describe_passed_over()}" if passed_over else ""
@@ -66,7 +66,7 @@ def common_folder(inputs: Sequence[str], paths: Sequence[Path]) -> Path:
     if len(inputs) == 1 and Path(inputs[0]).is_dir():
         return Path(inputs[0])
     try:
-        return Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+        return Path(os.path.commonpath([real_path(path).parent for path in paths]))
     except ValueError:
         raise ValueError(f"{paths[0]} and {paths[-1]}: have no common folder; tag them one after another") from None
 
@@ -136,6 +136,7 @@ class Job:
         captions = Captions(self.style, tagger.tags)
         self._warn(captions)
         failed: dict[Path, str] = {}
+        untried = set(self.pending)
         counts: Counter[str] = Counter()
         untagged = 0
         start = time.perf_counter()
@@ -144,6 +145,7 @@ class Job:
             tracked = progress.track(results, "Tag", len(self.pending), "images")
             try:
                 for image, result in zip(self.pending, tracked, strict=True):
+                    untried.discard(image)
                     names = captions.choose(result.tags)
                     error = result.error or self.output.write(image, names, captions)
                     if error:
@@ -153,7 +155,9 @@ class Job:
                         untagged += not names
             finally:
                 results.close()
-                is_listed = isinstance(self.output, Printer) or failures.write(self.folder, self.paths, failed)
+                is_listed = isinstance(self.output, Printer) or failures.write(
+                    self.folder, (path for path in self.paths if path not in untried), failed
+                )
         if failed:
             self._report(failed, is_listed)
         if not isinstance(self.output, Printer):

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any, Protocol
@@ -183,9 +184,19 @@ class Table:
         raise ValueError(f"{self.path}: cannot be extended: {reason}; correct it, or move it to another folder")
 
 
+def real_path(image: Path) -> Path:
+    """Return an image's absolute path, without `..` and links to folders; a link to a file keeps its name."""
+    return _real_folder(image.parent.absolute()) / image.name
+
+
+@lru_cache
+def _real_folder(folder: Path) -> Path:
+    return folder.resolve()
+
+
 def relative_name(image: Path, folder: Path) -> str:
     """Return an image's path relative to a folder, with forward slashes."""
-    return Path(os.path.relpath(image, folder)).as_posix()
+    return Path(os.path.relpath(real_path(image), _real_folder(folder.absolute()))).as_posix()
 
 
 def _escaped(name: str) -> str:

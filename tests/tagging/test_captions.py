@@ -105,6 +105,22 @@ def test_merging_keeps_existing_tags_and_adds_missing_ones():
     assert captions().merge("", ["a"]) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("separator", "text", "names", "merged"),
+    [
+        (", ", "mine, hello,_good-bye, a", ["hello,_good-bye", "b"], ["mine", "hello,_good-bye", "a", "b"]),
+        (", ", "hello,_good-bye", ["hello,_good-bye"], ["hello,_good-bye"]),
+        (", ", "hello,_good-byes,a", ["b"], ["hello", "_good-byes", "a", "b"]),
+        ("-", "a-travel-places-mine", ["travel-places", "a"], ["a", "travel-places", "mine"]),
+        (" ", "a hello,_good-bye", ["b"], ["a", "hello,_good-bye", "b"]),
+    ],
+)
+def test_names_that_contain_the_separator_stay_whole(separator, text, names, merged):
+    captions = Captions(CaptionStyle(separator=separator), ["hello,_good-bye", "travel-places", "a", "b"])
+    assert captions.merge(text, names) == merged
+    assert captions.merge(captions.join(merged), names) == merged
+
+
 @given(st.lists(ANY_TAG), st.lists(ANY_TAG), st.sampled_from(["keep", "space"]), st.booleans())
 def test_merging_again_changes_nothing(there, new, underscores, escape):
     style = captions(underscores=underscores, escape=escape, always_first=["a", "b"])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -21,7 +21,9 @@ from requirements import IS_UNIX, needs_unix
 from joytag.data import folders
 from joytag.tagging import folder
 from joytag.tagging.captions import CaptionStyle
-from joytag.tagging.folder import Job
+from joytag.tagging.folder import Job, common_folder, find_images
+from joytag.tagging.outputs import Sidecars
+from joytag.tagging.table import relative_name
 from joytag.tagging.tagger import Result, Tagger
 
 TINY = ROOT / "tests" / "fixtures" / "release_tiny"
@@ -110,6 +112,31 @@ def test_failures_of_other_images_remain_listed(tagger, images):
     tag(tagger, images)
     Job.plan([str(images / "b.png")], False, "txt", CaptionStyle(), overwrite=True).run(tagger, 0.5)
     assert failures(images).keys() == {"text.png", "cut.jpg"}
+
+
+def test_failures_of_images_that_an_interrupted_run_did_not_reach_remain_listed(tagger, images, monkeypatch):
+    tag(tagger, images)
+    before = failures(images)
+    (images / "a b.txt").unlink()
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sidecars, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tag(tagger, images)
+    assert failures(images) == before
+
+
+@needs_unix
+def test_an_image_that_is_named_by_several_ways_is_tagged_once(images):
+    (images.parent / "link").symlink_to(images, target_is_directory=True)
+    ways = [images, images / ".." / images.name, images.parent / "link"]
+    assert len(find_images([str(way) for way in ways]).images) == len(find_images([str(images)]).images)
+    (images / "sub").mkdir(exist_ok=True)
+    paths = [images / "sub" / ".." / ".." / "link" / "b.png", images / "sub" / "x.png"]
+    assert common_folder(["a", "b"], paths) == images.resolve()
+    assert [relative_name(path, images) for path in paths] == ["b.png", "sub/x.png"]
 
 
 def test_appending_twice_changes_nothing(tagger, images):
