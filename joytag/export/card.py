@@ -70,7 +70,7 @@ def _front_matter(manifest: Manifest, about: About) -> dict[str, Any]:
 def _describe(manifests: Mapping[str, Manifest], first: Manifest) -> str:
     lines = [
         f"A multi-label image tagger: {first.model_tags:,} tags, images of {first.input.side} pixels, exported by "
-        f"JoyTag {first.joytag}. A tag is predicted when its score is above {first.thresholds.default:g}.",
+        f"JoyTag {_plain(first.joytag)}. A tag is predicted when its score is above {first.thresholds.default:g}.",
         "",
         "| folder | for | format | verified |",
         "|---|---|---|---|",
@@ -115,7 +115,7 @@ def _rows(evaluation: Evaluation) -> list[str]:
 
 
 def _name(metric: str) -> str:
-    return " ".join(NAMES[part] for part in metric.split("_"))
+    return " ".join(NAMES.get(part, _plain(part)) for part in metric.split("_"))
 
 
 def _usage(folder: str, manifest: Manifest, about: About) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from joytag.core import files
 from joytag.core.errors import first_line
 from joytag.core.lock import sole_writer
+from joytag.core.settings import SettingsError
 from joytag.export import card, manifest
 from joytag.export.card import About
 from joytag.export.layouts import LAYOUTS
@@ -22,12 +23,22 @@ class Unreachable(ValueError):
 
 
 def find_manifests(directory: Path) -> dict[str, Manifest]:
-    """Return the manifests of an export by their folders: "", or the layouts' names and a slash. Raises NoExport."""
+    """Return the manifests of an export by their folders: "", or the layouts' names and a slash.
+
+    Raises NoExport, and SettingsError for a manifest that cannot be used.
+    """
     folders = ["", *(f"{name}/" for name in LAYOUTS)]
     found = {folder: directory / folder for folder in folders if (directory / folder / manifest.FILE).is_file()}
     if not found:
         raise NoExport(f"{directory}: no export here ({manifest.FILE} is missing); write one with joytag export")
-    return {folder: manifest.read(path) for folder, path in found.items()}
+    manifests = {folder: manifest.read(path) for folder, path in found.items()}
+    for folder, described in manifests.items():
+        if described.layout not in LAYOUTS:
+            raise SettingsError(
+                f"{found[folder] / manifest.FILE}: layout: {described.layout!r} is not one of {', '.join(LAYOUTS)}; "
+                "export the model again"
+            )
+    return manifests
 
 
 def prepare(directory: Path, about: About) -> Path:

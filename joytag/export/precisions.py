@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from joytag.core import files
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
@@ -41,7 +43,10 @@ def to_int8(graph: ModelProto) -> ModelProto:
 
     kept = [f"{node.name}_MatMul" for node in graph.graph.node if node.op_type == "Gemm"]  # as renamed
     add_pre_process_metadata(graph)  # tracing has folded the constants already; silences a warning
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        files.naming(Path(folder)),
+    ):  # it may be on another disk than the export
         path = Path(folder) / "int8.onnx"
         weights = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
         quantize_dynamic(graph, path, ["MatMul"], nodes_to_exclude=kept, **weights)

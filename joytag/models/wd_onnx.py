@@ -15,6 +15,7 @@ from PIL import Image
 
 from joytag.core.errors import first_line
 from joytag.data import dataset, images, preprocessing
+from joytag.models.vit import MAX_IMAGE_SIZE
 
 CPU = torch.device("cpu")
 MODEL = "model.onnx"
@@ -23,6 +24,7 @@ COLUMNS = ("tag_id", "name", "category", "count")
 RATING = 9  # the layout's category of outputs for an image's rating, which are not tags
 THRESHOLD = 0.35  # the default of programs that use such taggers
 BATCH = 8  # images computed at once, if the model does not fix it
+LARGEST_BATCH = 256  # that a model may fix
 
 
 class OnnxError(ValueError):
@@ -69,7 +71,10 @@ class OnnxTagger:
                 f"{path}: output {result.name}: {result.shape} is not [batch, {rows}], as in {FILES[1]}; "
                 "the files are of different taggers"
             )
-        return cls(path, tags, sides[0], batch if isinstance(batch, int) else BATCH, outputs, rows, session)
+        if not 0 < sides[0] <= MAX_IMAGE_SIZE:
+            raise OnnxError(f"{path}: input {source.name}: images of {sides[0]} pixels; at most {MAX_IMAGE_SIZE} fit")
+        at_once = batch if isinstance(batch, int) and 0 < batch <= LARGEST_BATCH else BATCH
+        return cls(path, tags, sides[0], at_once, outputs, rows, session)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scores, float32 [B, N] in [0, 1], of RGB squares uint8 [B, side, side, 3] from `read`.

@@ -1,5 +1,6 @@
 """`joytag publish`: a complete model card, and an upload that may be repeated."""
 
+import json
 import re
 import shutil
 import socket
@@ -117,6 +118,22 @@ def test_an_upload_takes_the_whole_folder(call, exports, tmp_path, monkeypatch):
 )
 def test_mistakes_end_in_one_line(call, tmp_path, flags, part):
     assert_one_line(call("publish", tmp_path, *flags), part)
+
+
+def test_the_manifest_of_an_unknown_layout_is_refused(call, exports, tmp_path):
+    values = json.loads((exports / "wd" / manifest.FILE).read_text())
+    (tmp_path / manifest.FILE).write_text(json.dumps(values | {"layout": "new"}))
+    assert_one_line(call("publish", tmp_path, *FLAGS), "manifest.json: layout: 'new' is not one of joytag, wd")
+
+
+def test_nothing_of_a_manifest_reaches_the_card_unchecked(exports):
+    wild = manifest.read(exports / "wd")
+    assert wild.evaluation is not None
+    metrics = {"<b>\x1b[31m": wild.evaluation.metrics["map"]}
+    evaluation = wild.evaluation.model_copy(update={"metrics": metrics})
+    text = card.render({"": wild.model_copy(update={"joytag": "1\n# \x1b[31m<b>", "evaluation": evaluation})}, ABOUT)
+    assert "\x1b" not in text
+    assert all("<b>" not in section for section in parts(text)[1].values())
 
 
 def test_a_folder_without_an_export_is_refused(call, tmp_path):

@@ -117,6 +117,7 @@ def test_a_file_that_is_not_an_image_is_named(tmp_path):
         (["n", "h", "w", 3], ["n", "c"], TensorProto.FLOAT, "input images: .* is not float"),
         (["n", 8, 8, 4], ["n", 256], TensorProto.FLOAT, "input images: .* is not float"),
         (["n", 192], ["n", 192], TensorProto.FLOAT, "input images: .* is not float"),
+        (["n", 20_000, 20_000, 3], ["n", 192], TensorProto.FLOAT, "images of 20000 pixels; at most 4096 fit"),
         (["n", 8, 8, 3], ["n", 192], TensorProto.FLOAT16, "input images: .* is not float"),
         (["n", 4, 4, 3], ["n", 48], TensorProto.FLOAT, r"output scores: .* is not \[batch, 192\]"),
     ],
