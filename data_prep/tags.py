@@ -119,13 +119,16 @@ def is_tag(name: str) -> bool:
 
 
 def odd_names(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return, by their fault, the canonical names that are no tags, and those that may be sentences."""
-    canonical_names = sorted({name for raw in names if (name := canonical(raw))})
+    """Return, by their fault, the canonical names that are no tags, and those that may be sentences or rejections."""
+    canonical_names = sorted(every := {name for raw in names if (name := canonical(raw))})
     bad = [name for name in canonical_names if not is_tag(name)]
     long = [name for name in canonical_names if is_tag(name) and _may_be_a_sentence(name)]
     return {
         f"dropped, longer than {MAX_NAME} characters or with control characters": bad,
         f"longer than {LONG_NAME} characters or like a sentence": long,
+        "another tag behind a hyphen, which rejects it only if its source says negatives: true": [
+            name for name in canonical_names if name[:1] == "-" and name[1:] in every
+        ],
     }
 
 

@@ -1,8 +1,11 @@
 """Fine-tune a released model on a folder of images with .txt sidecars: build the dataset, then train."""
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from data_prep.build import BuildSettings, Outdated, build
 from data_prep.sources.sidecar import NoSidecars
@@ -22,6 +25,10 @@ from joytag.training.state import RunChanged
 
 CONFIG = "finetune.yaml"
 DATASET = "dataset"  # in the run's directory
+EVERYWHERE = (
+    "no training image lacks {0}, so the model will find it everywhere; add images without it, tagged by joytag tag, "
+    "or reject it in some: -{0} in their .txt, with sources.0.negatives=true"
+)
 REMEDIES = {
     **OUTPUT_REMEDIES,
     Stopped: AGAIN,
@@ -67,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_settings(options, model, [])  # a mistake ends here, before anything is written
     with add_remedies(REMEDIES):
         dataset = Dataset.open(build(build_settings(options, model)))
-        images = len(dataset.posts("train"))
+        posts, known = dataset.posts("train"), set(release.read_tags(model))
+        images = len(posts)
+        everywhere = [dataset.tags.names[i] for i in np.flatnonzero(dataset.tags_without_negatives(posts))]
+        if lacking := [name for name in everywhere if name not in known]:
+            warnings.warn(EVERYWHERE.format(", ".join(lacking)), stacklevel=1)
         chosen = transfer.chosen_settings(images, release.read_config(model)) if options.config == CONFIG else []
         config = run_settings(options, model, chosen)
         samples, rate = sum(stage.samples for stage in config.stages), config.optimizer.lr

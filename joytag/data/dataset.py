@@ -223,6 +223,15 @@ class Dataset:
                 raise DatasetError(f"{path}: {name}: values outside 0 to {limit - 1}; build the dataset again")
         return posts
 
+    def tags_without_negatives(self, posts: Posts) -> NDArray[np.bool_]:
+        """Return which tags none of the images lacks or rejects, [N]: nothing says where they are not."""
+        is_exhaustive = np.array(self.exhaustive)[posts.sources]
+        of_exhaustive = posts.tags[np.repeat(is_exhaustive, np.diff(posts.offsets))]
+        negatives = is_exhaustive.sum() - np.bincount(of_exhaustive, minlength=len(self.tags))
+        if posts.negatives is not None:
+            negatives += np.bincount(posts.negatives.tags, minlength=len(self.tags))
+        return negatives == 0
+
     def content_hash(self, posts: Posts) -> str:
         """Hash what a split holds: the vocabulary, the images in their order, and their labels (sha256, hex).
 

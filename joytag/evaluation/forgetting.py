@@ -37,7 +37,10 @@ def summary(before: Path, after: Path, dataset: Dataset, threshold: float, devic
         scores, labels = score(after, dataset, ["validation"], new, device)
         names = ", ".join(new[:NAMES]) + (" ..." if len(new) > NAMES else "")
         f1 = averages(scores, labels, threshold)["macro_f1"]
-        lines.append(f"new tags: macro F1 {f1:.3f} on {len(scores)} held-out {plural(len(scores), 'image')} ({names})")
+        line = f"new tags: macro F1 {f1:.3f} on {len(scores)} held-out {plural(len(scores), 'image')} ({names})"
+        if labels.nnz == labels.shape[0] * labels.shape[1]:
+            line += "; all of them have these tags, so false alarms do not count"
+        lines.append(line)
     return "\n".join(lines)
 
 

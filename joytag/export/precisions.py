@@ -43,10 +43,7 @@ def to_int8(graph: ModelProto) -> ModelProto:
 
     kept = [f"{node.name}_MatMul" for node in graph.graph.node if node.op_type == "Gemm"]  # as renamed
     add_pre_process_metadata(graph)  # tracing has folded the constants already; silences a warning
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        files.naming(Path(folder)),
-    ):  # it may be on another disk than the export
+    with tempfile.TemporaryDirectory() as folder, files.naming(Path(folder)):
         path = Path(folder) / "int8.onnx"
         weights = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
         quantize_dynamic(graph, path, ["MatMul"], nodes_to_exclude=kept, **weights)

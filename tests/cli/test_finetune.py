@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import assert_one_line
+from commands import assert_one_line, succeeded
 from paths import TINY
 from PIL import Image
 
@@ -90,6 +90,27 @@ def test_rejected_tags_reach_the_loss(call, labelled_folder, tmp_path, monkeypat
         assert torch.equal(targets[:, old].isnan(), ~rejected[:, old])
         assert not targets[:, new].isnan().any()
         assert targets.isnan().sum() == targets[:, old].isnan().sum() + len(targets) * (len(dataset.tags) - 2)
+
+
+@pytest.mark.parametrize(
+    ("others", "settings", "is_warned"),
+    [
+        ("gradient", (), True),
+        ("ramp", (), False),
+        ("tag_0", ("sources.0.negatives=true", "sources.0.exhaustive=false"), True),
+        ("tag_0, -gradient", ("sources.0.negatives=true", "sources.0.exhaustive=false"), False),
+    ],
+)
+def test_a_new_tag_that_no_image_lacks_or_rejects_is_warned_of(
+    call, labelled_folder, tmp_path, others, settings, is_warned
+):
+    for number in range(0, 12, 2):
+        (labelled_folder / f"{number}.txt").write_text(others)
+    run = ("--output", tmp_path / "run", "stages.0.samples=32", "tracking.wandb=disabled", *settings)
+    done = succeeded(call("finetune", labelled_folder, "--model", TINY, *run))
+    assert ("no training image lacks gradient, so the model will find it everywhere" in done.stderr) == is_warned
+    if others == "gradient":
+        assert "all of them have these tags, so false alarms do not count" in done.stdout
 
 
 def test_labels_that_changed_since_an_interruption_need_a_new_run(call, labelled_folder, tmp_path):

@@ -116,25 +116,30 @@ def test_labels_survive_the_file(tmp_path_factory, tags):
     assert [set(np.flatnonzero(row)) for row in result] == tags
 
 
-@given(st.lists(st.dictionaries(st.integers(0, 2), st.booleans()), min_size=1, max_size=20))
-@settings(max_examples=20, deadline=None)
-def test_signed_labels_survive_the_file(tmp_path_factory, answers):
+@given(st.lists(st.dictionaries(st.integers(0, 2), st.booleans()), min_size=1, max_size=20), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_signed_labels_survive_the_file(tmp_path_factory, answers, every):
     directory = tmp_path_factory.mktemp("dataset")
     write_tags(directory)
-    write_description(directory, {"sources": ["drawn"], "extension": "jpg"})
-    zeros = [0] * len(answers)
-    columns = {"post_id": zeros, "hash": [bytes(32)] * len(answers), "source": zeros, "phash": zeros}
+    write_description(directory, {"sources": ["drawn", "photo"], "extension": "jpg", "exhaustive": [False, True]})
+    zeros, sources = [0] * len(answers), [int(row % every == 0) for row in range(len(answers))]
+    columns = {"post_id": zeros, "hash": [bytes(32)] * len(answers), "source": sources, "phash": zeros}
     columns["tags"], columns["negatives"] = (
         [sorted(t for t in a if a[t] is yes) for a in answers] for yes in (True, False)
     )
     schema = POSTS_SCHEMA.append(NEGATIVES)
     write_table(table(columns, schema), schema, directory / "train.parquet")
-    posts, rows = Dataset.open(directory).posts("train"), np.arange(len(answers))[::-1]
+    dataset = Dataset.open(directory)
+    posts, rows = dataset.posts("train"), np.arange(len(answers))[::-1]
     signed = posts.signed_labels(rows, 3)
     assert signed.dtype == np.int8
     expected = [[0 if tag not in answers[row] else 1 if answers[row][tag] else -1 for tag in range(3)] for row in rows]
     assert signed.tolist() == expected
     assert np.array_equal(posts.labels(rows, 3), signed > 0)
+    assert dataset.tags_without_negatives(posts).tolist() == [
+        all(answer.get(tag, not exhaustive) for answer, exhaustive in zip(answers, sources, strict=True))
+        for tag in range(3)
+    ]
 
 
 def test_a_dataset_of_an_older_build_has_no_rejected_tags_and_the_same_hash(directory):

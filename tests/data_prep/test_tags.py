@@ -105,7 +105,7 @@ def test_names_that_cannot_be_tags_are_recognized(name):
 @pytest.mark.parametrize("name", ["", " ", "a\0b", "x" * 256, "\x1b[31m", "\u200b"])
 def test_names_that_cannot_be_tags_are_dropped_and_listed(name):
     assert final([name]) == [set()]
-    bad, _ = tags.odd_names(["cat", name]).values()
+    bad, *_ = tags.odd_names(["cat", name]).values()
     assert bad == ([name] if name.strip("\u200b ") else [])
 
 
@@ -161,8 +161,9 @@ def test_a_namespace_can_be_blacklisted():
 
 def test_names_that_may_be_sentences_are_listed():
     sentence = "a_photo_of_a_cat_sitting_on_a_mat"
-    bad, long = tags.odd_names([sentence, "looking_at_viewer", "x" * 61, "the_cat_is_very_big.", "dr._stone"]).values()
-    assert (bad, long) == ([], [sentence, "the_cat_is_very_big.", "x" * 61])
+    names = [sentence, "looking_at_viewer", "x" * 61, "the_cat_is_very_big.", "dr._stone", "-dr._stone", "-_-"]
+    bad, long, rejected = tags.odd_names(names).values()
+    assert (bad, long, rejected) == ([], [sentence, "the_cat_is_very_big.", "x" * 61], ["-dr._stone"])
 
 
 def test_the_original_builds_policy_is_complete():
