@@ -21,6 +21,7 @@ from joytag.data.dataset import SPLITS, Dataset
 from joytag.tagging.tagger import Tagger
 
 STATE = ".joytag"  # the folder within the images' folder to which everything is written
+STOP_FIRST = "stop it first, with Ctrl-C"  # when another process writes there
 IMAGES = "images.jsonl"  # in it: the sha256 of each file that was read
 
 

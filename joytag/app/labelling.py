@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from joytag.app import applying, decisions, queues
-from joytag.app.collection import STATE, Collection
+from joytag.app.collection import STATE, STOP_FIRST, Collection
 from joytag.app.decisions import Decision, Decisions
 from joytag.app.learning import Example, Learning
 from joytag.app.queues import TagQueue
@@ -88,7 +88,7 @@ class Labelling:
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder")
         with ExitStack() as stack:
-            stack.enter_context(sole_writer(root / STATE))
+            stack.enter_context(sole_writer(root / STATE, STOP_FIRST))
             labelling = cls(Collection(root), model, rules or Rules())
             stack.callback(lambda: labelling.current.scores.close())
             stack.callback(labelling.collection.stop)

@@ -1,7 +1,6 @@
 """Fine-tune a released model on a folder of images with .txt sidecars: build the dataset, then train."""
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from joytag.cli.arguments import MODEL, Parser
 from joytag.cli.command import OUTPUT_REMEDIES, add_remedies
 from joytag.cli.remedies import AGAIN
 from joytag.core import settings
-from joytag.core.errors import Diverged, ProcessLost, Stopped
+from joytag.core.errors import Diverged, Exit, ExitCode, ProcessLost, Stopped
 from joytag.core.terminal import plural, print, quote
 from joytag.data import tag_names
-from joytag.data.dataset import Dataset
+from joytag.data.dataset import Dataset, Posts
 from joytag.evaluation import forgetting
 from joytag.models import checkpoint, release
 from joytag.training import launch, transfer
@@ -25,10 +24,6 @@ from joytag.training.state import RunChanged
 
 CONFIG = "finetune.yaml"
 DATASET = "dataset"  # in the run's directory
-EVERYWHERE = (
-    "no training image lacks {0}, so the model will find it everywhere; add images without it, tagged by joytag tag, "
-    "or reject it in some: -{0} in their .txt, with sources.0.negatives=true"
-)
 REMEDIES = {
     **OUTPUT_REMEDIES,
     Stopped: AGAIN,
@@ -74,19 +69,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_settings(options, model, [])  # a mistake ends here, before anything is written
     with add_remedies(REMEDIES):
         dataset = Dataset.open(build(build_settings(options, model)))
-        posts, known = dataset.posts("train"), set(release.read_tags(model))
+        posts = dataset.posts("train")
         images = len(posts)
-        everywhere = [dataset.tags.names[i] for i in np.flatnonzero(dataset.tags_without_negatives(posts))]
-        if lacking := [name for name in everywhere if name not in known]:
-            warnings.warn(EVERYWHERE.format(", ".join(lacking)), stacklevel=1)
+        print_everywhere(dataset, posts, release.read_tags(model))
         chosen = transfer.chosen_settings(images, release.read_config(model)) if options.config == CONFIG else []
         config = run_settings(options, model, chosen)
         samples, rate = sum(stage.samples for stage in config.stages), config.optimizer.lr
         schedule = f"{samples:,} samples, peak rate {rate:g}, retain {config.retain:g}"
         print(f"{images:,} training {plural(images, 'image')}: {schedule}")
         launch.start(config, "auto" if checkpoint.checkpoints(options.output / checkpoint.DIRECTORY) else None)
-    print(forgetting.summary(model, released, dataset, config.threshold, config.device))
-    print(f"Next: joytag tag --model {quote(released)} IMAGES")
+    try:
+        print(forgetting.summary(model, released, dataset, config.threshold, config.device))
+    except KeyboardInterrupt:
+        raise Exit(f"interrupted; the model in {released} is whole, but not measured", ExitCode.INTERRUPTED) from None
+    print("Next, tag with the model, or measure it on the images that were held out:")
+    print(f"  joytag tag --model {quote(released)} IMAGES")
+    print(f"  joytag evaluate --model {quote(released)} --data {quote(dataset.directory)}")
+
+
+def print_everywhere(dataset: Dataset, posts: Posts, known: Sequence[str]) -> None:
+    """Print which tags, but the known ones, no training image lacks or rejects, and the remedy."""
+    names = [dataset.tags.names[i] for i in np.flatnonzero(dataset.tags_without_negatives(posts))]
+    if new := [name for name in names if name not in known]:
+        print(
+            f"No training image lacks {', '.join(new)}, so the model will find it everywhere. Add images without it, "
+            f"tagged by joytag tag, or reject it in some: -{new[0]} in their .txt, with sources.0.negatives=true"
+        )
 
 
 def build_settings(options: argparse.Namespace, model: Path) -> BuildSettings:

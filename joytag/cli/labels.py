@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.sources.sidecar_style import edit
 from joytag.app import applying, decisions
-from joytag.app.collection import STATE, Collection
+from joytag.app.collection import STATE, STOP_FIRST, Collection
 from joytag.app.decisions import Decisions
 from joytag.cli.arguments import Parser
 from joytag.core.lock import sole_writer
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not source.is_file():
         command = f"joytag app --images {quote(options.images)} --model RELEASE"
         raise ValueError(f"{source}: no such file; label first: {command}")
-    with sole_writer(options.images / STATE):
+    with sole_writer(options.images / STATE, STOP_FIRST):
         collection = Collection(options.images)
         if collection.dataset is not None and options.jsonl is None:
             raise ValueError(f"{options.images}: is a dataset, whose images have no files of tags; use --jsonl")

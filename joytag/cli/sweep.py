@@ -83,6 +83,9 @@ def print_costs(sweep: Sweep, points: Sequence[Point]) -> None:
     show(table)
     known = f"{hours:,.1f} hours here, one after the other" if rates else "time unknown, measure: joytag benchmark all"
     print(f"{table.row_count} {plural(table.row_count, 'trial')}, {flops:.2e} FLOP, {known}; disk is for checkpoints")
+    if (confirm := sweep.settings.confirm) is not None:
+        count = min(len(points), 1 + confirm.best) * confirm.seeds
+        print(f"Then {count:,} more to confirm the best and the base on fresh seeds")
     print("\n".join(map(shlex.join, points[0].trials[0].commands)))
 
 

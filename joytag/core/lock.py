@@ -18,6 +18,7 @@ from joytag.core import files
 LOCK = ".lock"
 OWNER = ".lock-owner"  # a file of its own: on Windows nobody else can read a locked file
 FILES = (OWNER, LOCK)
+REMEDY = "wait until it ends, or choose another output directory"
 PATIENCE = 0.3  # seconds; an owner that ends or has just begun is not reported
 
 
@@ -26,7 +27,7 @@ class InUse(ValueError):
 
 
 @contextmanager
-def sole_writer(directory: Path) -> Iterator[None]:
+def sole_writer(directory: Path, remedy: str = REMEDY) -> Iterator[None]:
     """Create a directory if it is missing, and be the only process that writes to it within a `with` block.
 
     The lock belongs to the process: the system frees it when the process ends, even when it is killed. What a killed
@@ -34,7 +35,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
     anything is written, and OSError when the directory cannot be written or its file system has no locks.
     """
     is_new = not directory.exists()
-    lock = _acquire(directory)
+    lock = _acquire(directory, remedy)
     try:
         files.remove_partials(directory)
         files.write_text(directory / OWNER, _description())
@@ -49,19 +50,17 @@ def sole_writer(directory: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def _acquire(directory: Path, attempts: int = 3) -> filelock.BaseFileLock:
+def _acquire(directory: Path, remedy: str, attempts: int = 3) -> filelock.BaseFileLock:
     """Create a directory if it is missing, and take its lock. Raises as `sole_writer` does."""
     directory.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(directory / LOCK)
     try:
         lock.acquire(timeout=PATIENCE)
     except filelock.Timeout:
-        raise InUse(
-            f"{directory}: {_owner(directory)} writes there; wait until it ends, or choose another output directory"
-        ) from None
+        raise InUse(f"{directory}: {_owner(directory)} writes there; {remedy}") from None
     except OSError as error:
         if attempts > 1 and not directory.exists():  # its owner has ended just now and removed it
-            return _acquire(directory, attempts - 1)
+            return _acquire(directory, remedy, attempts - 1)
         raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(directory)) from None
     return lock
 

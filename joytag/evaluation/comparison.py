@@ -140,16 +140,16 @@ class Comparison:
         return list(combinations([c.letter for c in self.contenders], 2))
 
     def summary(self, first: str, second: str) -> str:
-        """Return a sentence: which of a pair is better at which metric in HEADLINE."""
+        """Return a sentence: which of a pair is better at which metric in HEADLINE, at break-even thresholds."""
         won: dict[str, list[str]] = {}
         for view, metric in HEADLINE:
             won.setdefault(self.difference(first, second, view, metric).winner, []).append(METRICS[metric])
         if set(won) == {""}:
-            return f"No difference between {first} and {second} beyond noise."
+            return f"At break-even thresholds: No difference between {first} and {second} beyond noise."
         parts = [f"{w} is better than {first if w == second else second} in {_listed(won[w])}" for w in won if w]
         if "" in won:
             parts.append(f"no difference beyond noise in {_listed(won[''])}")
-        return "; ".join(parts) + "."
+        return f"At break-even thresholds: {'; '.join(parts)}."
 
 
 def _listed(words: Sequence[str]) -> str:

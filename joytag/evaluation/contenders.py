@@ -76,7 +76,7 @@ def open_taggers(paths: Sequence[Path], thresholds: Sequence[float] = (), device
         onnx = OnnxTagger.load(path, torch_device) if kind == "ONNX" else None
         if kind == "release":
             release.read_config(path), release.read_tags(path)
-        default = wd_onnx.THRESHOLD if onnx else DEFAULT_THRESHOLD
+        default = onnx.threshold if onnx else DEFAULT_THRESHOLD
         threshold = thresholds[number % len(thresholds)] if thresholds else default
         entries.append(TaggerEntry(string.ascii_uppercase[number], name, kind, path, threshold, opened, onnx))
     return entries

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,15 @@ class OnnxError(ValueError):
 class OnnxTagger:
     """A model with its tags: row i of `tags` describes scores[:, i]; ratings are left out.
 
-    `size` is the side of its input images in pixels, `batch` the number of images that it computes at once.
+    `size` is the side of its input images in pixels, `batch` the number of images that it computes at once. `threshold`
+    is what an export's metadata name, else the usual one of such taggers.
     """
 
     path: Path
     tags: dataset.TagTable
     size: int
     batch: int
+    threshold: float
     _outputs: NDArray[np.int64]  # [N], the model's outputs that are tags
     _n_outputs: int  # with ratings
     _session: Any
@@ -74,7 +78,7 @@ class OnnxTagger:
         if not 0 < sides[0] <= MAX_IMAGE_SIZE:
             raise OnnxError(f"{path}: input {source.name}: images of {sides[0]} pixels; at most {MAX_IMAGE_SIZE} fit")
         at_once = batch if isinstance(batch, int) and 0 < batch <= LARGEST_BATCH else BATCH
-        return cls(path, tags, sides[0], at_once, outputs, rows, session)
+        return cls(path, tags, sides[0], at_once, _read_threshold(session), outputs, rows, session)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scores, float32 [B, N] in [0, 1], of RGB squares uint8 [B, side, side, 3] from `read`.
@@ -141,6 +145,14 @@ def read_tags(path: Path) -> tuple[dataset.TagTable, NDArray[np.int64], int]:
         raise OnnxError(f"{path}: lists no tags")
     categories, counts, outputs = map(np.array, zip(*seen.values(), strict=True))
     return dataset.TagTable(list(seen), categories, counts, counts), outputs, len(rows)
+
+
+def _read_threshold(session: Any) -> float:
+    with suppress(LookupError, TypeError, ValueError, RecursionError):  # of other programs' metadata
+        value = json.loads(session.get_modelmeta().custom_metadata_map["thresholds"])["default"]
+        if 0 < float(value) < 1:
+            return float(value)
+    return THRESHOLD
 
 
 def _open(path: Path, device: torch.device) -> Any:

@@ -197,7 +197,8 @@ class Sweep:
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path, self.settings = path, settings.load(SweepSettings, path, overrides)
         beside = path.parent / self.settings.base
-        self.base_path = beside if beside.is_file() else settings.find(self.settings.base)
+        is_there = beside.is_file() and not beside.samefile(path)  # a sweep may have the name of its base
+        self.base_path = beside if is_there else settings.find(self.settings.base)
         self.output, self.name = Path(self.settings.output), Path(self.settings.output).name
         self.base, self._points = self._resolve([]), dict[str, Point]()
         confirm = self.settings.confirm

@@ -84,7 +84,7 @@ def test_a_folder_is_labelled_by_one_app_at_a_time(call, image_folder):
         status, state = server.get("/api/label")
         assert (status, state["folder"], state["files"]) == (200, "my images", 4)
         done = call("app", "--model", TINY, "--device", "cpu", "--port", 0, "--images", image_folder)
-        assert_one_line(done, "writes there; wait until it ends")
+        assert_one_line(done, "writes there; stop it first, with Ctrl-C")
         server.process.send_signal(signal.SIGINT)
         assert server.process.communicate(timeout=HANG)[0].endswith("Stopped\n")
     assert {path.name.partition("-")[0] for path in (image_folder / ".joytag").iterdir()} == {"images.jsonl", "scores"}

@@ -1,6 +1,7 @@
 """`joytag finetune`: mistakes, and which settings win."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from paths import TINY
 from PIL import Image
 
 from joytag.cli import finetune
-from joytag.core.errors import ExitCode, Stopped
+from joytag.core.errors import Exit, ExitCode, Stopped
 from joytag.data.dataset import SPLITS, Dataset
+from joytag.evaluation import forgetting
+from joytag.models import release
 from joytag.training import step, trainer
 from joytag.training.state import save_state
 
@@ -108,9 +111,18 @@ def test_a_new_tag_that_no_image_lacks_or_rejects_is_warned_of(
         (labelled_folder / f"{number}.txt").write_text(others)
     run = ("--output", tmp_path / "run", "stages.0.samples=32", "tracking.wandb=disabled", *settings)
     done = succeeded(call("finetune", labelled_folder, "--model", TINY, *run))
-    assert ("no training image lacks gradient, so the model will find it everywhere" in done.stderr) == is_warned
+    assert ("No training image lacks gradient, so the model will find it everywhere." in done.stdout) == is_warned
     if others == "gradient":
         assert "all of them have these tags, so false alarms do not count" in done.stdout
+
+
+def test_an_interrupted_measurement_says_that_the_model_is_whole(labelled_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(forgetting, "summary", Mock(side_effect=KeyboardInterrupt))
+    run = tmp_path / "run"
+    with pytest.raises(Exit, match="is whole, but not measured") as end:
+        finetune.main([str(labelled_folder), "--model", str(TINY), "--output", str(run), "stages.0.samples=32"])
+    assert end.value.code == ExitCode.INTERRUPTED
+    assert release.is_complete(run / "release")
 
 
 def test_labels_that_changed_since_an_interruption_need_a_new_run(call, labelled_folder, tmp_path):

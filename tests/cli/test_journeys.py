@@ -80,8 +80,11 @@ def test_tag_fine_tune_and_tag_again(call, image_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "23 tags kept, 2 tags new, 0 tags dropped" in done.stdout
     assert re.search(r"^\d+ training images: 64 samples, peak rate [\d.]+, retain 0.5$", done.stdout, re.MULTILINE)
-    last = done.stdout.splitlines()[-3:]
-    assert last[2] == f"Next: joytag tag --model {quote(run / 'release')} IMAGES"
+    last = done.stdout.splitlines()[-5:]
+    assert last[3:] == [
+        f"  joytag tag --model {quote(run / 'release')} IMAGES",
+        f"  joytag evaluate --model {quote(run / 'release')} --data {quote(run / 'dataset')}",
+    ]
     assert re.match(r"old tags: micro F1 (nan|\d\.\d+) against the original model's own tags, on \d+ of your", last[0])
     assert re.match(r"new tags: macro F1 \d\.\d+ on \d+ held-out images \((noise|grainy_texture), ", last[1])
     assert {"noise", "grainy_texture"} <= set((run / "release" / "top_tags.txt").read_text().split("\n"))

@@ -40,8 +40,8 @@ def test_the_better_tagger_wins_and_noise_is_called_noise(comparison, view, metr
 
 
 def test_summaries_are_one_sentence(comparison):
-    assert comparison.summary("A", "B") == "A is better than B in macro F1, micro F1 and mAP."
-    assert comparison.summary("A", "C") == "No difference between A and C beyond noise."
+    assert comparison.summary("A", "B") == "At break-even thresholds: A is better than B in macro F1, micro F1 and mAP."
+    assert comparison.summary("A", "C") == "At break-even thresholds: No difference between A and C beyond noise."
 
 
 def test_tags_are_won_by_the_better_tagger(comparison):
@@ -115,7 +115,7 @@ def test_a_tagger_does_not_differ_from_itself():
     (a,), labels, tags = contest([2.0], images=300)
     comparison = compare([a, with_scores(a, "B", a.scores)], labels, tags, resamples=100)
     assert {(d.interval.value, d.interval.low, d.interval.high) for d in comparison.differences} == {(0, 0, 0)}
-    assert comparison.summary("A", "B") == "No difference between A and B beyond noise."
+    assert comparison.summary("A", "B") == "At break-even thresholds: No difference between A and B beyond noise."
     assert set(comparison.per_tag["winner_AB"].to_pylist()) == {""}
 
 

@@ -103,6 +103,7 @@ def test_this_project_reads_its_own_wd_export(
 ):
     wd, _ = open_taggers([exports / "wd", measured], device="cpu")
     assert wd.onnx is not None
+    assert wd.threshold == DEFAULT_THRESHOLD, "which the manifest names, not 0.35 as of other WD taggers"
     tags = wd.onnx.tags
     assert tags.names == ["red", "green", "blue", "light", "reddish_(hue)"]
     assert tags.categories.tolist() == [0, 0, 0, 4, 4]

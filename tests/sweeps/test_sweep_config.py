@@ -57,6 +57,15 @@ def test_a_trial_is_named_by_what_it_learns(write_sweep):
     assert not {trial.id for trial in trials(path)} & ids
 
 
+def test_a_sweep_may_have_the_name_of_its_base(write_sweep, monkeypatch):
+    path = write_sweep(base="tiny.yaml")
+    folder = path.parent / "configs"
+    (folder / "sweeps").mkdir(parents=True)
+    (path.parent / "base.yaml").rename(folder / "tiny.yaml")
+    monkeypatch.chdir(path.parent)
+    assert Sweep(path.rename(folder / "sweeps" / "tiny.yaml")).base_path.resolve() == folder / "tiny.yaml"
+
+
 @pytest.mark.parametrize("points", [4, 5, 7])
 def test_a_wider_grid_repeats_its_points(write_sweep, points):
     narrow = {trial.id for trial in trials(write_sweep(axes={"optimizer.lr": {"log": [0.001, 0.1], "points": 3}}))}
