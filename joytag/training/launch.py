@@ -56,6 +56,9 @@ def start(config: RunSettings, resume: str | None) -> None:
         if distributed.rank() == 0 and not config.distill and (lacking := dataset.tags.describe_lacking()):
             print(f"{dataset.directory}: {lacking}")
         stack.enter_context(sleeping_when_busy())
+        if distributed.rank() == 0:
+            done = "" if checkpoint_path is None else f", {int(checkpoint_path.name):,} of them done"
+            print(f"{config.output}: {schedule.total(run.stages):,} samples{done}, on {device}", flush=True)
         try:
             train(run, checkpoint_path)
         except Exit as end:
