@@ -20,7 +20,7 @@ from joytag.core.files import naming, rename
 from joytag.data import dataset, images
 
 THUMBNAIL = 16  # pixels a side
-VERSION = 2  # increase it when the results of a scan change, so that images are scanned again
+VERSION = 3  # increase it when the results of a scan change, so that images are scanned again
 MIN_SIDE = 16  # pixels; smaller images are refused
 SHARD = 512  # images
 MAX_FILE = 1 << 30  # bytes
