@@ -1,7 +1,7 @@
 """Fine-tune a released model on a folder of images with .txt sidecars: build the dataset, then train."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, by default this process's. Raises ValueError."""
     parser = Parser(prog="joytag finetune", description=__doc__)
     parser.add_argument("images", type=Path, help="a folder of images, each with a .txt of tags beside it")
-    parser.add_argument("--model", required=True, help=MODEL)
+    parser.add_argument("--model", required=True, help=MODEL.replace("a run", "a finished run"))
     parser.add_argument("--output", required=True, type=Path, help="the new run's directory, with release/ in it")
     parser.add_argument(
         "--only-new-tags", action="store_true", help="leave out the release's tags that these images do not use"
@@ -65,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"{options.output}: holds a finished run; choose another --output, or remove it")
     if not options.images.is_dir():
         raise ValueError(f"{options.images}: no such folder")
-    model = checkpoint.locate(options.model)
+    model = release.locate(options.model)
     run_settings(options, model, [])  # a mistake ends here, before anything is written
     with add_remedies(REMEDIES):
         dataset = Dataset.open(build(build_settings(options, model)))
         posts = dataset.posts("train")
         images = len(posts)
-        print_everywhere(dataset, posts, release.read_tags(model))
+        print_tags_without_negatives(dataset, posts, set(release.read_tags(model)))
         chosen = transfer.chosen_settings(images, release.read_config(model)) if options.config == CONFIG else []
         config = run_settings(options, model, chosen)
         samples, rate = sum(stage.samples for stage in config.stages), config.optimizer.lr
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"  joytag evaluate --model {quote(released)} --data {quote(dataset.directory)}")
 
 
-def print_everywhere(dataset: Dataset, posts: Posts, known: Sequence[str]) -> None:
+def print_tags_without_negatives(dataset: Dataset, posts: Posts, known: Collection[str]) -> None:
     """Print which tags, but the known ones, no training image lacks or rejects, and the remedy."""
     names = [dataset.tags.names[i] for i in np.flatnonzero(dataset.tags_without_negatives(posts))]
     if new := [name for name in names if name not in known]:

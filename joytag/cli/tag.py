@@ -19,13 +19,12 @@ from joytag.cli.arguments import (
     tag_replacement,
     workers,
 )
-from joytag.core.errors import describe
+from joytag.core.errors import FULL_DISK, describe
 from joytag.core.terminal import plural, print, printable
 from joytag.data.images import ImageError
 from joytag.data.tag_names import DEFAULT_THRESHOLD, describe_unknown, matcher
 from joytag.tagging.captions import CaptionStyle, OptionError, read_thresholds
 from joytag.tagging.folder import Job, common_folder, find_images
-from joytag.tagging.outputs import FULL_DISK
 from joytag.tagging.table import real_path, relative_name
 from joytag.tagging.tagger import Tagger
 

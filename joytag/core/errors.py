@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # stopped by Ctrl-C; shells use the same code
 
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 REMEDIES = {  # for errors of the operating system
     errno.EACCES: "check its owner and permissions",
     errno.EDQUOT: "free some of your quota there, or choose another disk",
@@ -34,14 +35,14 @@ REMEDIES = {  # for errors of the operating system
 def describe(error: OSError) -> str:
     """Return the file of an error, the reason and, if one is known, the remedy."""
     # Of a copy, the system names the source as well as the file that it cannot write.
-    file = error.filename2 if error.filename2 and error.errno in (errno.EDQUOT, errno.ENOSPC) else error.filename
+    file = error.filename2 if error.filename2 and error.errno in FULL_DISK else error.filename
     reason = f"{file}: {error.strerror}" if file else str(error)
     return "; ".join([reason, *([REMEDIES[error.errno]] if error.errno in REMEDIES else [])])
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of another library's message, at most 200 characters, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    """Return the first line of another library's message, at most 500 characters, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
 
 
 def system_error(error: Exception, path: Path) -> OSError:

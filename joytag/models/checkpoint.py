@@ -145,7 +145,8 @@ def newest_model(directory: Path) -> Path | None:
 def locate(source: str | os.PathLike[str]) -> Path:
     """Return the directory of a model: `newest_model` of a path, or one that `release.locate` finds or downloads.
 
-    Raises CheckpointError or ReleaseError when there is none.
+    Of a run that still trains it is another one later; who needs the same again uses `release.locate`. Raises
+    CheckpointError or ReleaseError when there is none.
     """
     return newest_model(Path(source)) or release.locate(source)
 

@@ -78,14 +78,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """Return the directory of a release on disk, or downloaded from the Hugging Face hub.
+    """Return the directory of a release on disk, in a finished run, or downloaded from the Hugging Face hub.
 
     `source` is a path, or the hub's `owner/name` when no such path exists. Raises ReleaseError when it is neither, or
     when the download fails.
     """
     directory = Path(source)
     if directory.is_dir():
-        return directory
+        return directory / DIRECTORY if is_complete(directory / DIRECTORY) else directory
     if directory.exists():
         raise ReleaseError(f"{directory}: is a file; use the directory that holds {', '.join(FILES)}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source), re.ASCII):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Sequence
@@ -12,13 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from joytag.core import files
-from joytag.core.errors import describe
+from joytag.core.errors import FULL_DISK, describe
 from joytag.core.terminal import print, printable
 from joytag.data import folders, images
 from joytag.data.encodings import decode
 from joytag.tagging.captions import Captions, OptionError
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Output(Protocol):

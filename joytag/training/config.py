@@ -13,7 +13,7 @@ from joytag.core import settings
 from joytag.core.settings import Choice, PathText, Settings
 from joytag.data.augment import SPACES
 from joytag.data.tag_names import DEFAULT_THRESHOLD
-from joytag.models import checkpoint, release
+from joytag.models import release
 from joytag.models.architectures import Config
 from joytag.models.matmul import LIBRARIES
 from joytag.models.timm_backbone import TimmConfig
@@ -291,4 +291,4 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     config = settings.load(RunSettings, path, overrides)
     if config.init_from is None:
         return config
-    return config.fitted_to(release.read_config(checkpoint.locate(config.init_from)))
+    return config.fitted_to(release.read_config(release.locate(config.init_from)))

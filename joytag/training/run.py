@@ -119,13 +119,13 @@ class Run:
     def load_source(self) -> tuple[Model, list[str]]:
         """Read the release that the run starts from, on the run's device, and its tag names."""
         assert self.config.init_from is not None
-        model, tags = release.load(checkpoint.locate(self.config.init_from))
+        model, tags = release.load(release.locate(self.config.init_from))
         return model.to(self.device), tags
 
     @cached_property
     def source_hashes(self) -> dict[str, str] | None:
         """The hashes of the files of the release that the run starts from; None without one."""
-        return None if self.config.init_from is None else release.hashes(checkpoint.locate(self.config.init_from))
+        return None if self.config.init_from is None else release.hashes(release.locate(self.config.init_from))
 
     @cached_property
     def teacher(self) -> Teacher | None:

@@ -230,8 +230,9 @@ def test_a_model_is_found_in_a_release_a_checkpoint_and_a_run(tmp_path):
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / release.CONFIG).touch()
     assert checkpoint.locate(tmp_path) == newest, "the release is not written to its end"
+    assert release.locate(tmp_path) == tmp_path, "a run's newest checkpoint is another one later"
     release.save(tmp_path / "release", model, TAGS, "focal2")
-    assert checkpoint.locate(tmp_path) == tmp_path / "release"
+    assert checkpoint.locate(tmp_path) == release.locate(tmp_path) == tmp_path / "release"
     assert checkpoint.locate(tmp_path / "release") == tmp_path / "release"
 
 
