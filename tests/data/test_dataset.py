@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from joytag.data.dataset import (
@@ -117,12 +117,13 @@ def test_labels_survive_the_file(tmp_path_factory, tags):
 
 
 @given(st.lists(st.dictionaries(st.integers(0, 2), st.booleans()), min_size=1, max_size=20), st.integers(1, 3))
+@example(answers=[{0: False}], every=2)
 @settings(max_examples=40, deadline=None)
 def test_signed_labels_survive_the_file(tmp_path_factory, answers, every):
     directory = tmp_path_factory.mktemp("dataset")
     write_tags(directory)
     write_description(directory, {"sources": ["drawn", "photo"], "extension": "jpg", "exhaustive": [False, True]})
-    zeros, sources = [0] * len(answers), [int(row % every == 0) for row in range(len(answers))]
+    zeros, sources = [0] * len(answers), [int(row % every == every - 1) for row in range(len(answers))]
     columns = {"post_id": zeros, "hash": [bytes(32)] * len(answers), "source": sources, "phash": zeros}
     columns["tags"], columns["negatives"] = (
         [sorted(t for t in a if a[t] is yes) for a in answers] for yes in (True, False)
