@@ -24,7 +24,7 @@ from joytag.benchmarks.stored_images import TAGS
 from joytag.core import devices
 from joytag.core.files import write_text
 from joytag.core.terminal import print
-from joytag.data import loader
+from joytag.data import decoders
 from joytag.data.preprocessing import normalize
 from joytag.models.vit import ViTConfig
 from joytag.tagging.tagger import Tagger
@@ -190,7 +190,7 @@ def update(setup: Setup, name: str) -> Result:
 def loading(setup: Setup, size: int) -> Result:
     """Measure how fast all decoding processes deliver batches of stored JPEGs of 512 px."""
     case = setup.case(size)
-    workers = max(1, loader.default_workers(devices.pick_device(setup.device)))
+    workers = max(1, decoders.default_workers(devices.pick_device(setup.device)))
     with tempfile.TemporaryDirectory() as folder:
         paths = tagging.random_images(Path(folder), 4 if setup.tiny else 64, size=(512, 341))
         loaded = training.feed(paths, case, workers)

@@ -26,7 +26,7 @@ from joytag.benchmarks.stored_images import StoredImages
 from joytag.core import devices, progress, settings
 from joytag.core.files import write_text
 from joytag.core.timing import Comparison, Timings, side_by_side, table
-from joytag.data import augment, loader, preprocessing
+from joytag.data import augment, decoders, loader, order, preprocessing
 from joytag.models.architectures import training_flop
 from joytag.models.vit import ViT, ViTConfig
 from joytag.training import dry_run, optimizers, state, trainer
@@ -162,7 +162,7 @@ def prepare(
         cases.append(Case(size, batch or default_batch, device_name, tuple(settings)))
         recipe(cases[-1])
     n_images, rounds = (384, 2) if quick else (1024, rounds)
-    return Setup(device, loader.default_workers(device), copies, cases, n_images, rounds)
+    return Setup(device, decoders.default_workers(device), copies, cases, n_images, rounds)
 
 
 def measured_rates(results: Mapping[str, Sequence[Comparison]], setup: Setup) -> dry_run.Rates:
@@ -203,7 +203,7 @@ def compare_loading(
                 reference = DataLoader(baselines.PillowImages(paths[kind], size), LOADED, num_workers=1)
                 theirs.append(batches * seconds_per_batch(iter(reference), AHEAD, batches))
                 dataset = loader.ImageDataset(StoredImages.of(paths["JPEG"]), "train", size, (0, 0), "trivial")
-                keys = loader.training_keys(0, 0, len(dataset), 0, LOADED, LOADED, 0, 1)
+                keys = order.training_keys(0, 0, len(dataset), 0, LOADED, LOADED, 0, 1)
                 ours.append(batches * seconds_per_batch(loader.batches(dataset, keys, 1, pin=False), AHEAD, batches))
             timings = Timings(ours[1:], theirs[1:])  # the first round reads the files from the disk
             comparisons.append(
@@ -276,7 +276,7 @@ def feed(paths: Sequence[Path], case: Case, workers: int) -> Generator[loader.Ba
     device = recipe(case).device
     stored = StoredImages.of([paths[i % len(paths)] for i in range(4096)])
     dataset = loader.ImageDataset(stored, "train", case.size, (0, 0), "trivial", deferred=device.type != "cpu")
-    keys = loader.training_keys(0, 0, len(dataset), 0, case.batch, case.batch, 0, 1)
+    keys = order.training_keys(0, 0, len(dataset), 0, case.batch, case.batch, 0, 1)
     return loader.batches(dataset, keys, workers, pin=device.type == "cuda")
 
 

@@ -21,7 +21,7 @@ from joytag.core import devices, progress
 from joytag.core.files import file_hash
 from joytag.core.parallel import read_ahead
 from joytag.core.signals import Interrupts
-from joytag.data import images, loader
+from joytag.data import decoders, images, loader, order
 from joytag.data.dataset import Dataset, TagTable
 from joytag.data.tag_names import DEFAULT_THRESHOLD, canonical
 from joytag.evaluation import predictions, predictions_writer, runner
@@ -170,11 +170,11 @@ def _predict_other_vocabulary(
         tags = TagTable(names, *(_look_up(names, known, column) for column in ("categories", "counts", "totals")))
     writer = PredictionsWriter(directory, len(image_dataset), len(tags), BATCH)
     done = writer.begin(provenance)
-    with loader.worker_errors(), Interrupts() as interrupts:
+    with decoders.worker_errors(), Interrupts() as interrupts:
         if tagger.onnx:
             _predict_onnx(writer, done, tagger.onnx, image_dataset, interrupts)
         else:
-            workers = loader.default_workers(device)
+            workers = decoders.default_workers(device)
             runner.predict_blocks(writer, done, network.to(device), image_dataset, workers, device, dtype, interrupts)
     labels = predictions.label_matrix(posts, len(known))
     merged = merge_labels(labels, _columns_of(known.names, tags.names))
@@ -202,7 +202,7 @@ def _predict_onnx(
         except images.ImageError as error:
             return str(error)
 
-    blocks = [[row for _, row in keys] for keys in loader.evaluation_keys(writer.rows, writer.batch, done=done)]
+    blocks = [[row for _, row in keys] for keys in order.evaluation_keys(writer.rows, writer.batch, done=done)]
     squares = read_ahead(read, (row for block in blocks for row in block), os.cpu_count() or 1, 2 * writer.batch)
     with progress.bar("Predict", writer.rows, "images", min(len(done) * writer.batch, writer.rows)) as advance:
         for block in blocks:

@@ -18,7 +18,7 @@ from joytag.core import devices, distributed, progress
 from joytag.core.errors import Exit, ExitCode, ProcessLost
 from joytag.core.signals import Interrupts
 from joytag.core.spinning import sleeping_when_busy
-from joytag.data import loader
+from joytag.data import decoders, loader, order
 from joytag.data.dataset import Dataset, DatasetError
 from joytag.evaluation import predictions, predictions_writer
 from joytag.evaluation.metrics import Histogram
@@ -65,7 +65,7 @@ def score_histogram(
     """
     histogram_device = device if device.type == "cuda" else torch.device("cpu")
     histogram, bad = Histogram.zeros(len(image_dataset.dataset.tags), histogram_device), []
-    keys = loader.evaluation_keys(len(image_dataset), batch, distributed.rank(), distributed.world_size())
+    keys = order.evaluation_keys(len(image_dataset), batch, distributed.rank(), distributed.world_size())
     with inference.evaluating(model):
         for loaded in loader.batches(image_dataset, keys, workers, device.type == "cuda", timeout):
             bad += loaded.bad
@@ -109,11 +109,11 @@ def predict_release(
     provenance = collect_provenance(model, image_dataset, split, batch, device, dtype)
     writer = predictions_writer.PredictionsWriter(directory, len(image_dataset), len(names), batch)
     if workers is None:
-        workers = loader.default_workers(device)
+        workers = decoders.default_workers(device)
     held = min(workers * loader.HELD * distributed.local_size(), -(-len(image_dataset) // batch))
-    loader.check_shared_memory(held, batch, config.image_size, len(names))
+    decoders.check_shared_memory(held, batch, config.image_size, len(names))
     try:
-        with loader.worker_errors(), distributed.process_group(device, TIMEOUT), ExitStack() as stack:
+        with decoders.worker_errors(), distributed.process_group(device, TIMEOUT), ExitStack() as stack:
             if distributed.run_on_rank_zero(lambda: provenance["model_files"]) != provenance["model_files"]:
                 raise release.ReleaseError(f"{model}: other processes read another model; a run may have just saved it")
             lock = partial(predictions_writer.lock_unless_finished, directory, provenance, stack)
@@ -146,7 +146,7 @@ def predict_blocks(
     """
     matmul.prepare(model, device, dtype)
     rank, world = distributed.rank(), distributed.world_size()
-    keys = loader.evaluation_keys(writer.rows, writer.batch, rank, world, done)
+    keys = order.evaluation_keys(writer.rows, writer.batch, rank, world, done)
     loaded = loader.batches(image_dataset, keys, workers, device.type == "cuda")
     so_far = min(len(done) * writer.batch, writer.rows)
     with sleeping_when_busy(), progress.bar("Predict", writer.rows, "images", so_far) as advance:

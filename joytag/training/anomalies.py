@@ -10,7 +10,7 @@ import numpy as np
 
 from joytag.core import jsonl
 from joytag.core.errors import GradientsDiverged
-from joytag.data import loader
+from joytag.data import order
 from joytag.training import schedule
 from joytag.training.run import Run
 from joytag.training.state import TrainState, save_state
@@ -21,7 +21,7 @@ from joytag.training.tracker import Tracker, append_line
 def rows_of_step(samples: int, skipped: int, run: Run) -> list[int]:
     """Return the rows of the images of the global batch that begins after so many samples."""
     index, done = schedule.locate(samples, run.stages)
-    keys = loader.training_keys(
+    keys = order.training_keys(
         run.config.seed, index, len(run.images), done + skipped, run.config.batch_size, run.config.batch_size, 0, 1
     )
     return [row for _, row in next(keys)]

@@ -11,7 +11,7 @@ from joytag.core.errors import Exit, ExitCode
 from joytag.core.lock import sole_writer
 from joytag.core.spinning import sleeping_when_busy
 from joytag.core.terminal import print
-from joytag.data import loader
+from joytag.data import decoders, loader
 from joytag.data.dataset import Dataset
 from joytag.models import checkpoint
 from joytag.training import micro_batch, schedule, tracker
@@ -40,7 +40,7 @@ def start(config: RunSettings, resume: str | None) -> None:
     run = Run(config, dataset, device, devices.pick_dtype(config.precision, device, width))
     if device.type == "cpu":
         devices.keep_memory()
-    with distributed.process_group(device, config.timeout), loader.worker_errors(), ExitStack() as stack:
+    with distributed.process_group(device, config.timeout), decoders.worker_errors(), ExitStack() as stack:
         distributed.run_on_rank_zero(lambda: stack.enter_context(sole_writer(Path(config.output))))
         checkpoint_path = starting_point(run, resume)
         if run.is_finished:
@@ -111,4 +111,4 @@ def check_shared_memory(run: Run) -> None:
     held = run.workers * loader.HELD * distributed.local_size()
     batches = held + min(held, -(-len(run.dataset.posts("validation")) // run.micro_batch))
     size = max(stage.image_size for stage in run.stages)
-    loader.check_shared_memory(batches, run.micro_batch, size, len(run.dataset.tags))
+    decoders.check_shared_memory(batches, run.micro_batch, size, len(run.dataset.tags))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from joytag.core import distributed
-from joytag.data import loader
+from joytag.data import decoders
 from joytag.data.dataset import Dataset, Posts
 from joytag.models import checkpoint, release
 from joytag.models.architectures import Model
@@ -74,7 +74,7 @@ class Run:
     def workers(self) -> int:
         """Number of decoding processes."""
         workers = self.config.data.workers
-        return loader.default_workers(self.device) if workers is None else workers
+        return decoders.default_workers(self.device) if workers is None else workers
 
     @property
     def share(self) -> int:

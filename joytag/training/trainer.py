@@ -13,7 +13,7 @@ from joytag.core import distributed
 from joytag.core.errors import Stopped
 from joytag.core.signals import Interrupts
 from joytag.core.terminal import print
-from joytag.data import loader
+from joytag.data import loader, order
 from joytag.evaluation.runner import agreed_exit_code
 from joytag.models import matmul, release
 from joytag.models.architectures import Model, training_flop
@@ -89,7 +89,7 @@ def begin_stage(state: TrainState, run: Run) -> tuple[Iterator[loader.Batch], Me
         run.dataset, "train", stage.image_size, draw, *augmentation, signed=run.has_signed_labels
     )
     ranks = distributed.rank(), distributed.world_size()
-    keys = loader.training_keys(
+    keys = order.training_keys(
         config.seed, index, len(images), done + state.skipped, config.batch_size, run.micro_batch, *ranks
     )
     batches = loader.batches(images, keys, run.workers, run.device.type == "cuda", config.data.timeout)

@@ -15,7 +15,7 @@ from joytag.benchmarks.remote import Remote
 from joytag.benchmarks.stored_images import StoredImages
 from joytag.core import devices
 from joytag.core.timing import Timings
-from joytag.data import loader
+from joytag.data import decoders, loader
 from joytag.models.architectures import training_flop
 from joytag.models.stem import ITEMS
 from joytag.models.vit import ViT, ViTConfig
@@ -137,7 +137,7 @@ def test_on_a_gpu_all_measures_steps_and_feeding_at_both_sizes(copies, monkeypat
     monkeypatch.setattr(dry_run, "RATES", tmp_path / "runs" / "rates.json")
     monkeypatch.setattr(devices, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(loader, "default_workers", lambda *arguments: 16)
+    monkeypatch.setattr(decoders, "default_workers", lambda *arguments: 16)
     other = training.Comparison("other", "another way", 8, "images", Timings([1.0], [2.0]))
     monkeypatch.setattr(training, "compare_loading", lambda *arguments: [other] * 4)
     monkeypatch.setattr(training, "compare_optimizers", lambda *arguments: other)

@@ -1,27 +1,14 @@
-"""The order of samples, which depends only on the position; loading; decoding processes."""
+"""Batches: images, labels and augmentation; substitutes for images that cannot be read."""
 
-import gc
-import os
-import shutil
-import signal
-import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from itertools import islice
-from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from requirements import needs_linux
 
 from joytag.data import augment
 from joytag.data import loader as data
@@ -34,60 +21,6 @@ def read(images: data.ImageDataset, wanted: list[data.Key]) -> data.Batch:
     batch = images.__getitems__(wanted)
     assert isinstance(batch, data.Batch)
     return batch
-
-
-def running() -> list[BaseProcess]:
-    """The decoding processes that are left; one that is terminated while it starts may take a second to end."""
-    for process in active_children():
-        process.join(5)
-    return active_children()
-
-
-def keys(rows=10, start=0, stop=48, batch=8, micro=4, rank=0, world=1, seed=0, stage=0):
-    count = -(-(stop - start) // batch) * batch // world // micro
-    return list(islice(data.training_keys(seed, stage, rows, start, batch, micro, rank, world), count))
-
-
-def flat(batches):
-    return [key for batch in batches for key in batch]
-
-
-@given(rows=st.integers(1, 30), stop=st.integers(1, 12), micro=st.sampled_from([1, 2, 4, 8]))
-@settings(max_examples=30)
-def test_every_epoch_is_a_permutation_of_all_rows(rows, stop, micro):
-    seen = flat(keys(rows=rows, stop=stop * 8, micro=micro))
-    assert len(seen) == stop * 8
-    for epoch in range(len(seen) // rows):
-        of_epoch = seen[epoch * rows : (epoch + 1) * rows]
-        assert sorted(of_epoch) == [(epoch, row) for row in range(rows)]
-
-
-@pytest.mark.parametrize(("world", "micro"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])
-def test_global_batches_are_the_same_for_any_processes_and_micro_batches(world, micro):
-    expected = keys(micro=8)
-    ranks = [keys(micro=micro, rank=rank, world=world) for rank in range(world)]
-    per_step = 8 // world // micro
-    for step, batch in enumerate(expected):
-        result = [key for rank in ranks for key in flat(rank[step * per_step : (step + 1) * per_step])]
-        assert result == batch
-
-
-@pytest.mark.parametrize("start", [0, 8, 16, 40])
-def test_resuming_continues_the_same_sequence(start):
-    assert keys(start=start) == keys()[start // 4 :]
-
-
-def test_seeds_stages_and_epochs_differ():
-    orders = [flat(keys(rows=100, stop=96, seed=seed, stage=stage)) for seed, stage in ((0, 0), (1, 0), (0, 1))]
-    assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert list(data.permutation(0, 0, 0, 100)) != list(data.permutation(0, 0, 1, 100))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_evaluation_reads_every_row_once(world):
-    shares = [data.evaluation_keys(13, 4, rank, world) for rank in range(world)]
-    assert sorted(row for share in shares for _, row in flat(share)) == list(range(13))
-    assert len({len(share) for share in shares}) == 1, "processes that reduce together must do so equally often"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -216,98 +149,3 @@ def test_a_dataset_built_without_images_cannot_be_loaded(dataset_directory):
     dataset = replace(Dataset.open(dataset_directory), extension="none")
     with pytest.raises(DatasetError, match=r"built with `images: false`; build it with images$"):
         list(data.batches(data.ImageDataset(dataset, "train", 16), [[(0, 0)]], 0, pin=False))
-
-
-def test_a_process_that_dies_while_it_delivers_a_batch_is_reported(dataset_directory, monkeypatch):
-    def loader(*arguments, **options):
-        raise ConnectionResetError("reset by peer")
-        yield
-
-    monkeypatch.setattr(data, "DataLoader", loader)
-    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
-    with pytest.raises(data.WorkerLost, match=r"exited \(reset by peer\).*lower data\.workers"), data.worker_errors():
-        next(data.batches(images, [[(0, 0)]], 1, pin=False))
-
-
-@pytest.fixture
-def ignored_errors(monkeypatch) -> list:
-    """The errors that Python can only report, such as those raised while an object is collected."""
-    errors: list = []
-    monkeypatch.setattr(sys, "unraisablehook", errors.append)
-    return errors
-
-
-def test_a_killed_process_is_reported_once(dataset_directory, ignored_errors):
-    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
-    loaded = data.batches(images, [[(0, row)] for row in range(50)], 2, pin=False)
-    next(loaded)
-    active_children()[0].kill()
-    with (
-        pytest.raises(data.WorkerLost, match=r"(is killed by signal: Killed|exited unexpectedly).*lower data\.workers"),
-        data.worker_errors(),
-    ):
-        time.sleep(20)
-    assert not active_children()
-    loaded.close()
-    del loaded
-    gc.collect()
-    assert not ignored_errors
-
-
-def test_an_error_ends_the_decoding_processes(without_images):
-    loaded = data.batches(data.ImageDataset(without_images, "train", 16, (0, 0)), [[(0, 0)]] * 9, 2, pin=False)
-    with pytest.raises(DatasetError):
-        next(loaded)
-    assert not running()
-
-
-def test_a_loader_that_is_closed_ends_its_processes(dataset_directory):
-    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 16)
-    loaded = data.batches(images, [[(0, row)] for row in range(50)], 2, pin=False)
-    next(loaded)
-    loaded.close()
-    assert not running()
-
-
-def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
-    gpu = torch.device("cuda")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
-    assert (data.default_workers(gpu), data.default_workers(torch.device("cpu"))) == (12, 0)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setenv("WORLD_SIZE", "32")
-    assert data.default_workers(gpu) == 3
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(128), raising=False)
-    assert data.default_workers(gpu) == 16
-
-
-@needs_linux
-def test_too_little_shared_memory_is_reported_before_a_process_dies(dataset_directory, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000))
-    monkeypatch.setattr(data, "SHARED", dataset_directory)
-    images = data.ImageDataset(Dataset.open(dataset_directory), "train", 48)
-    with pytest.raises(DatasetError, match=r"needs 0.0 MB of shared memory, but has 0.0 MB; .*--shm-size"):
-        list(data.batches(images, [[(0, 0), (0, 1)]], 1, pin=False))
-    assert len(list(data.batches(images, [[(0, 0)]], 0, pin=False))) == 1, (
-        "without processes no shared memory is needed"
-    )
-
-
-class Hanging(data.ImageDataset):
-    """A dataset whose second batch never comes."""
-
-    def __getitems__(self, keys):
-        if keys[0][1] == 1:
-            time.sleep(60)
-        return super().__getitems__(keys)
-
-
-@pytest.mark.parametrize("alarms", [True, False])
-def test_a_process_that_hangs_is_reported(dataset_directory, monkeypatch, alarms):
-    if not alarms and hasattr(signal, "SIGALRM"):  # Windows has neither
-        for name in ("SIGALRM", "SIGCHLD"):
-            monkeypatch.delattr(signal, name)
-    images = Hanging(Dataset.open(dataset_directory), "train", 16)
-    loaded = data.batches(images, [[(0, 0)], [(0, 1)]], 1, pin=False, timeout=2)
-    with pytest.raises(data.WorkerLost, match=r"lower data\.workers"), data.worker_errors():
-        list(loaded)
-    assert not running()

@@ -23,7 +23,7 @@ from training_runs import build_run, newest_checkpoint
 from joytag.cli.command import report_errors
 from joytag.core import distributed
 from joytag.core.files import file_hash
-from joytag.data import loader
+from joytag.data import loader, order
 from joytag.data.dataset import Dataset
 from joytag.evaluation import metrics, predictions_writer, runner
 from joytag.evaluation.predictions import Predictions, PredictionsError
@@ -398,7 +398,7 @@ def test_a_checkpoint_with_predictions_inside_is_still_complete(run_values, tmp_
 @given(rows=st.integers(1, 40), batch=st.integers(1, 9), world=st.integers(1, 4), done=st.sets(st.integers(0, 39)))
 @settings(max_examples=60)
 def test_remaining_blocks_do_not_depend_on_the_number_of_processes(rows, batch, world, done):
-    shares = [loader.evaluation_keys(rows, batch, rank, world, done) for rank in range(world)]
+    shares = [order.evaluation_keys(rows, batch, rank, world, done) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     result = [[row for _, row in block] for step in zip(*shares, strict=True) for block in step if block]
     blocks = [[*range(first, min(first + batch, rows))] for first in range(0, rows, batch)]

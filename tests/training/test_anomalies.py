@@ -11,7 +11,7 @@ from training_runs import build_run
 
 from joytag.core import jsonl
 from joytag.data.dataset import Dataset
-from joytag.data.loader import training_keys
+from joytag.data.order import training_keys
 from joytag.training import step as training_step
 from joytag.training import trainer
 from joytag.training.anomalies import SpikeDetector

@@ -351,6 +351,7 @@ import sys, numpy as np, psutil
 from pathlib import Path
 from types import SimpleNamespace
 from joytag.data import loader as data
+from joytag.data import order
 from joytag.data.dataset import Posts as DatasetPosts
 
 ROWS = 5_000_000
@@ -367,7 +368,7 @@ class Posts:
 posts = Posts()
 dataset = SimpleNamespace(posts=lambda split: posts, tags=range(8), image_path=lambda sha256: sha256)
 data.read_square = lambda *arguments: None
-keys = data.training_keys(0, 0, ROWS, 0, 50_000, 50_000, 0, 1)
+keys = order.training_keys(0, 0, ROWS, 0, 50_000, 50_000, 0, 1)
 me = psutil.Process()
 loaded = data.batches(data.ImageDataset(dataset, "train", 1, (0, 0)), keys, 2, pin=False)
 for number, batch in zip(range(500), loaded):

@@ -11,7 +11,7 @@ from datasets import make_dataset
 from paths import TINY
 from training_runs import build_run
 
-from joytag.data import dataset, loader, tables
+from joytag.data import dataset, decoders, tables
 from joytag.models import checkpoint
 from joytag.training import launch, trainer
 
@@ -132,14 +132,14 @@ def test_too_little_shared_memory_is_known_before_the_first_step(run_values, mon
     images = 9 * 4  # of six batches for training, and three of validation
     free(images * (3 * 16**2 + 6) - 1)
     monkeypatch.setattr(launch, "check_disk", lambda *_: None)
-    monkeypatch.setattr(loader, "SHARED", tmp_path)
+    monkeypatch.setattr(decoders, "SHARED", tmp_path)
     with pytest.raises(ValueError, match=r"loading needs 0.0 MB .* but has 0.0 MB; .*--shm-size 1g.* data.workers"):
         launch.start(config, None)
     free(images * (3 * 16**2 + 6))
     launch.check_shared_memory(build_run(run_values, data=data))
     free(0)
     launch.check_shared_memory(build_run(run_values))
-    monkeypatch.setattr(loader, "SHARED", tmp_path / "absent")
+    monkeypatch.setattr(decoders, "SHARED", tmp_path / "absent")
     launch.check_shared_memory(build_run(run_values, data=data))
 
 

@@ -27,7 +27,8 @@ from training_runs import (
 
 from joytag.core import jsonl
 from joytag.core.errors import Stopped
-from joytag.data.loader import Batch, ImageDataset, training_keys
+from joytag.data.loader import Batch, ImageDataset
+from joytag.data.order import training_keys
 from joytag.models import checkpoint, inference, release
 from joytag.training import launch, schedule, trainer
 from joytag.training import step as training_step
