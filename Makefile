@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet --no-compile
 GPU_PACKAGES := build/gpu-packages
 OLD_ONNXRUNTIME := build/onnxruntime-oldest
 FOR_GPU = $(BIN)/pip install --disable-pip-version-check --quiet --target $(GPU_PACKAGES) --no-compile --only-binary=:all: \
@@ -8,9 +9,12 @@ RAW := data/raw/openmoji/metadata/posts000000000000.json
 DATA := data/openmoji
 RUN := runs/openmoji
 
+# pip would take a minute to compile all modules. Python compiles those that are imported, and keeps the result.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart claims test test-portable test-pages test-benchmarks test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-sweeps format docs clean
+.PHONY: help install quickstart claims test test-portable test-pages test-benchmarks test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-statistics format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,7 +32,7 @@ claims: .venv/installed-dev | $(DATA)/dataset.json  ## test the published claims
 test: .venv/installed-dev  ## check style and types, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 	$(BIN)/pytest -n logical
 
 test-portable: .venv/installed-dev  ## run what must pass on Windows and macOS, without what only Unix has: five minutes
@@ -44,7 +48,7 @@ check-evidence: .venv/installed-dev | runs/openmoji_restart/release/model.safete
 	$(BIN)/pytest -m slow -s tests/tagging/test_evidence.py
 
 check-data: .venv/installed-dev  ## build a synthetic mirror of 20,000 posts in every way, and check it against its answer key
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[cluster]'
+	$(PIP_INSTALL) --editable '.[cluster]'
 	$(BIN)/pytest -m slow tests/data_prep tests/cli/test_sweep.py
 
 check-export: .venv/installed-dev | $(RUN)/release/metrics.json  ## export the quickstart's model and many backbones, run them on old and new onnxruntime and, with npm, in a browser
@@ -53,8 +57,8 @@ check-export: .venv/installed-dev | $(RUN)/release/metrics.json  ## export the q
 	npm install --silent --no-audit --no-fund --prefix build/onnxruntime-web onnxruntime-web@1
 	$(BIN)/pytest -m slow -s tests/export
 
-check-sweeps: .venv/installed-dev  ## simulate 6,000 sweeps, and count what their statistics claim and find
-	$(BIN)/pytest -m slow -s tests/sweeps/test_statistics.py
+check-statistics: .venv/installed-dev  ## simulate sweeps and comparisons, and count what their statistics claim and find
+	$(BIN)/pytest -n logical -m statistics
 
 test-pages: .venv/installed-dev  ## open the app's page and the reports in Chromium: minutes
 	CI=true $(BIN)/pytest -n logical -m "pages and not slow and not faults"
@@ -98,12 +102,12 @@ clean:  ## remove the environment, the embedded dataset and its run
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[train,demo]'
+	$(PIP_INSTALL) --editable '.[train,demo]'
 	touch $@
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[train,demo,dev]'
-	touch $@
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(PIP_INSTALL) --editable '.[train,demo,dev]'
+	touch .venv/installed $@
 
 $(RAW): data_prep/tools/openmoji.py data_prep/tools/emoji_variants.py | .venv/installed
 	$(BIN)/joytag openmoji

@@ -104,9 +104,9 @@ def report_errors(title: str, action: Callable[[], None]) -> None:
     rank = int(os.environ.get("RANK") or 0)
     if rank > 0:
         title += f": rank {rank}"
-    if sys.stdout is None or sys.stderr is None:  # closed by a shell; its number would be given to another file
-        nowhere = Path(os.devnull).open("w")  # noqa: SIM115, open until the process ends
-        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by a shell; its number would be given to another file
+            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115, open until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8

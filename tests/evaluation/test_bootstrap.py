@@ -102,6 +102,7 @@ def test_influence_is_the_derivative_of_mean_average_precision(seed, tied):
         assert influence[j] == pytest.approx((mean(1 + step) - mean(1 - step)) / 2e-5, abs=1e-6)
 
 
+@pytest.mark.statistics
 def test_linearized_average_precision_varies_like_that_of_the_images_drawn(sample):
     scores, labels = sample
     tags = np.arange(1, 6)
@@ -122,6 +123,7 @@ def test_linearized_average_precision_varies_like_that_of_the_images_drawn(sampl
     assert ours.high == pytest.approx(theirs.high, abs=0.12 * width)
 
 
+@pytest.mark.statistics
 def test_intervals_cover_the_truth_at_their_rate():
     """Tags with about five positives each, for which plain percentiles of macro F1 are too low."""
     result, values = [], []

@@ -119,6 +119,7 @@ def test_a_tagger_does_not_differ_from_itself():
     assert set(comparison.per_tag["winner_AB"].to_pylist()) == {""}
 
 
+@pytest.mark.statistics
 def test_equally_good_taggers_seldom_differ():
     """Of 60 equally good pairs about 5 % may differ by accident, and a few more with chosen thresholds."""
     wins: Counter = Counter()

@@ -120,6 +120,7 @@ def test_running_points_are_known_and_points_outside_the_axes_are_forgotten(told
     assert len(told[-1].trials) == 1
 
 
+@pytest.mark.statistics
 def test_tpe_needs_fewer_trials_than_random():
     def needed(points) -> int:
         return next((n for n, labels in enumerate(points, 1) if quality(labels) > -0.15), 60)

@@ -77,13 +77,14 @@ def test_the_noise_floor_covers_the_true_deviation():
     assert np.isnan(noise_floor(np.array([0.5])).value)
 
 
+@pytest.mark.statistics
 def test_equal_points_rarely_win():
     """100 simulated sweeps of 8 equal points with 3 seeds; `test_what_sweeps_find` simulates more."""
     claims = sum(winner(find([0.0] * 8, 3, sweep)) is not None for sweep in range(100))
     assert claims <= 0.05 * 100
 
 
-@pytest.mark.slow
+@pytest.mark.statistics
 @pytest.mark.parametrize("points", [5, 15])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_what_sweeps_find(points, seeds):
@@ -100,6 +101,7 @@ def test_what_sweeps_find(points, seeds):
     print(f"half of the points vary 2.5 times as much: {Rates(uneven, 300)}")
 
 
+@pytest.mark.statistics
 def test_intervals_hold_for_all_points_at_once():
     gains = np.array([0.0, 1, 2, -1, 0, 3]) * SD
     held = 0
@@ -114,6 +116,7 @@ def test_large_gains_are_found():
     assert sum(winner(find([0, 0, 5, 0], 3, sweep)) == "p3" for sweep in range(40)) >= 38
 
 
+@pytest.mark.statistics
 def test_optimism_agrees_with_the_truth():
     """The best of 8 equal points looks better than it is: by how much is what fresh seeds and images show."""
     reported, true, held, sweeps = [], [], 0, 100
