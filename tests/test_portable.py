@@ -27,12 +27,12 @@ if __name__ == "__main__":
     for name in modules:
         import_module(name)
     run = ["--model", model, "--output", str(output)]
-    settings = ["stages.0.samples=32", "batch_size=16", "tracking.wandb=disabled", "data.workers=1"]
+    settings = ["stages.0.samples=32", "batch_size=16", "tracking.wandb=disabled"]
     command.run("tag", ["--model", model, str(images), "--append"])
     command.run("tag", ["--model", model, str(images), "--output", "csv"])
     command.run("finetune", [str(images), *run, *settings])
-    for _ in range(2):
-        command.run("evaluate", ["--model", str(output / "release"), "--data", str(output / "dataset")])
+    for workers in (["--workers", "1"], []):
+        command.run("evaluate", ["--model", str(output / "release"), "--data", str(output / "dataset"), *workers])
     command.run("tag", ["--model", str(output / "release"), str(images), "--output", "print"])
 """
 
