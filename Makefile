@@ -3,6 +3,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet --no-compile
 GPU_PACKAGES := build/gpu-packages
 OLD_ONNXRUNTIME := build/onnxruntime-oldest
+OLDEST := build/oldest
 FOR_GPU = $(BIN)/pip install --disable-pip-version-check --quiet --target $(GPU_PACKAGES) --no-compile --only-binary=:all: \
 	--python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
 RAW := data/raw/openmoji/metadata/posts000000000000.json
@@ -14,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install quickstart claims test test-portable test-pages test-benchmarks test-faults check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-statistics format docs clean
+.PHONY: help install quickstart claims test test-portable test-pages test-benchmarks test-faults test-oldest check-finetune check-labelling check-evidence check-data check-gpu gpu-wheels check-export check-statistics format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -68,6 +69,12 @@ test-benchmarks: .venv/installed-dev  ## run the benchmarks in miniature: a minu
 
 test-faults: .venv/installed-dev  ## kill, stop and poison builds, sweeps and runs of one to four processes, fill disks: a quarter of an hour
 	$(BIN)/pytest -n logical -m "faults and not slow"
+
+test-oldest: | .venv/bin/python  ## run the tests with the oldest packages that pyproject.toml admits: a quarter of an hour
+	$(PIP_INSTALL) uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --system-certs --python $(OLDEST) --resolution lowest-direct --editable '.[train,demo,dev]'
+	$(OLDEST)/bin/pytest -n logical
 
 check-gpu:  ## test and measure on a GPU, in at most nine minutes, into gpu.json; needs no network and no .venv
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,PYTHONPATH=$(GPU_PACKAGES) $(PYTHON)) -m joytag.benchmarks.gpu
