@@ -45,12 +45,13 @@ def pick(model: nn.Module, device: torch.device, dtype: torch.dtype, wanted: str
     Products with the model's largest linear layer decide, in some milliseconds: oneDNN must be GAIN times as fast. On
     other devices and in other number formats it is always DEFAULT.
     """
-    layers = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    if device.type != "cpu" or dtype != torch.float32 or not layers or not is_exact("onednn"):
+    weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
+    weights = [weight for weight in weights if weight.dtype == torch.float32]
+    if device.type != "cpu" or dtype != torch.float32 or not weights or not is_exact("onednn"):
         return DEFAULT
     if wanted is not None:
         return wanted
-    weight = max(layers, key=Tensor.numel).detach()
+    weight = max(weights, key=Tensor.numel)
     x = torch.randn(ROWS, weight.shape[1], generator=torch.Generator())  # not the process's random numbers
     threads, seconds = torch.get_num_threads(), dict[str, list[float]]()
     torch.set_num_threads(1)  # whose processor time other programs hardly change

@@ -53,6 +53,11 @@ def test_inexact_products_are_never_taken(model, monkeypatch, wanted):
     assert matmul.pick(model, CPU, torch.float32, wanted) == "blas"
 
 
+def test_weights_of_another_format_keep_the_default(model, monkeypatch):
+    let_take(monkeypatch, {"blas": 1.0, "onednn": 0.1})
+    assert matmul.pick(model.double(), CPU, torch.float32) == "blas"
+
+
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
 def test_other_devices_and_formats_keep_the_default(model, monkeypatch, device, dtype):
     let_take(monkeypatch, {"blas": 1.0, "onednn": 0.1})
