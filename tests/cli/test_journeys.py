@@ -27,7 +27,7 @@ def test_a_small_run_goes_from_config_to_tags_without_network(call, offline, run
 
     again = call("train", "--config", config)
     assert_one_line(again, "--resume auto")
-    done = offline("train", "--config", config, "--resume", "auto")
+    done = call("train", "--config", config, "--resume", "auto")
     assert done.returncode == 0, done.stderr
 
     done = call("evaluate", "--model", run / "release", "--data", dataset_directory, "--output", tmp_path / "out")
