@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,15 @@ def common_folder(inputs: Sequence[str], paths: Sequence[Path]) -> Path:
         return Path(os.path.commonpath([real_path(path).parent for path in paths]))
     except ValueError:
         raise ValueError(f"{paths[0]} and {paths[-1]}: have no common folder; tag them one after another") from None
+
+
+@dataclass
+class Tally:
+    """What became of the images of a job: reasons of those not tagged, uses of each tag, images without a tag."""
+
+    failed: dict[Path, str] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
+    untagged: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,7 @@ class Job:
         """
         captions = Captions(self.style, tagger.tags)
         self._warn(captions)
-        failed: dict[Path, str] = {}
-        untried = set(self.pending)
-        counts: Counter[str] = Counter()
-        untagged = 0
+        tally, untried = Tally(), set(self.pending)
         start = time.perf_counter()
         with self.output.opened():
             results = tagger.stream(self.pending, threshold, batch_size, workers)
@@ -149,31 +155,19 @@ class Job:
                     names = captions.choose(result.tags)
                     error = result.error or self.output.write(image, names, captions)
                     if error:
-                        failed[image] = error.removeprefix(f"{image}: ")
+                        tally.failed[image] = error.removeprefix(f"{image}: ")
                     else:
-                        counts.update(names.keys())
-                        untagged += not names
+                        tally.uses.update(names.keys())
+                        tally.untagged += not names
             finally:
                 results.close()
                 is_listed = isinstance(self.output, Printer) or failures.write(
-                    self.folder, (path for path in self.paths if path not in untried), failed
+                    self.folder, (path for path in self.paths if path not in untried), tally.failed
                 )
-        if failed:
-            self._report(failed, is_listed)
+        if tally.failed:
+            self._report(tally.failed, is_listed)
         if not isinstance(self.output, Printer):
-            tagged, seconds = len(self.pending) - len(failed), time.perf_counter() - start
-            print(f"{tagged:,} {plural(tagged, 'image')} tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
-            if untagged:
-                print(f"{untagged:,} {plural(untagged, 'image')} without a tag above the threshold")
-            if isinstance(self.output, Sidecars) and self.output.converted:
-                converted = self.output.converted
-                print(f"{converted:,} {plural(converted, 'text')} in UTF-16 or Windows-1252, now UTF-8")
-            if failed and is_listed:
-                print(f"{len(failed):,} not tagged, listed in {self.folder / failures.FILE}")
-            if self.passed_over:
-                print(f"Passed over: {self.passed_over}")
-            for name, uses in counts.most_common(most_common):
-                print(f"{uses:>9,}  {name}")
+            self._summarize(tally, time.perf_counter() - start, is_listed, most_common)
 
     def _warn(self, captions: Captions) -> None:
         merges = isinstance(self.output, Sidecars) and self.output.append  # with names that are no tags of the model
@@ -192,3 +186,19 @@ class Job:
             print(f"{self.folder / failures.FILE} is another program's, or cannot be written", file=sys.stderr)
         for line in [lines[0] + more] if is_listed else lines:
             print(f"Not tagged: {printable(line)}", file=sys.stderr)
+
+    def _summarize(self, tally: Tally, seconds: float, is_listed: bool, most_common: int | None) -> None:
+        """Print how many images were tagged, what is worth knowing of the others, and the most common tags."""
+        tagged = len(self.pending) - len(tally.failed)
+        print(f"{tagged:,} {plural(tagged, 'image')} tagged in {seconds:.1f} s, {tagged / seconds:.1f} a second")
+        if tally.untagged:
+            print(f"{tally.untagged:,} {plural(tally.untagged, 'image')} without a tag above the threshold")
+        if isinstance(self.output, Sidecars) and self.output.converted:
+            converted = self.output.converted
+            print(f"{converted:,} {plural(converted, 'text')} in UTF-16 or Windows-1252, now UTF-8")
+        if tally.failed and is_listed:
+            print(f"{len(tally.failed):,} not tagged, listed in {self.folder / failures.FILE}")
+        if self.passed_over:
+            print(f"Passed over: {self.passed_over}")
+        for name, uses in tally.uses.most_common(most_common):
+            print(f"{uses:>9,}  {name}")
