@@ -6,12 +6,15 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
 
 WIDE = 384  # layer width from which bf16 is faster than float32 on a CPU; below, conversions cost more than it saves
+NVIDIA_DRIVERS = ("/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1", "C:/Windows/System32/nvcuda.dll")
 
 
 def cores() -> int:
@@ -30,11 +33,14 @@ def visible_gpus() -> list[str]:
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device for a name; `auto` is the first present of CUDA (this process's GPU), Apple's MPS and the CPU.
 
-    Enables TF32 for float32 products on CUDA. Raises ValueError when the device does not exist here.
+    Enables TF32 for float32 products on CUDA. Warns when `auto` is the CPU though there is an NVIDIA GPU. Raises
+    ValueError when the device does not exist here.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cpu" and (reason := why_no_cuda()):
+            warnings.warn(f"computing on the CPU: {reason}", stacklevel=2)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -45,7 +51,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device {name}: not on this machine; use cpu")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {name}: no CUDA device here; use cpu")
+            raise ValueError(f"device {name}: {why_no_cuda() or 'no CUDA device here'}; use cpu")
         if device.index is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError(f"device {name}: all processes would share it; use cuda")
         device = torch.device("cuda", device.index if device.index is not None else local_rank)
@@ -54,6 +60,19 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def why_no_cuda() -> str:
+    """Return why torch cannot use the NVIDIA GPU whose driver is installed here; empty without one, or if it is hidden.
+
+    PyPI's torch for Windows has no CUDA, for example.
+    """
+    if "CUDA_VISIBLE_DEVICES" in os.environ or not any(Path(driver).exists() for driver in NVIDIA_DRIVERS):
+        return ""
+    reason = "has no CUDA; install one that has (pytorch.org/get-started)"
+    if torch.version.cuda is not None:
+        reason = f"is built for CUDA {torch.version.cuda}, for which the driver may be too old"
+    return f"there is an NVIDIA GPU, but torch {torch.__version__} {reason}"
 
 
 def keep_memory() -> None:
