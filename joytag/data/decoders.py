@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from joytag.core import devices, distributed, signals
 from joytag.core.errors import Exit, ExitCode, first_line
 from joytag.data.dataset import DatasetError
 
+MOST = 4 if sys.platform == "win32" else 16  # Windows reserves gigabytes for each process that loads torch with CUDA
 SHARED = Path("/dev/shm")  # Linux's file system for memory that processes share
 
 
@@ -101,8 +103,8 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 
 
 def default_workers(device: torch.device) -> int:
-    """Return 0 on a CPU, which training keeps busy; else this process's share of the cores, at most 16."""
-    return 0 if device.type == "cpu" else max(1, min(16, devices.cores() // distributed.local_size()))
+    """Return 0 on a CPU, which training keeps busy; else this process's share of the cores, at most MOST."""
+    return 0 if device.type == "cpu" else max(1, min(MOST, devices.cores() // distributed.local_size()))
 
 
 def check_shared_memory(batches: int, images: int, size: int, n_tags: int) -> None:

@@ -85,6 +85,7 @@ def test_a_loader_that_is_closed_ends_its_processes(dataset_directory):
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
     gpu = torch.device("cuda")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
+    monkeypatch.setattr(decoders, "MOST", 16)
     assert (default_workers(gpu), default_workers(torch.device("cpu"))) == (12, 0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "32")
